@@ -1,0 +1,1 @@
+"""The audit: what happened to each group's orphans, as Dagster assets."""

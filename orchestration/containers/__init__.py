@@ -1,0 +1,1 @@
+"""The containers: one file per way of starting a worker."""

@@ -1,0 +1,33 @@
+"""What a container is: the thing that starts and stops the workers of a group."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from orchestration.keeping.model import Resource
+
+
+@runtime_checkable
+class Container(Protocol):
+    """Starts and stops resources; built as `Class(name, properties)` from `containers:`.
+
+    It may in addition have `status(resource)`, and containers that run a command line have
+    `command(resource) -> list[str]`.
+    """
+
+    @property
+    def supports_auto_restart(self) -> bool:
+        """False: its orphans are reported and never touched."""
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Starts the resource and returns the start-up properties to save with its row.
+
+        Raises:
+            StartFailedError: It did not start; the message says why and what was tried.
+        """
+
+    def release_resource(self, resource: Resource) -> None:
+        """Stops what the resource's properties say was started; nothing there is no error.
+
+        Raises:
+            ReleaseFailedError: It may still be running.
+        """

@@ -1,0 +1,1 @@
+"""The domain, pure: what an orphan's story is made of and what is decided about it."""

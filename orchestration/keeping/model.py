@@ -1,0 +1,132 @@
+"""Which things there are: resources, orphans, incidents and the events of their story."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, Self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resource:
+    """One worker that a container was, or is to be, asked to start."""
+
+    resource_id: str  # up to 100 characters of anything; Amoro's are base-32 digits
+    group_name: str
+    container_name: str  # a name from the `containers` list of config.yaml
+    thread_count: int
+    memory_mb: int  # MiB; 0 where the group's properties say it, as AMS does
+    properties: Mapping[str, str] = field(default_factory=dict)  # the group's, then start-up keys
+
+    def with_properties(self, startup: Mapping[str, str]) -> "Resource":
+        """The same resource after a start that returned these start-up properties."""
+        return replace(self, properties={**self.properties, **startup})
+
+
+class Orphan(NamedTuple):
+    """A `resource` row that no optimizer row names, as it stands in the database.
+
+    A tuple, and unread, because a survey can meet thousands of them whose incidents are
+    open already and need nothing.
+    """
+
+    resource_id: str
+    group_name: str | None
+    container_name: str | None
+    thread_count: int | None
+    total_memory: int | None  # MiB
+    properties: str | None  # JSON text
+
+
+class State(StrEnum):
+    """Where an incident stands. The open states come first, then the outcomes."""
+
+    WAITING = "waiting"  # in its grace period, or due and not yet handed to a run
+    UNSUPPORTED = "unsupported"  # reported once, never touched: it cannot be restarted
+    HANDED_OVER = "handed-over"  # a run was requested for it and has not taken it up
+    CLAIMED = "claimed"  # a run works on it
+    GIVING_UP = "giving-up"  # its row is in the ledger and is being removed
+    RECOVERED = "recovered"  # an optimizer with its id registered
+    EXHAUSTED = "exhausted"  # given up: released and removed
+    RELEASED = "released"  # somebody removed its row
+    SUPERSEDED = "superseded"  # its group was refilled without it
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the incident still waits for its outcome."""
+        return self in _OPEN
+
+
+_OPEN = frozenset(
+    {State.WAITING, State.UNSUPPORTED, State.HANDED_OVER, State.CLAIMED, State.GIVING_UP}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Incident:
+    """One resource's time as an orphan, from its detection to its outcome."""
+
+    incident_id: int = 0  # the ledger's number; 0 until it is stored
+    resource_id: str
+    group_name: str
+    container_name: str
+    thread_count: int
+    state: State = State.WAITING
+    detected_at: datetime
+    attempts: int = 0  # starts that were decided on, each counted before it was made
+    attempted_at: datetime | None = None  # when the last of them began
+    hand_overs: int = 0  # runs that were requested for it
+    claimed_by: str | None = None  # the run key of a hand-over, then the id of the run at work
+    claimed_until: datetime | None = None  # the claim lapses then, unless the run renews it
+    note: str | None = None  # why it cannot be restarted, where state is UNSUPPORTED
+    last_error: str | None = None  # of the last attempt that failed
+    closed_at: datetime | None = None  # when the outcome was seen
+    version: int = 0  # counts transitions; the ledger compares it before each
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the incident still waits for its outcome."""
+        return self.state.is_open
+
+    def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
+        """A copy with these fields changed, one version on."""
+        return replace(self, version=self.version + 1, **changes)
+
+
+class EventKind(StrEnum):
+    """What can happen in the story of an incident."""
+
+    DETECTED = "detected"
+    REPORTED = "reported"  # cannot be restarted, and why
+    HANDED_OVER = "handed-over"
+    CLAIMED = "claimed"
+    ATTEMPT = "attempt"  # the intent, written before the container is called
+    STARTED = "started"  # the container accepted; registration decides
+    ATTEMPT_FAILED = "attempt-failed"
+    GIVEN_BACK = "given-back"  # a run let go of it without an attempt
+    GIVING_UP = "giving-up"  # holds the whole resource row
+    RECOVERED = "recovered"
+    EXHAUSTED = "exhausted"
+    RELEASED = "released"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One line of an incident's story; never changed once written."""
+
+    kind: EventKind
+    at: datetime
+    message: str  # one sentence for a person
+    attempt: int | None = None  # the number of the attempt it belongs to
+    run_id: str | None = None  # the Dagster run that did it; None: a tick
+    details: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """One step of an incident's life with its event; applied together or not at all."""
+
+    before: Incident | None  # the state that must still hold; None: the incident is opened
+    after: Incident
+    event: Event

@@ -1,0 +1,74 @@
+"""What a row's `properties` say: Amoro's JSON text to a mapping and back.
+
+AMS writes a compact JSON object of texts and reads it leniently (a null map for NULL and blanks,
+scalars as their literal text). A nested or doubled value makes AMS itself fail, so here it is an
+error too.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from orchestration.errors import PropertiesError, shorten
+
+_LITERALS: Final = {True: "true", False: "false", None: None}
+_EXCERPT: Final = 80  # characters of a bad text that an error shows
+
+
+def parse_properties(text: str | None) -> dict[str, str]:
+    """The properties in a column's text; keys whose value is null are left out.
+
+    Raises:
+        PropertiesError: The text is not a JSON object of plain values.
+    """
+    return {key: value for key, value in _parse(text).items() if value is not None}
+
+
+def merge_properties(text: str | None, startup: Mapping[str, str]) -> str:
+    """The column's text after a start: old keys in their order, start-up keys set or appended.
+
+    Raises:
+        PropertiesError: The old text is not a JSON object of plain values.
+    """
+    return dump_properties({**_parse(text), **startup})
+
+
+def dump_properties(properties: Mapping[str, str | None]) -> str:
+    """The text that AMS would store; never NULL and never blank, both of which break AMS."""
+    return json.dumps(dict(properties), ensure_ascii=False, separators=(",", ":"))
+
+
+def _parse(text: str | None) -> dict[str, str | None]:
+    if text is None or not text.strip():
+        return {}
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str
+        )
+        text.encode() if "\\ud" not in text.lower() else json.dumps(
+            value, ensure_ascii=False
+        ).encode()
+    except (ValueError, RecursionError) as error:
+        raise PropertiesError(
+            f"properties cannot be read: {shorten(str(error), 200)}; "
+            f"they begin with {text[:_EXCERPT]!r} and must be a JSON object of texts"
+        ) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise PropertiesError(
+            f"properties are a {type(value).__name__}, {text[:_EXCERPT]!r}; "
+            "they must be a JSON object of texts"
+        )
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        if isinstance(value, dict | list):
+            raise ValueError(f"the value of {key!r} is nested")  # noqa: TRY004 - caught above
+        found[key] = value if isinstance(value, str) else _LITERALS[value]
+    return found

@@ -1,0 +1,1 @@
+"""The two stores: the registry (Amoro's tables) and the ledger (ours)."""
