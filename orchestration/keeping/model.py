@@ -62,17 +62,19 @@ _OPEN = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Incident:
-    """One resource's time as an orphan, from its detection to its outcome."""
+class Incident(NamedTuple):
+    """One resource's time as an orphan, from its detection to its outcome.
 
-    incident_id: int = 0  # the ledger's number; 0 until it is stored
+    A tuple, like `Orphan`, because a tick reads all that are open; built with keywords.
+    """
+
+    incident_id: int  # the ledger's number; 0 until it is stored
     resource_id: str
     group_name: str
     container_name: str
     thread_count: int
-    state: State = State.WAITING
     detected_at: datetime
+    state: State = State.WAITING
     attempts: int = 0  # starts that were decided on, each counted before it was made
     attempted_at: datetime | None = None  # when the last of them began
     hand_overs: int = 0  # runs that were requested for it
@@ -90,7 +92,7 @@ class Incident:
 
     def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
         """A copy with these fields changed, one version on."""
-        return replace(self, version=self.version + 1, **changes)
+        return self._replace(version=self.version + 1, **changes)
 
 
 class EventKind(StrEnum):

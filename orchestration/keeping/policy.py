@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
+from typing import Final
 
 from orchestration.keeping.model import Incident, State
 
@@ -34,6 +35,10 @@ class Decision:
     verdict: Verdict
     reason: str
     until: datetime | None = None  # WAIT: when it is worth looking again; None: unknown
+
+
+IN_A_RUN: Final = "in the hands of a run"
+IN_GRACE: Final = "in its grace period"
 
 
 class RunState(Enum):
@@ -96,12 +101,12 @@ def decide(
     if obstacle is not None and not removing:
         return Decision(Verdict.REPORT, obstacle)
     if claimed:
-        return Decision(Verdict.WAIT, "in the hands of a run", incident.claimed_until)
+        return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
     if removing:
         return Decision(Verdict.GIVE_UP, "its removal was begun and not finished")
     due = due_at(incident, policy)
     if now < due:
-        return Decision(Verdict.WAIT, "in its grace period", due)
+        return Decision(Verdict.WAIT, IN_GRACE, due)
     if incident.attempts < policy.max_retries:
         return Decision(Verdict.RESTART, "its grace period is over")
     return Decision(Verdict.GIVE_UP, "its attempts are used up")

@@ -42,12 +42,9 @@ def _parse(text: str | None) -> dict[str, str | None]:
     if text is None or not text.strip():
         return {}
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str
-        )
-        text.encode() if "\\ud" not in text.lower() else json.dumps(
-            value, ensure_ascii=False
-        ).encode()
+        value = _DECODER.decode(text)
+        if "\\ud" in text.lower():  # half of a character pair, which no database stores
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise PropertiesError(
             f"properties cannot be read: {shorten(str(error), 200)}; "
@@ -72,3 +69,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, str | None]:
             raise ValueError(f"the value of {key!r} is nested")  # noqa: TRY004 - caught above
         found[key] = value if isinstance(value, str) else _LITERALS[value]
     return found
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str
+)

@@ -1,0 +1,298 @@
+"""One orphan's turn in a run: look again, then restart it, give it up or leave it.
+
+Each step is written to the ledger before it is taken, and taken only if nobody else moved the
+incident meanwhile. The process may be killed between any two lines of this module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NoReturn
+
+from orchestration.containers.base import Container
+from orchestration.errors import KeeperError, StartFailedError, StoreUnavailableError, describe
+from orchestration.keeper import Keeper
+from orchestration.keeping import transitions
+from orchestration.keeping.model import EventKind, Incident, Orphan, Resource, State, Transition
+from orchestration.keeping.policy import Decision, Verdict, decide
+from orchestration.keeping.properties import parse_properties
+from orchestration.keeping.summary import next_step, story
+from orchestration.keeping.survey import obstacle_of, recovery_message
+from orchestration.stores.registry import Sighting, orphan_of
+
+_SAVES: Final = 3  # tries to save start-up properties while somebody else edits the row
+
+
+class Ending(StrEnum):
+    """How a turn ended."""
+
+    STARTED = "started"  # registration decides whether it helped
+    FAILED = "failed"  # the start failed; the run tries again after the grace period
+    GIVEN_UP = "given up"
+    RECOVERED = "recovered"  # it had registered meanwhile; nothing was started
+    RELEASED = "released"  # its row was gone; nothing is left running
+    LEFT = "left"  # not due, not possible, or not ours any more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What came of one turn."""
+
+    ending: Ending
+    incident: Incident | None  # as it stands afterwards, as far as this turn knows
+    message: str  # what happened, to what, and what happens next
+    startup: Mapping[str, str] = field(default_factory=dict)  # of what was started
+
+
+class _OverError(Exception):
+    """The turn is over before its last line: there is nothing (more) to do."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.message)
+        self.turn = turn
+
+
+def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
+    """Claims for this run what was handed over under the key.
+
+    Empty where all of it has been claimed before: a hand-over is good for one run, so a run that
+    is executed again, or that comes after its hand-over lapsed, finds nothing to do.
+    """
+    now = keeper.clock()
+    until = now + keeper.claim_timeout
+    handed_over = keeper.ledger.claimed_by(run_key)
+    with keeper.ledger.writing() as ledger:
+        won = ledger.apply([transitions.claim(i, run_id, until, now) for i in handed_over])
+    return [incident for incident in won if incident is not None]
+
+
+def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
+    """Does what is right for one incident now, if this run still holds it.
+
+    Raises:
+        StoreUnavailableError: A store did not answer. The claim holds until it lapses, so the
+            turn can be taken again.
+    """
+    incident = _claimed(keeper, incident_id, run_id)
+    if incident is None:
+        return _not_ours(incident_id)
+    try:
+        return _TurnUnderWay(keeper, incident, run_id).take()
+    except _OverError as over:
+        return over.turn
+
+
+def resource_of(orphan: Orphan) -> Resource:
+    """The resource that a row describes.
+
+    Raises:
+        PropertiesError: Its properties cannot be read.
+    """
+    return Resource(
+        resource_id=orphan.resource_id,
+        group_name=orphan.group_name or "",
+        container_name=orphan.container_name or "",
+        thread_count=orphan.thread_count or 0,
+        memory_mb=orphan.total_memory or 0,
+        properties=parse_properties(orphan.properties),
+    )
+
+
+def _not_ours(incident_id: int) -> Turn:
+    message = f"Incident {incident_id} is closed or with another run by now; nothing was done."
+    return Turn(ending=Ending.LEFT, message=message)
+
+
+def _claimed(keeper: Keeper, incident_id: int, run_id: str) -> Incident | None:
+    """The incident, if the run holds it, with a claim that has at least half its time to go."""
+    incident = keeper.ledger.incident(incident_id)
+    if incident is None or incident.claimed_by != run_id or incident.claimed_until is None:
+        return None
+    now = keeper.clock()
+    if incident.claimed_until - now > keeper.claim_timeout / 2:
+        return incident
+    keeper.ledger.renew(run_id, now + keeper.claim_timeout)
+    renewed = keeper.ledger.incident(incident_id)
+    return renewed if renewed is not None and renewed.claimed_by == run_id else None
+
+
+class _TurnUnderWay:
+    """A turn: its incident moves on with every step that is written."""
+
+    def __init__(self, keeper: Keeper, incident: Incident, run_id: str) -> None:
+        self._keeper = keeper
+        self._incident = incident
+        self._run_id = run_id
+
+    def take(self) -> Turn:
+        sighting = self._look()
+        decision = self._decide(sighting)
+        if decision.verdict is Verdict.RESTART and sighting.orphan is not None:
+            return self._restart(sighting.orphan)
+        if decision.verdict is Verdict.GIVE_UP:
+            return self._give_up(sighting)
+        return self._leave(decision)
+
+    def _look(self) -> Sighting:
+        """The resource as it stands; the turn is over where it is no orphan any more."""
+        sighting = self._keeper.registry.look(self._incident.resource_id)
+        if sighting.registered:
+            self._close(Ending.RECOVERED, State.RECOVERED, recovery_message(self._incident))
+        if sighting.row is None and self._incident.state is not State.GIVING_UP:
+            self._close(Ending.RELEASED, State.RELEASED, "somebody removed its resource row")
+        return sighting
+
+    def _decide(self, sighting: Sighting) -> Decision:
+        lookup = self._keeper.containers.obstacle
+        return decide(
+            self._incident,
+            obstacle=obstacle_of(sighting.orphan, lookup) if sighting.orphan else None,
+            policy=self._keeper.policy,
+            claimed=False,
+            now=self._keeper.clock(),
+        )
+
+    def _leave(self, decision: Decision) -> Turn:
+        now = self._keeper.clock()
+        if decision.verdict is Verdict.REPORT:
+            self._step(transitions.report(self._incident, decision.reason, now))
+        else:
+            self._step(transitions.give_back(self._incident, decision.reason, now))
+        return self._turn(Ending.LEFT, f"was left as it is: {decision.reason}.")
+
+    def _restart(self, orphan: Orphan) -> Turn:
+        resource = resource_of(orphan)
+        container = self._keeper.containers.get(resource.container_name)
+        now = self._keeper.clock()
+        self._step(transitions.begin_attempt(self._incident, now + self._keeper.claim_timeout, now))
+        self._look()
+        notes = _stop(container, resource, "what an earlier start may have left")
+        self._look()
+        try:
+            startup = _start(container, resource)
+        except StartFailedError as error:
+            return self._failed(str(error))
+        return self._record(container, orphan, startup, notes)
+
+    def _record(
+        self, container: Container, orphan: Orphan, startup: Mapping[str, str], notes: list[str]
+    ) -> Turn:
+        started = resource_of(orphan).with_properties(startup)
+        try:
+            saved = self._save(orphan, startup)
+        except StoreUnavailableError:
+            _stop(container, started, "what cannot be recorded")
+            raise
+        now = self._keeper.clock()
+        step = transitions.started(self._incident, startup, notes, now)
+        if not saved or (self._keeper.ledger.apply(step) is None and not self._is_ours()):
+            return self._undo(container, started)
+        message = f"was started by attempt {self._attempt()}{_shown(startup)}."
+        following = next_step(step.after, self._keeper.policy)
+        return self._turn(Ending.STARTED, " ".join([message, following, *notes]), startup)
+
+    def _save(self, orphan: Orphan, startup: Mapping[str, str]) -> bool:
+        """Saves the start-up properties; False: the row is gone, or another run's by now."""
+        properties = orphan.properties
+        for _ in range(_SAVES):
+            if self._keeper.registry.save_startup(orphan.resource_id, properties, startup):
+                return True
+            row = self._keeper.registry.look(orphan.resource_id).row
+            if row is None or not self._is_ours():
+                return False
+            properties = row["properties"]
+        return False
+
+    def _is_ours(self) -> bool:
+        """Whether no other run has it; a tick may have seen it recovered in the meantime."""
+        current = self._keeper.ledger.incident(self._incident.incident_id)
+        return current is not None and (
+            current.claimed_by == self._run_id or current.state is State.RECOVERED
+        )
+
+    def _undo(self, container: Container, started: Resource) -> Turn:
+        """Releases what was started: its row is gone, or another run took over meanwhile."""
+        notes = _stop(container, started, "what this attempt started")
+        if self._keeper.registry.look(started.resource_id).row is None:
+            why = "its row was removed while it was started; what was started was released again"
+            self._close(Ending.RELEASED, State.RELEASED, "; ".join([why, *notes]))
+        if not self._is_ours():
+            raise _OverError(_not_ours(self._incident.incident_id))
+        why = f"its properties were changed {_SAVES} times while it was started"
+        return self._failed("; ".join([f"{why}, so it was released again", *notes]))
+
+    def _failed(self, error: str) -> Turn:
+        now = self._keeper.clock()
+        until = now + self._keeper.policy.grace_period + self._keeper.claim_timeout
+        self._step(transitions.attempt_failed(self._incident, error, until, now))
+        following = next_step(self._incident, self._keeper.policy)
+        return self._turn(
+            Ending.FAILED, f"was not started by attempt {self._attempt()}: {error}. {following}"
+        )
+
+    def _give_up(self, sighting: Sighting) -> Turn:
+        """Row into the ledger, row out of the registry, process stopped: each can be repeated."""
+        if sighting.row is not None:
+            now = self._keeper.clock()
+            until = now + self._keeper.claim_timeout
+            self._step(transitions.begin_giving_up(self._incident, sighting.row, until, now))
+            if not self._keeper.registry.remove_orphan(self._incident.resource_id):
+                self._look()  # registered in the last moment: it stays
+        events = self._keeper.ledger.events(self._incident.incident_id)
+        rows = [e.details["row"] for e in events if e.kind is EventKind.GIVING_UP]
+        notes = self._release(orphan_of(rows[-1]))
+        told = " ".join([story(self._incident, events, self._keeper.policy), *notes])
+        self._close(Ending.GIVEN_UP, State.EXHAUSTED, told)
+
+    def _release(self, orphan: Orphan) -> list[str]:
+        try:
+            container = self._keeper.containers.get(orphan.container_name or "")
+            return _stop(container, resource_of(orphan), "what was left of it")
+        except KeeperError as error:
+            return [f"What was left of it was not stopped: {error}."]
+
+    def _close(self, ending: Ending, outcome: State, message: str) -> NoReturn:
+        now = self._keeper.clock()
+        self._step(transitions.close(self._incident, outcome, message, now, run_id=self._run_id))
+        raise _OverError(self._turn(ending, f"is closed as {outcome}: {message}."))
+
+    def _step(self, step: Transition) -> None:
+        """Writes a step; the turn is over if somebody else moved the incident first."""
+        moved = self._keeper.ledger.apply(step)
+        if moved is None:
+            raise _OverError(_not_ours(self._incident.incident_id))
+        self._incident = moved
+
+    def _turn(self, ending: Ending, message: str, startup: Mapping[str, str] | None = None) -> Turn:
+        text = f"{self._incident.resource_id} {message}"
+        return Turn(
+            ending=ending, incident=self._incident, message=text, startup=dict(startup or {})
+        )
+
+    def _attempt(self) -> str:
+        return f"{self._incident.attempts} of {self._keeper.policy.max_retries}"
+
+
+def _start(container: Container, resource: Resource) -> dict[str, str]:
+    """Starts it; whatever a container raises is a failed start."""
+    try:
+        startup = dict(container.request_resource(resource))
+    except (Exception, SystemExit) as error:
+        raise StartFailedError(describe(error)) from error
+    if all(isinstance(text, str) for pair in startup.items() for text in pair):
+        return startup
+    _stop(container, resource, "what was started without usable properties")
+    raise StartFailedError(f"the container's start-up properties are not texts: {startup!r}")
+
+
+def _stop(container: Container, resource: Resource, what: str) -> list[str]:
+    """Stops it as well as it can be done; returns what there is to say about it."""
+    try:
+        container.release_resource(resource)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a container may raise anything
+        return [f"Could not stop {what}: {describe(error)}."]
+    return []
+
+
+def _shown(startup: Mapping[str, str]) -> str:
+    return f" ({', '.join(f'{key}={value}' for key, value in startup.items())})" if startup else ""

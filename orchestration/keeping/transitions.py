@@ -1,0 +1,154 @@
+"""Which steps an incident can take: each a copy of it one version on, with its event."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from orchestration.keeping.model import (
+    Event,
+    EventKind,
+    Incident,
+    Orphan,
+    State,
+    Transition,
+)
+
+_CLOSING_KIND = {
+    State.RECOVERED: EventKind.RECOVERED,
+    State.EXHAUSTED: EventKind.EXHAUSTED,
+    State.RELEASED: EventKind.RELEASED,
+    State.SUPERSEDED: EventKind.SUPERSEDED,
+}
+
+
+def detect(orphan: Orphan, now: datetime) -> Transition:
+    """A resource was found orphaned: its incident opens."""
+    incident = Incident(
+        incident_id=0,
+        resource_id=orphan.resource_id,
+        group_name=orphan.group_name or "",
+        container_name=orphan.container_name or "",
+        thread_count=orphan.thread_count or 0,
+        detected_at=now,
+    )
+    event = Event(kind=EventKind.DETECTED, at=now, message="no optimizer stands for this resource")
+    return Transition(before=None, after=incident, event=event)
+
+
+def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
+    """It cannot be restarted, which is said once and then left to a person."""
+    after = incident.evolve(
+        state=State.UNSUPPORTED, note=obstacle, claimed_by=None, claimed_until=None
+    )
+    event = Event(kind=EventKind.REPORTED, at=now, message=f"left alone: {obstacle}")
+    return Transition(before=incident, after=after, event=event)
+
+
+def hand_over(incident: Incident, run_key: str, until: datetime, now: datetime) -> Transition:
+    """A run is requested for it; the right to act lapses at `until` unless it is taken up."""
+    after = incident.evolve(
+        state=_working(incident, State.HANDED_OVER),
+        note=None,
+        hand_overs=incident.hand_overs + 1,
+        claimed_by=run_key,
+        claimed_until=until,
+    )
+    message = f"handed to a run (hand-over {after.hand_overs})"
+    event = Event(kind=EventKind.HANDED_OVER, at=now, message=message, details={"run_key": run_key})
+    return Transition(before=incident, after=after, event=event)
+
+
+def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Transition:
+    """The run takes it up."""
+    after = incident.evolve(
+        state=_working(incident, State.CLAIMED), claimed_by=run_id, claimed_until=until
+    )
+    event = Event(kind=EventKind.CLAIMED, at=now, message="taken up by its run", run_id=run_id)
+    return Transition(before=incident, after=after, event=event)
+
+
+def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
+    """The attempt is counted, before the container is called."""
+    after = incident.evolve(attempts=incident.attempts + 1, attempted_at=now, claimed_until=until)
+    message = f"attempt {after.attempts} begins"
+    return _in_run(incident, after, EventKind.ATTEMPT, message, now)
+
+
+def started(
+    incident: Incident, startup: Mapping[str, str], notes: Sequence[str], now: datetime
+) -> Transition:
+    """The container accepted the start; the run lets go and registration decides."""
+    after = incident.evolve(
+        state=State.WAITING, claimed_by=None, claimed_until=None, last_error=None
+    )
+    message = f"attempt {incident.attempts} started it"
+    details = {"startup": dict(startup), "notes": list(notes)}
+    return _in_run(incident, after, EventKind.STARTED, message, now, details)
+
+
+def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
+    """The start failed; the run keeps the incident for its next attempt."""
+    after = incident.evolve(last_error=error, claimed_until=until)
+    message = f"attempt {incident.attempts} failed: {error}"
+    return _in_run(incident, after, EventKind.ATTEMPT_FAILED, message, now)
+
+
+def give_back(incident: Incident, reason: str, now: datetime) -> Transition:
+    """The run lets go of it without an attempt; the next tick looks again."""
+    after = incident.evolve(
+        state=_working(incident, State.WAITING), claimed_by=None, claimed_until=None
+    )
+    return _in_run(incident, after, EventKind.GIVEN_BACK, f"given back: {reason}", now)
+
+
+def begin_giving_up(
+    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
+) -> Transition:
+    """Its row goes into the ledger, whole, before it is removed."""
+    after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
+    message = f"giving up after {incident.attempts} attempts; its row is kept here"
+    return _in_run(incident, after, EventKind.GIVING_UP, message, now, {"row": dict(row)})
+
+
+def close(
+    incident: Incident,
+    outcome: State,
+    message: str,
+    now: datetime,
+    *,
+    run_id: str | None = None,
+) -> Transition:
+    """Its outcome is known: to a run, or to a tick where `run_id` is None."""
+    after = incident.evolve(state=outcome, closed_at=now, claimed_by=None, claimed_until=None)
+    event = Event(
+        kind=_CLOSING_KIND[outcome],
+        at=now,
+        message=message,
+        attempt=incident.attempts or None,
+        run_id=run_id,
+    )
+    return Transition(before=incident, after=after, event=event)
+
+
+def _in_run(  # noqa: PLR0913 - the fields of an event
+    before: Incident,
+    after: Incident,
+    kind: EventKind,
+    message: str,
+    now: datetime,
+    details: Mapping[str, Any] | None = None,
+) -> Transition:
+    event = Event(
+        kind=kind,
+        at=now,
+        message=message,
+        attempt=after.attempts or None,
+        run_id=before.claimed_by,
+        details=details or {},
+    )
+    return Transition(before=before, after=after, event=event)
+
+
+def _working(incident: Incident, state: State) -> State:
+    # A removal that was begun must be finished, whoever holds it meanwhile.
+    return State.GIVING_UP if incident.state is State.GIVING_UP else state

@@ -1,0 +1,112 @@
+"""The job `restart_orphans`: one step per orphan that is due, all in one process."""
+
+import re
+from collections.abc import Iterator
+
+import dagster as dg
+from pydantic import Field
+
+from orchestration.attempt import Ending, Turn, take_turn, take_up
+from orchestration.keeper import Keeper
+from orchestration.keeping.model import Incident
+from orchestration.keeping.summary import clock_time, next_step
+
+CLAIM_OP = "claim_orphans"
+_NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
+_LONGEST_STEP_NAME = 40  # characters of the resource id in it
+
+
+class HandOver(dg.Config):
+    """What a run is to take up."""
+
+    hand_over: str = Field(
+        description="The run key under which the sensor handed its orphans over. It is good for "
+        "one run: executed again, the run finds nothing to do."
+    )
+
+
+def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
+    """The job that the sensor requests; its retries are those of the restart policy."""
+
+    @dg.op(
+        name=CLAIM_OP,
+        out=dg.DynamicOut(int, description="The number of an incident that this run may act on."),
+        description="Takes up what the sensor handed over, and fans out to one step per orphan.",
+    )
+    def claim_orphans(
+        context: dg.OpExecutionContext, config: HandOver
+    ) -> Iterator[dg.DynamicOutput[int]]:
+        incidents = take_up(keeper, config.hand_over, context.run_id)
+        context.log.info(_taken_up(incidents))
+        for incident in incidents:
+            yield dg.DynamicOutput(incident.incident_id, mapping_key=step_name(incident))
+
+    @dg.op(
+        out=dg.Out(dg.Nothing),
+        retry_policy=dg.RetryPolicy(
+            max_retries=keeper.policy.max_retries,
+            delay=keeper.policy.grace_period.total_seconds(),
+        ),
+        description=(
+            "Looks again at one orphan and restarts it, or gives it up when its attempts are used "
+            "up. A start that failed is tried again after the grace period. Success means that "
+            "the start was accepted; the next ticks see whether an optimizer registers."
+        ),
+    )
+    def restart_orphan(
+        context: dg.OpExecutionContext, incident_id: int
+    ) -> Iterator[dg.Output[None]]:
+        turn = take_turn(keeper, incident_id, context.run_id)
+        metadata = _metadata(keeper, turn)
+        if turn.ending in {Ending.FAILED, Ending.GIVEN_UP}:
+            raise dg.Failure(
+                turn.message, metadata=metadata, allow_retries=turn.ending is Ending.FAILED
+            )
+        context.log.info(turn.message)
+        yield dg.Output(None, metadata=metadata)
+
+    @dg.job(
+        executor_def=dg.in_process_executor,
+        # Dagster's own run retries would multiply the attempts, which the ledger counts.
+        tags={"dagster/max_retries": "0"},
+        description=(
+            "Restarts orphans of one group: one step each. Requested by orphan_sensor; started by "
+            "hand it finds nothing to do. It fails when it gives up on an orphan, with the story "
+            "in the failed step."
+        ),
+    )
+    def restart_orphans() -> None:
+        claim_orphans().map(restart_orphan)
+
+    return restart_orphans
+
+
+def step_name(incident: Incident) -> str:
+    """What the step of an incident is called in the UI: its resource, then its number."""
+    readable = _NOT_IN_A_STEP_NAME.sub("_", incident.resource_id)[:_LONGEST_STEP_NAME]
+    return f"{readable}_incident_{incident.incident_id}"
+
+
+def _taken_up(incidents: list[Incident]) -> str:
+    if not incidents:
+        return "Nothing to do: this hand-over was taken up by another run, or has lapsed."
+    ids = ", ".join(incident.resource_id for incident in incidents[:10])
+    more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
+    return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
+
+
+def _metadata(keeper: Keeper, turn: Turn) -> dict[str, dg.MetadataValue]:
+    incident = turn.incident
+    told = {"result": turn.message}
+    if incident is not None:
+        told |= {
+            "group": incident.group_name,
+            "resource": incident.resource_id,
+            "container": incident.container_name,
+            "incident": str(incident.incident_id),
+            "attempt": f"{incident.attempts} of {keeper.policy.max_retries}",
+            "orphaned since": clock_time(incident.detected_at),
+        }
+        if incident.is_open and incident.attempts:
+            told["next"] = next_step(incident, keeper.policy)
+    return {key: dg.MetadataValue.text(text) for key, text in (told | dict(turn.startup)).items()}

@@ -1,0 +1,325 @@
+"""The ledger: our own tables, incidents and the append-only events of their story."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
+
+from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.model import Event, EventKind, Incident, State, Transition
+from orchestration.stores.database import Database, UtcDateTime
+
+VERSION_TABLE: Final = "keeper_schema_version"
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+metadata: Final = sa.MetaData()
+
+
+class _State(TypeDecorator[State]):
+    """A state's name in the database."""
+
+    impl = sa.String(20)
+    cache_ok = True
+
+    def process_bind_param(self, value: State | None, _dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> State | None:
+        return None if value is None else State(value)
+
+
+_Number: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER
+
+
+def _name(length: int) -> sa.String:
+    # MySQL's usual collation takes "a", "A" and "a " for one resource; they are three.
+    binary = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
+    return sa.String(length).with_variant(binary, "mysql", "mariadb")
+
+
+def _text() -> sa.Text:
+    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+incident: Final = sa.Table(
+    "keeper_incident",
+    metadata,
+    sa.Column("incident_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("resource_id", _name(100), nullable=False),
+    sa.Column("group_name", _name(100), nullable=False),
+    sa.Column("container_name", _name(100), nullable=False),
+    sa.Column("thread_count", sa.Integer, nullable=False),
+    sa.Column("state", _State, nullable=False),
+    sa.Column("detected_at", UtcDateTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("attempted_at", UtcDateTime),
+    sa.Column("hand_overs", sa.Integer, nullable=False),
+    sa.Column("claimed_by", sa.String(100)),
+    sa.Column("claimed_until", UtcDateTime),
+    sa.Column("note", _text()),
+    sa.Column("last_error", _text()),
+    sa.Column("closed_at", UtcDateTime),
+    sa.Column("version", sa.Integer, nullable=False),
+    # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
+    # database needs a partial index for it.
+    sa.Column("open_resource_id", _name(100), unique=True),
+    sa.Index("keeper_incident_group", "group_name", "incident_id"),
+    sa.Index("keeper_incident_claim", "claimed_by"),
+    sqlite_autoincrement=True,  # a number is never used again
+)
+event: Final = sa.Table(
+    "keeper_event",
+    metadata,
+    sa.Column("event_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("incident_id", _Number, nullable=False),
+    sa.Column("group_name", _name(100), nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("message", _text(), nullable=False),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("run_id", sa.String(100)),
+    sa.Column("details", _text(), nullable=False),  # a JSON object
+    sa.Index("keeper_event_incident", "incident_id"),
+    sa.Index("keeper_event_group", "group_name", "event_id"),
+    sqlite_autoincrement=True,
+)
+_FIELDS: Final = [incident.c[name] for name in Incident._fields]
+_OPEN: Final = incident.c.open_resource_id.is_not(None)
+
+
+class Writing:
+    """One transaction on the ledger: everything applied through it is committed together."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        """Used through `Ledger.writing`."""
+        self._connection = connection
+
+    def apply(self, transitions: Iterable[Transition]) -> list[Incident | None]:
+        """Takes each step whose expected state still holds, with its event.
+
+        Returns:
+            For each transition the incident as it now stands, or None where the race was lost:
+            somebody else moved it first, and nothing was written for it.
+        """
+        results = [(self._step(transition), transition.event) for transition in transitions]
+        events = [_event_row(moved, told) for moved, told in results if moved is not None]
+        if events:
+            self._connection.execute(sa.insert(event), events)
+        return [moved for moved, _ in results]
+
+    def _step(self, transition: Transition) -> Incident | None:
+        if transition.before is None:
+            return self._open(transition.after)
+        return transition.after if self._move(transition.before, transition.after) else None
+
+    def _open(self, new: Incident) -> Incident | None:
+        insert = _insert_unless_there(self._connection.dialect.name)
+        result = self._connection.execute(insert, _incident_row(new))
+        if not result.rowcount:
+            return None
+        query = sa.select(*_FIELDS).where(incident.c.open_resource_id == new.resource_id)
+        return Incident._make(self._connection.execute(query).one())
+
+    def _move(self, before: Incident, after: Incident) -> bool:
+        expected = (
+            incident.c.incident_id == before.incident_id,
+            incident.c.state == before.state,
+            incident.c.version == before.version,
+        )
+        update = sa.update(incident).where(*expected).values(_incident_row(after))
+        return self._connection.execute(update).rowcount == 1
+
+
+class Ledger:
+    """Incidents and events in a database, brought to this version's schema at first use."""
+
+    def __init__(self, database: Database) -> None:
+        """A ledger in `database`, which may be the registry's."""
+        self.database = database
+        self._migrated = False
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """One transaction.
+
+        Raises:
+            StoreUnavailableError: Nothing of it was written.
+        """
+        self._migrate()
+        with self.database.writing() as connection:
+            yield Writing(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for queries of one's own.
+
+        Raises:
+            StoreUnavailableError: The ledger did not answer.
+        """
+        self._migrate()
+        with self.database.reading() as connection:
+            yield connection
+
+    def apply(self, transition: Transition) -> Incident | None:
+        """Takes one step in a transaction of its own; None: the race was lost."""
+        with self.writing() as ledger:
+            return ledger.apply([transition])[0]
+
+    def open_incidents(self) -> list[Incident]:
+        """All incidents without an outcome, oldest first."""
+        query = sa.select(*_FIELDS).where(_OPEN).order_by(incident.c.incident_id)
+        with self.reading() as connection:
+            return [Incident._make(row) for row in connection.execute(query)]
+
+    def claimed_by(self, owner: str) -> list[Incident]:
+        """The open incidents that a run, or a hand-over, has a claim on; oldest first."""
+        query = (
+            sa.select(*_FIELDS)
+            .where(_OPEN, incident.c.claimed_by == owner)
+            .order_by(incident.c.incident_id)
+        )
+        with self.reading() as connection:
+            return [Incident._make(row) for row in connection.execute(query)]
+
+    def incident(self, incident_id: int) -> Incident | None:
+        """One incident as it stands."""
+        query = sa.select(*_FIELDS).where(incident.c.incident_id == incident_id)
+        with self.reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Incident._make(row)
+
+    def events(self, incident_id: int) -> list[Event]:
+        """The story of one incident, in the order it was written."""
+        query = (
+            sa.select(event).where(event.c.incident_id == incident_id).order_by(event.c.event_id)
+        )
+        with self.reading() as connection:
+            return [_event(row) for row in connection.execute(query).mappings()]
+
+    def renew(self, run_id: str, until: datetime) -> None:
+        """Lets every claim of a run hold until `until` at least: a sign of life."""
+        statement = (
+            sa.update(incident)
+            .where(_OPEN, incident.c.claimed_by == run_id, incident.c.claimed_until < until)
+            .values(claimed_until=until, version=incident.c.version + 1)
+        )
+        self._migrate()
+        with self.database.writing() as connection:
+            connection.execute(statement)
+
+    def history(self, group_name: str) -> sa.Select[Any]:
+        """A query for all incidents of a group, oldest first, in the audit's words."""
+        return (
+            sa.select(
+                incident.c.incident_id.label("incident"),
+                incident.c.resource_id.label("resource"),
+                incident.c.container_name.label("container"),
+                incident.c.thread_count.label("threads"),
+                incident.c.detected_at.label("detected"),
+                incident.c.attempts,
+                incident.c.last_error,
+                incident.c.state,
+                incident.c.closed_at.label("closed"),
+            )
+            .where(incident.c.group_name == group_name)
+            .order_by(incident.c.incident_id)
+        )
+
+    def changed_groups(self, after_event: int) -> tuple[dict[str, int], int]:
+        """Which groups' histories went on after an event, by how many events; the newest event."""
+        query = (
+            sa.select(event.c.group_name, sa.func.count(), sa.func.max(event.c.event_id))
+            .where(event.c.event_id > after_event)
+            .group_by(event.c.group_name)
+        )
+        with self.reading() as connection:
+            rows = connection.execute(query).all()
+        newest = max((row[2] for row in rows), default=after_event)
+        return {row[0]: row[1] for row in rows}, newest
+
+    def _migrate(self) -> None:
+        if self._migrated:
+            return
+        self.database.create_folder()
+        head = _scripts().get_current_head()
+        with self.database.reading() as connection:
+            current = _revision(connection)
+        if current != head:
+            self._upgrade(current)
+        self._migrated = True
+
+    def _upgrade(self, current: str | None) -> None:
+        known = {script.revision for script in _scripts().walk_revisions()}
+        if current is not None and current not in known:
+            raise StoreUnavailableError(
+                f"the ledger has schema version {current!r}, which this dagster-amoro does not "
+                f"know (it knows {', '.join(sorted(known))}): a newer one wrote it, install that"
+            )
+        with self.database.writing() as connection:
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            if _revision(connection) == current:  # nobody was faster
+                command.upgrade(config, "head")
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic_config())
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _insert_unless_there(dialect: str) -> sa.Insert:
+    if dialect == "sqlite":
+        return sa.dialects.sqlite.insert(incident).on_conflict_do_nothing()
+    if dialect == "postgresql":
+        return sa.dialects.postgresql.insert(incident).on_conflict_do_nothing()
+    return mysql.insert(incident).prefix_with("IGNORE")
+
+
+def _incident_row(value: Incident) -> dict[str, Any]:
+    row = value._asdict() | {"open_resource_id": value.resource_id if value.is_open else None}
+    del row["incident_id"]
+    return row
+
+
+def _event_row(of: Incident, told: Event) -> dict[str, Any]:
+    return {
+        "incident_id": of.incident_id,
+        "group_name": of.group_name,
+        "kind": str(told.kind),
+        "at": told.at,
+        "message": told.message,
+        "attempt": told.attempt,
+        "run_id": told.run_id,
+        "details": json.dumps(dict(told.details), ensure_ascii=False),
+    }
+
+
+def _event(row: Mapping[str, Any]) -> Event:
+    return Event(
+        kind=EventKind(row["kind"]),
+        at=row["at"],
+        message=row["message"],
+        attempt=row["attempt"],
+        run_id=row["run_id"],
+        details=json.loads(row["details"]),
+    )

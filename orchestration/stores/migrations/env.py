@@ -1,0 +1,12 @@
+"""Runs Alembic on the connection, and in the transaction, that the ledger hands over."""
+
+from alembic import context
+
+from orchestration.stores.ledger import VERSION_TABLE, metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+)
+context.run_migrations()
