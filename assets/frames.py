@@ -26,7 +26,10 @@ class FrameIOManager(dg.UPathIOManager):
             return pd.read_parquet(file)
 
     def get_path_for_partition(
-        self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
+        self,
+        context: dg.InputContext | dg.OutputContext,  # noqa: ARG002 - the base class passes it
+        path: UPath,
+        partition: str,
     ) -> UPath:
         """The file of a partition; a name too long for a file is cut and told apart by a hash."""
         if len(partition.encode()) <= _LONGEST_NAME:

@@ -1,5 +1,6 @@
 """The asset `orphan_history`: every incident of a group, as a frame and as a table in the UI."""
 
+from numbers import Integral
 from typing import Final
 
 import dagster as dg
@@ -96,23 +97,25 @@ def _metadata(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:
     }
     metadata: dict[str, dg.MetadataValue] = {k: dg.MetadataValue.int(n) for k, n in numbers.items()}
     if len(recoveries):
-        metadata["median seconds to recover"] = dg.MetadataValue.float(recoveries.median())
+        metadata["median seconds to recover"] = dg.MetadataValue.float(float(recoveries.median()))
     return metadata | {"incidents": _table(frame)}
 
 
 def _table(frame: pd.DataFrame) -> dg.MetadataValue:
     newest = frame.tail(_TABLE_ROWS).iloc[::-1]
     records = [
-        dg.TableRecord({name: _cell(value) for name, value in row.items()})
-        for row in newest.to_dict("records")
+        dg.TableRecord(dict(zip(_NAMES, map(_cell, row), strict=True)))
+        for row in newest.itertuples(index=False)
     ]
     columns = [dg.TableColumn(c.name, "string", c.description) for c in COLUMNS]
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 
 
-def _cell(value: object) -> str | int | float:
+def _cell(value: object) -> str | int:
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, pd.Timedelta):
         return f"{value.total_seconds():.0f} s"
-    return value if isinstance(value, int) else "" if pd.isna(value) else str(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return value if isinstance(value, str) else ""  # NA and NaT

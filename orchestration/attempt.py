@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NoReturn
 
-from orchestration.containers.base import Container
+from orchestration.containers.base import INTERRUPTIONS, Container
 from orchestration.errors import KeeperError, StartFailedError, StoreUnavailableError, describe
 from orchestration.keeper import Keeper
 from orchestration.keeping import transitions
@@ -39,8 +39,8 @@ class Turn:
     """What came of one turn."""
 
     ending: Ending
-    incident: Incident | None  # as it stands afterwards, as far as this turn knows
     message: str  # what happened, to what, and what happens next
+    incident: Incident | None = None  # as it stands now; None: it is not this run's
     startup: Mapping[str, str] = field(default_factory=dict)  # of what was started
 
 
@@ -277,7 +277,9 @@ def _start(container: Container, resource: Resource) -> dict[str, str]:
     """Starts it; whatever a container raises is a failed start."""
     try:
         startup = dict(container.request_resource(resource))
-    except (Exception, SystemExit) as error:
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:
         raise StartFailedError(describe(error)) from error
     if all(isinstance(text, str) for pair in startup.items() for text in pair):
         return startup
@@ -289,7 +291,9 @@ def _stop(container: Container, resource: Resource, what: str) -> list[str]:
     """Stops it as well as it can be done; returns what there is to say about it."""
     try:
         container.release_resource(resource)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a container may raise anything
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a container may raise anything
         return [f"Could not stop {what}: {describe(error)}."]
     return []
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Incident, Transition
@@ -49,7 +50,7 @@ def tick(keeper: Keeper, run_states: RunStates) -> Tick:
     claims = sorted({i.claimed_by for i in incidents if i.claimed_by})
     surroundings = Surroundings(
         policy=keeper.policy,
-        obstacle=keeper.containers.obstacle,
+        obstacle=cache(keeper.containers.obstacle),  # once a tick, not once an orphan
         runs=run_states(claims) if claims else {},
         now=keeper.clock(),
     )

@@ -1,0 +1,47 @@
+# make run    a fleet of real workers, kept alive by Dagster, on this machine
+# make chaos  kills one of its workers
+# make test   all tests that need no system package
+# make lint   ruff, mypy, import-linter
+# make bench  the benchmarks, which print ratios
+
+FOLDER := .dagster-amoro
+VENV := $(FOLDER)/venv
+BIN := $(VENV)/bin
+UV := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+
+# The first of these that is there, works and is new enough; `make PYTHON=… run` chooses another.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	2>/dev/null && echo $$python && break; done)
+
+.PHONY: run chaos test lint bench clean
+
+run: $(VENV)/ready
+	@$(BIN)/python -m orchestration.demo run --folder $(FOLDER)
+
+chaos: $(VENV)/ready
+	@$(BIN)/python -m orchestration.demo chaos --folder $(FOLDER)
+
+test: $(VENV)/ready
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/ready
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(FOLDER)
+
+# Exactly the versions of uv.lock, uv's own included.
+$(VENV)/ready: uv.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python run"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON), once; this takes a minute …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(UV) sync --quiet --locked
+	@touch $@

@@ -1,0 +1,1 @@
+"""A small fleet of real processes on this machine, to watch being healed."""

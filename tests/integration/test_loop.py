@@ -1,0 +1,425 @@
+"""The loop from detection to outcome: real ticks and real runs on a real instance."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from support import GRACE, Fleet, Shelf, fleet
+
+from assets.names import group_name
+from orchestration.attempt import Ending, take_turn
+from orchestration.errors import StartFailedError
+from orchestration.keeping.model import State
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet with three attempts and a grace period of 30 s."""
+    with fleet(tmp_path) as made:
+        yield made
+
+
+def due(world: Fleet) -> list[dg.RunRequest]:
+    """Detects what there is and lets its grace period pass."""
+    world.tick()
+    world.later()
+    return world.tick()
+
+
+def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet) -> None:
+    """Detection, one start, registration: the incident is closed as recovered."""
+    world.worker(properties={"a": "1"})
+    assert world.tick() == []
+    assert world.message.startswith("1 resource, 1 orphan: 1 in grace for 30 s")
+    world.later(GRACE - timedelta(microseconds=1))
+    assert world.tick() == []
+    world.later(timedelta(microseconds=1))
+    (request,) = world.tick()
+    result = world.launch(request)
+    assert result.success
+    assert world.container.requested == ["w-1"]
+    row = world.keeper.registry.look("w-1").row
+    assert row is not None
+    assert row["properties"] == '{"a":"1","recording-launch":"2"}'
+    world.register()
+    assert world.tick() == []
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
+    assert world.kinds() == [
+        "detected", "handed-over", "claimed", "attempt", "started", "recovered",
+    ]  # fmt: skip
+
+
+def test_a_hopeless_one_is_given_up_after_its_attempts(world: Fleet) -> None:
+    """max-retries starts, a grace period apart, then its row moves into the ledger."""
+    world.worker(properties={"a": "1"})
+    before = world.keeper.registry.look("w-1").row
+    world.tick()
+    for attempt in range(1, 4):
+        (request,) = world.later().tick()
+        assert world.launch(request).success
+        assert len(world.container.requested) == attempt
+        assert world.tick() == []
+    (request,) = world.later().tick()
+    result = world.launch(request)
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    told = failure.step_failure_data.user_failure_data
+    assert told is not None
+    assert told.description is not None
+    for part in ("w-1", "3 attempts", "30 s apart", "attempt 1 started it", "attempt 3 started it"):
+        assert part in told.description
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
+    assert world.keeper.registry.look("w-1").row is None
+    (kept,) = [e for e in world.keeper.ledger.events(1) if e.kind == "giving-up"]
+    assert before is not None
+    assert kept.details["row"] | {"properties": before["properties"]} == before
+    assert len(world.container.requested) == 3
+    assert world.later(timedelta(days=1)).tick() == []
+
+
+def test_a_failing_start_is_retried_by_the_op_and_then_given_up(tmp_path: Path) -> None:
+    """Failures within one run use the same budget: three starts, then the end."""
+    with fleet(tmp_path, grace=timedelta(0)) as world:
+        world.worker()
+        world.container.fail_starts("no such file")
+        (request,) = world.tick()
+        result = world.launch(request)
+        assert not result.success
+        assert world.container.requested == ["w-1"] * 3
+        retries = [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
+        assert len(retries) == 3
+        (incident,) = world.incidents()
+        assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
+        assert incident.last_error == "no such file"
+
+
+def test_an_orphan_that_comes_back_by_itself_is_left_alone(world: Fleet) -> None:
+    """Registration within the grace period: recovered without an attempt."""
+    world.worker()
+    world.tick()
+    world.register()
+    world.later().tick()
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.RECOVERED, 0)
+    assert world.container.calls == ()
+
+
+def test_a_second_death_is_a_second_incident_with_a_fresh_budget(world: Fleet) -> None:
+    """Run keys do not repeat, so the second death is healed as the first was."""
+    world.worker()
+    (first,) = due(world)
+    world.launch(first)
+    world.register()
+    world.tick()
+    world.dies()
+    (second,) = due(world)
+    assert second.run_key != first.run_key
+    assert world.launch(second).success
+    assert [i.attempts for i in world.incidents()] == [1, 1]
+    assert world.container.requested == ["w-1", "w-1"]
+
+
+def test_grace_and_retries_of_zero_give_up_at_once(tmp_path: Path) -> None:
+    """No patience, no attempts: the first tick hands over what is then given up."""
+    with fleet(tmp_path, grace=timedelta(0), max_retries=0) as world:
+        world.worker()
+        (request,) = world.tick()
+        assert not world.launch(request).success
+        assert world.container.requested == []
+        assert world.incidents()[0].state is State.EXHAUSTED
+
+
+def test_off_means_that_nothing_is_started_or_removed(tmp_path: Path) -> None:
+    """Incidents are recorded all the same."""
+    with fleet(tmp_path, enabled=False) as world:
+        world.worker()
+        assert due(world) == []
+        assert "1 held (auto-restart is off)" in world.message
+        assert [i.state for i in world.incidents()] == [State.WAITING]
+
+
+def test_a_tick_with_nothing_new_writes_nothing(world: Fleet) -> None:
+    """The second look at an unchanged world changes no row and reports no event."""
+    world.worker()
+    world.worker("w-2")
+    world.register("w-2")
+    world.tick()
+    before, cursor = world.dump(), world.cursor
+    assert world.tick() == []
+    assert world.dump() == before
+    assert world.cursor == cursor
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "STARTING", "STARTED", "CANCELING"])
+def test_an_orphan_in_the_hands_of_a_live_run_is_not_handed_out_again(
+    world: Fleet, status: str
+) -> None:
+    """Queued or running: the next ticks wait."""
+    world.worker()
+    (request,) = due(world)
+    world.submit(request, dg.DagsterRunStatus[status])
+    assert world.later().tick() == []
+    assert "1 restarting (1 of 3)" in world.message
+
+
+def test_a_run_in_the_queue_keeps_its_orphans_however_long_it_waits(world: Fleet) -> None:
+    """A full queue is no reason to request the same restart again."""
+    world.worker()
+    (request,) = due(world)
+    world.submit(request, dg.DagsterRunStatus.QUEUED)
+    assert world.later(timedelta(days=3)).tick() == []
+
+
+@pytest.mark.parametrize("end", ["CANCELED", "FAILURE", "SUCCESS"])
+def test_a_run_that_ended_without_acting_is_replaced_at_once(world: Fleet, end: str) -> None:
+    """Cancelled in the queue, failed at launch, ended before it took anything up."""
+    world.worker()
+    (request,) = due(world)
+    world.submit(request, dg.DagsterRunStatus[end])
+    (again,) = world.tick()
+    assert again.run_key != request.run_key
+    assert world.launch(again).success
+    assert world.container.requested == ["w-1"]
+
+
+def test_a_run_that_was_deleted_or_never_created_lapses(world: Fleet) -> None:
+    """Dagster does not know it: its orphans are handed out again after the claim timeout."""
+    world.worker()
+    due(world)
+    assert world.later(world.keeper.claim_timeout - timedelta(seconds=1)).tick() == []
+    (again,) = world.later(timedelta(seconds=1)).tick()
+    assert world.launch(again).success
+
+
+def test_a_run_that_died_unnoticed_lapses(world: Fleet) -> None:
+    """Its process was killed and Dagster still believes that it runs."""
+    world.worker()
+    (request,) = due(world)
+    run = world.submit(request, dg.DagsterRunStatus.STARTED)
+    world.take_up(request, run.run_id)
+    assert world.later().tick() == []
+    (again,) = world.later(world.keeper.claim_timeout).tick()
+    assert world.launch(again).success
+    assert world.container.requested == ["w-1"]
+
+
+def test_a_run_terminated_midway_gives_its_orphans_back_at_once(world: Fleet) -> None:
+    """What it had claimed and not begun is due again at the next tick."""
+    world.worker()
+    world.worker("w-2")
+    (request,) = due(world)
+    run = world.submit(request, dg.DagsterRunStatus.STARTED)
+    first, _second = world.take_up(request, run.run_id)
+    take_turn(world.keeper, first.incident_id, run.run_id)
+    world.instance.report_run_canceled(run)
+    (again,) = world.tick()
+    assert world.launch(again).success
+    assert world.container.requested == ["w-1", "w-2"]
+
+
+def test_a_run_executed_a_second_time_starts_nothing(world: Fleet) -> None:
+    """From the UI, with the same configuration: the hand-over is used up."""
+    world.worker()
+    (request,) = due(world)
+    assert world.launch(request).success
+    again = world.launch(request)
+    assert again.success
+    assert not [e for e in again.all_events if (e.step_key or "").startswith("restart_orphan")]
+    assert world.container.requested == ["w-1"]
+
+
+def test_a_run_that_comes_after_its_hand_over_lapsed_starts_nothing(world: Fleet) -> None:
+    """The other run has it by then."""
+    world.worker()
+    (late,) = due(world)
+    (other,) = world.later(world.keeper.claim_timeout).tick()
+    assert world.launch(late).success
+    assert world.container.requested == []
+    assert world.launch(other).success
+    assert world.container.requested == ["w-1"]
+
+
+def test_two_daemons_on_one_registry_start_it_once(tmp_path: Path) -> None:
+    """Each has its own Dagster; one of them hands it over, the other waits."""
+    with fleet(tmp_path) as one:
+        other = Fleet(one.keeper, one.container, dg.DagsterInstance.ephemeral())
+        one.worker()
+        one.tick()
+        other.tick()
+        assert len(one.incidents()) == 1
+        requests = [*one.later().tick(), *other.later().tick()]
+        assert len(requests) == 1
+        assert one.launch(requests[0]).success
+        assert other.launch(requests[0]).success
+        assert one.container.requested == ["w-1"]
+
+
+def test_one_run_per_group_and_chunk(tmp_path: Path) -> None:
+    """Five orphans of two groups, two at most in a run: three runs, one step per orphan."""
+    with fleet(tmp_path, max_restarts_per_run=2) as world:
+        for number in range(3):
+            world.worker(f"a-{number}", "a")
+        for number in range(2):
+            world.worker(f"b-{number}", "b")
+        requests = due(world)
+        assert [(r.tags["amoro/group"], r.tags["amoro/orphans"]) for r in requests] == [
+            ("a", "2"),
+            ("a", "1"),
+            ("b", "2"),
+        ]
+        for request in requests:
+            assert world.launch(request).success
+        assert sorted(world.container.requested) == ["a-0", "a-1", "a-2", "b-0", "b-1"]
+
+
+def test_one_failing_orphan_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Its step fails; the steps beside it go on."""
+    with fleet(tmp_path, max_retries=1, grace=timedelta(0)) as world:
+        for number in range(3):
+            world.worker(f"w-{number}")
+        world.container.fail_starts(times=1)
+        (request,) = world.tick()
+        assert not world.launch(request).success
+        assert world.container.requested == ["w-0", "w-1", "w-2"]
+        outcomes = [incident.state for incident in world.incidents()]
+        assert outcomes == [State.EXHAUSTED, State.WAITING, State.WAITING]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StartFailedError("exit code 3"),
+        RuntimeError("boom"),
+        KeyError("name"),
+        SystemExit(2),
+        RecursionError(),
+        type("Odd", (BaseException,), {"__str__": lambda _: 1 / 0})(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_start_raises_is_a_failed_attempt(world: Fleet, error: BaseException) -> None:
+    """The attempt is counted, the error is kept, the run tries again later."""
+    world.worker()
+    world.container.fail_starts(error, times=1)
+    (request,) = due(world)
+    run = world.submit(request)
+    (incident,) = world.take_up(request, run.run_id)
+    turn = take_turn(world.keeper, incident.incident_id, run.run_id)
+    assert turn.ending is Ending.FAILED
+    (incident,) = world.incidents()
+    assert (incident.attempts, incident.state) == (1, State.CLAIMED)
+    assert incident.last_error
+    world.later()
+    assert take_turn(world.keeper, 1, run.run_id).ending is Ending.STARTED
+
+
+@pytest.mark.parametrize("startup", [None, 3, {"pid": 1}, {1: "a"}, [("a", "b", "c")]], ids=str)
+def test_start_up_properties_that_are_no_texts_are_a_failed_attempt(
+    world: Fleet, startup: object
+) -> None:
+    """A container of one's own may return anything; what it started is released again."""
+    world.worker()
+    (request,) = due(world)
+    world.container.request_resource = lambda _resource: startup  # type: ignore[method-assign, assignment, return-value]
+    run = world.submit(request)
+    world.take_up(request, run.run_id)
+    assert take_turn(world.keeper, 1, run.run_id).ending is Ending.FAILED
+
+
+def test_a_container_that_is_unknown_is_reported_once(world: Fleet) -> None:
+    """Never an attempt, never removed; and it is taken up when the container appears."""
+    world.worker(container_name="elsewhere")
+    world.worker("w-2")
+    (request,) = due(world)
+    assert world.launch(request).success
+    assert world.container.requested == ["w-2"]
+    world.tick()
+    assert "1 left alone (container 'elsewhere' is not configured)" in world.message
+    assert world.kinds(1) == ["detected", "reported"]
+    assert world.incidents()[0].state is State.UNSUPPORTED
+    world.keeper = replace(
+        world.keeper, containers=Shelf(recording=world.container, elsewhere=world.container)
+    )
+    (request,) = world.tick()
+    assert world.launch(request).success
+    assert world.container.requested == ["w-2", "w-1"]
+
+
+def test_a_container_that_opts_out_is_reported_once(world: Fleet) -> None:
+    """Its orphans stay open and untouched."""
+    world.container.opt_out()
+    world.worker()
+    assert due(world) == []
+    assert world.later(timedelta(days=1)).tick() == []
+    assert world.kinds() == ["detected", "reported"]
+    assert world.container.calls == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"a":', '{"a":{"b":"c"}}', '{"a":"1","a":"2"}', "[" * 100_000, '"\\ud800"']
+)
+def test_properties_that_cannot_be_read_are_set_aside(world: Fleet, text: str) -> None:
+    """Reported once; the others go on; mended, it is restarted."""
+    world.worker()
+    world.worker("w-2")
+    world.properties(text)
+    (request,) = due(world)
+    assert world.launch(request).success
+    assert world.container.requested == ["w-2"]
+    assert world.kinds(1) == ["detected", "reported"]
+    world.properties('{"a":"1"}')
+    (request,) = world.tick()
+    assert world.launch(request).success
+    assert world.container.requested == ["w-2", "w-1"]
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", "null", "{}", '{"a":"' + "x" * 1_000_000 + '"}'])
+def test_properties_that_are_empty_or_large_are_no_obstacle(
+    world: Fleet, text: str | None
+) -> None:
+    """What AMS takes for no properties is none; and never NULL or blank is written back."""
+    world.worker()
+    world.properties(text)
+    (request,) = due(world)
+    assert world.launch(request).success
+    row = world.keeper.registry.look("w-1").row
+    assert row is not None
+    assert '"recording-launch":"2"' in row["properties"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "it's \"quoted\"",
+        "two  spaces",
+        "line\nbreak",
+        "semi;colon $(reboot) `id` && x",
+        "🦀" * 50,
+        "../../etc",
+        "a/b\\c",
+        ".",
+        "100%",
+        "x" * 100,
+        "a...b",
+        "{resource_id}",
+        "-",
+    ],
+)
+def test_any_id_and_group_name_goes_all_the_way(world: Fleet, name: str) -> None:
+    """Through the sensor, tags, partitions, steps, and the asset and its file."""
+    world.worker(name, name)
+    (request,) = due(world)
+    assert world.launch(request).success
+    assert world.container.requested == [name]
+    world.register(name)
+    world.tick()
+    (partition,) = world.instance.get_dynamic_partitions("optimizer_group")
+    assert group_name(partition) == name
+    result = world.refresh(partition)
+    assert result.success
+    assert result.asset_value("orphan_history")["outcome"].tolist() == ["recovered"]

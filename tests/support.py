@@ -1,0 +1,241 @@
+"""A fleet for the tests: real stores, real Dagster, a container that only remembers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+
+from assets.frames import frame_io_manager
+from assets.orphan_history import build_orphan_history, orphan_events
+from orchestration.attempt import take_up
+from orchestration.containers.testing import RecordingContainer
+from orchestration.definitions import build_definitions
+from orchestration.errors import ContainerError
+from orchestration.fleet import declare
+from orchestration.keeper import Keeper
+from orchestration.keeping.model import Incident, Resource
+from orchestration.keeping.policy import RestartPolicy
+from orchestration.stores.database import Database
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.registry import Registry, optimizer, resource
+
+GRACE = timedelta(seconds=30)
+START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
+
+# Where the code of a queued run is; only Dagster's own daemon makes such records.
+_ORIGIN = RemoteJobOrigin(
+    RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__"),
+    "restart_orphans",
+)
+_POINTER = ModuleCodePointer("orchestration.definitions", "defs")
+
+
+class Shelf:
+    """Containers by name; others are unknown."""
+
+    def __init__(self, **containers: RecordingContainer) -> None:
+        self._containers = containers
+
+    def get(self, name: str) -> RecordingContainer:
+        """The container of that name."""
+        if name not in self._containers:
+            raise ContainerError(f"container {name!r} is not configured")
+        return self._containers[name]
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Unknown or opting out."""
+        if name not in self._containers:
+            return f"container {name!r} is not configured"
+        return None if self._containers[name].supports_auto_restart else "it opts out"
+
+
+@dataclass
+class Fleet:
+    """A keeper with everything around it, and the verbs of the tests."""
+
+    keeper: Keeper
+    container: RecordingContainer
+    instance: dg.DagsterInstance
+    now: datetime = START
+    cursor: str | None = None
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.keeper = replace(self.keeper, clock=lambda: self.now)
+
+    # What happens in the world.
+
+    def worker(self, resource_id: str = "w-1", group: str = "g", **changes: object) -> None:
+        """A resource that nobody stands for."""
+        fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
+        declare(
+            self.keeper,
+            Resource(resource_id=resource_id, group_name=group, **(fields | changes)),  # type: ignore[arg-type]
+        )
+
+    def register(self, resource_id: str = "w-1") -> str:
+        """An optimizer registers for it."""
+        token = str(uuid4())
+        self.execute(sa.insert(optimizer).values(token=token, resource_id=resource_id))
+        return token
+
+    def dies(self, resource_id: str = "w-1") -> None:
+        """Its heartbeats end, and expire."""
+        self.execute(sa.delete(optimizer).where(optimizer.c.resource_id == resource_id))
+
+    def release(self, resource_id: str = "w-1") -> None:
+        """Somebody removes its resource row."""
+        self.execute(sa.delete(resource).where(resource.c.resource_id == resource_id))
+
+    def properties(self, text: str | None, resource_id: str = "w-1") -> None:
+        """Somebody writes its properties."""
+        chosen = resource.c.resource_id == resource_id
+        self.execute(sa.update(resource).where(chosen).values(properties=text))
+
+    def execute(self, statement: sa.Executable) -> None:
+        """Any statement on the registry."""
+        self.keeper.registry.create()
+        with self.keeper.registry.database.writing() as connection:
+            connection.execute(statement)
+
+    def later(self, span: timedelta = GRACE) -> "Fleet":
+        """Time goes by."""
+        self.now += span
+        return self
+
+    # What Dagster does.
+
+    @property
+    def definitions(self) -> dg.Definitions:
+        """The code location of this keeper."""
+        return build_definitions(self.keeper)
+
+    def tick(self) -> list[dg.RunRequest]:
+        """One real evaluation of the sensor, its effects applied as the daemon does."""
+        definitions = self.definitions
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, definitions=definitions
+        )
+        sensor = definitions.resolve_sensor_def("orphan_sensor")
+        result = sensor.evaluate_tick(context)
+        for request in result.dynamic_partitions_requests or []:
+            assert isinstance(request, dg.AddDynamicPartitionsRequest)
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        self.cursor = result.cursor
+        self.messages.append(result.skip_message or "")
+        return list(result.run_requests or [])
+
+    def launch(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """A real run of the job for a request."""
+        job = self.definitions.resolve_job_def("restart_orphans")
+        return job.execute_in_process(
+            run_config=request.run_config,
+            instance=self.instance,
+            tags=_tags(request),
+            raise_on_error=False,
+        )
+
+    def submit(
+        self, request: dg.RunRequest, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
+    ) -> dg.DagsterRun:
+        """A run of the job that is known to Dagster and has not begun."""
+        job = self.definitions.resolve_job_def("restart_orphans")
+        return self.instance.create_run_for_job(
+            job,
+            run_config=request.run_config,
+            tags=_tags(request),
+            status=status,
+            remote_job_origin=_ORIGIN,
+            job_code_origin=JobPythonOrigin(job.name, RepositoryPythonOrigin("python", _POINTER)),
+        )
+
+    def take_up(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
+        """What the first step of a run does."""
+        return take_up(self.keeper, request.run_key or "", run_id)
+
+    def refresh(self, partition: str) -> dg.ExecuteInProcessResult:
+        """A real run of the audit asset for one group."""
+        return dg.materialize(
+            [orphan_events(), build_orphan_history(self.keeper.ledger)],
+            partition_key=partition,
+            instance=self.instance,
+            resources={"frame_io_manager": frame_io_manager},
+            selection=["orphan_history"],
+        )
+
+    # What the stores say.
+
+    @property
+    def message(self) -> str:
+        """What the last tick said."""
+        return self.messages[-1]
+
+    def incidents(self) -> list[Incident]:
+        """All incidents ever, oldest first."""
+        with self.keeper.ledger.reading() as connection:
+            numbers = connection.scalars(
+                sa.text("SELECT incident_id FROM keeper_incident ORDER BY incident_id")
+            ).all()
+        found = [self.keeper.ledger.incident(number) for number in numbers]
+        return [incident for incident in found if incident is not None]
+
+    def kinds(self, incident_id: int = 1) -> list[str]:
+        """The kinds of an incident's events."""
+        return [str(event.kind) for event in self.keeper.ledger.events(incident_id)]
+
+    def dump(self) -> dict[str, list[tuple[object, ...]]]:
+        """Every row of every table of ours and of Amoro's."""
+        tables = ["resource", "optimizer", "resource_group", "keeper_incident", "keeper_event"]
+        with self.keeper.ledger.reading() as connection:
+            return {
+                name: [tuple(row) for row in connection.execute(sa.select("*", sa.table(name)))]
+                for name in tables
+            }
+
+
+def _tags(request: dg.RunRequest) -> Mapping[str, str]:
+    return {**request.tags, "dagster/run_key": request.run_key or ""}
+
+
+@contextmanager
+def fleet(
+    folder: Path,
+    *,
+    max_retries: int = 3,
+    grace: timedelta = GRACE,
+    enabled: bool = True,
+    max_restarts_per_run: int = 100,
+) -> Iterator[Fleet]:
+    """A fleet in a folder, its databases closed at the end."""
+    container = RecordingContainer()
+    url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
+    keeper = Keeper(
+        registry=Registry(Database(url, "registry"), timedelta(minutes=1)),
+        ledger=Ledger(Database(url, "ledger")),
+        containers=Shelf(recording=container),
+        policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=grace),
+        check_interval=timedelta(seconds=5),
+        claim_timeout=timedelta(minutes=10),
+        max_restarts_per_run=max_restarts_per_run,
+        clock=lambda: START,
+    )
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        yield Fleet(keeper=keeper, container=container, instance=instance)
+    keeper.registry.database.close()
+    keeper.ledger.database.close()
