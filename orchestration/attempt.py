@@ -187,7 +187,7 @@ class _TurnUnderWay:
         step = transitions.started(self._incident, startup, notes, now)
         if not saved or (self._keeper.ledger.apply(step) is None and not self._is_ours()):
             return self._undo(container, started)
-        message = f"was started by attempt {self._attempt()}{_shown(startup)}."
+        message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}."
         following = next_step(step.after, self._keeper.policy)
         return self._turn(Ending.STARTED, " ".join([message, following, *notes]), startup)
 
@@ -296,7 +296,3 @@ def _stop(container: Container, resource: Resource, what: str) -> list[str]:
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
         return [f"Could not stop {what}: {describe(error)}."]
     return []
-
-
-def _shown(startup: Mapping[str, str]) -> str:
-    return f" ({', '.join(f'{key}={value}' for key, value in startup.items())})" if startup else ""

@@ -26,6 +26,7 @@ def build_definitions(keeper: Keeper) -> dg.Definitions:
                 target=dg.AssetSelection.assets("orphan_history"),
                 default_status=dg.DefaultSensorStatus.RUNNING,
                 minimum_interval_seconds=refresh_seconds,
+                emit_backfills=False,  # a run per group that changed is sooner there
                 description="Refreshes the audit of the groups whose history went on.",
             ),
         ],

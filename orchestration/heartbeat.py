@@ -19,7 +19,6 @@ from orchestration.stores.registry import optimizer
 
 _LOG: Final = logging.getLogger(__name__)
 _EXIT_SECONDS: Final = 5  # a worker that is done does not wait longer for its row to go
-_LONGEST: Final = {"resource_id": 100, "group_name": 50, "container_name": 100}  # characters
 # A server that vanished without a word counts as away after this long, not after hours. What the
 # URL says about it goes first.
 _PATIENCE: Final = {
@@ -79,9 +78,10 @@ class Heartbeat:
             "group_name": group_name,
             "container_name": container_name,
         }
-        for name, longest in _LONGEST.items():
-            if not 0 < len(names[name]) <= longest:
-                raise ValueError(f"{name} must have 1 to {longest} characters: {names[name]!r}")
+        for name, value in names.items():
+            longest = _length(optimizer.c[name].type)
+            if not 0 < len(value) <= longest:
+                raise ValueError(f"{name} must have 1 to {longest} characters: {value!r}")
         if interval <= timedelta(0):
             raise ValueError(f"interval must be longer than nothing: {interval!r}")
         self._columns = {**names, "thread_count": thread_count, "total_memory": memory_mb}
@@ -167,6 +167,11 @@ class Heartbeat:
                 yield connection
         finally:
             self._database.close()
+
+
+def _length(kind: sa.types.TypeEngine[str]) -> int:
+    """How many characters a column of names holds."""
+    return (kind.length if isinstance(kind, sa.String) else None) or 0
 
 
 def _impatient(url: sa.URL) -> sa.URL:

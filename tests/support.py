@@ -1,10 +1,11 @@
 """A fleet for the tests: real stores, real Dagster, a container that only remembers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
@@ -213,29 +214,74 @@ def _tags(request: dg.RunRequest) -> Mapping[str, str]:
     return {**request.tags, "dagster/run_key": request.run_key or ""}
 
 
-@contextmanager
-def fleet(
+def fleet_keeper(
     folder: Path,
     *,
     max_retries: int = 3,
     grace: timedelta = GRACE,
     enabled: bool = True,
     max_restarts_per_run: int = 100,
-) -> Iterator[Fleet]:
-    """A fleet in a folder, its databases closed at the end."""
-    container = RecordingContainer()
+) -> Keeper:
+    """A keeper with an SQLite registry in a folder and no containers."""
     url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
-    keeper = Keeper(
+    return Keeper(
         registry=Registry(Database(url, "registry"), timedelta(minutes=1)),
         ledger=Ledger(Database(url, "ledger")),
-        containers=Shelf(recording=container),
+        containers=Shelf(),
         policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=grace),
         check_interval=timedelta(seconds=5),
         claim_timeout=timedelta(minutes=10),
         max_restarts_per_run=max_restarts_per_run,
         clock=lambda: START,
     )
+
+
+@contextmanager
+def fleet(folder: Path, **settings: Any) -> Iterator[Fleet]:  # noqa: ANN401 - of fleet_keeper
+    """A fleet in a folder, its databases closed at the end."""
+    container = RecordingContainer()
+    keeper = replace(fleet_keeper(folder, **settings), containers=Shelf(recording=container))
     with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
         yield Fleet(keeper=keeper, container=container, instance=instance)
     keeper.registry.database.close()
     keeper.ledger.database.close()
+
+
+class Watched:
+    """Something whose every method call is announced before and after it is made.
+
+    The places between the calls of one turn are the places where the world can change, or where
+    the process can die.
+    """
+
+    def __init__(self, target: object, name: str, announce: Callable[[str], None]) -> None:
+        self._target = target
+        self._name = name
+        self._announce = announce
+
+    def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401 - any attribute
+        """The attribute; a method is wrapped, and so is a container that it returns."""
+        found = getattr(self._target, attribute)
+        if not callable(found):
+            return found
+        place = f"{self._name}.{attribute}"
+
+        def watched(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - any method
+            self._announce(f"before {place}")
+            result = found(*arguments, **options)
+            self._announce(f"after {place}")
+            if hasattr(result, "request_resource"):
+                return Watched(result, "container", self._announce)
+            return result
+
+        return watched
+
+
+def watched(keeper: Keeper, announce: Callable[[str], None]) -> Keeper:
+    """The same keeper, its stores and containers watched."""
+    return replace(
+        keeper,
+        registry=Watched(keeper.registry, "registry", announce),  # type: ignore[arg-type]
+        ledger=Watched(keeper.ledger, "ledger", announce),  # type: ignore[arg-type]
+        containers=Watched(keeper.containers, "containers", announce),
+    )

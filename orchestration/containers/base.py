@@ -1,9 +1,15 @@
 """What a container is: the thing that starts and stops the workers of a group."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+from dagster import DagsterExecutionInterruptedError
 
 from orchestration.keeping.model import Resource
+
+INTERRUPTIONS: Final = (KeyboardInterrupt, GeneratorExit, DagsterExecutionInterruptedError)
+"""What asks this process to stop. Anything else that a container raises, exits and panics of
+foreign code included, is a failure of that container alone."""
 
 
 @runtime_checkable

@@ -29,6 +29,8 @@ _STOP_SECONDS: Final = 30
 _DAGSTER_YAML: Final = """\
 telemetry:
   enabled: false
+nux:
+  seen: true  # no questions to newcomers
 run_monitoring:
   enabled: true  # a run whose process was killed is marked as failed
 """

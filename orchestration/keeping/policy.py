@@ -67,7 +67,7 @@ def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
     return (incident.attempted_at or incident.detected_at) + policy.grace_period
 
 
-def decide(
+def decide(  # noqa: PLR0911 - a return for each row of the table
     incident: Incident,
     *,
     obstacle: str | None,

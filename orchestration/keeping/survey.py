@@ -1,6 +1,7 @@
 """What one look at the registry means for the incidents: which open, close and are due?"""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -71,7 +72,7 @@ def missing(survey: Survey, incidents: Iterable[Incident]) -> list[str]:
 
 
 def reconcile(
-    survey: Survey, incidents: Sequence[Incident], present: Set[str], now: datetime
+    survey: Survey, incidents: Sequence[Incident], present: AbstractSet[str], now: datetime
 ) -> list[Transition]:
     """Opens an incident for each new orphan and closes those whose resource is none any more.
 
@@ -92,7 +93,7 @@ def reconcile(
     ]
 
 
-def _closed(incident: Incident, present: Set[str], now: datetime) -> Transition:
+def _closed(incident: Incident, present: AbstractSet[str], now: datetime) -> Transition:
     if incident.resource_id not in present:
         return close(incident, State.RELEASED, "somebody removed its resource row", now)
     return close(incident, State.RECOVERED, recovery_message(incident), now)

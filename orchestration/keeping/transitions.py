@@ -81,9 +81,14 @@ def started(
     after = incident.evolve(
         state=State.WAITING, claimed_by=None, claimed_until=None, last_error=None
     )
-    message = f"attempt {incident.attempts} started it"
+    message = f"attempt {incident.attempts} started it{shown(startup)}"
     details = {"startup": dict(startup), "notes": list(notes)}
     return _in_run(incident, after, EventKind.STARTED, message, now, details)
+
+
+def shown(startup: Mapping[str, str]) -> str:
+    """What was started, in parentheses; nothing where the container does not say."""
+    return f" ({', '.join(f'{key}={value}' for key, value in startup.items())})" if startup else ""
 
 
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
@@ -130,7 +135,7 @@ def close(
     return Transition(before=incident, after=after, event=event)
 
 
-def _in_run(  # noqa: PLR0913 - the fields of an event
+def _in_run(  # noqa: PLR0913, PLR0917 - the fields of an event
     before: Incident,
     after: Incident,
     kind: EventKind,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
@@ -125,7 +126,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """MySQL drops the fraction of a second unless told otherwise."""
         if dialect.name in {"mysql", "mariadb"}:
-            return dialect.type_descriptor(sa.dialects.mysql.DATETIME(fsp=6))
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(sa.DateTime())
 
     def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:

@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.types import TypeDecorator
 
 from orchestration.errors import StoreUnavailableError
@@ -204,7 +204,7 @@ class Ledger:
             sa.select(event).where(event.c.incident_id == incident_id).order_by(event.c.event_id)
         )
         with self.reading() as connection:
-            return [_event(row) for row in connection.execute(query).mappings()]
+            return [_event(row._asdict()) for row in connection.execute(query)]
 
     def renew(self, run_id: str, until: datetime) -> None:
         """Lets every claim of a run hold until `until` at least: a sign of life."""
@@ -289,10 +289,11 @@ def _revision(connection: sa.Connection) -> str | None:
 
 def _insert_unless_there(dialect: str) -> sa.Insert:
     if dialect == "sqlite":
-        return sa.dialects.sqlite.insert(incident).on_conflict_do_nothing()
+        return sqlite.insert(incident).on_conflict_do_nothing()
     if dialect == "postgresql":
-        return sa.dialects.postgresql.insert(incident).on_conflict_do_nothing()
-    return mysql.insert(incident).prefix_with("IGNORE")
+        return postgresql.insert(incident).on_conflict_do_nothing()
+    ignoring: sa.Insert = mysql.insert(incident).prefix_with("IGNORE")
+    return ignoring
 
 
 def _incident_row(value: Incident) -> dict[str, Any]:

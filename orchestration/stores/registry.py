@@ -26,7 +26,7 @@ resource: Final = sa.Table(
     sa.Column("resource_id", sa.String(100), primary_key=True),
     sa.Column("resource_type", sa.SmallInteger, server_default="0"),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("group_name", sa.String(50)),
+    sa.Column("group_name", sa.String(100)),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
     sa.Column("start_time", sa.DateTime, nullable=False, server_default=_NOW),
@@ -38,7 +38,7 @@ optimizer: Final = sa.Table(
     metadata,
     sa.Column("token", sa.String(50), primary_key=True),
     sa.Column("resource_id", sa.String(100)),
-    sa.Column("group_name", sa.String(50)),
+    sa.Column("group_name", sa.String(100)),
     sa.Column("container_name", sa.String(100)),
     sa.Column("start_time", sa.DateTime, nullable=False, server_default=_NOW),
     sa.Column("touch_time", sa.DateTime, nullable=False, server_default=_NOW),
@@ -52,7 +52,7 @@ optimizer: Final = sa.Table(
 resource_group: Final = sa.Table(
     "resource_group",
     metadata,
-    sa.Column("group_name", sa.String(50), primary_key=True),
+    sa.Column("group_name", sa.String(100), primary_key=True),
     sa.Column("container_name", sa.String(100)),
     sa.Column("properties", sa.Text),
 )

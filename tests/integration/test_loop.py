@@ -379,9 +379,7 @@ def test_properties_that_cannot_be_read_are_set_aside(world: Fleet, text: str) -
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", "null", "{}", '{"a":"' + "x" * 1_000_000 + '"}'])
-def test_properties_that_are_empty_or_large_are_no_obstacle(
-    world: Fleet, text: str | None
-) -> None:
+def test_properties_that_are_empty_or_large_are_no_obstacle(world: Fleet, text: str | None) -> None:
     """What AMS takes for no properties is none; and never NULL or blank is written back."""
     world.worker()
     world.properties(text)
@@ -395,7 +393,7 @@ def test_properties_that_are_empty_or_large_are_no_obstacle(
 @pytest.mark.parametrize(
     "name",
     [
-        "it's \"quoted\"",
+        'it\'s "quoted"',
         "two  spaces",
         "line\nbreak",
         "semi;colon $(reboot) `id` && x",

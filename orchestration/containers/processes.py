@@ -1,0 +1,234 @@
+"""Which processes belong to a launch, and how are they stopped?
+
+A launch is one start of a worker. Its processes are recognised in two ways, since neither is
+enough alone: everything that inherits the launch's id in its environment (which a worker may
+overwrite), and the session of the process that was started (which a daemon leaves). A process id
+by itself proves nothing, because the system gives it away again.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every process of a launch
+
+_CLOCK_SLACK: Final = 1.5  # seconds; start times move with the boot time, which is whole seconds
+_KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
+_POLL: Final = 0.02  # seconds between two looks at processes that are to end
+_LARGEST_PID: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """One start of a worker, as far as is known of it."""
+
+    launch_id: str | None  # None: started by something that gave it no id
+    host: str | None = None  # None: this one
+    pid: int | None = None  # None: not written down, or not a process id
+    started_at: float | None = None  # psutil's create_time; a pid counts only together with it
+
+    @classmethod
+    def parse(
+        cls, *, launch_id: str | None, host: str | None, pid: str | None, started_at: str | None
+    ) -> "Launch | None":
+        """The launch that these texts name, or None if no process could be found by them.
+
+        Texts that make no sense count as missing: they come from a database that others write too.
+        """
+        number, seconds = _pid(pid), _seconds(started_at)
+        if not launch_id and (number is None or seconds is None):
+            return None
+        return cls(launch_id=launch_id or None, host=host or None, pid=number, started_at=seconds)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it was made on another host, where its processes cannot be seen."""
+        return self.host is not None and self.host != socket.gethostname()
+
+
+def is_running(launch: Launch) -> bool:
+    """Whether any process of the launch is alive on this host."""
+    leader = _leader(launch)
+    return (leader is not None and _is_alive(leader)) or bool(_members(launch))
+
+
+def stop(launch: Launch, patience: float) -> list[int]:
+    """Ends every process of the launch; returns the ids of those that are still there.
+
+    Args:
+        launch: A launch of this host.
+        patience: How many seconds the processes have after SIGTERM until SIGKILL comes.
+    """
+    for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
+        deadline = time.monotonic() + seconds
+        told: set[psutil.Process] = set()
+        while alive := _members(launch):
+            _signal(alive - told, launch.pid, signum)
+            told |= alive
+            if not _end_by(deadline, alive):
+                break
+        else:
+            return []
+    return sorted(process.pid for process in _members(launch))
+
+
+class Worker(subprocess.Popen[bytes]):
+    """A child that may outlive us, which is what Popen's destructor would warn of."""
+
+    def __del__(self) -> None:
+        """Nothing: `reap` collects the child if it ends before us."""
+
+
+_children: Final[set[Worker]] = set()
+
+
+def spawn(
+    argv: list[str], *, environment: Mapping[str, str], directory: str | None, log: int
+) -> Worker:
+    """Starts a program in a session of its own, without input, its output going to a log.
+
+    Raises:
+        OSError: It cannot be started.
+        ValueError: Its arguments cannot be expressed in this system's encoding.
+    """
+    reap()
+    worker = Worker(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=directory,
+        env=environment,
+        start_new_session=True,
+        close_fds=True,
+    )
+    _children.add(worker)
+    return worker
+
+
+def reap() -> None:
+    """Collects our children that ended, so that a caller who lives long gathers no zombies."""
+    for worker in list(_children):
+        if worker.poll() is not None:
+            _children.discard(worker)
+
+
+def started_at(pid: int) -> float:
+    """When a process that we just started began, in the measure that identifies it."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:  # over already, and collected by a parent that ignores SIGCHLD
+        return time.time()
+
+
+def _members(launch: Launch) -> set[psutil.Process]:
+    reap()
+    # A process that forks and ends during the first look can hide its child from it.
+    return _look(launch) or _look(launch)
+
+
+def _look(launch: Launch) -> set[psutil.Process]:
+    everyone = list(_everyone())
+    marked = {process for process in everyone if _is_marked(process, launch.launch_id)}
+    session = {process for process in everyone if _is_in_session(process.pid, launch.pid)}
+    # The number of a session is not given away while the session has members, so that one of
+    # them that is known to be of this launch vouches for all.
+    if _leader(launch) is not None or marked & session:
+        marked |= session
+    return {process for process in marked if _is_alive(process)}
+
+
+def _everyone() -> Iterator[psutil.Process]:
+    for pid in psutil.pids():  # process_iter() shares a cache between threads
+        with suppress(psutil.Error):
+            yield psutil.Process(pid)
+
+
+def _leader(launch: Launch) -> psutil.Process | None:
+    """The process that was started, be it a zombie; None if its pid is free or another's."""
+    if launch.pid is None or launch.started_at is None:
+        return None
+    try:
+        process = psutil.Process(launch.pid)
+        apart = abs(process.create_time() - launch.started_at)
+    except psutil.Error:
+        return None
+    leads = _is_in_session(launch.pid, launch.pid)
+    return process if apart <= _CLOCK_SLACK and leads else None
+
+
+def _is_marked(process: psutil.Process, launch_id: str | None) -> bool:
+    try:
+        return launch_id is not None and process.environ().get(LAUNCH_VARIABLE) == launch_id
+    except psutil.Error:  # gone, or another user's
+        return False
+
+
+def _is_in_session(pid: int, leader: int | None) -> bool:
+    try:
+        return leader is not None and leader in (os.getsid(pid), os.getpgid(pid))
+    except OSError:
+        return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # there, and not ours to look at
+        return True
+
+
+def _signal(processes: Iterable[psutil.Process], leader: int | None, signum: int) -> None:
+    """Signals the leader's group as one, so that no fork escapes, and the others one by one.
+
+    What cannot be signalled shows up as still running.
+    """
+    groups = {process: _group(process.pid) for process in processes}
+    if leader is not None and leader in groups.values():
+        with suppress(OSError):
+            os.killpg(leader, signum)
+    for process, group in groups.items():
+        if leader is None or group != leader:
+            with suppress(psutil.Error):  # psutil checks the process's identity once more
+                process.send_signal(signum)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
+def _end_by(deadline: float, processes: set[psutil.Process]) -> bool:
+    while time.monotonic() < deadline:
+        reap()
+        if not any(map(_is_alive, processes)):
+            return True
+        time.sleep(_POLL)
+    return False
+
+
+def _pid(text: str | None) -> int | None:
+    try:
+        pid = int(text or "")
+    except ValueError:
+        return None
+    return pid if 1 < pid <= _LARGEST_PID else None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None

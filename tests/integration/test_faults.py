@@ -1,0 +1,265 @@
+"""What happens when the world changes, or a store goes away, in the middle of a turn or a tick."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from support import Fleet, fleet, watched
+
+from orchestration.attempt import take_turn
+from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.model import State
+from orchestration.stores import database
+
+RUN = "the-run"
+
+# The calls that a turn makes on the registry, the ledger and the container, in their order.
+RESTART = [
+    "ledger.incident",
+    "registry.look",
+    "containers.obstacle",
+    "containers.get",
+    "ledger.apply",
+    "registry.look",
+    "container.release_resource",
+    "registry.look",
+    "container.request_resource",
+    "registry.save_startup",
+    "ledger.apply",
+]
+GIVE_UP = [
+    "ledger.incident",
+    "registry.look",
+    "containers.obstacle",
+    "ledger.apply",
+    "registry.remove_orphan",
+    "ledger.events",
+    "containers.get",
+    "container.release_resource",
+    "ledger.apply",
+]
+PLACES = {
+    name: [f"{when} {call}" for call in calls for when in ("before", "after")]
+    for name, calls in {"restart": RESTART, "give up": GIVE_UP}.items()
+}
+CASES = [
+    pytest.param(kind, number, id=f"{kind}, {number} {place}")
+    for kind, places in PLACES.items()
+    for number, place in enumerate(places)
+]
+
+
+@contextmanager
+def claimed(tmp_path: Path, kind: str) -> Iterator[Fleet]:
+    """A fleet with one orphan, due for a restart or to be given up, claimed by a run."""
+    with fleet(tmp_path, max_retries=1 if kind == "restart" else 0) as world:
+        world.worker()
+        world.tick()
+        (request,) = world.later().tick()
+        world.take_up(request, RUN)
+        yield world
+
+
+def turn_with(world: Fleet, kind: str, at: int, act: Callable[[], object]) -> list[str]:
+    """Takes the turn and lets something happen at one place; returns the places passed."""
+    passed: list[str] = []
+
+    def announce(place: str) -> None:
+        passed.append(place)
+        if len(passed) == at + 1:
+            act()
+
+    take_turn(watched(world.keeper, announce), 1, RUN)
+    assert passed[: at + 1] == PLACES[kind][: at + 1]
+    return passed
+
+
+def settle(world: Fleet) -> None:
+    """Ticks and runs until nothing is left to do."""
+    for number in range(4):
+        for request in world.later(world.keeper.claim_timeout).tick():
+            for incident in world.take_up(request, f"later-{number}"):
+                take_turn(world.keeper, incident.incident_id, f"later-{number}")
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_turn_makes_the_calls_that_these_tests_think_it_makes(tmp_path: Path, kind: str) -> None:
+    """Otherwise the places below would not be all the places."""
+    with claimed(tmp_path, kind) as world:
+        assert turn_with(world, kind, 0, lambda: None) == PLACES[kind]
+
+
+@pytest.mark.parametrize(("kind", "at"), CASES)
+def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """It is never started once it is registered, and ends as recovered unless it is gone."""
+    with claimed(tmp_path, kind) as world:
+        world.container.during_request = lambda _: started_while.append(is_registered(world))
+        started_while: list[bool] = []
+        turn_with(world, kind, at, world.register)
+        # The one place where nobody can know: after the last look, within the call itself.
+        unseen = PLACES["restart"].index("after registry.look", 15)
+        assert kind == "give up" or not any(started_while) or at in {unseen, unseen + 1}
+        settle(world)
+        (incident,) = world.incidents()
+        removed = world.keeper.registry.look("w-1").row is None
+        assert incident.state is (State.EXHAUSTED if removed else State.RECOVERED)
+        # Removed only where the registration came after the guarded delete.
+        assert removed == (
+            kind == "give up" and at > PLACES[kind].index("before registry.remove_orphan")
+        )
+
+
+@pytest.mark.parametrize(("kind", "at"), CASES)
+def test_a_resource_is_removed_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """Nothing is left running, and the incident ends."""
+    with claimed(tmp_path, kind) as world:
+        turn_with(world, kind, at, world.release)
+        settle(world)
+        (incident,) = world.incidents()
+        assert incident.state in {State.RELEASED, State.EXHAUSTED}
+        saved = PLACES["restart"].index("after registry.save_startup")
+        if kind == "give up" or at < saved:  # later, whoever removes the row sees what to stop
+            assert not world.container.running
+
+
+@pytest.mark.parametrize(("kind", "at"), CASES)
+def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """An operator's change survives the saving of the start-up properties."""
+    with claimed(tmp_path, kind) as world:
+        turn_with(world, kind, at, lambda: world.properties('{"memory":"2048"}'))
+        row = world.keeper.registry.look("w-1").row
+        assert (row is None) == (kind == "give up")
+        assert row is None or '"memory":"2048"' in row["properties"]
+
+
+@pytest.mark.parametrize(("kind", "at"), CASES)
+def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """As if killed: whatever was written stands, and others carry on from there."""
+    with claimed(tmp_path, kind) as world:
+
+        def die() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            turn_with(world, kind, at, die)
+        settle(world)
+        (incident,) = world.incidents()
+        assert incident.state is State.EXHAUSTED
+        assert incident.attempts <= world.keeper.policy.max_retries
+        assert len(world.container.requested) <= incident.attempts
+        assert world.keeper.registry.look("w-1").row is None
+        kept = [e for e in world.keeper.ledger.events(1) if e.kind == "giving-up"]
+        assert kept[0].details["row"]["resource_id"] == "w-1"
+
+
+def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> None:
+    """The late one finds out before it records anything, and undoes its own start only."""
+    with claimed(tmp_path, "restart") as world:
+        policy = replace(world.keeper.policy, max_retries=3)
+        world.keeper = replace(world.keeper, policy=policy)
+
+        def overtaken() -> None:
+            (request,) = world.later(world.keeper.claim_timeout).tick()
+            world.launch(request)
+
+        at = PLACES["restart"].index("after container.request_resource")
+        turn_with(world, "restart", at, overtaken)
+        assert len(world.container.requested) == 2
+        row = world.keeper.registry.look("w-1").row
+        assert row is not None
+        launches = [call for call in world.container.calls if call.action == "release"]
+        assert world.container.running == {"w-1"}
+        assert launches[-1].resource.properties["recording-launch"] == "2"
+        assert '"recording-launch":"4"' in row["properties"]
+
+
+@contextmanager
+def locked(world: Fleet) -> Iterator[None]:
+    """Somebody else holds the database for as long as the block lasts."""
+    path = world.keeper.registry.database.url.database
+    for store in (world.keeper.registry, world.keeper.ledger):
+        store.database.close()  # open connections would keep the other one out
+    with closing(sqlite3.connect(path or "", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("COMMIT")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks are not waited for."""
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_tick_abstains_while_the_database_is_locked(tmp_path: Path) -> None:
+    """It says why, requests nothing and writes nothing; the next one carries on."""
+    with fleet(tmp_path) as world:
+        world.worker()
+        world.tick()
+        world.later()
+        before, cursor = world.dump(), world.cursor
+        with locked(world):
+            assert world.tick() == []
+        assert world.message.startswith("Abstained, nothing was changed: the ")
+        assert "locked" in world.message
+        assert world.dump() == before
+        assert world.cursor == cursor
+        assert len(world.tick()) == 1
+
+
+def test_a_tick_abstains_while_the_database_is_away(tmp_path: Path) -> None:
+    """An unreadable file is the same as a server that is down."""
+    with fleet(tmp_path) as world:
+        world.worker()
+        world.tick()
+        world.keeper.registry.database.close()
+        world.keeper.ledger.database.close()
+        (tmp_path / "registry.db").write_bytes(b"not a database, for a while" * 100)
+        assert world.later().tick() == []
+        assert world.message.startswith("Abstained, nothing was changed: the ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [case for case in CASES if " container" not in str(case.id)]
+)
+def test_a_store_goes_away_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """The turn ends with the reason; taken again when the store is back, it ends well."""
+    with claimed(tmp_path, kind) as world:
+        def away() -> None:
+            raise StoreUnavailableError("the ledger cannot be read: gone fishing")
+
+        with pytest.raises(StoreUnavailableError):
+            turn_with(world, kind, at, away)
+        settle(world)
+        assert world.incidents()[0].state is State.EXHAUSTED
+        assert not world.container.running
+
+
+def test_a_step_whose_store_is_away_is_retried_by_its_policy(tmp_path: Path) -> None:
+    """The run does not give up on an orphan because a database was restarted."""
+    with fleet(tmp_path, grace=timedelta(0)) as world:
+        world.worker()
+        (request,) = world.tick()
+        looks = []
+
+        def announce(place: str) -> None:
+            looks.append(place)
+            if looks.count("before registry.look") == 1 and place == "before registry.look":
+                raise StoreUnavailableError
+
+        world.keeper = watched(world.keeper, announce)
+        result = world.launch(request)
+        assert result.success
+        assert [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
+        assert world.container.requested == ["w-1"]
+
+
+def is_registered(world: Fleet) -> bool:
+    """Whether an optimizer stands for the worker now."""
+    return world.keeper.registry.look("w-1").registered

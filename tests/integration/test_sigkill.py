@@ -1,0 +1,154 @@
+"""A run that is killed with SIGKILL, with real worker processes, at every place of a turn."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from support import START, fleet_keeper, watched
+
+from orchestration.attempt import take_turn, take_up
+from orchestration.config import ContainerSettings
+from orchestration.containers.resolve import Containers
+from orchestration.fleet import declare
+from orchestration.keeper import Keeper
+from orchestration.keeping.model import Resource, State
+from orchestration.tick import tick
+
+GRACE = timedelta(seconds=30)
+WORKER = "w-1"
+TURN_CALLS = 11  # that a turn makes on the registry, the ledger and the container
+TICK_CALLS = 4  # that the tick makes which hands the orphan over
+
+
+def keeper_at(folder: Path, later: timedelta) -> Keeper:
+    """The keeper of a process that was started at some time, with real worker processes."""
+    command = ["sleep", "600"]
+    settings = ContainerSettings(
+        name="local",
+        implementation="orchestration.containers.CommandContainer",
+        properties={
+            "command": str(command).replace("'", '"'),
+            "log-dir": str(folder / "workers"),
+            "start-check": "0s",
+            "stop-timeout": "5s",
+            "export.FOLDER_OF_THIS_TEST": str(folder),
+        },
+    )
+    keeper = fleet_keeper(folder, max_retries=3, grace=GRACE)
+    return replace(keeper, containers=Containers({"local": settings}), clock=lambda: START + later)
+
+
+def die_before(number: int, folder: Path, what: str) -> None:
+    """Does one thing, and is killed before the call of that number; in a process of its own."""
+    calls = 0
+
+    def announce(place: str) -> None:
+        nonlocal calls
+        calls += place.startswith("before ")
+        if calls == number or (calls == number - 1 and place == "the end"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    keeper = keeper_at(folder, GRACE)
+    if what == "tick":
+        tick(watched(keeper, announce), no_runs)
+        announce("the end")
+        return
+    (order,) = tick(keeper, no_runs).orders
+    (incident,) = take_up(keeper, order.run_key, "first-run")
+    take_turn(watched(keeper, announce), incident.incident_id, "first-run")
+    announce("the end")
+
+
+def no_runs(_owners: object) -> Mapping[str, object]:
+    """Dagster knows nothing of the run: its record is gone with it."""
+    return {}
+
+
+def workers(folder: Path) -> list[psutil.Process]:
+    """The worker processes of this test that are alive."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get("FOLDER_OF_THIS_TEST") == str(folder)
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@contextmanager
+def stopped_at_the_end(folder: Path) -> Iterator[None]:
+    """Leaves no process behind."""
+    try:
+        yield
+    finally:
+        for process in workers(folder):
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [("turn", number) for number in range(1, TURN_CALLS + 2)]
+    + [("tick", number) for number in range(1, TICK_CALLS + 2)],
+)
+def test_killed_anywhere_it_is_started_once_per_attempt(
+    tmp_path: Path, what: str, number: int
+) -> None:
+    """Killed before each call, and after the last: one process at a time, no attempt lost."""
+    with stopped_at_the_end(tmp_path):
+        keeper = keeper_at(tmp_path, timedelta(0))
+        declare(
+            keeper,
+            Resource(
+                resource_id=WORKER,
+                group_name="g",
+                container_name="local",
+                thread_count=1,
+                memory_mb=0,
+            ),
+        )
+        tick(keeper, no_runs)
+        died = subprocess.run(
+            [sys.executable, __file__, str(number), str(tmp_path), what],
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert died.returncode == -signal.SIGKILL
+        assert len(workers(tmp_path)) <= 1
+        seen = {process.pid for process in workers(tmp_path)}
+        for again in range(1, 6):
+            later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
+            for order in tick(later, no_runs).orders:
+                for incident in take_up(later, order.run_key, f"run-{again}"):
+                    take_turn(later, incident.incident_id, f"run-{again}")
+            alive = {process.pid for process in workers(tmp_path)}
+            assert len(alive) <= 1
+            seen |= alive
+            close(later)
+        incident = keeper.ledger.incident(1)
+        assert incident is not None
+        assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
+        assert workers(tmp_path) == []
+        events = [str(event.kind) for event in keeper.ledger.events(1)]
+        assert events.count("attempt") == 3
+        assert events.count("started") <= len(seen) <= 3
+        close(keeper)
+
+
+def close(keeper: Keeper) -> None:
+    """Closes what a keeper had open."""
+    keeper.registry.database.close()
+    keeper.ledger.database.close()
+
+
+if __name__ == "__main__":
+    die_before(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
