@@ -37,4 +37,8 @@ def build_definitions(keeper: Keeper) -> dg.Definitions:
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions for `$AMORO_CONF_DIR/config.yaml`."""
-    return build_definitions(Keeper.from_settings(load_settings()))
+    keeper = Keeper.from_settings(load_settings())
+    # One process per asset run: a process per step would take longer than the step itself.
+    return dg.Definitions.merge(
+        build_definitions(keeper), dg.Definitions(executor=dg.in_process_executor)
+    )

@@ -30,7 +30,7 @@ _DAGSTER_YAML: Final = """\
 telemetry:
   enabled: false
 nux:
-  seen: true  # no questions to newcomers
+  enabled: false  # no questions to newcomers
 run_monitoring:
   enabled: true  # a run whose process was killed is marked as failed
 """

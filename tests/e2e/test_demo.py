@@ -1,0 +1,221 @@
+"""The demo as a newcomer runs it: real workers, Dagster's own daemon and web server."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from orchestration.demo.fleet import processes
+from orchestration.keeping.model import Event, Incident, State
+from orchestration.stores.database import Database
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.registry import Registry, optimizer
+
+GRACE = timedelta(seconds=15)
+RETRIES = 3
+RUNS = """
+query ($resource: String!) {
+  runsOrError(filter: {tags: [{key: "amoro/resource", value: $resource}]}) {
+    ... on Runs { results { runId status } }
+  }
+}
+"""
+FAILURES = """
+query ($run: ID!) {
+  runOrError(runId: $run) {
+    ... on Run {
+      status
+      eventConnection {
+        events { ... on ExecutionStepFailureEvent { failureMetadata { description } } }
+      }
+    }
+  }
+}
+"""
+T = TypeVar("T")
+
+
+@dataclass
+class Demo:
+    """A demo under way."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    address: str
+    registry: Registry
+    ledger: Ledger
+
+    def registered(self) -> dict[str, int]:
+        """The pids of the registered workers by resource id."""
+        query = sa.select(optimizer.c.resource_id, optimizer.c.properties)
+        with self.registry.database.reading() as connection:
+            rows = connection.execute(query).all()
+        return {name: int(json.loads(text)["job-id"]) for name, text in rows}
+
+    def incident_of(self, resource_id: str) -> Incident | None:
+        """The last incident of a resource."""
+        with self.ledger.reading() as connection:
+            number = connection.scalar(
+                sa.text("SELECT max(incident_id) FROM keeper_incident WHERE resource_id = :id"),
+                {"id": resource_id},
+            )
+        return self.ledger.incident(number) if number else None
+
+    def closed(self, resource_id: str) -> Incident | None:
+        """The last incident of a resource, once it has its outcome."""
+        found = self.incident_of(resource_id)
+        return found if found is not None and not found.is_open else None
+
+    def events(self, incident: Incident, kind: str) -> list[Event]:
+        """The events of one kind in an incident's story."""
+        return [e for e in self.ledger.events(incident.incident_id) if e.kind == kind]
+
+    def ask(self, query: str, **variables: str) -> Any:  # noqa: ANN401 - JSON
+        """The answer of Dagster's GraphQL to a query with one root field."""
+        request = urllib.request.Request(  # noqa: S310 - http, on this machine
+            f"{self.address}/graphql",
+            data=json.dumps({"query": query, "variables": variables}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
+            (told,) = json.load(answer)["data"].values()
+        return told
+
+
+def until(what: str, look: Callable[[], T | None], seconds: float = 120) -> T:
+    """Looks until there is something to see."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """`make run`, without the virtual environment that the tests are in already."""
+    folder = tmp_path_factory.mktemp("demo").resolve()
+    command = [sys.executable, "-m", "orchestration.demo", "run", "--folder", str(folder)]
+    said = folder / "said"
+    with said.open("w") as output:
+        process = subprocess.Popen([*command, "--port", "0"], stdout=output, stderr=output)
+    url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
+    registry = Registry(Database(url, "registry"), None)
+    ledger = Ledger(Database(url, "ledger"))
+    try:
+        found = until("an address", lambda: re.search(r"http://127\S+", said.read_text()))
+        yield Demo(folder, process, found.group(), registry, ledger)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(90)
+        registry.database.close()
+        ledger.database.close()
+    assert process.returncode == 0, said.read_text()
+    assert list(processes(folder)) == []
+
+
+def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:
+    """Web server, daemon and code server listen on the loopback address, if at all."""
+    heard = [
+        connection.laddr.ip
+        for process in processes(demo.folder)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert heard
+    assert set(heard) <= {"127.0.0.1", "::1"}
+
+
+def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
+    """A new process, a green run, a recovered incident; and nothing else is started."""
+    before = until(
+        "five workers", lambda: demo.registered() if len(demo.registered()) == 5 else None
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "orchestration.demo", "chaos", "--folder", str(demo.folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    victim = re.search(r"Killed (\S+) \(pid (\d+)\)", said)
+    assert victim is not None, said
+    name, pid = victim.group(1), int(victim.group(2))
+    assert before[name] == pid
+    incident = until(f"the end of {name}", lambda: demo.closed(name))
+    assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
+    (attempt,) = demo.events(incident, "attempt")
+    assert attempt.at - incident.detected_at >= GRACE
+    after = demo.registered()
+    assert psutil.pid_exists(after[name])
+    assert after[name] != pid
+    assert {**after, name: pid} == before
+    runs = demo.ask(RUNS, resource=name)["results"]
+    assert [(run["runId"], run["status"]) for run in runs] == [(attempt.run_id, "SUCCESS")]
+
+
+def test_the_history_of_a_group_refreshes_by_itself(demo: Demo) -> None:
+    """The frame of the killed worker's group has its recovery, with nobody materializing it."""
+    name = until("a recovery", lambda: _recovered(demo))
+    group = name.rpartition("-")[0]
+
+    def look() -> pd.DataFrame | None:
+        found = list(demo.folder.glob(f"**/orphan_history/{group}.parquet"))
+        frame = pd.read_parquet(found[0]) if found else pd.DataFrame({"outcome": []})
+        return frame if State.RECOVERED in set(frame["outcome"]) else None
+
+    frame = until("the history", look)
+    row = frame[frame["outcome"] == State.RECOVERED].iloc[-1]
+    assert row["resource"] == name
+    assert row["time_to_recover"] >= GRACE
+
+
+def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
+    """After exactly max-retries attempts, a grace period apart; the run fails with the story."""
+    incident = until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+    assert (incident.state, incident.attempts) == (State.EXHAUSTED, RETRIES)
+    times = [incident.detected_at] + [event.at for event in demo.events(incident, "attempt")]
+    assert len(times) == RETRIES + 1
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert min(pauses) >= GRACE
+    assert demo.registry.look("legacy-1").row is None
+    (kept,) = demo.events(incident, "giving-up")
+    assert kept.details["row"]["group_name"] == "legacy"
+    assert kept.details["row"]["start_time"]
+    failed = until("the failed run", lambda: _failure(demo, kept.run_id or ""))
+    assert "legacy-1" in failed
+    assert f"{RETRIES} attempts" in failed
+    never = [p for p in processes(demo.folder) if "--never-register" in p.cmdline()]
+    assert never == []
+
+
+def _recovered(demo: Demo) -> str | None:
+    with demo.ledger.reading() as connection:
+        found: str | None = connection.scalar(
+            sa.text("SELECT resource_id FROM keeper_incident WHERE state = 'recovered'")
+        )
+    return found
+
+
+def _failure(demo: Demo, run_id: str) -> str | None:
+    """What the failed step of a run says."""
+    run = demo.ask(FAILURES, run=run_id)
+    if run["status"] != "FAILURE":
+        return None
+    told = [event["failureMetadata"] for event in run["eventConnection"]["events"] if event]
+    return str(told[0]["description"])

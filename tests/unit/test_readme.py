@@ -1,0 +1,46 @@
+"""The README, as far as it can be wrong."""
+
+import re
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from orchestration.config import SETTINGS
+from orchestration.keeper import Keeper
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    """Every key, with its default and its meaning, and no other."""
+    rows = [
+        f"| `{setting.key}` | {f'`{setting.default}`' if setting.default else ''} "
+        f"| {setting.meaning} |"
+        for setting in SETTINGS
+    ]
+    assert "\n".join(rows) in README
+    assert len(re.findall(r"^\| `(?:ams|keeper)\.", README, re.MULTILINE)) == len(rows)
+
+
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration, workers and a merged code location, as written there."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "config.yaml").write_text(
+        text.replace("/var/lib/fleet", str(tmp_path)).replace(
+            "command: [my-worker,",
+            f"log-dir: {tmp_path}\n      start-check: 0s\n      command: ['true',",
+        )
+    )
+    monkeypatch.setenv("AMORO_CONF_DIR", str(tmp_path))
+    names: dict[str, object] = {}
+    for block in CODE:
+        exec(block, names)  # noqa: S102 - our own words
+    keeper = names["keeper"]
+    assert isinstance(keeper, Keeper)
+    assert keeper.registry.survey().resources == 4
+    keeper.registry.database.close()
+    defs = names["defs"]
+    assert isinstance(defs, dg.Definitions)
+    assert defs.resolve_sensor_def("orphan_sensor").default_status is dg.DefaultSensorStatus.RUNNING
