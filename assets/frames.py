@@ -27,7 +27,7 @@ class FrameIOManager(dg.UPathIOManager):
 
     def get_path_for_partition(
         self,
-        context: dg.InputContext | dg.OutputContext,  # noqa: ARG002 - the base class passes it
+        context: dg.InputContext | dg.OutputContext,
         path: UPath,
         partition: str,
     ) -> UPath:

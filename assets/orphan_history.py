@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 
 from assets.names import EVENTS, GROUPS, HISTORY, group_name
+from orchestration.errors import shorten
 from orchestration.keeping.model import State
 from orchestration.stores.ledger import Ledger
 
@@ -28,7 +29,9 @@ COLUMNS: Final = (
         "time_to_recover", "timedelta64[us]", "From detection to recovery; empty otherwise."
     ),
 )
+_LONGEST_CELL: Final = 300  # characters of an error in that table
 _TABLE_ROWS: Final = 100  # newest incidents that the UI shows as a table
+_SHOWN: Final = ("resource", "outcome", "detected", "time_to_recover", "attempts", "last_error")
 
 
 def build_orphan_history(ledger: Ledger) -> dg.AssetsDefinition:
@@ -102,20 +105,20 @@ def _metadata(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:
 
 
 def _table(frame: pd.DataFrame) -> dg.MetadataValue:
-    newest = frame.tail(_TABLE_ROWS).iloc[::-1]
+    newest = frame.tail(_TABLE_ROWS).iloc[::-1][list(_SHOWN)].fillna({"outcome": "open"})
     records = [
-        dg.TableRecord(dict(zip(_NAMES, map(_cell, row), strict=True)))
+        dg.TableRecord(dict(zip(_SHOWN, map(_cell, row), strict=True)))
         for row in newest.itertuples(index=False)
     ]
-    columns = [dg.TableColumn(c.name, "string", c.description) for c in COLUMNS]
+    columns = [dg.TableColumn(name, "string") for name in _SHOWN]
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 
 
 def _cell(value: object) -> str | int:
     if isinstance(value, pd.Timestamp):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        return f"{value:%m-%d %H:%M:%S}"
     if isinstance(value, pd.Timedelta):
         return f"{value.total_seconds():.0f} s"
     if isinstance(value, Integral):
         return int(value)
-    return value if isinstance(value, str) else ""  # NA and NaT
+    return shorten(value, _LONGEST_CELL) if isinstance(value, str) else ""  # NA and NaT

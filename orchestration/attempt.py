@@ -187,9 +187,9 @@ class _TurnUnderWay:
         step = transitions.started(self._incident, startup, notes, now)
         if not saved or (self._keeper.ledger.apply(step) is None and not self._is_ours()):
             return self._undo(container, started)
-        message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}."
+        message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
         following = next_step(step.after, self._keeper.policy)
-        return self._turn(Ending.STARTED, " ".join([message, following, *notes]), startup)
+        return self._turn(Ending.STARTED, f"{'; '.join([message, *notes])}. {following}", startup)
 
     def _save(self, orphan: Orphan, startup: Mapping[str, str]) -> bool:
         """Saves the start-up properties; False: the row is gone, or another run's by now."""
@@ -241,7 +241,7 @@ class _TurnUnderWay:
         events = self._keeper.ledger.events(self._incident.incident_id)
         rows = [e.details["row"] for e in events if e.kind is EventKind.GIVING_UP]
         notes = self._release(orphan_of(rows[-1]))
-        told = " ".join([story(self._incident, events, self._keeper.policy), *notes])
+        told = "; ".join([story(self._incident, events, self._keeper.policy), *notes])
         self._close(Ending.GIVEN_UP, State.EXHAUSTED, told)
 
     def _release(self, orphan: Orphan) -> list[str]:
@@ -249,12 +249,12 @@ class _TurnUnderWay:
             container = self._keeper.containers.get(orphan.container_name or "")
             return _stop(container, resource_of(orphan), "what was left of it")
         except KeeperError as error:
-            return [f"What was left of it was not stopped: {error}."]
+            return [f"could not stop what was left of it: {error}"]
 
     def _close(self, ending: Ending, outcome: State, message: str) -> NoReturn:
         now = self._keeper.clock()
         self._step(transitions.close(self._incident, outcome, message, now, run_id=self._run_id))
-        raise _OverError(self._turn(ending, f"is closed as {outcome}: {message}."))
+        raise _OverError(self._turn(ending, f"was {ending}: {message}."))
 
     def _step(self, step: Transition) -> None:
         """Writes a step; the turn is over if somebody else moved the incident first."""
@@ -294,5 +294,5 @@ def _stop(container: Container, resource: Resource, what: str) -> list[str]:
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
-        return [f"Could not stop {what}: {describe(error)}."]
+        return [f"could not stop {what}: {describe(error)}"]
     return []

@@ -59,11 +59,9 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
         turn = take_turn(keeper, incident_id, context.run_id)
         metadata = _metadata(keeper, turn)
         if turn.ending in {Ending.FAILED, Ending.GIVEN_UP}:
-            raise dg.Failure(
-                turn.message, metadata=metadata, allow_retries=turn.ending is Ending.FAILED
-            )
-        context.log.info(turn.message)
-        yield dg.Output(None, metadata=metadata)
+            again = turn.ending is Ending.FAILED
+            raise dg.Failure(turn.message, metadata=metadata, allow_retries=again)
+        yield dg.Output(None, metadata={"result": turn.message, **metadata})
 
     @dg.job(
         executor_def=dg.in_process_executor,
@@ -95,18 +93,18 @@ def _taken_up(incidents: list[Incident]) -> str:
     return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
 
 
-def _metadata(keeper: Keeper, turn: Turn) -> dict[str, dg.MetadataValue]:
+def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
     incident = turn.incident
-    told = {"result": turn.message}
-    if incident is not None:
-        told |= {
-            "group": incident.group_name,
-            "resource": incident.resource_id,
-            "container": incident.container_name,
-            "incident": str(incident.incident_id),
-            "attempt": f"{incident.attempts} of {keeper.policy.max_retries}",
-            "orphaned since": clock_time(incident.detected_at),
-        }
-        if incident.is_open and incident.attempts:
-            told["next"] = next_step(incident, keeper.policy)
-    return {key: dg.MetadataValue.text(text) for key, text in (told | dict(turn.startup)).items()}
+    if incident is None:
+        return {}
+    told = {
+        "group": incident.group_name,
+        "resource": incident.resource_id,
+        "container": incident.container_name,
+        "incident": str(incident.incident_id),
+        "attempt": f"{incident.attempts} of {keeper.policy.max_retries}",
+        "orphaned since": clock_time(incident.detected_at),
+    }
+    if incident.is_open and incident.attempts:
+        told["next"] = next_step(incident, keeper.policy)
+    return told | dict(turn.startup)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from assets.names import EVENTS, GROUPS, partition_key
+from assets.names import EVENTS, GROUPS, group_name, partition_key
 from orchestration.errors import KeeperError, describe
 from orchestration.keeper import Keeper
 from orchestration.keeping.policy import RunState
@@ -87,6 +87,7 @@ def _result(
     if requests:
         context.log.info(seen.summary)
     partitions = _new_partitions(context.instance, {*seen.survey.groups, *changed})
+    news = {**dict.fromkeys(map(group_name, partitions), 0), **changed}
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
@@ -96,7 +97,7 @@ def _result(
             dg.AssetMaterialization(
                 EVENTS, partition=partition_key(group), metadata={"new events": number}
             )
-            for group, number in changed.items()
+            for group, number in news.items()
         ],
     )
 

@@ -51,8 +51,8 @@ def story(incident: Incident, events: Iterable[Event], policy: RestartPolicy) ->
     return (
         f"orphaned since {clock_time(incident.detected_at)}; {incident.attempts} attempts, "
         f"at least {duration(policy.grace_period)} apart, did not bring it back"
-        f"{': ' if tried else ''}{'; '.join(tried)}. "
-        "Its row was removed from the registry and is kept in the ledger."
+        f"{': ' if tried else ''}{'; '.join(tried)}; "
+        "its row was removed from the registry and is kept in the ledger"
     )
 
 

@@ -87,8 +87,8 @@ def started(
 
 
 def shown(startup: Mapping[str, str]) -> str:
-    """What was started, in parentheses; nothing where the container does not say."""
-    return f" ({', '.join(f'{key}={value}' for key, value in startup.items())})" if startup else ""
+    """What was started, by its first and most telling property, in parentheses; "" if by none."""
+    return next((f" ({key} {value})" for key, value in startup.items()), "")
 
 
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
