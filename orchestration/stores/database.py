@@ -1,7 +1,9 @@
 """How a store talks to its database: engines, transactions, time and errors, in one place."""
 
+import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,25 @@ from sqlalchemy.types import TypeDecorator
 from orchestration.errors import StoreUnavailableError
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
+MYSQL_TABLE: Final[dict[str, Any]] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (
+        ("engine", "InnoDB"),
+        ("charset", "utf8mb4"),
+        ("collate", "utf8mb4_bin"),  # "a" and "A" are two names
+    )
+}
+"""Options of our own tables: the server's default may hold neither transactions nor an emoji."""
+_PATIENCE: Final = {
+    "connect_timeout": "10",  # s, to connect to a server that does not answer
+    "keepalives_idle": "10",  # s, until a silent server is asked whether it is there
+    "tcp_user_timeout": "10000",  # ms, until one that does not answer counts as gone
+}
 _WRITES: Final = "dagster_amoro_writes"
+_CREATION: Final = int.from_bytes(b"amoro")  # the lock under which tables are created
+_UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # from drivers, unlike their own errors
+_MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
 
 
 class Database:
@@ -48,10 +68,31 @@ class Database:
             with connection.begin():
                 yield connection
 
+    @contextmanager
+    def creating(self) -> Iterator[sa.Connection]:
+        """A transaction that creates tables, one at a time among all processes and threads.
+
+        Makes the folder of an SQLite file; other databases bring their own.
+
+        Raises:
+            StoreUnavailableError: As `writing` does, or there can be no such folder.
+        """
+        self.create_folder()
+        with self.writing() as connection, _alone(connection):
+            yield connection
+
     def create_folder(self) -> None:
-        """Makes the folder of an SQLite file; other databases bring their own."""
-        if self.engine.dialect.name == "sqlite" and self.url.database:
+        """Makes the folder of an SQLite file; other databases bring their own.
+
+        Raises:
+            StoreUnavailableError: There can be no such folder.
+        """
+        if self.engine.dialect.name != "sqlite" or not self.url.database:
+            return
+        try:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailableError(f"the {self.name} has no folder: {error}") from error
 
     def close(self) -> None:
         """Closes the pooled connections."""
@@ -61,19 +102,28 @@ class Database:
     def _errors(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except sa.exc.SQLAlchemyError as error:
-            # The driver's own words only: SQLAlchemy's would add the statement and its values.
-            cause = getattr(error, "orig", None) or error
+        except (sa.exc.SQLAlchemyError, *_UNSENDABLE) as error:
+            # Without the error itself: whoever shows it shows its statement, and maybe a whole row.
             raise StoreUnavailableError(
-                f"the {self.name} cannot be {verb}: {type(cause).__name__}: {cause}".strip()
-            ) from error
+                f"the {self.name} cannot be {verb}: {_reason(error)}"
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in the driver's words, without statements and values.
+
+    SQLAlchemy adds the statement; PostgreSQL does so too, or adds the whole row, from its second
+    line on; MySQL puts the value in the middle.
+    """
+    cause = getattr(error, "orig", None) or error
+    text = cause.args[-1] if len(cause.args) == 2 else cause  # noqa: PLR2004 - MySQL: number, text
+    first_line = _MYSQL_VALUE.sub(r"\1 for ", str(text)).strip().partition("\n")[0]
+    return f"{type(cause).__name__}: {first_line}".removesuffix(": ")
 
 
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(
-            url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True
-        )
+        return _server_engine(url)
     engine = sa.create_engine(
         url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, hide_parameters=True
     )
@@ -82,9 +132,32 @@ def _engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
+def _server_engine(url: sa.URL) -> sa.Engine:
+    if url.drivername == "postgresql+psycopg":  # PyMySQL waits for 10 s by itself
+        url = url.update_query_dict({**_PATIENCE, **url.query})
+    engine = sa.create_engine(
+        url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True
+    )
+    limit_waits = f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS} s'"
+    if engine.dialect.name != "postgresql":  # one for rows, one for tables
+        seconds = max(1, round(LOCK_TIMEOUT_SECONDS))
+        limit_waits = f"SET innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}"
+
+    def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(limit_waits)
+        connection.commit()
+
+    sa.event.listen(engine, "connect", prepare)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
     connection.isolation_level = None  # the driver's own BEGIN would come too late, see below
-    connection.execute("PRAGMA journal_mode = WAL")  # readers and the one writer do not block
+    # Readers and the one writer do not block each other. Two processes that open a new file at once
+    # can fail here without waiting; the transactions do wait, and the file is switched for both.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -92,6 +165,28 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # for the lock. One that is going to write takes the lock first, and waits for it.
     writes = connection.get_execution_options().get(_WRITES)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def is_mysql(dialect: sa.Dialect) -> bool:
+    """Whether it is MySQL or MariaDB, which a URL may call by either name."""
+    return dialect.name in {"mysql", "mariadb"}
+
+
+@contextmanager
+def _alone(connection: sa.Connection) -> Iterator[None]:
+    """Waits until no other process or thread creates tables; an SQLite writer is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
+    if not is_mysql(connection.dialect):
+        yield
+        return
+    lock = str(_CREATION)  # of the whole server, and no transaction's: MySQL creates outside of one
+    if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
+        raise StoreUnavailableError("another process has been creating tables for too long")
+    try:
+        yield
+    finally:
+        connection.execute(sa.select(sa.func.release_lock(lock)))
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function
@@ -125,7 +220,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """MySQL drops the fraction of a second unless told otherwise."""
-        if dialect.name in {"mysql", "mariadb"}:
+        if is_mysql(dialect):
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(sa.DateTime())
 

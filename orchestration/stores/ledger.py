@@ -1,6 +1,7 @@
 """The ledger: our own tables, incidents and the append-only events of their story."""
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,15 +13,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.types import TypeDecorator
 
 from orchestration.errors import StoreUnavailableError
 from orchestration.keeping.model import Event, EventKind, Incident, State, Transition
-from orchestration.stores.database import Database, UtcDateTime
+from orchestration.stores.database import MYSQL_TABLE, Database, UtcDateTime, is_mysql
 
 VERSION_TABLE: Final = "keeper_schema_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_ALEMBIC: Final = threading.Lock()  # its `op` and `context` are one for all threads
 
 metadata: Final = sa.MetaData()
 
@@ -38,26 +41,43 @@ class _State(TypeDecorator[State]):
         return None if value is None else State(value)
 
 
+class _Name(TypeDecorator[str]):
+    """A name of up to 100 characters, exactly: for MySQL, "a" and "a " differ only as bytes."""
+
+    impl = sa.String(100).with_variant(mysql.VARBINARY(400), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401
+        return value.encode() if value is not None and is_mysql(dialect) else value
+
+    def process_result_value(self, value: Any, _dialect: sa.Dialect) -> str | None:  # noqa: ANN401
+        return value.decode() if isinstance(value, bytes) else value
+
+
+class _Text(TypeDecorator[str]):
+    """A text of any length and origin, such as an error's.
+
+    What no database stores is written as an escape: NUL, and half of a character pair.
+    """
+
+    impl = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: sa.Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
 _Number: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER
-
-
-def _name(length: int) -> sa.String:
-    # MySQL's usual collation takes "a", "A" and "a " for one resource; they are three.
-    binary = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
-    return sa.String(length).with_variant(binary, "mysql", "mariadb")
-
-
-def _text() -> sa.Text:
-    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-
 
 incident: Final = sa.Table(
     "keeper_incident",
     metadata,
     sa.Column("incident_id", _Number, primary_key=True, autoincrement=True),
-    sa.Column("resource_id", _name(100), nullable=False),
-    sa.Column("group_name", _name(100), nullable=False),
-    sa.Column("container_name", _name(100), nullable=False),
+    sa.Column("resource_id", _Name, nullable=False),
+    sa.Column("group_name", _Name, nullable=False),
+    sa.Column("container_name", _Name, nullable=False),
     sa.Column("thread_count", sa.Integer, nullable=False),
     sa.Column("state", _State, nullable=False),
     sa.Column("detected_at", UtcDateTime, nullable=False),
@@ -66,32 +86,34 @@ incident: Final = sa.Table(
     sa.Column("hand_overs", sa.Integer, nullable=False),
     sa.Column("claimed_by", sa.String(100)),
     sa.Column("claimed_until", UtcDateTime),
-    sa.Column("note", _text()),
-    sa.Column("last_error", _text()),
+    sa.Column("note", _Text),
+    sa.Column("last_error", _Text),
     sa.Column("closed_at", UtcDateTime),
     sa.Column("version", sa.Integer, nullable=False),
     # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
     # database needs a partial index for it.
-    sa.Column("open_resource_id", _name(100), unique=True),
+    sa.Column("open_resource_id", _Name, unique=True),
     sa.Index("keeper_incident_group", "group_name", "incident_id"),
     sa.Index("keeper_incident_claim", "claimed_by"),
     sqlite_autoincrement=True,  # a number is never used again
+    **MYSQL_TABLE,
 )
 event: Final = sa.Table(
     "keeper_event",
     metadata,
     sa.Column("event_id", _Number, primary_key=True, autoincrement=True),
     sa.Column("incident_id", _Number, nullable=False),
-    sa.Column("group_name", _name(100), nullable=False),
+    sa.Column("group_name", _Name, nullable=False),
     sa.Column("kind", sa.String(20), nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("message", _text(), nullable=False),
+    sa.Column("message", _Text, nullable=False),
     sa.Column("attempt", sa.Integer),
     sa.Column("run_id", sa.String(100)),
-    sa.Column("details", _text(), nullable=False),  # a JSON object
+    sa.Column("details", _Text, nullable=False),  # a JSON object
     sa.Index("keeper_event_incident", "incident_id"),
     sa.Index("keeper_event_group", "group_name", "event_id"),
     sqlite_autoincrement=True,
+    **MYSQL_TABLE,
 )
 _FIELDS: Final = [incident.c[name] for name in Incident._fields]
 _OPEN: Final = incident.c.open_resource_id.is_not(None)
@@ -124,8 +146,8 @@ class Writing:
 
     def _open(self, new: Incident) -> Incident | None:
         insert = _insert_unless_there(self._connection.dialect.name)
-        result = self._connection.execute(insert, _incident_row(new))
-        if not result.rowcount:
+        counting = insert.execution_options(preserve_rowcount=True)  # PostgreSQL's is lost else
+        if self._connection.execute(counting, _incident_row(new)).rowcount != 1:
             return None
         query = sa.select(*_FIELDS).where(incident.c.open_resource_id == new.resource_id)
         return Incident._make(self._connection.execute(query).one())
@@ -178,8 +200,7 @@ class Ledger:
     def open_incidents(self) -> list[Incident]:
         """All incidents without an outcome, oldest first."""
         query = sa.select(*_FIELDS).where(_OPEN).order_by(incident.c.incident_id)
-        with self.reading() as connection:
-            return [Incident._make(row) for row in connection.execute(query)]
+        return self._incidents(query)
 
     def claimed_by(self, owner: str) -> list[Incident]:
         """The open incidents that a run, or a hand-over, has a claim on; oldest first."""
@@ -188,22 +209,19 @@ class Ledger:
             .where(_OPEN, incident.c.claimed_by == owner)
             .order_by(incident.c.incident_id)
         )
-        with self.reading() as connection:
-            return [Incident._make(row) for row in connection.execute(query)]
+        return self._incidents(query)
 
     def incident(self, incident_id: int) -> Incident | None:
         """One incident as it stands."""
         query = sa.select(*_FIELDS).where(incident.c.incident_id == incident_id)
-        with self.reading() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else Incident._make(row)
+        return next(iter(self._incidents(query)), None)
 
     def events(self, incident_id: int) -> list[Event]:
         """The story of one incident, in the order it was written."""
         query = (
             sa.select(event).where(event.c.incident_id == incident_id).order_by(event.c.event_id)
         )
-        with self.reading() as connection:
+        with self.reading() as connection, self._understanding():
             return [_event(row._asdict()) for row in connection.execute(query)]
 
     def renew(self, run_id: str, until: datetime) -> None:
@@ -247,15 +265,32 @@ class Ledger:
         newest = max((row[2] for row in rows), default=after_event)
         return {row[0]: row[1] for row in rows}, newest
 
+    def _incidents(self, query: sa.Select[Any]) -> list[Incident]:
+        with self.reading() as connection, self._understanding():
+            return [Incident._make(row) for row in connection.execute(query)]
+
+    @contextmanager
+    def _understanding(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # such as a state of another version
+            raise StoreUnavailableError(
+                f"the {self.database.name} holds what cannot be understood: {error}"
+            ) from error
+
     def _migrate(self) -> None:
         if self._migrated:
             return
         self.database.create_folder()
-        head = _scripts().get_current_head()
-        with self.database.reading() as connection:
-            current = _revision(connection)
-        if current != head:
-            self._upgrade(current)
+        try:
+            with self.database.reading() as connection:
+                current = _revision(connection)
+            if current != _scripts().get_current_head():
+                self._upgrade(current)
+        except CommandError as error:
+            raise StoreUnavailableError(
+                f"the {self.database.name}'s schema version cannot be told: {error}"
+            ) from error
         self._migrated = True
 
     def _upgrade(self, current: str | None) -> None:
@@ -265,7 +300,7 @@ class Ledger:
                 f"the ledger has schema version {current!r}, which this dagster-amoro does not "
                 f"know (it knows {', '.join(sorted(known))}): a newer one wrote it, install that"
             )
-        with self.database.writing() as connection:
+        with _ALEMBIC, self.database.creating() as connection:
             config = _alembic_config()
             config.attributes["connection"] = connection
             if _revision(connection) == current:  # nobody was faster

@@ -10,14 +10,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from orchestration.keeping.model import Orphan, Resource
 from orchestration.keeping.properties import dump_properties, merge_properties
 from orchestration.keeping.survey import Survey
-from orchestration.stores.database import Database, utc_now
+from orchestration.stores.database import MYSQL_TABLE, Database, utc_now
 
 metadata: Final = sa.MetaData()
-_NOW: Final = sa.text("CURRENT_TIMESTAMP")
+_PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 _IDS_PER_STATEMENT: Final = 1000  # every database takes as many bound values
 
 resource: Final = sa.Table(
@@ -29,9 +30,10 @@ resource: Final = sa.Table(
     sa.Column("group_name", sa.String(100)),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
-    sa.Column("start_time", sa.DateTime, nullable=False, server_default=_NOW),
-    sa.Column("properties", sa.Text),
+    sa.Column("start_time", sa.DateTime, nullable=False, server_default=utc_now()),
+    sa.Column("properties", _PROPERTIES),
     sa.Index("resource_resource_group_index", "group_name"),
+    **MYSQL_TABLE,
 )
 optimizer: Final = sa.Table(
     "optimizer",
@@ -40,21 +42,23 @@ optimizer: Final = sa.Table(
     sa.Column("resource_id", sa.String(100)),
     sa.Column("group_name", sa.String(100)),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("start_time", sa.DateTime, nullable=False, server_default=_NOW),
-    sa.Column("touch_time", sa.DateTime, nullable=False, server_default=_NOW),
+    sa.Column("start_time", sa.DateTime, nullable=False, server_default=utc_now()),
+    sa.Column("touch_time", sa.DateTime, nullable=False, server_default=utc_now()),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
-    sa.Column("properties", sa.Text),
+    sa.Column("properties", _PROPERTIES),
     sa.Index("optimizer_resource_group_index", "group_name"),
     sa.Index("optimizer_resource_id_index", "resource_id"),
     sa.Index("optimizer_touch_time_index", "touch_time"),
+    **MYSQL_TABLE,
 )
 resource_group: Final = sa.Table(
     "resource_group",
     metadata,
     sa.Column("group_name", sa.String(100), primary_key=True),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("properties", sa.Text),
+    sa.Column("properties", _PROPERTIES),
+    **MYSQL_TABLE,
 )
 
 _ORPHAN_COLUMNS: Final = (
@@ -65,6 +69,8 @@ _ORPHAN_COLUMNS: Final = (
     resource.c.total_memory,
     resource.c.properties,
 )
+# Without SQLAlchemy's conversions: in SQLite a time can be any text.
+_AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
 ORPHANS: Final = (
     sa.select(*_ORPHAN_COLUMNS)
     .outerjoin(optimizer, optimizer.c.resource_id == resource.c.resource_id)
@@ -110,8 +116,7 @@ class Registry:
         """Creates the tables that are missing, once per process; for standalone mode."""
         if self._created:
             return
-        self.database.create_folder()
-        with self.database.writing() as connection:
+        with self.database.creating() as connection:
             metadata.create_all(connection)
         self._created = True
 
@@ -149,7 +154,7 @@ class Registry:
     def look(self, resource_id: str) -> Sighting:
         """One resource, in one snapshot of both tables."""
         registered = _is_registered(resource_id).label("registered")
-        query = sa.select(resource, registered).where(resource.c.resource_id == resource_id)
+        query = sa.select(*_AS_STORED, registered).where(resource.c.resource_id == resource_id)
         with self.database.reading() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
@@ -165,16 +170,16 @@ class Registry:
         Returns:
             False: the row is gone or was changed meanwhile; nothing was written.
         """
-        statement = (
-            sa.update(resource)
-            .where(
-                resource.c.resource_id == resource_id,
-                resource.c.properties.is_not_distinct_from(properties),
-            )
-            .values(properties=merge_properties(properties, startup))
-        )
+        merged = merge_properties(properties, startup)
+        chosen = resource.c.resource_id == resource_id
         with self.database.writing() as connection:
-            return connection.execute(statement).rowcount > 0
+            stored = sa.select(resource.c.properties).where(chosen).with_for_update()
+            row = connection.execute(stored).first()
+            # Compared here, because MySQL's collations take some different texts for equal ones.
+            if row is None or row[0] != properties:
+                return False
+            connection.execute(sa.update(resource).where(chosen).values(properties=merged))
+            return True
 
     def remove_orphan(self, resource_id: str) -> bool:
         """Deletes the resource row, unless an optimizer names it.

@@ -11,17 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.config import (
-    _RESTART_KEYS,
-    _UNITS,
     SETTINGS,
     RegistryMode,
     Setting,
     Settings,
-    _environment_key,
-    _shown,
     load_settings,
     parse_duration,
 )
+from orchestration.config.draft import environment_key, show
+from orchestration.config.keys import RESTART_KEYS
+from orchestration.config.values import UNITS
 from orchestration.errors import ConfigError
 from orchestration.keeping.policy import RestartPolicy
 
@@ -209,7 +208,7 @@ def test_what_is_only_amoros_is_ignored(tmp_path: Path) -> None:
 )
 def test_names_of_variables_become_keys_by_amoros_rule(name: str, key: str) -> None:
     """One underscore is a dot, two or more are a hyphen, and AMS needs no underscore after it."""
-    assert _environment_key(name) == key
+    assert environment_key(name) == key
 
 
 _words = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
@@ -219,13 +218,13 @@ _words = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
 def test_every_key_has_a_variable_that_sets_it(parts: list[list[str]]) -> None:
     """Writing a dot as one underscore and a hyphen as two is undone by the rule."""
     name = "AMS_" + "_".join("__".join(words) for words in parts).upper()
-    assert _environment_key(name) == "ams." + ".".join("-".join(words) for words in parts)
+    assert environment_key(name) == "ams." + ".".join("-".join(words) for words in parts)
 
 
 @given(st.text(max_size=30))
 def test_no_variable_makes_a_key_with_an_underscore(rest: str) -> None:
     """Whatever follows AMS, only dots and hyphens are left between the words."""
-    assert "_" not in _environment_key(f"AMS{rest}")
+    assert "_" not in environment_key(f"AMS{rest}")
 
 
 def test_the_environment_overrules_the_file(tmp_path: Path) -> None:
@@ -255,7 +254,7 @@ def test_a_bad_value_from_the_environment_names_the_variable(tmp_path: Path) -> 
     """Who looks for it in the file would not find it."""
     line = problem(tmp_path, SQLITE, AMS_OPTIMIZER_AUTO__RESTART__ENABLED="on")
     assert line.startswith("environment variable AMS_OPTIMIZER_AUTO__RESTART__ENABLED: ")
-    assert f"{_RESTART_KEYS[0]} is 'on'; accepted is true or false" in line
+    assert f"{RESTART_KEYS[0]} is 'on'; accepted is true or false" in line
 
 
 # --- Durations --------------------------------------------------------------------------------
@@ -306,14 +305,14 @@ def test_anything_else_is_no_duration(value: object) -> None:
 
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(sorted(_UNITS)),
+    st.sampled_from(sorted(UNITS)),
     st.sampled_from(["", " ", "\t "]),
     st.booleans(),
 )
 def test_every_unit_scales_its_number(number: int, unit: str, space: str, upper: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
     """The number counts units, case and white space count nothing."""
     label = unit.upper() if upper and unit.isascii() else unit
-    expected = timedelta(microseconds=number * _UNITS[unit] // 1000)
+    expected = timedelta(microseconds=number * UNITS[unit] // 1000)
     assert parse_duration(f"{space}{number}{space}{label}{space}") == expected
 
 
@@ -739,7 +738,7 @@ def test_no_password_that_was_written_unescaped_is_shown(
 ) -> None:
     """Characters that have a meaning in URLs do not move it to where it would be seen."""
     text = f"{scheme}://{user}:{before}{SECRET}{after}@db/amoro"
-    assert SECRET not in _shown("ams.database.url", text)
+    assert SECRET not in show("ams.database.url", text)
 
 
 def test_a_url_of_another_type_is_not_shown_either(tmp_path: Path) -> None:

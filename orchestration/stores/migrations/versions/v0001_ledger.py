@@ -1,5 +1,7 @@
 """The ledger's first schema: incidents and events."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
@@ -12,9 +14,15 @@ depends_on = None
 _number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 _text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-_name = sa.String(100).with_variant(
-    mysql.VARCHAR(100, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-)
+_name = sa.String(100).with_variant(mysql.VARBINARY(400), "mysql", "mariadb")
+_options: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+    "mariadb_collate": "utf8mb4_bin",
+}
 
 
 def upgrade() -> None:
@@ -39,6 +47,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("open_resource_id", _name, unique=True),
         sqlite_autoincrement=True,
+        **_options,
     )
     op.create_index("keeper_incident_group", "keeper_incident", ["group_name", "incident_id"])
     op.create_index("keeper_incident_claim", "keeper_incident", ["claimed_by"])
@@ -54,6 +63,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(100)),
         sa.Column("details", _text, nullable=False),
         sqlite_autoincrement=True,
+        **_options,
     )
     op.create_index("keeper_event_incident", "keeper_event", ["incident_id"])
     op.create_index("keeper_event_group", "keeper_event", ["group_name", "event_id"])

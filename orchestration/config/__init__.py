@@ -1,0 +1,30 @@
+"""What the configuration says: `config.yaml` and the environment, as frozen settings.
+
+The file is Amoro's own, so that one file can serve AMS and this project: `ams:` and `containers:`
+are read as AMS reads them, and `keeper:` holds what Amoro has no key for. Environment variables
+that begin with `AMS` overrule `ams:`, and only that.
+
+Whatever is wrong is reported at once, a line per problem, and never with a secret in it.
+"""
+
+from orchestration.config.keys import SETTINGS, Setting
+from orchestration.config.load import CONF_DIR_VARIABLE, load_settings
+from orchestration.config.settings import (
+    ContainerSettings,
+    DatabaseType,
+    RegistryMode,
+    Settings,
+)
+from orchestration.config.values import parse_duration
+
+__all__ = [
+    "CONF_DIR_VARIABLE",
+    "SETTINGS",
+    "ContainerSettings",
+    "DatabaseType",
+    "RegistryMode",
+    "Setting",
+    "Settings",
+    "load_settings",
+    "parse_duration",
+]

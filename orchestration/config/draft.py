@@ -1,0 +1,145 @@
+"""What was given, by file or environment, and everything that is wrong with it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final, TypeVar
+
+from orchestration.config.keys import DATABASE_URL, KEYS, Setting, keys_meant
+from orchestration.config.urls import parse_url
+
+_T = TypeVar("_T")
+
+_LONGEST_VALUE: Final = 80  # characters of a value that an error shows
+_SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: object
+    origin: str  # the file or the environment variable, as errors name it
+
+
+@dataclass(slots=True)
+class Draft:
+    """The keys as they were given, in full and flattened, and the problems found so far."""
+
+    source: Path
+    given: dict[str, _Given] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def get(self, setting: Setting[_T]) -> _T:
+        """The value of a key, its default where it is left out or not accepted."""
+        given = self.given.get(setting.key)
+        if given is not None and given.value is not None:  # null is Amoro's way of leaving out
+            try:
+                return setting.parse(given.value)
+            except ValueError:
+                self.reject(setting)
+        return setting.parse(setting.default)
+
+    def reject(self, setting: Setting[object], why: str = "") -> None:
+        """Notes that a key cannot have the value that it was given."""
+        given = self.given.get(setting.key) or _Given(None, str(self.source))
+        default = f", which means {setting.default}" if setting.default else ""
+        shown = f"left out{default}" if given.value is None else show(setting.key, given.value)
+        reason = f" {why}" if why else ""
+        self.note(
+            f"{given.origin}: {setting.key} is {shown}{reason}; accepted is {setting.accepts}"
+        )
+
+    def reject_in_file(self, place: str, found: str, accepts: str) -> None:
+        """Notes that something in the file, which is not one of the keys, is not accepted."""
+        self.note(f"{self.source}: {place} is {found}; accepted is {accepts}")
+
+    def note(self, problem: str) -> None:
+        """Adds a problem, once: a bad value may be met again where its default fails as well."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def add_section(self, name: str, section: object) -> None:
+        """Takes up a section of the file; an empty one is none."""
+        if not isinstance(section, dict):
+            if section is not None:
+                self.reject_in_file(name, kind_of(section), "a map")
+            return
+        try:
+            for key, value in _flatten(section, name):
+                self._add(key, value)
+        except RecursionError:
+            self.reject_in_file(name, "nested without end", "a map that does not hold itself")
+
+    def _add(self, key: str, value: object) -> None:
+        if key in self.given:
+            first, second = show(key, self.given[key].value), show(key, value)
+            found = f"{first} in one place and {second} in another"
+            self.reject_in_file(key, found, "the nested or the dotted form, not both")
+        self.given[key] = _Given(value, str(self.source))
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        """Lets the environment overrule the section `ams`."""
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for name in sorted(environ):
+            if name.startswith("AMS"):
+                names[environment_key(name)].append(name)
+        for key, same in names.items():
+            if len(same) > 1:
+                self.note(
+                    f"environment variables {' and '.join(same)}: each sets {key}; "
+                    "accepted is one of them"
+                )
+            self.given[key] = _Given(environ[same[0]], f"environment variable {same[0]}")
+
+    def reject_unknown(self) -> None:
+        """Notes the keys that do not exist and that Amoro cannot have either."""
+        for key, given in self.given.items():
+            if key in KEYS or not (meant := keys_meant(key)):
+                continue
+            nearest = get_close_matches(key, meant, n=1)
+            hint = f" did you mean {nearest[0]}?" if nearest else ""
+            self.note(
+                f"{given.origin}: {key} is {show(key, given.value)}, but there is no such key;"
+                f"{hint} accepted are {', '.join(sorted(meant))}"
+            )
+
+
+def _flatten(section: Mapping[object, object], prefix: str) -> Iterator[tuple[str, object]]:
+    for key, value in section.items():
+        path = f"{prefix}.{key}"
+        if isinstance(value, dict):
+            yield from _flatten(value, path)
+        else:
+            yield path, value
+
+
+def environment_key(name: str) -> str:
+    """The key that an environment variable sets, by Amoro's rule."""
+    text = name.removeprefix("AMS_").lower()
+    return "ams." + re.sub("__+", "-", text).replace("_", ".")
+
+
+def show(key: str, value: object) -> str:
+    """A value as an error may show it: no secrets, on one line, not too long."""
+    if key == DATABASE_URL.key:
+        return _shown_url(value)
+    text = repr(value)
+    if any(word in key.lower() for word in _SECRET_WORDS) or "://" in text or "jdbc:" in text:
+        return "***"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _shown_url(value: object) -> str:
+    try:
+        url = parse_url(value)
+    except ValueError:
+        return "***"  # where the password is in it, nobody knows
+    return repr("" if url is None else str(url.set(query={})))
+
+
+def kind_of(value: object) -> str:
+    """What sort of value it is, without the value."""
+    kinds = {dict: "a map", list: "a list", str: "a text", int: "a number", type(None): "null"}
+    return kinds.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,174 @@
+"""How the configuration is read: file, then environment, then checks, then settings."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+import yaml
+
+from orchestration.config.containers import read_containers
+from orchestration.config.draft import Draft, kind_of
+from orchestration.config.keys import (
+    AUTO_RESTART,
+    CHECK_INTERVAL,
+    CLAIM_TIMEOUT,
+    DATABASE_PASSWORD,
+    DATABASE_TYPE,
+    DATABASE_URL,
+    DATABASE_USERNAME,
+    GRACE_PERIOD,
+    HEARTBEAT_TIMEOUT,
+    MAX_RESTARTS,
+    MAX_RETRIES,
+    REGISTRY,
+    SETTINGS,
+    SHADE,
+)
+from orchestration.config.settings import DatabaseType, RegistryMode, Settings
+from orchestration.config.urls import url_flaws
+from orchestration.errors import ConfigError
+from orchestration.keeping.policy import RestartPolicy
+
+CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
+_FILE_NAME: Final = "config.yaml"
+_BUNDLED: Final = Path(__file__).parents[1] / "conf"
+
+
+def load_settings(
+    conf_dir: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings from `<conf_dir>/config.yaml` and the environment.
+
+    Args:
+        conf_dir: The folder of config.yaml. None: `$AMORO_CONF_DIR`, and if that is not set, the
+            configuration that comes with the package.
+        environ: The environment. None: the one of this process.
+
+    Raises:
+        ConfigError: Something cannot be used; it says everything that is wrong, a line each.
+    """
+    environ = os.environ if environ is None else environ
+    draft = Draft(_source(conf_dir, environ))
+    document = _read(draft.source)
+    draft.add_section("ams", document.get("ams"))
+    draft.add_section("keeper", document.get("keeper"))
+    draft.add_environment(environ)
+    draft.reject_unknown()
+    for setting in SETTINGS:  # whether it is going to be used or not
+        draft.get(setting)
+    settings = _settings(draft, document.get("containers"), environ)
+    if draft.problems:
+        raise ConfigError("\n".join(draft.problems))
+    return settings
+
+
+def _source(conf_dir: Path | None, environ: Mapping[str, str]) -> Path:
+    folder = conf_dir or environ.get(CONF_DIR_VARIABLE) or _BUNDLED
+    return Path(folder).absolute() / _FILE_NAME
+
+
+def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> Settings:
+    return Settings(
+        source=draft.source,
+        database_url=_database(draft, environ),
+        registry=_registry(draft),
+        restart=RestartPolicy(
+            enabled=draft.get(AUTO_RESTART),
+            max_retries=draft.get(MAX_RETRIES),
+            grace_period=draft.get(GRACE_PERIOD),
+        ),
+        check_interval=draft.get(CHECK_INTERVAL),
+        heartbeat_timeout=draft.get(HEARTBEAT_TIMEOUT),
+        max_restarts_per_run=draft.get(MAX_RESTARTS),
+        claim_timeout=draft.get(CLAIM_TIMEOUT),
+        containers=read_containers(draft, containers),
+    )
+
+
+# What PyYAML raises: its own errors, and Python's for scalars such as `2024-13-45`.
+_NOT_YAML: Final = (
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+def _read(source: Path) -> Mapping[object, object]:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{source}: cannot be read ({error.strerror}); accepted is a readable file "
+            f"{_FILE_NAME} in the folder that ${CONF_DIR_VARIABLE} names"
+        ) from error
+    try:
+        document: object = yaml.safe_load(data)
+    except _NOT_YAML as error:
+        document, flaw = None, f"is not YAML{_place(error)}"
+    else:
+        flaw = f"holds {kind_of(document)}"
+    if not isinstance(document, dict):  # raised here, so that no text of the file is chained to it
+        raise ConfigError(f"{source}: {flaw}; accepted is a map with ams, containers and keeper")
+    return document
+
+
+def _place(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    mark = error.problem_mark
+    # What stands in quotes there comes from the file, and may be part of a password.
+    problem = re.sub(r"(['\"]).*\1", "***", error.problem or "")
+    return f" (line {mark.line + 1}, column {mark.column + 1}: {problem})"
+
+
+def _database(draft: Draft, environ: Mapping[str, str]) -> sa.URL:
+    """The database's URL; where there are problems, any URL, because it will not be used."""
+    kind, url = draft.get(DATABASE_TYPE), draft.get(DATABASE_URL)
+    if kind is DatabaseType.DERBY:
+        draft.reject(DATABASE_TYPE)
+    elif url is None and kind is not DatabaseType.SQLITE:
+        draft.reject(DATABASE_URL)
+    elif url is not None and url.get_backend_name() != kind.backend:
+        why = f"with {DATABASE_TYPE.key} {kind}, an unreachable combination"
+        draft.reject(DATABASE_URL, why)
+    elif url is not None:
+        return _checked(draft, url)
+    return _default_file(environ)
+
+
+def _default_file(environ: Mapping[str, str]) -> sa.URL:
+    home = environ.get("DAGSTER_HOME") or ".dagster-amoro"
+    folder = Path(os.path.expanduser(home))  # noqa: PTH111 - Path's own fails for unknown users
+    return sa.URL.create("sqlite", database=str(folder.absolute() / "registry.db"))
+
+
+def _checked(draft: Draft, url: sa.URL) -> sa.URL:
+    for flaw in url_flaws(url):
+        draft.reject(DATABASE_URL, f"and {flaw}")
+    if url.get_backend_name() == "sqlite":
+        return url.set(database=str(draft.source.parent / (url.database or "")))
+    return _with_credentials(draft, url)
+
+
+def _with_credentials(draft: Draft, url: sa.URL) -> sa.URL:
+    username, password = draft.get(DATABASE_USERNAME), draft.get(DATABASE_PASSWORD)
+    if password and url.password is None and draft.get(SHADE) != SHADE.default:
+        draft.reject(SHADE)
+    return url.set(
+        username=url.username or username or None, password=url.password or password or None
+    )
+
+
+def _registry(draft: Draft) -> RegistryMode:
+    kind, mode = draft.get(DATABASE_TYPE), draft.get(REGISTRY)
+    embedded = kind is DatabaseType.SQLITE
+    if embedded and mode is RegistryMode.ATTACHED:
+        why = f"with {DATABASE_TYPE.key} sqlite, an unreachable combination: AMS has no SQLite"
+        draft.reject(REGISTRY, why)
+    return mode or (RegistryMode.STANDALONE if embedded else RegistryMode.ATTACHED)

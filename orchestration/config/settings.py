@@ -1,0 +1,74 @@
+"""What the settings are once they are read: frozen, typed, with the reason and unit of each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from orchestration.keeping.policy import RestartPolicy
+
+
+class RegistryMode(StrEnum):
+    """Whose the registry is."""
+
+    ATTACHED = "attached"  # a running AMS's: we read it and heal what it names
+    STANDALONE = "standalone"  # ours: we create its tables and expire heartbeats
+
+
+class DatabaseType(StrEnum):
+    """Where registry and ledger are kept."""
+
+    POSTGRES = "postgres"
+    MYSQL = "mysql"
+    SQLITE = "sqlite"  # not one of Amoro's
+    DERBY = "derby"  # Amoro's default; known here only to say why it cannot be used
+
+    @property
+    def backend(self) -> str:
+        """What SQLAlchemy calls it."""
+        return "postgresql" if self is DatabaseType.POSTGRES else self.value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContainerSettings:
+    """One entry of `containers:`: what a container is built from."""
+
+    name: str  # what `resource.container_name` refers to
+    implementation: str  # Amoro's Java class name, or `package.module.Class`; not imported here
+    # As texts, in the form that Java gives them; a list is a JSON array of texts. Not in the
+    # repr, since properties such as `export.AWS_SECRET_ACCESS_KEY` are secrets.
+    properties: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything that was configured; nothing reads the file or the environment again."""
+
+    # The config.yaml that was read, absolute. Errors and logs name it.
+    source: Path
+    # Registry and ledger, credentials included, SQLite paths absolute. Its text form masks the
+    # password, and its query part was checked to hold none.
+    database_url: sa.URL
+    # Whose the registry is: decides whether AMS is asked before acting, and who makes tables.
+    registry: RegistryMode
+    # Whether, how often and how patiently orphans are restarted. Off by default: restarting other
+    # people's workers is asked for, never assumed. Zero retries: an orphan is given up after its
+    # grace period. A grace period of zero: no waiting.
+    restart: RestartPolicy
+    # Between two ticks of the sensor. Whole seconds, at least one, because Dagster counts in them;
+    # a fraction that was configured for AMS is cut off.
+    check_interval: timedelta
+    # How old a heartbeat may be before its optimizer counts as dead. More than zero. In attached
+    # mode AMS expires heartbeats itself, by the same key.
+    heartbeat_timeout: timedelta
+    # How many orphans one run of the job restarts; more are further runs. At least one. It keeps
+    # the event log of a run readable and lets Dagster spread a large outage over a cluster.
+    max_restarts_per_run: int
+    # How long a hand-over to a run, or a run's claim, lasts without a sign of life. More than
+    # zero. A run that died unnoticed holds its orphans up for this long and no longer.
+    claim_timeout: timedelta
+    # By name. A later entry of the same name replaced the earlier one, which is Amoro's rule.
+    containers: Mapping[str, ContainerSettings]
