@@ -48,12 +48,12 @@ def story(incident: Incident, events: Iterable[Event], policy: RestartPolicy) ->
         for event in events
         if event.kind in {EventKind.STARTED, EventKind.ATTEMPT_FAILED}
     ]
-    return (
-        f"orphaned since {clock_time(incident.detected_at)}; {incident.attempts} attempts, "
-        f"at least {duration(policy.grace_period)} apart, did not bring it back"
-        f"{': ' if tried else ''}{'; '.join(tried)}; "
-        "its row was removed from the registry and is kept in the ledger"
-    )
+    since = f"orphaned since {clock_time(incident.detected_at)}"
+    row = "its row was removed from the registry and is kept in the ledger"
+    if not incident.attempts:
+        return f"{since}, and no attempts are allowed; {row}"
+    attempts = f"{incident.attempts} attempts, at least {duration(policy.grace_period)} apart"
+    return "; ".join([f"{since}; {attempts}, did not bring it back", *tried, row])
 
 
 def clock_time(at: datetime) -> str:
@@ -74,7 +74,9 @@ def duration(span: timedelta) -> str:
 
 def _due(handed_over: Sequence[Order], policy: RestartPolicy) -> list[str]:
     incidents = [incident for order in handed_over for incident in order.incidents]
-    restarts = [i for i in incidents if i.attempts < policy.max_retries]
+    restarts = [
+        i for i in incidents if i.attempts < policy.max_retries and i.state is not State.GIVING_UP
+    ]
     parts = []
     if restarts:
         parts.append(f"{len(restarts)} due for a restart{_attempt(restarts, policy)}")
