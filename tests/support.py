@@ -217,13 +217,14 @@ def _tags(request: dg.RunRequest) -> Mapping[str, str]:
 def fleet_keeper(
     folder: Path,
     *,
+    url: sa.URL | None = None,
     max_retries: int = 3,
     grace: timedelta = GRACE,
     enabled: bool = True,
     max_restarts_per_run: int = 100,
 ) -> Keeper:
-    """A keeper with an SQLite registry in a folder and no containers."""
-    url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
+    """A keeper without containers; its registry is an SQLite file unless `url` says otherwise."""
+    url = url or sa.URL.create("sqlite", database=str(folder / "registry.db"))
     return Keeper(
         registry=Registry(Database(url, "registry"), timedelta(minutes=1)),
         ledger=Ledger(Database(url, "ledger")),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from support import GRACE, Fleet, Shelf, fleet
 
 from assets.names import group_name
@@ -16,9 +17,9 @@ from orchestration.keeping.model import State
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet with three attempts and a grace period of 30 s."""
-    with fleet(tmp_path) as made:
+def world(tmp_path: Path, database_url: sa.URL) -> Iterator[Fleet]:
+    """A fleet with three attempts and a grace period of 30 s, on every backend."""
+    with fleet(tmp_path, url=database_url) as made:
         yield made
 
 

