@@ -214,7 +214,7 @@ def _tags(request: dg.RunRequest) -> Mapping[str, str]:
     return {**request.tags, "dagster/run_key": request.run_key or ""}
 
 
-def fleet_keeper(
+def fleet_keeper(  # noqa: PLR0913 - what tests vary
     folder: Path,
     *,
     url: sa.URL | None = None,

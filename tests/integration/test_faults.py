@@ -231,6 +231,7 @@ def test_a_tick_abstains_while_the_database_is_away(tmp_path: Path) -> None:
 def test_a_store_goes_away_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """The turn ends with the reason; taken again when the store is back, it ends well."""
     with claimed(tmp_path, kind) as world:
+
         def away() -> None:
             raise StoreUnavailableError("the ledger cannot be read: gone fishing")
 

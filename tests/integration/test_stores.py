@@ -713,7 +713,7 @@ def test_the_migrations_make_what_the_code_expects(ledger: Ledger) -> None:
 def test_the_schema_can_be_taken_back(ledger: Ledger) -> None:
     """Down to nothing, and up again."""
     opened(ledger)
-    config = ledger_module._alembic_config()  # noqa: SLF001 - nobody else takes it back
+    config = ledger_module._alembic_config()
     with ledger.database.writing() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
