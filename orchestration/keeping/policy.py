@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from orchestration.keeping.model import Incident, State
 
@@ -28,8 +28,7 @@ class Verdict(StrEnum):
     GIVE_UP = "give-up"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """A verdict with its reason."""
 
     verdict: Verdict

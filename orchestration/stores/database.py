@@ -13,7 +13,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
-from orchestration.errors import StoreUnavailableError
+from orchestration.errors import ConfigError, StoreUnavailableError
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
 MYSQL_TABLE: Final[dict[str, Any]] = {
@@ -33,7 +33,7 @@ _PATIENCE: Final = {
 }
 _WRITES: Final = "dagster_amoro_writes"
 _CREATION: Final = int.from_bytes(b"amoro")  # the lock under which tables are created
-_UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # from drivers, unlike their own errors
+_UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # what drivers raise for values like that
 _MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
 
 
@@ -41,10 +41,19 @@ class Database:
     """A database, connected to when first used."""
 
     def __init__(self, url: sa.URL, name: str) -> None:
-        """Prepares the engine of `url`; `name` is what errors call the database."""
+        """Prepares the engine of `url`; `name` is what errors call the database.
+
+        Raises:
+            ConfigError: The driver is not installed.
+        """
         self.name = name
         self.url = url
-        self.engine = _engine(url)
+        try:
+            self.engine = _engine(url)
+        except (ImportError, sa.exc.NoSuchModuleError) as error:
+            raise ConfigError(
+                f"the driver of the {name}, {url.drivername}, cannot be loaded: {error}"
+            ) from error
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -78,7 +87,7 @@ class Database:
             StoreUnavailableError: As `writing` does, or there can be no such folder.
         """
         self.create_folder()
-        with self.writing() as connection, _alone(connection):
+        with self.writing() as connection, self._alone(connection):
             yield connection
 
     def create_folder(self) -> None:
@@ -97,6 +106,23 @@ class Database:
     def close(self) -> None:
         """Closes the pooled connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _alone(self, connection: sa.Connection) -> Iterator[None]:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
+        if not is_mysql(connection.dialect):  # in SQLite whoever writes is alone
+            yield
+            return
+        lock = str(_CREATION)  # not a transaction's, because MySQL creates tables outside of one
+        if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
+            raise StoreUnavailableError(
+                f"the {self.name} cannot be written: another process creates tables for too long"
+            )
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.release_lock(lock)))
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
@@ -170,23 +196,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def is_mysql(dialect: sa.Dialect) -> bool:
     """Whether it is MySQL or MariaDB, which a URL may call by either name."""
     return dialect.name in {"mysql", "mariadb"}
-
-
-@contextmanager
-def _alone(connection: sa.Connection) -> Iterator[None]:
-    """Waits until no other process or thread creates tables; an SQLite writer is alone anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
-    if not is_mysql(connection.dialect):
-        yield
-        return
-    lock = str(_CREATION)  # of the whole server, and no transaction's: MySQL creates outside of one
-    if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
-        raise StoreUnavailableError("another process has been creating tables for too long")
-    try:
-        yield
-    finally:
-        connection.execute(sa.select(sa.func.release_lock(lock)))
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

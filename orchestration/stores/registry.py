@@ -1,7 +1,8 @@
 """The registry: which resources there are, and which of them no optimizer stands for.
 
 Tables and columns are Amoro's, as its `ams-*-init.sql` scripts create them. In attached mode they
-belong to AMS; in standalone mode they are ours, with two indexes more than AMS has.
+belong to AMS; in standalone mode they are ours, with two indexes more than AMS has and with times
+in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,10 +75,11 @@ _AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in res
 ORPHANS: Final = (
     sa.select(*_ORPHAN_COLUMNS)
     .outerjoin(optimizer, optimizer.c.resource_id == resource.c.resource_id)
-    .where(optimizer.c.token.is_(None), resource.c.resource_id.is_not(None))
+    .where(optimizer.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
 )
 """The one statement that says who is an orphan. An anti-join: rows of optimizers that were started
-from outside have a NULL resource_id, which equals nothing."""
+from outside have a NULL resource_id, which equals nothing. It asks of them nothing but that, so
+that the index answers it alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,13 +129,13 @@ class Registry:
             self.create()
             expired = self._expire_heartbeats(self._heartbeat_timeout)
         with self.database.reading() as connection:
-            orphans = connection.execute(ORPHANS).all()
+            orphans = {row[0]: Orphan._make(row) for row in connection.execute(ORPHANS)}
             count = connection.scalar(sa.select(sa.func.count()).select_from(resource))
             groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
         return Survey(
             resources=count or 0,
             groups=tuple(groups),
-            orphans={row[0]: Orphan._make(row) for row in orphans},
+            orphans=orphans,
             expired=expired,
         )
 

@@ -22,7 +22,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from orchestration.errors import KeeperError, PropertiesError, StoreUnavailableError
+from orchestration.errors import ConfigError, KeeperError, PropertiesError, StoreUnavailableError
 from orchestration.keeping import transitions
 from orchestration.keeping.model import (
     EventKind,
@@ -721,6 +721,21 @@ def test_the_schema_can_be_taken_back(ledger: Ledger) -> None:
     assert Ledger(ledger.database).open_incidents() == []
 
 
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_a_migration_that_fails_leaves_nothing(
+    request: pytest.FixtureRequest, open_database: OpenDatabase, backend: str
+) -> None:
+    """Its first table is undone when its second one cannot be made; MySQL cannot undo it."""
+    url: sa.URL = request.getfixturevalue(f"{backend}_url")
+    ledger = Ledger(open_database(url, "ledger"))
+    execute(ledger.database, "CREATE TABLE keeper_event (in_the_way INTEGER)")
+    for _ in range(2):
+        assert "already exists" in refused(ledger, Ledger.open_incidents)
+        assert sa.inspect(ledger.database.engine).get_table_names() == ["keeper_event"]
+    execute(ledger.database, "DROP TABLE keeper_event")
+    assert ledger.open_incidents() == []
+
+
 def test_the_schema_of_a_newer_version_is_refused(ledger: Ledger) -> None:
     """With what to do about it; nothing is changed."""
     opened(ledger)
@@ -1360,6 +1375,27 @@ def test_a_lock_is_waited_for_and_not_for_ever(
         assert hasty.open_incidents() == [incident]  # readers are not held up
         assert "lock" in refused(hasty, lambda store: store.apply(step)).lower()
     assert hasty.apply(step) is None
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(open_database: OpenDatabase) -> None:
+    """A connection has 10 s, unless the URL says otherwise."""
+    url = sa.make_url("postgresql+psycopg://db/keeper")
+    assert open_database(url).engine.url.query["connect_timeout"] == "10"
+    url = url.update_query_dict({"connect_timeout": "3"})
+    assert open_database(url).engine.url.query["connect_timeout"] == "3"
+
+
+def test_a_driver_that_is_missing_is_a_matter_of_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error says which one is needed for what."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    url = sa.make_url(f"postgresql+psycopg://user:{SECRET}@db/keeper")
+    with pytest.raises(
+        ConfigError, match=r"driver of the ledger, postgresql\+psycopg, cannot"
+    ) as told:
+        Database(url, "ledger")
+    assert SECRET not in str(told.value)
 
 
 def test_errors_show_no_values(registry: Registry) -> None:
