@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, NoReturn
 
 from orchestration.containers.base import INTERRUPTIONS, Container
-from orchestration.errors import KeeperError, StartFailedError, StoreUnavailableError, describe
+from orchestration.errors import KeeperError, StartFailedError, describe
 from orchestration.keeper import Keeper
 from orchestration.keeping import transitions
 from orchestration.keeping.model import EventKind, Incident, Orphan, Resource, State, Transition
@@ -70,8 +70,8 @@ def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
     """Does what is right for one incident now, if this run still holds it.
 
     Raises:
-        StoreUnavailableError: A store did not answer. The claim holds until it lapses, so the
-            turn can be taken again.
+        KeeperError: A store did not answer, or the row was spoilt while it was started. The claim
+            holds until it lapses, so the turn can be taken again.
     """
     incident = _claimed(keeper, incident_id, run_id)
     if incident is None:
@@ -180,7 +180,7 @@ class _TurnUnderWay:
         started = resource_of(orphan).with_properties(startup)
         try:
             saved = self._save(orphan, startup)
-        except StoreUnavailableError:
+        except KeeperError:  # the registry is away, or the row was spoilt meanwhile
             _stop(container, started, "what cannot be recorded")
             raise
         now = self._keeper.clock()
@@ -230,14 +230,15 @@ class _TurnUnderWay:
             Ending.FAILED, f"was not started by attempt {self._attempt()}: {error}. {following}"
         )
 
-    def _give_up(self, sighting: Sighting) -> Turn:
+    def _give_up(self, sighting: Sighting) -> Turn:  # noqa: RET503 - `_close` does not return
         """Row into the ledger, row out of the registry, process stopped: each can be repeated."""
         if sighting.row is not None:
             now = self._keeper.clock()
             until = now + self._keeper.claim_timeout
             self._step(transitions.begin_giving_up(self._incident, sighting.row, until, now))
-            if not self._keeper.registry.remove_orphan(self._incident.resource_id):
-                self._look()  # registered in the last moment: it stays
+            removed = self._keeper.registry.remove_orphan(self._incident.resource_id)
+            if not removed and self._look().row is not None:
+                return self._leave(Decision(Verdict.WAIT, "it registered and was gone again"))
         events = self._keeper.ledger.events(self._incident.incident_id)
         rows = [e.details["row"] for e in events if e.kind is EventKind.GIVING_UP]
         notes = self._release(orphan_of(rows[-1]))

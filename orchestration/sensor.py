@@ -1,6 +1,8 @@
 """The sensor `orphan_sensor`: a tick every check interval, and its account for the UI."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -10,6 +12,7 @@ from orchestration.keeper import Keeper
 from orchestration.keeping.policy import RunState
 from orchestration.keeping.survey import Order
 from orchestration.restart import CLAIM_OP
+from orchestration.stores.ledger import Ledger
 from orchestration.tick import Tick, tick
 
 RUN_KEY_TAG = "dagster/run_key"
@@ -46,14 +49,34 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
         },
     )
     def orphan_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        known = set(context.instance.get_dynamic_partitions(GROUPS.name or ""))
         try:
             seen = tick(keeper, lambda owners: run_states(context.instance, owners))
-            changed, newest = keeper.ledger.changed_groups(_last_event(context.cursor))
         except KeeperError as error:
             return dg.SensorResult(skip_reason=f"Abstained, nothing was changed: {describe(error)}")
-        return _result(context, seen, changed, newest)
+        if seen.orders:
+            context.log.info(seen.summary)
+        return _result(seen, _news(keeper.ledger, context.cursor), known)
 
     return orphan_sensor
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What went on in the ledger since the last tick that could tell."""
+
+    events: Mapping[str, int]  # new ones by group
+    cursor: str | None
+
+
+def _news(ledger: Ledger, cursor: str | None) -> _News:
+    """The news; none if the ledger is away by now, since what is handed over must be requested."""
+    last = int(cursor) if cursor and cursor.isdecimal() else 0
+    try:
+        events, newest = ledger.changed_groups(last)
+    except KeeperError:
+        return _News({}, cursor)  # the next tick tells it
+    return _News(events, str(newest))
 
 
 def run_states(instance: dg.DagsterInstance, owners: Sequence[str]) -> Mapping[str, RunState]:
@@ -76,35 +99,23 @@ def _state(status: dg.DagsterRunStatus) -> RunState:
     return RunState.ENDED if status in _ENDED else RunState.ACTIVE
 
 
-def _last_event(cursor: str | None) -> int:
-    return int(cursor) if cursor and cursor.isdecimal() else 0
-
-
-def _result(
-    context: dg.SensorEvaluationContext, seen: Tick, changed: Mapping[str, int], newest: int
-) -> dg.SensorResult:
+def _result(seen: Tick, news: _News, known: AbstractSet[str]) -> dg.SensorResult:
+    groups = {*seen.survey.groups, *news.events}
+    new = sorted({partition_key(group) for group in groups} - known)
+    events = {**dict.fromkeys(map(group_name, new), 0), **news.events}
     requests = [_request(order) for order in seen.orders]
-    if requests:
-        context.log.info(seen.summary)
-    partitions = _new_partitions(context.instance, {*seen.survey.groups, *changed})
-    news = {**dict.fromkeys(map(group_name, partitions), 0), **changed}
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
-        cursor=str(newest),
-        dynamic_partitions_requests=[GROUPS.build_add_request(partitions)] if partitions else [],
+        cursor=news.cursor,
+        dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
         asset_events=[
             dg.AssetMaterialization(
                 EVENTS, partition=partition_key(group), metadata={"new events": number}
             )
-            for group, number in news.items()
+            for group, number in events.items()
         ],
     )
-
-
-def _new_partitions(instance: dg.DagsterInstance, groups: set[str]) -> list[str]:
-    known = set(instance.get_dynamic_partitions(GROUPS.name or ""))
-    return sorted({partition_key(group) for group in groups} - known)
 
 
 def _request(order: Order) -> dg.RunRequest:

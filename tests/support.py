@@ -196,9 +196,10 @@ class Fleet:
         found = [self.keeper.ledger.incident(number) for number in numbers]
         return [incident for incident in found if incident is not None]
 
-    def kinds(self, incident_id: int = 1) -> list[str]:
-        """The kinds of an incident's events."""
-        return [str(event.kind) for event in self.keeper.ledger.events(incident_id)]
+    def kinds(self, resource_id: str = "w-1") -> list[str]:
+        """The kinds of the events of a resource's last incident."""
+        last = [i.incident_id for i in self.incidents() if i.resource_id == resource_id][-1]
+        return [str(event.kind) for event in self.keeper.ledger.events(last)]
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Every row of every table of ours and of Amoro's."""

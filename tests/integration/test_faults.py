@@ -213,6 +213,27 @@ def test_a_tick_abstains_while_the_database_is_locked(tmp_path: Path) -> None:
         assert len(world.tick()) == 1
 
 
+def test_what_was_handed_over_is_requested_though_the_ledger_is_away_by_then(
+    tmp_path: Path,
+) -> None:
+    """The news of the tick wait for the next one; its runs cannot."""
+    with fleet(tmp_path) as world:
+        world.worker()
+        world.tick()
+        real, cursor = world.keeper, world.cursor
+
+        def announce(place: str) -> None:
+            if place == "before ledger.changed_groups":
+                raise StoreUnavailableError
+
+        world.keeper = watched(real, announce)
+        (request,) = world.later().tick()
+        assert world.cursor == cursor
+        world.keeper = replace(real, clock=lambda: world.now)
+        assert world.launch(request).success
+        assert world.container.requested == ["w-1"]
+
+
 def test_a_tick_abstains_while_the_database_is_away(tmp_path: Path) -> None:
     """An unreadable file is the same as a server that is down."""
     with fleet(tmp_path) as world:
