@@ -10,7 +10,13 @@ from enum import StrEnum
 from typing import Final, NoReturn
 
 from orchestration.containers.base import INTERRUPTIONS, Container
-from orchestration.errors import KeeperError, StartFailedError, describe
+from orchestration.errors import (
+    KeeperError,
+    PropertiesError,
+    StartFailedError,
+    StoreUnavailableError,
+    describe,
+)
 from orchestration.keeper import Keeper
 from orchestration.keeping import transitions
 from orchestration.keeping.model import EventKind, Incident, Orphan, Resource, State, Transition
@@ -70,8 +76,8 @@ def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
     """Does what is right for one incident now, if this run still holds it.
 
     Raises:
-        KeeperError: A store did not answer, or the row was spoilt while it was started. The claim
-            holds until it lapses, so the turn can be taken again.
+        StoreUnavailableError: A store did not answer. The claim holds until it lapses, so the
+            turn can be taken again.
     """
     incident = _claimed(keeper, incident_id, run_id)
     if incident is None:
@@ -180,9 +186,12 @@ class _TurnUnderWay:
         started = resource_of(orphan).with_properties(startup)
         try:
             saved = self._save(orphan, startup)
-        except KeeperError:  # the registry is away, or the row was spoilt meanwhile
+        except StoreUnavailableError:
             _stop(container, started, "what cannot be recorded")
             raise
+        except PropertiesError as error:
+            notes = _stop(container, started, "what cannot be recorded")
+            return self._failed("; ".join([f"released again, since its {error}", *notes]))
         now = self._keeper.clock()
         step = transitions.started(self._incident, startup, notes, now)
         if not saved or (self._keeper.ledger.apply(step) is None and not self._is_ours()):
@@ -277,15 +286,14 @@ class _TurnUnderWay:
 def _start(container: Container, resource: Resource) -> dict[str, str]:
     """Starts it; whatever a container raises is a failed start."""
     try:
-        startup = dict(container.request_resource(resource))
+        startup = container.request_resource(resource)
+        # As texts, which not every container of one's own returns: what was started has to be
+        # found again by them.
+        return {str(key): str(value) for key, value in dict(startup).items()}
     except INTERRUPTIONS:
         raise
     except BaseException as error:
         raise StartFailedError(describe(error)) from error
-    if all(isinstance(text, str) for pair in startup.items() for text in pair):
-        return startup
-    _stop(container, resource, "what was started without usable properties")
-    raise StartFailedError(f"the container's start-up properties are not texts: {startup!r}")
 
 
 def _stop(container: Container, resource: Resource, what: str) -> list[str]:

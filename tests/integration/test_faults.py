@@ -137,6 +137,18 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize(("kind", "at"), CASES)
+def test_properties_are_spoilt_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """What cannot be recorded does not run on; mended, the row is healed."""
+    with claimed(tmp_path, kind) as world:
+        turn_with(world, kind, at, lambda: world.properties('{"a":'))
+        row = world.keeper.registry.look("w-1").row
+        spoilt = row is not None and row["properties"] == '{"a":'
+        saved = at > PLACES["restart"].index("before registry.save_startup")
+        assert kind == "give up" or saved or not world.container.running
+        assert not spoilt or world.incidents()[0].state in {*State} - {State.EXHAUSTED}
+
+
+@pytest.mark.parametrize(("kind", "at"), CASES)
 def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """As if killed: whatever was written stands, and others carry on from there."""
     with claimed(tmp_path, kind) as world:
