@@ -245,9 +245,11 @@ class _TurnUnderWay:
             now = self._keeper.clock()
             until = now + self._keeper.claim_timeout
             self._step(transitions.begin_giving_up(self._incident, sighting.row, until, now))
-            removed = self._keeper.registry.remove_orphan(self._incident.resource_id)
+            removed = self._keeper.registry.remove_orphan(
+                self._incident.resource_id, sighting.row["properties"]
+            )
             if not removed and self._look().row is not None:
-                return self._leave(Decision(Verdict.WAIT, "it registered and was gone again"))
+                return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
         events = self._keeper.ledger.events(self._incident.incident_id)
         rows = [e.details["row"] for e in events if e.kind is EventKind.GIVING_UP]
         notes = self._release(orphan_of(rows[-1]))

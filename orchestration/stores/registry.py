@@ -183,14 +183,16 @@ class Registry:
             connection.execute(sa.update(resource).where(chosen).values(properties=merged))
             return True
 
-    def remove_orphan(self, resource_id: str) -> bool:
-        """Deletes the resource row, unless an optimizer names it.
+    def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
+        """Deletes the resource row, if it still has the `properties` given and no optimizer.
 
         Returns:
-            False: an optimizer registered, or the row was gone already.
+            False: an optimizer registered, the row was changed, or it was gone already.
         """
         statement = sa.delete(resource).where(
-            resource.c.resource_id == resource_id, ~_is_registered(resource_id)
+            resource.c.resource_id == resource_id,
+            resource.c.properties.is_not_distinct_from(properties),
+            ~_is_registered(resource_id),
         )
         with self.database.writing() as connection:
             return connection.execute(statement).rowcount > 0

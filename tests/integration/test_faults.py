@@ -132,8 +132,12 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
     with claimed(tmp_path, kind) as world:
         turn_with(world, kind, at, lambda: world.properties('{"memory":"2048"}'))
         row = world.keeper.registry.look("w-1").row
-        assert (row is None) == (kind == "give up")
         assert row is None or '"memory":"2048"' in row["properties"]
+        settle(world)
+        assert world.incidents()[0].state is State.EXHAUSTED
+        kept = [e for e in world.keeper.ledger.events(1) if e.kind == "giving-up"][-1]
+        changed = kind == "restart" or at <= PLACES[kind].index("before registry.remove_orphan")
+        assert ('"memory":"2048"' in kept.details["row"]["properties"]) == changed
 
 
 @pytest.mark.parametrize(("kind", "at"), CASES)

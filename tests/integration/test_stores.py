@@ -595,9 +595,11 @@ def test_only_an_orphan_is_removed(registry: Registry) -> None:
     for resource_id in ("orphan", "registered", "other"):
         registry.add_resource(a_resource(resource_id))
     register(registry, "registered", None)
-    assert registry.remove_orphan("orphan")
-    assert not registry.remove_orphan("orphan")
-    assert not registry.remove_orphan("registered")
+    assert not registry.remove_orphan("orphan", '{"changed":"meanwhile"}')
+    assert not registry.remove_orphan("orphan", None)
+    assert registry.remove_orphan("orphan", "{}")
+    assert not registry.remove_orphan("orphan", "{}")
+    assert not registry.remove_orphan("registered", "{}")
     assert {row["resource_id"] for row in rows(registry.database, resource)} == {
         "registered", "other",
     }  # fmt: skip
@@ -645,7 +647,8 @@ def test_ids_and_names_may_hold_anything(registry: Registry) -> None:
         assert registry.look(name).orphan == survey.orphans[name]
         assert registry.save_startup(name, "{}", {name: name})
     register(registry, *names[::2])
-    assert [registry.remove_orphan(name) for name in names] == [
+    stored = {row["resource_id"]: row["properties"] for row in rows(registry.database, resource)}
+    assert [registry.remove_orphan(name, stored[name]) for name in names] == [
         number % 2 == 1 for number in range(len(names))
     ]
 
@@ -1160,7 +1163,7 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "present": lambda registry: registry.present([SECRET]),
     "look": lambda registry: registry.look(SECRET),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
-    "remove_orphan": lambda registry: registry.remove_orphan(SECRET),
+    "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
     "add_group": lambda registry: registry.add_group(SECRET, SECRET),
     "add_resource": lambda registry: registry.add_resource(
         a_resource(SECRET, properties={"password": SECRET})
@@ -1414,7 +1417,7 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
     for call in (
         lambda: registry.present([half]),
         lambda: registry.look(half),
-        lambda: registry.remove_orphan(half),
+        lambda: registry.remove_orphan(half, half),
         lambda: registry.save_startup(half, "{}", {half: half}),
         lambda: registry.add_group(half, half),
         lambda: registry.add_resource(a_resource(half)),
