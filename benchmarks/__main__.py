@@ -1,0 +1,42 @@
+"""`python -m benchmarks [name ...]`: prints the figures; 1 if one is not within its bound."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from benchmarks import quiet_tick, survey, thousand, turn
+from benchmarks.figures import Figures, heading
+
+BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
+    "survey": survey.figures,
+    "quiet_tick": quiet_tick.figures,
+    "turn": turn.figures,
+    "thousand": thousand.figures,
+}
+
+
+def main(names: Sequence[str]) -> int:
+    """Runs the benchmarks of these names; without names, all."""
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        print(f"There is no {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}.")
+        return 2
+    print(heading(), flush=True)
+    held = [_run(BENCHMARKS[name]) for name in names or BENCHMARKS]
+    return 0 if all(held) else 1
+
+
+def _run(benchmark: Callable[[Path], Figures]) -> bool:
+    """Prints the figures as they are taken; returns whether all are within their bounds."""
+    held = True
+    with TemporaryDirectory(prefix="benchmark-") as folder:
+        for figure in benchmark(Path(folder)):
+            print(figure, flush=True)
+            held &= figure.held
+    return held
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

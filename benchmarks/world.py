@@ -1,0 +1,186 @@
+"""What the benchmarks work on: standalone registries full of rows, and a container."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from orchestration.config import load_settings
+from orchestration.keeper import Keeper
+from orchestration.keeping.model import Orphan, Resource
+from orchestration.keeping.policy import RunState
+from orchestration.keeping.transitions import detect
+from orchestration.stores.ledger import Writing
+from orchestration.stores.registry import optimizer, resource, resource_group
+
+CONTAINER: Final = "benchmark"
+PROPERTIES: Final = (
+    '{"memory":"2048","taskmanager.memory.process.size":"2048m","job-id":"1234567890abcdef"}'
+)
+_STAMPS: Final = "stamps"
+_GROUPS: Final = 100
+_GRACE: Final = timedelta(days=1)  # none ends while a benchmark runs
+_Expression = sa.ColumnElement[Any]
+
+
+class StampingContainer:
+    """Starts nothing; appends a line with the time of each start to a file, for all processes."""
+
+    supports_auto_restart = True
+
+    def __init__(self, name: str, properties: Mapping[str, str]) -> None:
+        self.name: Final = name
+        self._file: Final = Path(properties["file"])
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Notes the time."""
+        with self._file.open("a") as stamps:
+            stamps.write(f"{time.time()}\n")
+        return {"job-id": resource.resource_id}
+
+    def release_resource(self, resource: Resource) -> None:
+        """There is nothing to stop."""
+
+
+def stamps(folder: Path) -> list[float]:
+    """The times of all starts, in their order."""
+    file = folder / _STAMPS
+    return sorted(map(float, file.read_text().split())) if file.exists() else []
+
+
+def configure(folder: Path, *, url: sa.URL | None = None, max_restarts: int = 200) -> None:
+    """Writes the configuration of a standalone registry: at a URL, or in a file in the folder."""
+    database = {"type": "sqlite", "url": "sqlite:///registry.db"}
+    if url:
+        database = {"type": "postgres", "url": url.render_as_string(hide_password=False)}
+    container = {
+        "name": CONTAINER,
+        "container-impl": f"{__name__}.{StampingContainer.__name__}",
+        "properties": {"file": str(folder / _STAMPS)},
+    }
+    settings = {
+        "ams": {
+            "database": database,
+            "optimizer.auto-restart-enabled": True,
+            "optimizer.auto-restart-grace-period": f"{_GRACE.days} d",
+            "optimizer.heart-beat-timeout": "1 d",
+            "optimizer-group.min-parallelism-check-interval": "5 s",
+        },
+        "keeper": {"registry": "standalone", "max-restarts-per-run": max_restarts},
+        "containers": [container],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(json.dumps(settings))
+
+
+def keeper_of(folder: Path) -> Keeper:
+    """The keeper that the configuration in a folder describes."""
+    return Keeper.from_settings(load_settings(folder, {}))
+
+
+def close(keeper: Keeper) -> None:
+    """Closes what the keeper has open; what it wrote is then in the database's own file."""
+    keeper.ledger.database.close()
+    keeper.registry.database.close()
+
+
+def no_runs(_owners: Sequence[str]) -> Mapping[str, RunState]:
+    """What Dagster knows of runs where there are none."""
+    return {}
+
+
+def fill(keeper: Keeper, resources: int, *, one_in: int, in_order: bool = False) -> None:
+    """Makes a registry of so many resources, one in so many an orphan, each heartbeat of now.
+
+    Args:
+        keeper: Of a registry without rows, maybe without tables.
+        resources: How many.
+        one_in: For one resource in so many there is no optimizer.
+        in_order: Whether their ids ascend with their rows, which is the quickest to join;
+            otherwise they are as random as Amoro's.
+    """
+    keeper.registry.create()
+    database = keeper.registry.database
+    number = _numbers(resources)
+    ids = _ascending if in_order else _RANDOM[database.engine.dialect.name]
+    with database.writing() as connection:
+        if database.engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA cache_size = -500000")  # of this connection; KiB
+        connection.execute(_groups())
+        connection.execute(_resources(ids(number), number))
+        connection.execute(_optimizers(one_in))
+    close(keeper)
+
+
+def neglect(keeper: Keeper, first: int, count: int) -> None:
+    """Adds orphans to one group whose incidents have been open for longer than their grace."""
+    orphans = [_orphan(number) for number in range(first, first + count)]
+    detected = datetime.now(UTC) - 2 * _GRACE
+    rows = [orphan._asdict() for orphan in orphans]
+    keeper.registry.create()
+    keeper.ledger.open_incidents()  # makes its tables
+    with keeper.ledger.database.writing() as connection:  # one file: a tick sees all or nothing
+        connection.execute(sa.insert(resource), rows)
+        Writing(connection).apply(detect(orphan, detected) for orphan in orphans)
+
+
+def _orphan(number: int) -> Orphan:
+    return Orphan(
+        resource_id=f"resource-{number:016}",
+        group_name="group",
+        container_name=CONTAINER,
+        thread_count=4,
+        total_memory=2048,
+        properties=PROPERTIES,
+    )
+
+
+def _numbers(count: int) -> _Expression:
+    """The numbers from 1 to `count`, as a column."""
+    numbers = sa.select(sa.literal(1).label("number")).cte("numbers", recursive=True)
+    following = sa.select(numbers.c.number + 1).where(numbers.c.number < count)
+    return numbers.union_all(following).c.number
+
+
+def _ascending(number: _Expression) -> _Expression:
+    return sa.func.printf("%025d", number)
+
+
+_RANDOM: Final = {
+    "sqlite": lambda _: sa.func.substr(sa.func.hex(sa.func.randomblob(13)), 1, 25),
+    "postgresql": lambda number: sa.func.substr(sa.func.md5(sa.cast(number, sa.Text)), 1, 25),
+}
+
+
+def _groups() -> sa.Insert:
+    names = sa.select(_group_name(_numbers(_GROUPS)), sa.literal(CONTAINER))
+    return sa.insert(resource_group).from_select(["group_name", "container_name"], names)
+
+
+def _resources(resource_id: _Expression, number: _Expression) -> sa.Insert:
+    values = {
+        resource.c.resource_id: resource_id,
+        resource.c.group_name: _group_name((number + number // _GROUPS) % _GROUPS + 1),
+        resource.c.container_name: sa.literal(CONTAINER),
+        resource.c.thread_count: sa.literal(4),
+        resource.c.total_memory: sa.literal(2048),
+        resource.c.properties: sa.literal(PROPERTIES),
+    }
+    return sa.insert(resource).from_select(list(values), sa.select(*values.values()))
+
+
+def _group_name(number: _Expression) -> _Expression:
+    return sa.literal("group-") + sa.cast(number, sa.Text)
+
+
+def _optimizers(one_in: int) -> sa.Insert:
+    number = sa.func.row_number().over().label("number")
+    numbered = sa.select(resource, number).subquery()
+    shared = ("resource_id", "group_name", "container_name", "thread_count", "properties")
+    rows = sa.select(sa.cast(numbered.c.number, sa.Text), *(numbered.c[name] for name in shared))
+    others = rows.where(numbered.c.number % one_in != 0)
+    return sa.insert(optimizer).from_select(["token", *shared], others)
