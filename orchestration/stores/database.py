@@ -16,16 +16,6 @@ from sqlalchemy.types import TypeDecorator
 from orchestration.errors import ConfigError, StoreUnavailableError
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
-MYSQL_TABLE: Final[dict[str, Any]] = {
-    f"{dialect}_{option}": value
-    for dialect in ("mysql", "mariadb")
-    for option, value in (
-        ("engine", "InnoDB"),
-        ("charset", "utf8mb4"),
-        ("collate", "utf8mb4_bin"),  # "a" and "A" are two names
-    )
-}
-"""Options of our own tables: the server's default may hold neither transactions nor an emoji."""
 _PATIENCE: Final = {
     "connect_timeout": "10",  # s, to connect to a server that does not answer
     "keepalives_idle": "10",  # s, until a silent server is asked whether it is there

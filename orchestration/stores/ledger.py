@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeDecorator
 
 from orchestration.errors import StoreUnavailableError
 from orchestration.keeping.model import Event, EventKind, Incident, State, Transition
-from orchestration.stores.database import MYSQL_TABLE, Database, UtcDateTime, is_mysql
+from orchestration.stores.database import Database, UtcDateTime, is_mysql
 
 VERSION_TABLE: Final = "keeper_schema_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -96,7 +96,6 @@ incident: Final = sa.Table(
     sa.Index("keeper_incident_group", "group_name", "incident_id"),
     sa.Index("keeper_incident_claim", "claimed_by"),
     sqlite_autoincrement=True,  # a number is never used again
-    **MYSQL_TABLE,
 )
 event: Final = sa.Table(
     "keeper_event",
@@ -113,7 +112,6 @@ event: Final = sa.Table(
     sa.Index("keeper_event_incident", "incident_id"),
     sa.Index("keeper_event_group", "group_name", "event_id"),
     sqlite_autoincrement=True,
-    **MYSQL_TABLE,
 )
 _FIELDS: Final = [incident.c[name] for name in Incident._fields]
 _OPEN: Final = incident.c.open_resource_id.is_not(None)

@@ -16,9 +16,14 @@ from sqlalchemy.dialects import mysql
 from orchestration.keeping.model import Orphan, Resource
 from orchestration.keeping.properties import dump_properties, merge_properties
 from orchestration.keeping.survey import Survey
-from orchestration.stores.database import MYSQL_TABLE, Database, utc_now
+from orchestration.stores.database import Database, utc_now
 
 metadata: Final = sa.MetaData()
+_MYSQL: Final[dict[str, Any]] = {  # its defaults may hold neither a transaction nor an emoji
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
 _PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 _IDS_PER_STATEMENT: Final = 1000  # every database takes as many bound values
 
@@ -34,7 +39,7 @@ resource: Final = sa.Table(
     sa.Column("start_time", sa.DateTime, nullable=False, server_default=utc_now()),
     sa.Column("properties", _PROPERTIES),
     sa.Index("resource_resource_group_index", "group_name"),
-    **MYSQL_TABLE,
+    **_MYSQL,
 )
 optimizer: Final = sa.Table(
     "optimizer",
@@ -51,7 +56,7 @@ optimizer: Final = sa.Table(
     sa.Index("optimizer_resource_group_index", "group_name"),
     sa.Index("optimizer_resource_id_index", "resource_id"),
     sa.Index("optimizer_touch_time_index", "touch_time"),
-    **MYSQL_TABLE,
+    **_MYSQL,
 )
 resource_group: Final = sa.Table(
     "resource_group",
@@ -59,7 +64,7 @@ resource_group: Final = sa.Table(
     sa.Column("group_name", sa.String(100), primary_key=True),
     sa.Column("container_name", sa.String(100)),
     sa.Column("properties", _PROPERTIES),
-    **MYSQL_TABLE,
+    **_MYSQL,
 )
 
 _ORPHAN_COLUMNS: Final = (
@@ -174,14 +179,10 @@ class Registry:
         """
         merged = merge_properties(properties, startup)
         chosen = resource.c.resource_id == resource_id
+        statement = sa.update(resource).where(chosen).values(properties=merged)
         with self.database.writing() as connection:
-            stored = sa.select(resource.c.properties).where(chosen).with_for_update()
-            row = connection.execute(stored).first()
-            # Compared here, because MySQL's collations take some different texts for equal ones.
-            if row is None or row[0] != properties:
-                return False
-            connection.execute(sa.update(resource).where(chosen).values(properties=merged))
-            return True
+            unchanged = _has_still(connection, resource_id, properties)
+            return unchanged and connection.execute(statement).rowcount > 0
 
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Deletes the resource row, if it still has the `properties` given and no optimizer.
@@ -190,12 +191,11 @@ class Registry:
             False: an optimizer registered, the row was changed, or it was gone already.
         """
         statement = sa.delete(resource).where(
-            resource.c.resource_id == resource_id,
-            resource.c.properties.is_not_distinct_from(properties),
-            ~_is_registered(resource_id),
+            resource.c.resource_id == resource_id, ~_is_registered(resource_id)
         )
         with self.database.writing() as connection:
-            return connection.execute(statement).rowcount > 0
+            unchanged = _has_still(connection, resource_id, properties)
+            return unchanged and connection.execute(statement).rowcount > 0
 
     def add_group(self, group_name: str, container_name: str) -> None:
         """Records a group, unless it is there; for standalone mode."""
@@ -237,6 +237,18 @@ class Registry:
 
 def _is_registered(resource_id: str) -> sa.ColumnElement[bool]:
     return sa.exists().where(optimizer.c.resource_id == resource_id)
+
+
+def _has_still(connection: sa.Connection, resource_id: str, properties: str | None) -> bool:
+    """Whether the row is there with just these properties; it stays so in this transaction.
+
+    Compared here, because MySQL's collations take some different texts for equal ones.
+    """
+    chosen = resource.c.resource_id == resource_id
+    row = connection.execute(
+        sa.select(resource.c.properties).where(chosen).with_for_update()
+    ).first()
+    return row is not None and row[0] == properties
 
 
 def _plain(value: object) -> object:
