@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-_WIDTHS: Final = (66, 10, 10, 3, 9, 8, 5)
+_WIDTHS: Final = (66, 10, 10, 5, 8, 7, 5)
 _FEW: Final = 0.01  # smaller ratios are shown with the digits that they have
 
 
@@ -32,10 +32,10 @@ class Figure:
 
     def __str__(self) -> str:
         """A line of the table."""
-        bound = "" if self.bound is None else _shown(self.bound)
-        verdict = "" if self.bound is None else ("yes" if self.held else "NO")
         values = (_shown(self.ours), _shown(self.bare), self.unit, _shown(self.ratio))
-        return _line(self.name, *values, bound, verdict)
+        if self.bound is None:
+            return _line(self.name, *values)
+        return _line(self.name, *values, _shown(self.bound), "yes" if self.held else "NO")
 
 
 def heading() -> str:
@@ -56,13 +56,15 @@ def interleaved(*sides: Callable[[], float], repetitions: int, warm_up: bool = T
     return [median(values) for values in zip(*rounds, strict=True)]
 
 
-def seconds(work: Callable[[], object]) -> Callable[[], float]:
-    """The same work, returning how long it took."""
+def seconds(
+    work: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
+    """The same work, returning how long it took by a clock."""
 
     def timed() -> float:
-        start = time.perf_counter()
+        start = clock()
         work()
-        return time.perf_counter() - start
+        return clock() - start
 
     return timed
 
@@ -75,5 +77,5 @@ def _shown(value: float) -> str:
 
 
 def _line(*cells: str) -> str:
-    first, *rest = zip(cells, _WIDTHS, strict=True)
+    first, *rest = zip(cells, _WIDTHS, strict=False)
     return " ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)])

@@ -167,10 +167,21 @@ def _decide(
     survey: Survey, incident: Incident, surroundings: Surroundings, *, claimed: bool
 ) -> Decision:
     orphan = survey.orphans.get(incident.resource_id)
+    obstacle = None
+    if orphan is not None and _is_resting(incident, surroundings):
+        obstacle = surroundings.obstacle(orphan.container_name)
+    elif orphan is not None:
+        obstacle = obstacle_of(orphan, surroundings.obstacle)
     return decide(
         incident,
-        obstacle=None if orphan is None else obstacle_of(orphan, surroundings.obstacle),
+        obstacle=obstacle,
         policy=surroundings.policy,
         claimed=claimed,
         now=surroundings.now,
     )
+
+
+def _is_resting(incident: Incident, surroundings: Surroundings) -> bool:
+    """Whether it was seen before and is not due: its properties were read, and will be again."""
+    due = due_at(incident, surroundings.policy)
+    return incident.state is State.WAITING and incident.detected_at < surroundings.now < due

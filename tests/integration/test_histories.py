@@ -753,9 +753,16 @@ class History:
             self.now += self.policy.grace_period + self.keepers[0].claim_timeout + SECOND
 
     def _nothing_is_stuck(self) -> None:
-        alive = [x.resource_id for x in self.container.launches if x.is_alive and not x.is_lost]
-        assert len(alive) == len(set(alive)), "two workers are left under one id"
+        for launch in self.container.launches:
+            if launch.is_alive and not launch.is_lost:
+                assert launch.launch_id == self._named(launch.resource_id), f"{launch} is forgotten"
         assert self._unfinished() == []
+
+    def _named(self, key: str) -> str | None:
+        """The worker that a resource's row names, or named before it was broken."""
+        text = self.intact.get(key) or self.resources.get(key, {}).get("properties")
+        named: str | None = json.loads(text or "{}").get("launch")
+        return named
 
     def _unfinished(self) -> list[Row]:
         """Open incidents of resources that nothing keeps from being restarted."""
@@ -1180,12 +1187,127 @@ def _rule(error: Exception) -> tuple[object, ...]:
     return type(error), frames[-1].filename, frames[-1].lineno, message
 
 
+def _fleet(**changes: int) -> Deed:
+    """One worker that is dead and that nobody may try to restart more often than once."""
+    usual = {"size": 1, "groups": 1, "missed": 1, "max_retries": 1, "grace": 60, "claim": 600}
+    return Deed("begins", {**usual, "most": 1, "heals": False, **changes})
+
+
+def _goes_on(which: int, steps: int, outcome: Outcome = Outcome.STARTS) -> Deed:
+    return Deed("actor_goes_on", {"which": which, "steps": steps, "outcome": outcome})
+
+
+_TICK: Final = Deed("ticks", {"keeper": 0, "waits": True, "launches": True})
+_WORKER: Final = Deed("worker_changes", {"which": 0, "lives": True})
+_LAPSE: Final = Deed("time_passes", {"seconds": 600})
+_STORE_FAILS: Final = Deed(
+    "actor_stumbles",
+    {
+        "which": 0,
+        "outcome": Outcome.STARTS,
+        "refuses": False,
+        "fails_in": 0,
+        "answer_is_lost": False,
+    },
+)
+_IN_THE_CONTAINER: Final = 8  # steps of a run
+_ABOUT_TO_REMOVE: Final = 6  # steps of a run that gives up
+_TO_THE_END: Final = 12
+
+# Histories that broke a rule once.
+KNOWN: Final[dict[str, list[Deed]]] = {
+    "the row is broken while its worker is started": [
+        _fleet(),
+        _TICK,
+        _TICK,
+        _goes_on(0, _IN_THE_CONTAINER),
+        Deed("operator_acts", {"which": 0, "act": Act.BREAK}),
+    ],
+    "the row is edited while it is removed": [
+        _fleet(max_retries=0),
+        _TICK,
+        _TICK,
+        _goes_on(0, _ABOUT_TO_REMOVE),
+        Deed("operator_acts", {"which": 0, "act": Act.EDIT}),
+    ],
+    "the worker registers and dies while its row is removed": [
+        _fleet(max_retries=0, missed=0),
+        _WORKER,
+        _TICK,
+        _TICK,
+        _goes_on(0, _ABOUT_TO_REMOVE),
+        _WORKER,
+        _goes_on(0, 1),
+        _WORKER,
+        _goes_on(0, _TO_THE_END),
+    ],
+    "a start fails with a text that cannot be stored": [
+        _fleet(),
+        _TICK,
+        Deed("all_goes_its_way", {"outcome": Outcome.FAILS_UNSPEAKABLY, "waits": True}),
+    ],
+    "a start returns what cannot be stored": [
+        _fleet(),
+        _TICK,
+        Deed("all_goes_its_way", {"outcome": Outcome.STARTS_UNSTORABLY, "waits": True}),
+    ],
+    "a start takes so long that another one has brought it back": [
+        _fleet(max_retries=2),
+        _TICK,
+        _TICK,
+        _goes_on(0, _IN_THE_CONTAINER),
+        _LAPSE,
+        _TICK,
+        _goes_on(1, _TO_THE_END),
+        _WORKER,
+        _TICK,
+        _goes_on(0, _TO_THE_END),
+    ],
+    "a start takes so long that it came back, died and was started again": [
+        _fleet(max_retries=2),
+        _TICK,
+        _TICK,
+        _goes_on(0, _TO_THE_END, Outcome.STARTS_AND_FAILS),
+        Deed("time_passes", {"seconds": 60}),
+        _goes_on(0, 5),
+        _WORKER,
+        _TICK,
+        _WORKER,
+        _TICK,
+        _TICK,
+        _goes_on(1, _TO_THE_END),
+        _goes_on(0, _TO_THE_END),
+    ],
+    "a start was overtaken, and then the ledger does not say so": [
+        _fleet(max_retries=2),
+        _TICK,
+        _TICK,
+        _goes_on(0, _IN_THE_CONTAINER),
+        _LAPSE,
+        _TICK,
+        _goes_on(1, _IN_THE_CONTAINER),
+        _goes_on(0, 3),
+        _STORE_FAILS,
+        _goes_on(0, _TO_THE_END),
+    ],
+}
+
+
 @pytest.fixture
 def stores(tmp_path: Path) -> Iterator[Stores]:
     """A database file with all tables."""
     found = Stores(tmp_path / "fleet.db")
     yield found
     found.close()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_broke_a_rule_once_does_not_do_so_again(name: str, stores: Stores) -> None:
+    """A known history happens just as it is told, and breaks no rule."""
+    happened, error = tell(stores, lambda _: KNOWN[name])
+    if error is not None:
+        raise error
+    assert happened == KNOWN[name]
 
 
 def test_whatever_happens_the_rules_hold(stores: Stores) -> None:
