@@ -194,7 +194,9 @@ class _TurnUnderWay:
             return self._failed("; ".join([f"released again, since its {error}", *notes]))
         now = self._keeper.clock()
         step = transitions.started(self._incident, startup, notes, now)
-        if not saved or (self._keeper.ledger.apply(step) is None and not self._is_ours()):
+        if not saved or (
+            self._keeper.ledger.apply(step) is None and self._is_overtaken(container, started)
+        ):
             return self._undo(container, started)
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
         following = next_step(step.after, self._keeper.policy)
@@ -207,10 +209,19 @@ class _TurnUnderWay:
             if self._keeper.registry.save_startup(orphan.resource_id, properties, startup):
                 return True
             row = self._keeper.registry.look(orphan.resource_id).row
-            if row is None or not self._is_ours():
+            current = self._keeper.ledger.incident(self._incident.incident_id)
+            if row is None or current is None or current.claimed_by != self._run_id:
                 return False
             properties = row["properties"]
         return False
+
+    def _is_overtaken(self, container: Container, started: Resource) -> bool:
+        """Whether another run has it; what cannot be known to be this run's does not run on."""
+        try:
+            return not self._is_ours()
+        except StoreUnavailableError:
+            _stop(container, started, "what may be another run's by now")
+            raise
 
     def _is_ours(self) -> bool:
         """Whether no other run has it; a tick may have seen it recovered in the meantime."""

@@ -12,7 +12,6 @@ from typing import Any, Final
 from orchestration.errors import PropertiesError, shorten
 
 _LITERALS: Final = {True: "true", False: "false", None: None}
-_EXCERPT: Final = 80  # characters of a bad text that an error shows
 
 
 def parse_properties(text: str | None) -> dict[str, str]:
@@ -39,7 +38,11 @@ def dump_properties(properties: Mapping[str, str | None]) -> str:
 
 
 def _parse(text: str | None) -> dict[str, str | None]:
-    if text is None or not text.strip():
+    if text is None:
+        return {}
+    if not isinstance(text, str):  # SQLite stores what it is given, whatever the column's type
+        raise PropertiesError("properties are no text; they must be a JSON object of texts")
+    if not text.strip():
         return {}
     try:
         value = _DECODER.decode(text)
@@ -48,14 +51,13 @@ def _parse(text: str | None) -> dict[str, str | None]:
     except (ValueError, RecursionError) as error:
         raise PropertiesError(
             f"properties cannot be read: {shorten(str(error), 200)}; "
-            f"they begin with {text[:_EXCERPT]!r} and must be a JSON object of texts"
-        ) from error
+            "they must be a JSON object of texts"
+        ) from None  # without the text itself, which may hold secrets
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise PropertiesError(
-            f"properties are a {type(value).__name__}, {text[:_EXCERPT]!r}; "
-            "they must be a JSON object of texts"
+            f"properties are a {type(value).__name__}; they must be a JSON object of texts"
         )
     return value
 

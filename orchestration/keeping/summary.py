@@ -121,7 +121,7 @@ def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
         return ""
     (incident,) = incidents
     number = incident.attempts + (incident.state is not State.CLAIMED)
-    return f" ({min(number, policy.max_retries)} of {policy.max_retries})"
+    return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"
 
 
 def _count(number: int, noun: str) -> str:

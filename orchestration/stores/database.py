@@ -40,7 +40,7 @@ class Database:
         self.url = url
         try:
             self.engine = _engine(url)
-        except (ImportError, sa.exc.NoSuchModuleError) as error:
+        except ImportError as error:
             raise ConfigError(
                 f"the driver of the {name}, {url.drivername}, cannot be loaded: {error}"
             ) from error
