@@ -1,0 +1,49 @@
+"""Which version of AMS is meant, as far as starting an optimizer depends on it?"""
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from functools import total_ordering
+from typing import Final
+
+_NUMBERS: Final = re.compile(r"\s*(\d+)\.(\d+)(?:\.(\d+))?(.*)", re.DOTALL)
+
+
+@total_ordering
+class Dialect(Enum):
+    """The ways in which AMS starts optimizers, oldest first; an unknown option crashes them."""
+
+    V0_7 = (0, 7)
+    V0_8 = (0, 8)
+    V0_9_0 = (0, 9, 0)  # the release; what followed on its branch does as master does
+    V0_9 = (0, 9, 1)  # and everything later
+
+    def __lt__(self, other: "Dialect") -> bool:
+        """Whether it is the older one."""
+        return bool(self.value < other.value)
+
+
+AskDialect = Callable[[], Dialect]
+"""Says which dialect to start optimizers in.
+
+Raises:
+    ContainerError: Nobody knows; the message says what to set.
+"""
+
+
+def parse_version(text: str) -> Dialect:
+    """The dialect of a version as AMS gives it, `0.9.0-incubating(abc1234)`, or as one writes it.
+
+    Raises:
+        ValueError: It is no version, or one before 0.7.
+    """
+    match = _NUMBERS.fullmatch(text)
+    if match is None:
+        raise ValueError("not a version")
+    major, minor = int(match[1]), int(match[2])
+    if (major, minor) < Dialect.V0_7.value:
+        raise ValueError("older than 0.7")
+    if (major, minor) < (0, 9):
+        return Dialect.V0_7 if (major, minor) == Dialect.V0_7.value else Dialect.V0_8
+    released_first = (major, minor, match[3]) == (0, 9, "0") and "SNAPSHOT" not in match[4]
+    return Dialect.V0_9_0 if released_first else Dialect.V0_9
