@@ -2,7 +2,7 @@
 
 The file is Amoro's own, so that one file can serve AMS and this project: `ams:` and `containers:`
 are read as AMS reads them, and `keeper:` holds what Amoro has no key for. Environment variables
-that begin with `AMS` overrule `ams:`, and only that.
+that begin with `AMS` overrule `ams:`, those that begin with `KEEPER_` overrule `keeper:`.
 
 Whatever is wrong is reported at once, a line per problem, and never with a secret in it.
 """
@@ -10,8 +10,10 @@ Whatever is wrong is reported at once, a line per problem, and never with a secr
 from orchestration.config.keys import SETTINGS, Setting
 from orchestration.config.load import CONF_DIR_VARIABLE, load_settings
 from orchestration.config.settings import (
+    AmsSettings,
     ContainerSettings,
     DatabaseType,
+    HighAvailability,
     RegistryMode,
     Settings,
 )
@@ -20,8 +22,10 @@ from orchestration.config.values import parse_duration
 __all__ = [
     "CONF_DIR_VARIABLE",
     "SETTINGS",
+    "AmsSettings",
     "ContainerSettings",
     "DatabaseType",
+    "HighAvailability",
     "RegistryMode",
     "Setting",
     "Settings",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from orchestration.config.ams import AMORO
 from orchestration.config.draft import Draft, kind_of, show
 from orchestration.config.settings import ContainerSettings
 from orchestration.config.values import parse_text
@@ -24,7 +25,7 @@ def _container(draft: Draft, place: str, entry: object) -> ContainerSettings:
         draft.reject_in_file(place, kind_of(entry), accepts)
         return ContainerSettings(name="", implementation="", properties={})
     implementation = _required(draft, place, entry, "container-impl")
-    lists = not implementation.startswith("org.apache.amoro.")
+    lists = not implementation.startswith(AMORO)
     return ContainerSettings(
         name=_required(draft, place, entry, "name"),
         implementation=implementation,

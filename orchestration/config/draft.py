@@ -2,18 +2,27 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, TypeVar
 
-from orchestration.config.keys import DATABASE_URL, KEYS, Setting, keys_meant
+from orchestration.config.keys import (
+    DATABASE_URL,
+    KEYS,
+    LEDGER_URL,
+    Setting,
+    keys_meant,
+    resembles_one,
+)
 from orchestration.config.urls import parse_url
+from orchestration.config.values import FlawError
 
 _T = TypeVar("_T")
 
 _LONGEST_VALUE: Final = 80  # characters of a value that an error shows
+_KUBERNETES: Final = re.compile("_(?:SERVICE_HOST|PORT)(?:_|$)")
 _SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential")
 
 
@@ -29,6 +38,8 @@ class Draft:
 
     source: Path
     given: dict[str, _Given] = field(default_factory=dict)
+    decoders: dict[str, Callable[[object], str]] = field(default_factory=dict)  # by key
+    rejected: set[str] = field(default_factory=set)  # keys
     problems: list[str] = field(default_factory=list)
 
     def get(self, setting: Setting[_T]) -> _T:
@@ -36,16 +47,28 @@ class Draft:
         given = self.given.get(setting.key)
         if given is not None and given.value is not None:  # null is Amoro's way of leaving out
             try:
-                return setting.parse(given.value)
+                decode = self.decoders.get(setting.key)
+                return setting.parse(decode(given.value) if decode else given.value)
+            except FlawError as flaw:
+                self.reject(setting, str(flaw))
             except ValueError:
                 self.reject(setting)
         return setting.parse(setting.default)
 
+    def has(self, setting: Setting[object]) -> bool:
+        """Whether a key was given, and not as an empty text."""
+        given = self.given.get(setting.key)
+        return given is not None and given.value is not None and given.value != ""
+
     def reject(self, setting: Setting[object], why: str = "") -> None:
-        """Notes that a key cannot have the value that it was given."""
+        """Notes that a key cannot have the value that it was given; without a reason, once."""
+        if not why and setting.key in self.rejected:
+            return
+        self.rejected.add(setting.key)
         given = self.given.get(setting.key) or _Given(None, str(self.source))
         default = f", which means {setting.default}" if setting.default else ""
-        shown = f"left out{default}" if given.value is None else show(setting.key, given.value)
+        shown = "***" if setting.key in self.decoders else show(setting.key, given.value)
+        shown = f"left out{default}" if given.value is None else shown
         reason = f" {why}" if why else ""
         self.note(
             f"{given.origin}: {setting.key} is {shown}{reason}; accepted is {setting.accepts}"
@@ -80,11 +103,11 @@ class Draft:
         self.given[key] = _Given(value, str(self.source))
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
-        """Lets the environment overrule the section `ams`."""
+        """Lets the environment overrule the sections `ams` and `keeper`."""
         names: defaultdict[str, list[str]] = defaultdict(list)
         for name in sorted(environ):
-            if name.startswith("AMS"):
-                names[environment_key(name)].append(name)
+            if key := environment_key(name):
+                names[key].append(name)
         for key, same in names.items():
             if len(same) > 1:
                 self.note(
@@ -115,15 +138,25 @@ def _flatten(section: Mapping[object, object], prefix: str) -> Iterator[tuple[st
             yield path, value
 
 
-def environment_key(name: str) -> str:
-    """The key that an environment variable sets, by Amoro's rule."""
-    text = name.removeprefix("AMS_").lower()
-    return "ams." + re.sub("__+", "-", text).replace("_", ".")
+def environment_key(name: str) -> str | None:
+    """The key that an environment variable sets; None: it is not ours.
+
+    For `ams` it is Amoro's rule: one underscore is a dot, two or more are a hyphen. The keys of
+    `keeper` have no dots, so there any number is a hyphen. Only what is one of them, or resembles
+    one, counts, and not the variables that Kubernetes makes of the names of services.
+    """
+    if name.startswith("AMS"):
+        text = name.removeprefix("AMS_").lower()
+        return "ams." + re.sub("__+", "-", text).replace("_", ".")
+    if name.startswith("KEEPER_") and not _KUBERNETES.search(name):
+        key = "keeper." + re.sub("_+", "-", name.removeprefix("KEEPER_").lower())
+        return key if resembles_one(key) else None
+    return None
 
 
 def show(key: str, value: object) -> str:
     """A value as an error may show it: no secrets, on one line, not too long."""
-    if key == DATABASE_URL.key:
+    if key in {DATABASE_URL.key, LEDGER_URL.key}:
         return _shown_url(value)
     text = repr(value)
     if any(word in key.lower() for word in _SECRET_WORDS) or "://" in text or "jdbc:" in text:

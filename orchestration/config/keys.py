@@ -6,18 +6,21 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Final, Generic, TypeVar
 
-from orchestration.config.settings import DatabaseType, RegistryMode
+from orchestration.config.settings import DatabaseType, HighAvailability, RegistryMode
 from orchestration.config.urls import parse_url
 from orchestration.config.values import (
     DURATION_ACCEPTS,
     JAVA_INT_MAX,
     LONGEST,
     duration_from,
+    parse_host,
     parse_interval,
+    parse_keywords,
     parse_switch,
     parse_text,
     whole_from,
 )
+from orchestration.dialect import parse_version
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -32,6 +35,7 @@ class Setting(Generic[_T_co]):
     accepts: str  # completes "accepted is ..."
     meaning: str
     unit: str = ""  # of a bare number; empty: it has none
+    when_needed: bool = False  # whether it is only checked where something depends on it
 
 
 def parse_mode(value: object) -> RegistryMode | None:
@@ -44,25 +48,52 @@ def parse_type(value: object) -> DatabaseType:
     return DatabaseType(str(value))
 
 
+def parse_ha(value: object) -> HighAvailability:
+    """A kind of high availability, in any case."""
+    kind = HighAvailability(str(value).lower())
+    if kind is HighAvailability.NONE:
+        raise ValueError("not one of Amoro's")
+    return kind
+
+
+def parse_ams_version(value: object) -> str:
+    """A version of AMS; empty: it is not given."""
+    text = parse_text(value)
+    if text:
+        parse_version(text)
+    return text
+
+
+_URL_ACCEPTS: Final = (
+    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
+    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
+)
+_ADDRESS_ACCEPTS: Final = (
+    "a host name or a full IPv4 or IPv6 address; set keeper.server-expose-host to the one under "
+    "which AMS is reached"
+)
+_PORT: Final = whole_from(1, 65535)
+_PORT_ACCEPTS: Final = "a whole number from 1 to 65535"
 DATABASE_TYPE: Final = Setting(
     key="ams.database.type",
     parse=parse_type,
     default="derby",
     accepts="postgres, mysql or sqlite; Derby, Amoro's default, cannot be opened from outside "
-    "AMS's process, so AMS has to be moved to PostgreSQL or MySQL",
-    meaning="Where registry and ledger are kept. Amoro's default is not usable: set it.",
+    "AMS's process: move AMS to PostgreSQL or MySQL, or run dagster-amoro without AMS, with "
+    "sqlite and workers of its own",
+    meaning="Where the registry is kept. Amoro's default is not usable: set it.",
 )
 DATABASE_URL: Final = Setting(
     key="ams.database.url",
     parse=parse_url,
     default="",
-    accepts="jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
-    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded, "
-    "of the kind that ams.database.type says and with its password before the host or in "
-    "ams.database.password",
-    meaning="The database, in Amoro's JDBC form or as a SQLAlchemy URL. JDBC parameters and all "
-    "hosts but the first are not used. A relative SQLite path starts at the folder of "
-    "config.yaml. Left out with sqlite: `registry.db` in `$DAGSTER_HOME`, or in "
+    accepts=f"{_URL_ACCEPTS}, of the kind that ams.database.type says and with its password before "
+    "the host or in ams.database.password",
+    meaning="The database, in Amoro's JDBC form or as a SQLAlchemy URL. Of several hosts the first "
+    "is used. Of the JDBC parameters, those for TLS (but no Java key stores and client keys), "
+    "timeouts, `currentSchema` and `ApplicationName` are kept; MySQL's certificates are checked "
+    "against the authorities of the system or of `$SSL_CERT_FILE`. A relative SQLite path starts "
+    "at the folder of config.yaml. Left out with sqlite: `registry.db` in `$DAGSTER_HOME`, or in "
     "`./.dagster-amoro` if that is not set.",
 )
 DATABASE_USERNAME: Final = Setting(
@@ -83,9 +114,85 @@ SHADE: Final = Setting(
     key="ams.shade.identifier",
     parse=parse_text,
     default="default",
-    accepts="default, which is plain text; an encoded password cannot be read, so give user and "
-    "password in ams.database.url",
-    meaning="How Amoro has encoded the password; only plain text can be read.",
+    accepts="a text",
+    meaning="How Amoro has encoded the values of `ams.shade.sensitive-keywords`: `default` is "
+    "plain text, `base64` is decoded. What a shade of your own has encoded cannot be decoded: set "
+    "`keeper.database-password`.",
+    when_needed=True,
+)
+SENSITIVE: Final = Setting(
+    key="ams.shade.sensitive-keywords",
+    parse=parse_keywords,
+    default="admin-password;database.password",
+    accepts="a list of keys, or one text with a semicolon between them",
+    meaning="Which keys of `ams` are encoded, in the environment too.",
+    when_needed=True,
+)
+EXPOSE_HOST: Final = Setting(
+    key="ams.server-expose-host",
+    parse=parse_host,
+    default="",
+    accepts=_ADDRESS_ACCEPTS,
+    meaning="Where AMS is reached, where neither `keeper.server-expose-host` nor high availability "
+    "says it. The beginning of an address, which AMS would complete, is not enough.",
+    when_needed=True,
+)
+THRIFT_PORT: Final = Setting(
+    key="ams.thrift-server.optimizing-service.bind-port",
+    parse=_PORT,
+    default="1261",
+    accepts=_PORT_ACCEPTS,
+    meaning="The port that optimizers register at.",
+    when_needed=True,
+)
+HTTP_PORT: Final = Setting(
+    key="ams.http-server.bind-port",
+    parse=_PORT,
+    default="19090",
+    accepts=_PORT_ACCEPTS,
+    meaning="The port of AMS's REST interface.",
+    when_needed=True,
+)
+HA_ENABLED: Final = Setting(
+    key="ams.ha.enabled",
+    parse=parse_switch,
+    default="false",
+    accepts="true or false",
+    meaning="Whether AMS has several nodes, one of them the leader.",
+    when_needed=True,
+)
+HA_TYPE: Final = Setting(
+    key="ams.ha.type",
+    parse=parse_ha,
+    default="zk",
+    accepts="zk or database",
+    meaning="Where the nodes agree on their leader. With `database` each of Amoro's containers "
+    "needs a property `ams-optimizing-uri`, since what AMS would give it is of no use.",
+    when_needed=True,
+)
+CLUSTER_NAME: Final = Setting(
+    key="ams.ha.cluster-name",
+    parse=parse_text,
+    default="default",
+    accepts="a text",
+    meaning="Which AMS cluster it is, of those that share a ZooKeeper or a database.",
+    when_needed=True,
+)
+ZOOKEEPER_ADDRESS: Final = Setting(
+    key="ams.ha.zookeeper-address",
+    parse=parse_text,
+    default="",
+    accepts="host:port, or several of them with a comma between",
+    meaning="The ZooKeeper, required where `ams.ha.type` is `zk`.",
+    when_needed=True,
+)
+MASTER_SLAVE: Final = Setting(
+    key="ams.ha.use-master-slave-mode",
+    parse=parse_switch,
+    default="false",
+    accepts="true or false",
+    meaning="Whether optimizers work for all nodes of AMS, not only for the leader.",
+    when_needed=True,
 )
 AUTO_RESTART: Final = Setting(
     key="ams.optimizer.auto-restart-enabled",
@@ -135,6 +242,54 @@ REGISTRY: Final = Setting(
     meaning="Whose the registry is: a running AMS's (`attached`) or ours (`standalone`). "
     "Left out: standalone for sqlite, attached otherwise.",
 )
+LEDGER_URL: Final = Setting(
+    key="keeper.ledger-url",
+    parse=parse_url,
+    default="",
+    accepts=_URL_ACCEPTS,
+    meaning="The ledger's database, written as `ams.database.url` is. Without a user it is that of "
+    "the registry, if both are of one type. Left out: the registry's database.",
+)
+KEEPER_USERNAME: Final = Setting(
+    key="keeper.database-username",
+    parse=parse_text,
+    default="",
+    accepts="a text",
+    meaning="The user of the registry's database, in plain text, whatever `ams.database` says.",
+)
+KEEPER_PASSWORD: Final = Setting(
+    key="keeper.database-password",
+    parse=parse_text,
+    default="",
+    accepts="a text, in quotes where YAML would read something else",
+    meaning="The password likewise; best set as `KEEPER_DATABASE_PASSWORD`.",
+)
+KEEPER_HOST: Final = Setting(
+    key="keeper.server-expose-host",
+    parse=parse_host,
+    default="",
+    accepts=_ADDRESS_ACCEPTS,
+    meaning="Where AMS is reached, if not at `ams.server-expose-host`.",
+    when_needed=True,
+)
+AMS_HOME: Final = Setting(
+    key="keeper.ams-home",
+    parse=parse_text,
+    default="",
+    accepts="a text",
+    meaning="The folder of Amoro, on the host where its programs are started. Left out: "
+    "`$ARCTIC_HOME`, else `$AMORO_HOME`, else the folder above that of config.yaml if that is "
+    "called `conf`.",
+    when_needed=True,
+)
+AMS_VERSION: Final = Setting(
+    key="keeper.ams-version",
+    parse=parse_ams_version,
+    default="",
+    accepts="a version from 0.7 on, such as 0.8 or '0.9.0', in quotes where it ends in a zero",
+    meaning="The version of AMS, which decides how optimizers are started. Left out: AMS is asked.",
+    when_needed=True,
+)
 MAX_RESTARTS: Final = Setting(
     key="keeper.max-restarts-per-run",
     parse=whole_from(1),
@@ -157,12 +312,27 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     DATABASE_USERNAME,
     DATABASE_PASSWORD,
     SHADE,
+    SENSITIVE,
+    EXPOSE_HOST,
+    THRIFT_PORT,
+    HTTP_PORT,
+    HA_ENABLED,
+    HA_TYPE,
+    CLUSTER_NAME,
+    ZOOKEEPER_ADDRESS,
+    MASTER_SLAVE,
     AUTO_RESTART,
     MAX_RETRIES,
     GRACE_PERIOD,
     CHECK_INTERVAL,
     HEARTBEAT_TIMEOUT,
     REGISTRY,
+    LEDGER_URL,
+    KEEPER_USERNAME,
+    KEEPER_PASSWORD,
+    KEEPER_HOST,
+    AMS_HOME,
+    AMS_VERSION,
     MAX_RESTARTS,
     CLAIM_TIMEOUT,
 )
@@ -172,6 +342,11 @@ _RESTART_PREFIX: Final = "ams.optimizer.auto-restart"
 RESTART_KEYS: Final = (AUTO_RESTART.key, MAX_RETRIES.key, GRACE_PERIOD.key)
 # The nearest of Amoro's own keys is 0.67 alike; a key whose `optimizer` was left out, 0.82.
 _ALIKE: Final = 0.8
+
+
+def resembles_one(key: str) -> bool:
+    """Whether it is one of our keys below `keeper`, or one of them misspelt."""
+    return bool(get_close_matches(key, _KEEPER_KEYS, n=1, cutoff=_ALIKE))
 
 
 def keys_meant(key: str) -> tuple[str, ...]:

@@ -6,29 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import sqlalchemy as sa
 import yaml
 
+from orchestration.config.ams import add_ams_properties, read_ams
 from orchestration.config.containers import read_containers
+from orchestration.config.databases import read_database, read_ledger
 from orchestration.config.draft import Draft, kind_of
 from orchestration.config.keys import (
     AUTO_RESTART,
     CHECK_INTERVAL,
     CLAIM_TIMEOUT,
-    DATABASE_PASSWORD,
     DATABASE_TYPE,
-    DATABASE_URL,
-    DATABASE_USERNAME,
     GRACE_PERIOD,
     HEARTBEAT_TIMEOUT,
     MAX_RESTARTS,
     MAX_RETRIES,
     REGISTRY,
     SETTINGS,
-    SHADE,
 )
 from orchestration.config.settings import DatabaseType, RegistryMode, Settings
-from orchestration.config.urls import url_flaws
+from orchestration.config.shade import set_decoders
 from orchestration.errors import ConfigError
 from orchestration.keeping.policy import RestartPolicy
 
@@ -57,8 +54,10 @@ def load_settings(
     draft.add_section("keeper", document.get("keeper"))
     draft.add_environment(environ)
     draft.reject_unknown()
-    for setting in SETTINGS:  # whether it is going to be used or not
-        draft.get(setting)
+    set_decoders(draft)
+    for setting in SETTINGS:  # whether it is going to be used or not, with few exceptions
+        if not setting.when_needed and setting.key not in draft.decoders:
+            draft.get(setting)
     settings = _settings(draft, document.get("containers"), environ)
     if draft.problems:
         raise ConfigError("\n".join(draft.problems))
@@ -71,10 +70,17 @@ def _source(conf_dir: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> Settings:
+    registry = _registry(draft)
+    attached = registry is RegistryMode.ATTACHED and draft.get(DATABASE_TYPE).is_server
+    ams = read_ams(draft) if attached else None
+    found = read_containers(draft, containers)
+    database_url = read_database(draft, environ)
     return Settings(
         source=draft.source,
-        database_url=_database(draft, environ),
-        registry=_registry(draft),
+        database_url=database_url,
+        ledger_url=read_ledger(draft, database_url),
+        registry=registry,
+        ams=ams,
         restart=RestartPolicy(
             enabled=draft.get(AUTO_RESTART),
             max_retries=draft.get(MAX_RETRIES),
@@ -84,7 +90,7 @@ def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> S
         heartbeat_timeout=draft.get(HEARTBEAT_TIMEOUT),
         max_restarts_per_run=draft.get(MAX_RESTARTS),
         claim_timeout=draft.get(CLAIM_TIMEOUT),
-        containers=read_containers(draft, containers),
+        containers=add_ams_properties(draft, ams, found, environ) if ams else found,
     )
 
 
@@ -125,44 +131,6 @@ def _place(error: Exception) -> str:
     # What stands in quotes there comes from the file, and may be part of a password.
     problem = re.sub(r"(['\"]).*\1", "***", error.problem or "")
     return f" (line {mark.line + 1}, column {mark.column + 1}: {problem})"
-
-
-def _database(draft: Draft, environ: Mapping[str, str]) -> sa.URL:
-    """The database's URL; where there are problems, any URL, because it will not be used."""
-    kind, url = draft.get(DATABASE_TYPE), draft.get(DATABASE_URL)
-    if kind is DatabaseType.DERBY:
-        draft.reject(DATABASE_TYPE)
-    elif url is None and kind is not DatabaseType.SQLITE:
-        draft.reject(DATABASE_URL)
-    elif url is not None and url.get_backend_name() != kind.backend:
-        why = f"with {DATABASE_TYPE.key} {kind}, an unreachable combination"
-        draft.reject(DATABASE_URL, why)
-    elif url is not None:
-        return _checked(draft, url)
-    return _default_file(environ)
-
-
-def _default_file(environ: Mapping[str, str]) -> sa.URL:
-    home = environ.get("DAGSTER_HOME") or ".dagster-amoro"
-    folder = Path(os.path.expanduser(home))  # noqa: PTH111 - Path's own fails for unknown users
-    return sa.URL.create("sqlite", database=str(folder.absolute() / "registry.db"))
-
-
-def _checked(draft: Draft, url: sa.URL) -> sa.URL:
-    for flaw in url_flaws(url):
-        draft.reject(DATABASE_URL, f"and {flaw}")
-    if url.get_backend_name() == "sqlite":
-        return url.set(database=str(draft.source.parent / (url.database or "")))
-    return _with_credentials(draft, url)
-
-
-def _with_credentials(draft: Draft, url: sa.URL) -> sa.URL:
-    username, password = draft.get(DATABASE_USERNAME), draft.get(DATABASE_PASSWORD)
-    if password and url.password is None and draft.get(SHADE) != SHADE.default:
-        draft.reject(SHADE)
-    return url.set(
-        username=url.username or username or None, password=url.password or password or None
-    )
 
 
 def _registry(draft: Draft) -> RegistryMode:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from orchestration.dialect import Dialect
 from orchestration.keeping.policy import RestartPolicy
 
 
@@ -19,7 +20,7 @@ class RegistryMode(StrEnum):
 
 
 class DatabaseType(StrEnum):
-    """Where registry and ledger are kept."""
+    """Where the registry is kept."""
 
     POSTGRES = "postgres"
     MYSQL = "mysql"
@@ -27,9 +28,43 @@ class DatabaseType(StrEnum):
     DERBY = "derby"  # Amoro's default; known here only to say why it cannot be used
 
     @property
+    def is_server(self) -> bool:
+        """Whether AMS and others can use it at once."""
+        return self in {DatabaseType.POSTGRES, DatabaseType.MYSQL}
+
+    @property
     def backend(self) -> str:
         """What SQLAlchemy calls it."""
         return "postgresql" if self is DatabaseType.POSTGRES else self.value
+
+
+class HighAvailability(StrEnum):
+    """How the nodes of AMS agree on a leader."""
+
+    NONE = "none"  # there is one node
+    ZOOKEEPER = "zk"
+    DATABASE = "database"  # Amoro 0.9 and later
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AmsSettings:
+    """Where the running AMS is reached, and how it starts optimizers."""
+
+    # An address or a name, an IPv6 address without brackets. Empty with high availability: the
+    # leader moves, and is looked up.
+    host: str
+    # The port that optimizers register at.
+    thrift_port: int
+    # The port of the REST interface and the dashboard.
+    http_port: int
+    # Where the leader is looked up.
+    high_availability: HighAvailability
+    # Which of the AMS clusters that share a ZooKeeper or a database it is.
+    cluster_name: str
+    # `host:port`, or several with a comma between; empty without ZooKeeper.
+    zookeeper_address: str
+    # The version of AMS as far as it matters. None: AMS is asked.
+    dialect: Dialect | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +75,7 @@ class ContainerSettings:
     implementation: str  # Amoro's Java class name, or `package.module.Class`; not imported here
     # As texts, in the form that Java gives them; a list is a JSON array of texts. Not in the
     # repr, since properties such as `export.AWS_SECRET_ACCESS_KEY` are secrets.
+    # With those that AMS adds itself, where a running AMS is attached to.
     properties: Mapping[str, str] = field(repr=False)
 
 
@@ -49,11 +85,15 @@ class Settings:
 
     # The config.yaml that was read, absolute. Errors and logs name it.
     source: Path
-    # Registry and ledger, credentials included, SQLite paths absolute. Its text form masks the
-    # password, and its query part was checked to hold none.
+    # The registry, credentials included, SQLite paths absolute. Its text form masks the password,
+    # and its query part was checked to hold none.
     database_url: sa.URL
+    # The ledger; the registry's database unless it was given one of its own.
+    ledger_url: sa.URL
     # Whose the registry is: decides whether AMS is asked before acting, and who makes tables.
     registry: RegistryMode
+    # The AMS whose registry it is. None: there is none, the registry is ours.
+    ams: AmsSettings | None
     # Whether, how often and how patiently orphans are restarted. Off by default: restarting other
     # people's workers is asked for, never assumed. Zero retries: an orphan is given up after its
     # grace period. A grace period of zero: no waiting.

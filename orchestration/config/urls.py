@@ -1,22 +1,11 @@
 """Which database is meant: Amoro's JDBC form of a URL or SQLAlchemy's."""
 
-import re
 from collections.abc import Iterator
-from typing import Final
-from urllib.parse import parse_qsl, unquote
 
 import sqlalchemy as sa
 
+from orchestration.config.jdbc import DRIVERS, parse_jdbc
 from orchestration.config.values import parse_text
-
-_DRIVERS: Final = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-_JDBC_SERVER: Final = re.compile(
-    r"jdbc:(?P<backend>postgresql|mysql)://"
-    r"(?P<host>\[[^\]]+\]|[^\[\]:/,?@]*)(?::(?P<port>[0-9]{1,5}))?"
-    r"(?:,[^/?@]*)?"  # further hosts, for fail-over: the first one serves
-    r"/(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
-)
-_JDBC_SQLITE: Final = re.compile(r"jdbc:sqlite:(?P<path>[^?]*)(?:\?.*)?")
 
 
 def parse_url(value: object) -> sa.URL | None:
@@ -24,25 +13,7 @@ def parse_url(value: object) -> sa.URL | None:
     text = parse_text(value)
     if not text:
         return None
-    if text.startswith("jdbc:derby:"):  # so that it can be told apart from nonsense
-        return sa.URL.create("derby")
-    if match := _JDBC_SQLITE.fullmatch(text):
-        return sa.URL.create("sqlite", database=match["path"])
-    if match := _JDBC_SERVER.fullmatch(text):
-        return _jdbc_url(match)
-    return _sqlalchemy_url(text)
-
-
-def _jdbc_url(match: re.Match[str]) -> sa.URL:
-    parameters = dict(parse_qsl(match["query"] or ""))
-    return sa.URL.create(
-        _DRIVERS[match["backend"]],
-        username=parameters.get("user"),
-        password=parameters.get("password"),
-        host=match["host"].strip("[]") or "localhost",  # as both JDBC drivers have it
-        port=int(match["port"]) if match["port"] else None,
-        database=unquote(match["database"]),
-    )
+    return parse_jdbc(text) or _sqlalchemy_url(text)
 
 
 def _sqlalchemy_url(text: str) -> sa.URL:
@@ -54,7 +25,7 @@ def _sqlalchemy_url(text: str) -> sa.URL:
         # An `@` or `/` of the password was not escaped: the rest of it would pass for something
         # else, and be shown.
         raise ValueError("an @ that does not end the credentials")
-    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
 
 
 def url_flaws(url: sa.URL) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Which values are accepted: durations, numbers, switches and texts, as Amoro reads them."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -10,6 +11,11 @@ from typing import Final
 JAVA_INT_MAX: Final = 2**31 - 1
 _JAVA_LONG_MAX: Final = 2**63 - 1
 _DIGITS: Final = re.compile("0*[0-9]{1,10}")
+_HOST_NAME: Final = re.compile(r"(?=.*[A-Za-z])\w(?:[\w.\-]{0,251}\w)?\.?", re.ASCII)
+_KEYWORD: Final = re.compile(
+    r"""\s*(?:'(?P<single>(?:[^']|'')*)'|"(?P<double>(?:[^"]|"")*)"|(?P<bare>[^\s;'"][^;]*)|)"""
+    r"\s*(?:;|\Z)"
+)
 _DURATION: Final = re.compile(r"\s*0*([0-9]{1,19})\s*(\S*)\s*", re.ASCII)
 UNITS: Final = {  # nanoseconds, by label; no label means milliseconds
     "": 10**6,
@@ -27,6 +33,10 @@ DURATION_ACCEPTS: Final = (
 )
 # A moment this much later must still be a date, and waiting a century is a mistake in any case.
 LONGEST: Final = timedelta(days=36_500)
+
+
+class FlawError(ValueError):
+    """A value that is not accepted, and why; the text completes "it is ..." and has no secret."""
 
 
 def parse_duration(value: object) -> timedelta:
@@ -76,13 +86,13 @@ def parse_switch(value: object) -> bool:
     raise ValueError("neither true nor false")
 
 
-def whole_from(lowest: int) -> Callable[[object], int]:
-    """A parser of whole numbers, as large as Java has them, from `lowest`."""
+def whole_from(lowest: int, highest: int = JAVA_INT_MAX) -> Callable[[object], int]:
+    """A parser of whole numbers from `lowest` to `highest`; left out: as large as Java has them."""
 
     def parse(value: object) -> int:
         number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
         number = None if isinstance(number, bool) else number
-        if isinstance(number, int) and lowest <= number <= JAVA_INT_MAX:
+        if isinstance(number, int) and lowest <= number <= highest:
             return number
         raise ValueError("not a whole number, or out of range")
 
@@ -112,3 +122,41 @@ def _java_double(value: float) -> str:
     sign, digits, _ = (number := Decimal(str(value)).normalize()).as_tuple()
     head, *rest = map(str, digits)
     return f"{'-' * sign}{head}.{''.join(rest) or '0'}E{number.adjusted()}"
+
+
+def parse_host(value: object) -> str:
+    """A full address, without the brackets of an IPv6 one, or a host name; empty: none.
+
+    The beginning of an address, which AMS completes to one of its own, is not accepted.
+    """
+    text = parse_text(value)
+    if not text or _HOST_NAME.fullmatch(text):
+        return text
+    address = text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
+    if ipaddress.ip_address(address).is_unspecified:
+        raise ValueError("every address, so none")
+    return address
+
+
+def parse_keywords(value: object) -> frozenset[str]:
+    """A list of texts, or one text split at semicolons outside of quotes, as Amoro does it.
+
+    Quotes of either kind protect a whole item; doubled, they stand for themselves.
+    """
+    if isinstance(value, list):
+        return frozenset(map(parse_text, value))
+    text, place, found = parse_text(value), 0, set()
+    while place < len(text):
+        if (match := _KEYWORD.match(text, place)) is None:
+            raise ValueError("quotes where there can be none, or not closed")
+        found.add(_unquoted(match))
+        place = match.end()
+    return frozenset(found - {""})
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    if match["single"] is not None:
+        return match["single"].replace("''", "'")
+    if match["double"] is not None:
+        return match["double"].replace('""', '"')
+    return (match["bare"] or "").strip()
