@@ -1,8 +1,9 @@
-# make run    a fleet of real workers, kept alive by Dagster, on this machine
-# make chaos  kills one of its workers
-# make test   all tests that need no system package
-# make lint   ruff, mypy, import-linter
-# make bench  the benchmarks, which print ratios
+# make run      a fleet of real workers, kept alive by Dagster, on this machine
+# make chaos    kills one of its workers
+# make test     all tests; those of engines that are not there are skipped, and say so
+# make engines  Flink, Spark and a Kubernetes API for the tests; needs Java 11, npm and 600 MB
+# make lint     ruff, mypy, import-linter
+# make bench    the benchmarks, which print ratios
 
 FOLDER := .dagster-amoro
 VENV := $(FOLDER)/venv
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: run chaos test lint bench clean
+.PHONY: run chaos test engines lint bench clean
 
 run: $(VENV)/ready
 	@$(BIN)/python -m orchestration.demo run --folder $(FOLDER)
@@ -33,6 +34,9 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@$(BIN)/python -m benchmarks
+
+engines: $(VENV)/ready
+	@PYTHON=$(BIN)/python tests/engines/install.sh $(FOLDER)/engines
 
 clean:
 	rm -rf $(FOLDER)

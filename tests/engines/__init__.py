@@ -1,0 +1,1 @@
+"""The real engines that containers are tested on."""
