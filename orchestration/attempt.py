@@ -17,13 +17,15 @@ from orchestration.errors import (
     StoreUnavailableError,
     describe,
 )
+from orchestration.gate import silence_of
 from orchestration.keeper import Keeper
 from orchestration.keeping import transitions
-from orchestration.keeping.model import EventKind, Incident, Orphan, Resource, State, Transition
+from orchestration.keeping.model import Incident, Orphan, Resource, State, Transition
 from orchestration.keeping.policy import Decision, Verdict, decide
 from orchestration.keeping.properties import parse_properties
 from orchestration.keeping.summary import next_step, story
 from orchestration.keeping.survey import obstacle_of, recovery_message
+from orchestration.secrets import Mask
 from orchestration.stores.registry import Sighting, orphan_of
 
 _SAVES: Final = 3  # tries to save start-up properties while somebody else edits the row
@@ -131,6 +133,8 @@ class _TurnUnderWay:
         self._run_id = run_id
 
     def take(self) -> Turn:
+        if silence := silence_of(self._keeper.ams):
+            return self._leave(Decision(Verdict.WAIT, silence))
         sighting = self._look()
         decision = self._decide(sighting)
         if decision.verdict is Verdict.RESTART and sighting.orphan is not None:
@@ -262,8 +266,8 @@ class _TurnUnderWay:
             if not removed and self._look().row is not None:
                 return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
         events = self._keeper.ledger.events(self._incident.incident_id)
-        rows = [e.details["row"] for e in events if e.kind is EventKind.GIVING_UP]
-        notes = self._release(orphan_of(rows[-1]))
+        kept = self._keeper.ledger.removed_row(self._incident.incident_id)
+        notes = self._release(orphan_of(kept)) if kept else []
         told = "; ".join([story(self._incident, events, self._keeper.policy), *notes])
         self._close(Ending.GIVEN_UP, State.EXHAUSTED, told)
 
@@ -306,7 +310,7 @@ def _start(container: Container, resource: Resource) -> dict[str, str]:
     except INTERRUPTIONS:
         raise
     except BaseException as error:
-        raise StartFailedError(describe(error)) from error
+        raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
 
 
 def _stop(container: Container, resource: Resource, what: str) -> list[str]:
@@ -316,5 +320,5 @@ def _stop(container: Container, resource: Resource, what: str) -> list[str]:
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
-        return [f"could not stop {what}: {describe(error)}"]
+        return [f"could not stop {what}: {Mask(resource.properties).hide(describe(error))}"]
     return []

@@ -20,6 +20,10 @@ class StoreUnavailableError(KeeperError):
     """Registry or ledger did not answer, or not in time; the next look may succeed."""
 
 
+class AmsUnavailableError(KeeperError):
+    """AMS does not answer, or not as it should; nothing is decided before it does."""
+
+
 class PropertiesError(KeeperError):
     """A row's `properties` are not a JSON object of plain values; a person has to mend the row."""
 

@@ -1,6 +1,6 @@
 """How a standalone fleet gets its workers: declared in the registry, then started."""
 
-from orchestration.errors import KeeperError
+from orchestration.errors import ConfigError, KeeperError
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Resource
 from orchestration.keeping.properties import dump_properties
@@ -13,6 +13,7 @@ def scale_out(keeper: Keeper, resource: Resource) -> None:
     or this process dies in between, the row is an orphan like any other and is restarted.
 
     Raises:
+        ConfigError: The registry is an AMS's, which adds its resources itself.
         StoreUnavailableError: The registry did not answer, or has this resource already.
         ContainerError: The container is unknown, or the start failed; the row stays.
     """
@@ -30,6 +31,8 @@ def scale_out(keeper: Keeper, resource: Resource) -> None:
 
 def declare(keeper: Keeper, resource: Resource) -> None:
     """Adds a worker without starting it: the keeper does, after the grace period."""
+    if keeper.ams is not None:
+        raise ConfigError("resources of an attached registry are added through AMS, not here")
     keeper.registry.create()
     keeper.registry.add_group(resource.group_name, resource.container_name)
     keeper.registry.add_resource(resource)

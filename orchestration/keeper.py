@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from orchestration.config import RegistryMode, Settings
+from orchestration.ams.client import Ams
+from orchestration.ams.servers import FindLeader, Server, always, from_lease, from_zookeeper
+from orchestration.config import AmsSettings, HighAvailability, Settings
 from orchestration.containers.base import Container
 from orchestration.containers.resolve import Containers
-from orchestration.errors import ConfigError
+from orchestration.keeping.continuity import settling_time
 from orchestration.keeping.policy import RestartPolicy
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
@@ -40,31 +42,47 @@ class Keeper:
     claim_timeout: timedelta  # how long a hand-over or a claim lasts without a sign of life
     max_restarts_per_run: int
     clock: Clock
+    ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
+    # How long optimizers may take to register with an AMS that came back without them.
+    settling: timedelta = timedelta(0)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Keeper":
         """Wires the real parts; nothing is connected to before it is used.
 
         Raises:
-            ConfigError: The registry belongs to an AMS.
+            ConfigError: A driver is not installed.
         """
-        if settings.registry is not RegistryMode.STANDALONE:
-            raise ConfigError(
-                f"{settings.source}: keeper.registry is {settings.registry}, which this version "
-                "cannot do yet; set it to standalone for a registry of your own, and never "
-                "for a database that an AMS uses"
-            )
         database = Database(settings.database_url, "registry")
+        ams = _ams(settings.ams, database) if settings.ams else None
         return cls(
-            registry=Registry(database, settings.heartbeat_timeout),
-            ledger=Ledger(Database(settings.database_url, "ledger")),
-            containers=Containers(settings.containers),
+            registry=Registry(database, None if ams else settings.heartbeat_timeout),
+            ledger=Ledger(Database(settings.ledger_url, "ledger")),
+            containers=Containers(settings.containers, ams.dialect if ams else None),
             policy=settings.restart,
             check_interval=settings.check_interval,
             claim_timeout=settings.claim_timeout,
             max_restarts_per_run=settings.max_restarts_per_run,
             clock=utc_clock,
+            ams=ams,
+            settling=settling_time(settings.heartbeat_timeout),
         )
+
+
+def _ams(settings: AmsSettings, database: Database) -> Ams:
+    return Ams(_leader(settings, database), dialect=settings.dialect)
+
+
+def _leader(settings: AmsSettings, database: Database) -> FindLeader:
+    match settings.high_availability:
+        case HighAvailability.ZOOKEEPER:
+            return from_zookeeper(
+                settings.zookeeper_address, settings.cluster_name, settings.http_port
+            )
+        case HighAvailability.DATABASE:
+            return from_lease(database, settings.cluster_name, settings.http_port)
+        case HighAvailability.NONE:
+            return always(Server(settings.host, settings.thrift_port, settings.http_port))
 
 
 def utc_clock() -> datetime:

@@ -10,6 +10,7 @@ from orchestration.attempt import Ending, Turn, take_turn, take_up
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Incident
 from orchestration.keeping.summary import clock_time, next_step
+from orchestration.secrets import without_secrets
 
 CLAIM_OP = "claim_orphans"
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
@@ -107,4 +108,4 @@ def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
     }
     if incident.is_open and incident.attempts:
         told["next"] = next_step(incident, keeper.policy)
-    return told | dict(turn.startup)
+    return told | without_secrets(turn.startup)

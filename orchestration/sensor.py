@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
 from assets.names import EVENTS, GROUPS, group_name, partition_key
+from orchestration.cursor import Cursor, dump_cursor, parse_cursor
 from orchestration.errors import KeeperError, describe
+from orchestration.gate import DoubtError
 from orchestration.keeper import Keeper
 from orchestration.keeping.policy import RunState
 from orchestration.keeping.survey import Order
@@ -39,7 +41,7 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
         description=(
             "Looks for orphans: resources that no optimizer stands for. Records when they are "
             "found and how they end, and requests a run of restart_orphans for those whose grace "
-            "period is over. If a store does not answer, it does nothing and says so."
+            "period is over. If a store or AMS does not answer, it does nothing and says so."
         ),
         metadata={
             "auto-restart-enabled": keeper.policy.enabled,
@@ -50,13 +52,14 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
     )
     def orphan_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         known = set(context.instance.get_dynamic_partitions(GROUPS.name or ""))
+        cursor = parse_cursor(context.cursor)
         try:
-            seen = tick(keeper, lambda owners: run_states(context.instance, owners))
+            seen = tick(keeper, lambda owners: run_states(context.instance, owners), cursor.watch)
         except KeeperError as error:
-            return dg.SensorResult(skip_reason=f"Abstained, nothing was changed: {describe(error)}")
+            return _abstention(error, cursor)
         if seen.orders:
             context.log.info(seen.summary)
-        return _result(seen, _news(keeper.ledger, context.cursor), known)
+        return _result(seen, _news(keeper.ledger, cursor), known)
 
     return orphan_sensor
 
@@ -66,17 +69,22 @@ class _News:
     """What went on in the ledger since the last tick that could tell."""
 
     events: Mapping[str, int]  # new ones by group
-    cursor: str | None
+    newest: int  # the last of them, or of those before
 
 
-def _news(ledger: Ledger, cursor: str | None) -> _News:
+def _news(ledger: Ledger, cursor: Cursor) -> _News:
     """The news; none if the ledger is away by now, since what is handed over must be requested."""
-    last = int(cursor) if cursor and cursor.isdecimal() else 0
     try:
-        events, newest = ledger.changed_groups(last)
+        return _News(*ledger.changed_groups(cursor.event))
     except KeeperError:
-        return _News({}, cursor)  # the next tick tells it
-    return _News(events, str(newest))
+        return _News({}, cursor.event)  # the next tick tells it
+
+
+def _abstention(error: KeeperError, cursor: Cursor) -> dg.SensorResult:
+    if isinstance(error, DoubtError):
+        cursor = replace(cursor, watch=error.watch)
+    reason = f"Abstained, nothing was changed: {describe(error)}"
+    return dg.SensorResult(skip_reason=reason, cursor=dump_cursor(cursor))
 
 
 def run_states(instance: dg.DagsterInstance, owners: Sequence[str]) -> Mapping[str, RunState]:
@@ -107,7 +115,7 @@ def _result(seen: Tick, news: _News, known: AbstractSet[str]) -> dg.SensorResult
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
-        cursor=news.cursor,
+        cursor=dump_cursor(Cursor(event=news.newest, watch=seen.watch)),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
         asset_events=[
             dg.AssetMaterialization(

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
+from orchestration.gate import ensure_answer, ensure_continuity
 from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import Watch
 from orchestration.keeping.model import Incident, Transition
 from orchestration.keeping.policy import RunState
 from orchestration.keeping.summary import summarize
@@ -33,6 +35,7 @@ class Tick:
     survey: Survey
     orders: tuple[Order, ...]  # runs to request; their incidents are handed over already
     summary: str  # one line for the reader of the UI
+    watch: Watch  # for the next tick
 
 
 @contextmanager
@@ -52,18 +55,28 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def tick(keeper: Keeper, run_states: RunStates) -> Tick:
+def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
     """Looks once and records what it means, all of it in one transaction of the ledger.
 
     The ledger is read before the registry: an incident that a run closes in between is then still
     known here, and closing it again loses the race. The other way round, a resource that was just
     given up would look like a new orphan.
 
+    Args:
+        keeper: What to keep, and with what.
+        run_states: Asks Dagster about runs.
+        watch: What the tick before remembered of AMS's optimizers.
+
     Raises:
+        DoubtError: AMS does not answer, or may have forgotten its optimizers. Its `watch` is for
+            the next tick; no incident was touched.
         StoreUnavailableError: A store did not answer; no incident was touched.
     """
     incidents = keeper.ledger.open_incidents()
+    ensure_answer(keeper.ams, watch)
     survey = keeper.registry.survey()
+    now = keeper.clock()
+    watch = ensure_continuity(keeper, watch, now)
     gone = missing(survey, incidents)
     present = keeper.registry.present(gone) if gone else set()
     claims = sorted({i.claimed_by for i in incidents if i.claimed_by})
@@ -71,7 +84,7 @@ def tick(keeper: Keeper, run_states: RunStates) -> Tick:
         policy=keeper.policy,
         obstacle=cache(keeper.containers.obstacle),  # once a tick, not once an orphan
         runs=run_states(claims) if claims else {},
-        now=keeper.clock(),
+        now=now,
     )
     steps = reconcile(survey, incidents, present, surroundings.now)
     assessment = assess(survey, incidents, surroundings)
@@ -85,7 +98,7 @@ def tick(keeper: Keeper, run_states: RunStates) -> Tick:
     summary = summarize(
         survey, assessment, handed_over=requested, applied=steps, surroundings=surroundings
     )
-    return Tick(survey=survey, orders=tuple(requested), summary=summary)
+    return Tick(survey=survey, orders=tuple(requested), summary=summary, watch=watch)
 
 
 def _reconciled(

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -45,6 +45,16 @@ _CUT_CONNECTIONS: Final = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything was installed, a test that is skipped for want of something has failed."""
+    report = yield
+    if report.skipped and os.environ.get("DAGSTER_AMORO_REQUIRE") == "all":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though DAGSTER_AMORO_REQUIRE is all: {report.longreprtext}"
+    return report
 
 
 class SettableClock:

@@ -36,6 +36,7 @@ class Orphan(NamedTuple):
     thread_count: int | None
     total_memory: int | None  # MiB
     properties: str | None  # JSON text
+    copies: int = 1  # rows with this id; upgraded databases of Amoro may have several
 
 
 class State(StrEnum):
@@ -106,7 +107,7 @@ class EventKind(StrEnum):
     STARTED = "started"  # the container accepted; registration decides
     ATTEMPT_FAILED = "attempt-failed"
     GIVEN_BACK = "given-back"  # a run let go of it without an attempt
-    GIVING_UP = "giving-up"  # holds the whole resource row
+    GIVING_UP = "giving-up"  # its whole resource row is kept beside it
     RECOVERED = "recovered"
     EXHAUSTED = "exhausted"
     RELEASED = "released"
@@ -132,3 +133,4 @@ class Transition:
     before: Incident | None  # the state that must still hold; None: the incident is opened
     after: Incident
     event: Event
+    row: Mapping[str, Any] | None = None  # a whole resource row to keep, before it is removed

@@ -1,6 +1,7 @@
 """Which steps an incident can take: each a copy of it one version on, with its event."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestration.keeping.model import (
     State,
     Transition,
 )
+from orchestration.secrets import without_secrets
 
 _CLOSING_KIND = {
     State.RECOVERED: EventKind.RECOVERED,
@@ -82,13 +84,14 @@ def started(
         state=State.WAITING, claimed_by=None, claimed_until=None, last_error=None
     )
     message = f"attempt {incident.attempts} started it{shown(startup)}"
-    details = {"startup": dict(startup), "notes": list(notes)}
+    details = {"startup": without_secrets(startup), "notes": list(notes)}
     return _in_run(incident, after, EventKind.STARTED, message, now, details)
 
 
 def shown(startup: Mapping[str, str]) -> str:
     """What was started, by its first and most telling property, in parentheses; "" if by none."""
-    return next((f" ({key} {value})" for key, value in startup.items()), "")
+    known = without_secrets(startup)
+    return next((f" ({key} {value})" for key, value in known.items()), "")
 
 
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
@@ -111,8 +114,9 @@ def begin_giving_up(
 ) -> Transition:
     """Its row goes into the ledger, whole, before it is removed."""
     after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
-    message = f"giving up after {incident.attempts} attempts; its row is kept here"
-    return _in_run(incident, after, EventKind.GIVING_UP, message, now, {"row": dict(row)})
+    message = f"giving up after {incident.attempts} attempts; its row is kept in the ledger"
+    step = _in_run(incident, after, EventKind.GIVING_UP, message, now)
+    return replace(step, row=row)
 
 
 def close(

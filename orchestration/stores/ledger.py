@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -113,6 +113,17 @@ event: Final = sa.Table(
     sa.Index("keeper_event_group", "group_name", "event_id"),
     sqlite_autoincrement=True,
 )
+removed_row: Final = sa.Table(
+    "keeper_removed_row",
+    metadata,
+    sa.Column("removal_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("incident_id", _Number, nullable=False),
+    sa.Column("kept_at", UtcDateTime, nullable=False),
+    sa.Column("content", _Text, nullable=False),  # a JSON object: the columns as stored
+    sa.Index("keeper_removed_row_incident", "incident_id"),
+    sqlite_autoincrement=True,
+)
+"""Whole resource rows, secrets included: apart from the events, which are shown to people."""
 _FIELDS: Final = [incident.c[name] for name in Incident._fields]
 _OPEN: Final = incident.c.open_resource_id.is_not(None)
 
@@ -131,11 +142,15 @@ class Writing:
             For each transition the incident as it now stands, or None where the race was lost:
             somebody else moved it first, and nothing was written for it.
         """
-        results = [(self._step(transition), transition.event) for transition in transitions]
-        events = [_event_row(moved, told) for moved, told in results if moved is not None]
-        if events:
-            self._connection.execute(sa.insert(event), events)
+        results = [(self._step(transition), transition) for transition in transitions]
+        taken = [(moved, step) for moved, step in results if moved is not None]
+        self._insert(event, [_event_row(moved, step.event) for moved, step in taken])
+        self._insert(removed_row, [_kept(moved, step) for moved, step in taken if step.row])
         return [moved for moved, _ in results]
+
+    def _insert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(sa.insert(table), rows)
 
     def _step(self, transition: Transition) -> Incident | None:
         if transition.before is None:
@@ -221,6 +236,18 @@ class Ledger:
         )
         with self.reading() as connection, self._understanding():
             return [_event(row._asdict()) for row in connection.execute(query)]
+
+    def removed_row(self, incident_id: int) -> dict[str, Any] | None:
+        """The resource row that an incident's giving up kept last; None: there is none."""
+        query = (
+            sa.select(removed_row.c.content)
+            .where(removed_row.c.incident_id == incident_id)
+            .order_by(removed_row.c.removal_id.desc())
+            .limit(1)
+        )
+        with self.reading() as connection:
+            content: str | None = connection.scalar(query)
+        return None if content is None else json.loads(content)
 
     def renew(self, run_id: str, until: datetime) -> None:
         """Lets every claim of a run hold until `until` at least: a sign of life."""
@@ -346,6 +373,11 @@ def _event_row(of: Incident, told: Event) -> dict[str, Any]:
         "run_id": told.run_id,
         "details": json.dumps(dict(told.details), ensure_ascii=False),
     }
+
+
+def _kept(of: Incident, step: Transition) -> dict[str, Any]:
+    content = json.dumps(dict(step.row or {}), ensure_ascii=False)
+    return {"incident_id": of.incident_id, "kept_at": step.event.at, "content": content}
 
 
 def _event(row: Mapping[str, Any]) -> Event:

@@ -195,8 +195,9 @@ def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
     assert min(pauses) >= GRACE
     assert demo.registry.look("legacy-1").row is None
     (kept,) = demo.events(incident, "giving-up")
-    assert kept.details["row"]["group_name"] == "legacy"
-    assert kept.details["row"]["start_time"]
+    row = demo.ledger.removed_row(incident.incident_id) or {}
+    assert row["group_name"] == "legacy"
+    assert row["start_time"]
     failed = until("the failed run", lambda: _failure(demo, kept.run_id or ""))
     assert "legacy-1" in failed
     assert f"{RETRIES} attempts" in failed

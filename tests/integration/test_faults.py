@@ -38,6 +38,7 @@ GIVE_UP = [
     "ledger.apply",
     "registry.remove_orphan",
     "ledger.events",
+    "ledger.removed_row",
     "containers.get",
     "container.release_resource",
     "ledger.apply",
@@ -135,9 +136,9 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         assert row is None or '"memory":"2048"' in row["properties"]
         settle(world)
         assert world.incidents()[0].state is State.EXHAUSTED
-        kept = [e for e in world.keeper.ledger.events(1) if e.kind == "giving-up"][-1]
+        kept = world.keeper.ledger.removed_row(1) or {}
         changed = kind == "restart" or at <= PLACES[kind].index("before registry.remove_orphan")
-        assert ('"memory":"2048"' in kept.details["row"]["properties"]) == changed
+        assert ('"memory":"2048"' in kept["properties"]) == changed
 
 
 @pytest.mark.parametrize(("kind", "at"), CASES)
@@ -168,8 +169,9 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
         assert incident.attempts <= world.keeper.policy.max_retries
         assert len(world.container.requested) <= incident.attempts
         assert world.keeper.registry.look("w-1").row is None
-        kept = [e for e in world.keeper.ledger.events(1) if e.kind == "giving-up"]
-        assert kept[0].details["row"]["resource_id"] == "w-1"
+        kept = world.keeper.ledger.removed_row(1)
+        assert kept is not None
+        assert kept["resource_id"] == "w-1"
 
 
 def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> None:

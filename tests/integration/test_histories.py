@@ -379,7 +379,6 @@ class Story:
         elif kind is EventKind.ATTEMPT:
             self._attempt(event)
         elif kind is EventKind.GIVING_UP:
-            self.row = json.loads(event["details"])["row"]
             assert self.attempts == self.policy.max_retries
             assert removing or _time(event["at"]) >= self._due_at()
 
@@ -847,11 +846,10 @@ class History:
 
     def _check_removal(self, key: str, expected: Row) -> None:
         kept = [
-            json.loads(event["details"])["row"]
-            for event in self.stores.rows(
-                "SELECT details FROM keeper_event JOIN keeper_incident USING (incident_id) "
-                "WHERE kind = ? AND resource_id = ?",
-                EventKind.GIVING_UP,
+            json.loads(row["content"])
+            for row in self.stores.rows(
+                "SELECT content FROM keeper_removed_row JOIN keeper_incident USING (incident_id) "
+                "WHERE resource_id = ?",
                 key,
             )
         ]

@@ -1,0 +1,76 @@
+"""May anything be concluded from the registry of an AMS now?
+
+Only while AMS answers, and only if it did not just forget its optimizers.
+"""
+
+from datetime import datetime
+
+from orchestration.ams.client import Ams
+from orchestration.errors import AmsUnavailableError
+from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import WITNESSES, Watch, look_again
+from orchestration.keeping.summary import clock_time
+
+
+class DoubtError(AmsUnavailableError):
+    """Nobody can tell now who is an orphan; the tick abstains."""
+
+    def __init__(self, message: str, watch: Watch) -> None:
+        """Carries what the next tick has to remember all the same."""
+        super().__init__(message)
+        self.watch = watch
+
+
+def silence_of(ams: Ams | None) -> str | None:
+    """Why AMS cannot be counted on now; None: it answers, or the registry is nobody's but ours."""
+    if ams is None:
+        return None
+    try:
+        ams.ping()
+    except AmsUnavailableError as error:
+        return str(error)
+    return None
+
+
+def ensure_answer(ams: Ams | None, watch: Watch) -> None:
+    """Makes sure that AMS is there; to be called before a look.
+
+    Raises:
+        DoubtError: It does not answer, or not as AMS does.
+    """
+    if silence := silence_of(ams):
+        raise DoubtError(silence, watch.seen_away())
+
+
+def ensure_continuity(keeper: Keeper, watch: Watch, now: datetime) -> Watch:
+    """Makes sure that AMS did not forget its optimizers before a look; to be called after it.
+
+    Returns:
+        What the next tick has to remember.
+
+    Raises:
+        DoubtError: It may have forgotten them.
+        StoreUnavailableError: The registry did not answer.
+    """
+    if keeper.ams is None:
+        return watch
+    still_there, registered = keeper.registry.witnesses(watch.witnesses, WITNESSES)
+    following, until = look_again(
+        watch,
+        still_there=still_there,
+        registered=registered,
+        settling=keeper.settling,
+        now=now,
+    )
+    if until is not None:
+        raise DoubtError(_doubt(watch, until), following)
+    return following
+
+
+def _doubt(watch: Watch, until: datetime) -> str:
+    gone = f"all {len(watch.witnesses)} optimizers that were looked for are gone at once"
+    why = gone if watch.witnesses else "AMS was away and nothing shows that it kept its optimizers"
+    return (
+        f"{why}, as after a restart of AMS; those that are well register again until "
+        f"{clock_time(until)}, so nothing is concluded before"
+    )

@@ -1,0 +1,77 @@
+"""Did AMS keep its optimizers since the last look, or may it have forgotten all of them at once?
+
+An AMS that comes back after it was away for longer than its heartbeat timeout deletes every
+optimizer row before it answers again (`DefaultOptimizingService` does so while it starts). Healthy
+optimizers register again with their next heartbeat; until then each of them looks orphaned.
+
+So some of the registered optimizers are remembered as witnesses, by their tokens, which AMS gives
+out anew with every registration. As long as one of them is still there, AMS forgot nobody.
+"""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+WITNESSES: Final = 20  # enough that ordinary deaths between two looks leave one
+# So many must be gone at once to raise a doubt. Where there are only one or two optimizers, their
+# deaths are nothing unusual, and the grace period alone protects them.
+_SUSPICIOUS: Final = 3
+# A heartbeat, at most as long as the timeout, tells an optimizer that its token is void; it
+# registers after a retry or two, 5 s apart.
+_RETRIES: Final = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """What one look remembers for the next."""
+
+    witnesses: tuple[str, ...] = ()  # tokens of optimizers that were registered
+    was_away: bool = False  # AMS did not answer since they were seen
+    settling_since: datetime | None = None  # AMS answers again, and they were not there any more
+
+    def seen_away(self) -> "Watch":
+        """After a look at which AMS did not answer."""
+        return Watch(witnesses=self.witnesses, was_away=True)
+
+
+def settling_time(heartbeat_timeout: timedelta) -> timedelta:
+    """How long healthy optimizers may take to register with an AMS that forgot them."""
+    return heartbeat_timeout + _RETRIES
+
+
+def look_again(
+    watch: Watch,
+    *,
+    still_there: AbstractSet[str],
+    registered: Sequence[str],
+    settling: timedelta,
+    now: datetime,
+) -> tuple[Watch, datetime | None]:
+    """What to remember after a look at which AMS answered, and until when to doubt what was seen.
+
+    Args:
+        watch: What the look before remembered.
+        still_there: Those of its witnesses that are registered, looked up after the survey: one
+            that is there now was there all along.
+        registered: Tokens of any optimizers that are registered, the next witnesses.
+        settling: See `settling_time`.
+        now: Aware UTC.
+
+    Returns:
+        What to remember, and the end of the doubt; None: there is none.
+    """
+    if not _is_doubtful(watch, still_there):
+        return Watch(witnesses=tuple(registered[:WITNESSES])), None
+    since = watch.settling_since or now
+    if now >= since + settling:
+        return Watch(witnesses=tuple(registered[:WITNESSES])), None
+    return Watch(witnesses=watch.witnesses, settling_since=since), since + settling
+
+
+def _is_doubtful(watch: Watch, still_there: AbstractSet[str]) -> bool:
+    if still_there.intersection(watch.witnesses):
+        return False
+    suspicious = len(watch.witnesses) >= _SUSPICIOUS
+    return suspicious or watch.was_away or watch.settling_since is not None
