@@ -22,6 +22,7 @@ from orchestration.keeping.survey import (
     orders,
     reconcile,
 )
+from orchestration.keeping.transitions import observed
 from orchestration.stores.ledger import Writing
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
@@ -86,7 +87,7 @@ def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
         runs=run_states(claims) if claims else {},
         now=now,
     )
-    steps = reconcile(survey, incidents, present, surroundings.now)
+    steps = _observed(keeper, reconcile(survey, incidents, present, surroundings.now))
     assessment = assess(survey, incidents, surroundings)
     requested: list[Order] = []
     if steps or assessment.due or assessment.reports:
@@ -99,6 +100,13 @@ def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
         survey, assessment, handed_over=requested, applied=steps, surroundings=surroundings
     )
     return Tick(survey=survey, orders=tuple(requested), summary=summary, watch=watch)
+
+
+def _observed(keeper: Keeper, steps: list[Transition]) -> list[Transition]:
+    """The steps with the threads of their groups: what was lost, and what came back."""
+    groups = {step.after.group_name for step in steps}
+    capacity = keeper.registry.capacity(groups) if groups else {}
+    return [observed(step, capacity.get(step.after.group_name), keeper.policy) for step in steps]
 
 
 def _reconciled(

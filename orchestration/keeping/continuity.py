@@ -71,7 +71,7 @@ def look_again(
 
 
 def _is_doubtful(watch: Watch, still_there: AbstractSet[str]) -> bool:
-    if still_there.intersection(watch.witnesses):
+    if not still_there.isdisjoint(watch.witnesses):
         return False
     suspicious = len(watch.witnesses) >= _SUSPICIOUS
     return suspicious or watch.was_away or watch.settling_since is not None

@@ -13,6 +13,7 @@ from orchestration.keeping.model import (
     State,
     Transition,
 )
+from orchestration.keeping.policy import RestartPolicy
 from orchestration.secrets import without_secrets
 
 _CLOSING_KIND = {
@@ -35,6 +36,25 @@ def detect(orphan: Orphan, now: datetime) -> Transition:
     )
     event = Event(kind=EventKind.DETECTED, at=now, message="no optimizer stands for this resource")
     return Transition(before=None, after=incident, event=event)
+
+
+def observed(
+    step: Transition, capacity: tuple[int, int] | None, policy: RestartPolicy
+) -> Transition:
+    """The step of a tick with what was true of its group then, for the audit.
+
+    Its event gets the group's threads, `wanted` and `live`, and one that opens an incident the
+    policy that it is treated by: `grace_seconds` and `max_retries`.
+    """
+    details: dict[str, Any] = dict(step.event.details)
+    if capacity is not None:
+        details |= {"wanted": capacity[0], "live": capacity[1]}
+    if step.before is None:
+        details |= {
+            "grace_seconds": policy.grace_period.total_seconds(),
+            "max_retries": policy.max_retries,
+        }
+    return replace(step, event=replace(step.event, details=details))
 
 
 def report(incident: Incident, obstacle: str, now: datetime) -> Transition:

@@ -8,6 +8,7 @@ import pytest
 
 from orchestration.keeping import transitions
 from orchestration.keeping.model import EventKind, Incident, Orphan, State, Transition
+from orchestration.keeping.policy import RestartPolicy
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER: Final = NOW + timedelta(minutes=5)
@@ -176,3 +177,23 @@ def test_an_incident_that_was_never_attempted_has_no_attempt_in_its_events() -> 
     fresh = CLAIMED._replace(attempts=0, attempted_at=None)
     assert transitions.give_back(fresh, "held", NOW).event.attempt is None
     assert transitions.close(fresh, State.RECOVERED, "back", NOW).event.attempt is None
+
+
+def test_a_tick_notes_the_threads_of_the_group_and_the_policy() -> None:
+    """So that the audit can say what was missing, and replay what was decided."""
+    policy = RestartPolicy(enabled=True, max_retries=5, grace_period=timedelta(seconds=90))
+    opened = transitions.observed(
+        transitions.detect(Orphan("r1", "g", "c", 2, 0, "{}"), NOW), (12, 10), policy
+    )
+    assert opened.event.details == {
+        "wanted": 12,
+        "live": 10,
+        "grace_seconds": 90.0,
+        "max_retries": 5,
+    }
+    closed = transitions.close(CLAIMED, State.RECOVERED, "back", NOW)
+    assert transitions.observed(closed, (12, 12), policy).event.details == {
+        "wanted": 12,
+        "live": 12,
+    }
+    assert transitions.observed(closed, None, policy) == closed
