@@ -5,7 +5,7 @@ belong to AMS; in standalone mode they are ours, with two indexes more than AMS 
 in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -25,7 +25,9 @@ _MYSQL: Final[dict[str, Any]] = {  # its defaults may hold neither a transaction
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
 _PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
-_IDS_PER_STATEMENT: Final = 1000  # every database takes as many bound values
+# Every database takes as many bound values; where `resource_id` has no index, each statement
+# reads the whole table, which is why they are not fewer.
+_IDS_PER_STATEMENT: Final = 10_000
 
 resource: Final = sa.Table(
     "resource",
@@ -67,7 +69,7 @@ resource_group: Final = sa.Table(
     **_MYSQL,
 )
 
-_ORPHAN_COLUMNS: Final = (
+ORPHAN_COLUMNS: Final = (
     resource.c.resource_id,
     resource.c.group_name,
     resource.c.container_name,
@@ -78,13 +80,20 @@ _ORPHAN_COLUMNS: Final = (
 # Without SQLAlchemy's conversions: in SQLite a time can be any text.
 _AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
 ORPHANS: Final = (
-    sa.select(*_ORPHAN_COLUMNS)
+    sa.select(*ORPHAN_COLUMNS)
     .outerjoin(optimizer, optimizer.c.resource_id == resource.c.resource_id)
     .where(optimizer.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
 )
 """The one statement that says who is an orphan. An anti-join: rows of optimizers that were started
 from outside have a NULL resource_id, which equals nothing. It asks of them nothing but that, so
 that the index answers it alone."""
+# AMS's own `optimizer` has no index on `resource_id`. All databases then join by a hash table, but
+# MariaDB only where it may: by default it compares each row with each. Set for the one statement;
+# the buffer is as large as the rows need, and this at most (bytes, enough for half a million).
+_HASH_JOIN: Final = (
+    "SET STATEMENT join_cache_level = 4, "
+    "join_buffer_size = 268435456, join_buffer_space_limit = 268435456 FOR "
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,18 +102,19 @@ class Sighting:
 
     row: Mapping[str, Any] | None  # the whole row, every column as stored; None: it is gone
     registered: bool  # whether an optimizer names it
+    copies: int = 1  # rows with its id, of which `row` is one; see `Orphan`
 
     @property
     def orphan(self) -> Orphan | None:
         """The row, where it is there and nobody stands for it."""
         if self.row is None or self.registered:
             return None
-        return orphan_of(self.row)
+        return orphan_of(self.row)._replace(copies=self.copies)
 
 
 def orphan_of(row: Mapping[str, Any]) -> Orphan:
     """The part of a whole resource row, read or kept, that a restart needs."""
-    return Orphan(*(row[column.name] for column in _ORPHAN_COLUMNS))
+    return Orphan(*(row[column.name] for column in ORPHAN_COLUMNS))
 
 
 class Registry:
@@ -134,7 +144,7 @@ class Registry:
             self.create()
             expired = self._expire_heartbeats(self._heartbeat_timeout)
         with self.database.reading() as connection:
-            orphans = {row[0]: Orphan._make(row) for row in connection.execute(ORPHANS)}
+            orphans = _by_id(connection.execute(self._anti_join(connection.dialect)))
             count = connection.scalar(sa.select(sa.func.count()).select_from(resource))
             groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
         return Survey(
@@ -158,16 +168,39 @@ class Registry:
                 )
             }
 
+    def capacity(self, groups: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The threads of some groups: wanted, by their resources, and live, by their optimizers."""
+        names = sorted(groups)
+        wanted: dict[str, int] = {}
+        live: dict[str, int] = {}
+        with self.database.reading() as connection:
+            for at in range(0, len(names), _IDS_PER_STATEMENT):
+                chunk = names[at : at + _IDS_PER_STATEMENT]
+                wanted |= _threads(connection, resource, chunk)
+                live |= _threads(connection, optimizer, chunk)
+        return {name: (wanted.get(name, 0), live.get(name, 0)) for name in names}
+
+    def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
+        """Which of these optimizers' tokens are there still, and `number` that are there now.
+
+        AMS's tokens are random, so that the first by their order are any.
+        """
+        still_there = sa.select(optimizer.c.token).where(optimizer.c.token.in_(known))
+        some = sa.select(optimizer.c.token).order_by(optimizer.c.token).limit(number)
+        with self.database.reading() as connection:
+            found = set(connection.scalars(still_there)) if known else set()
+            return found, list(connection.scalars(some))
+
     def look(self, resource_id: str) -> Sighting:
         """One resource, in one snapshot of both tables."""
         registered = _is_registered(resource_id).label("registered")
         query = sa.select(*_AS_STORED, registered).where(resource.c.resource_id == resource_id)
         with self.database.reading() as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None:
+            rows = connection.execute(query).mappings().all()
+        if not rows:
             return Sighting(row=None, registered=False)
-        columns = {column.name: _plain(row[column.name]) for column in resource.columns}
-        return Sighting(row=columns, registered=bool(row["registered"]))
+        columns = {column.name: _plain(rows[0][column.name]) for column in resource.columns}
+        return Sighting(row=columns, registered=bool(rows[0]["registered"]), copies=len(rows))
 
     def save_startup(
         self, resource_id: str, properties: str | None, startup: Mapping[str, str]
@@ -175,7 +208,8 @@ class Registry:
         """Merges start-up properties into the row, if it still has the `properties` given.
 
         Returns:
-            False: the row is gone or was changed meanwhile; nothing was written.
+            False: the row is gone, was changed meanwhile or is not the only one with its id;
+                nothing was written.
         """
         merged = merge_properties(properties, startup)
         chosen = resource.c.resource_id == resource_id
@@ -188,7 +222,8 @@ class Registry:
         """Deletes the resource row, if it still has the `properties` given and no optimizer.
 
         Returns:
-            False: an optimizer registered, the row was changed, or it was gone already.
+            False: an optimizer registered, the row was changed, was gone already or is not the
+                only one with its id.
         """
         statement = sa.delete(resource).where(
             resource.c.resource_id == resource_id, ~_is_registered(resource_id)
@@ -222,6 +257,12 @@ class Registry:
         with self.database.writing() as connection:
             connection.execute(sa.insert(resource).values(values))
 
+    def _anti_join(self, dialect: sa.Dialect) -> sa.Executable:
+        attached = self._heartbeat_timeout is None  # without our index, which is faster still
+        if attached and getattr(dialect, "is_mariadb", False):
+            return sa.text(_HASH_JOIN + str(ORPHANS.compile(dialect=dialect)))
+        return ORPHANS
+
     def _expire_heartbeats(self, timeout: timedelta) -> int:
         # Looks before it deletes, so that a tick with nothing to do writes nothing.
         with self.database.reading() as connection:
@@ -240,15 +281,29 @@ def _is_registered(resource_id: str) -> sa.ColumnElement[bool]:
 
 
 def _has_still(connection: sa.Connection, resource_id: str, properties: str | None) -> bool:
-    """Whether the row is there with just these properties; it stays so in this transaction.
+    """Whether the one row is there with just these properties; it stays so in this transaction.
 
     Compared here, because MySQL's collations take some different texts for equal ones.
     """
     chosen = resource.c.resource_id == resource_id
-    row = connection.execute(
-        sa.select(resource.c.properties).where(chosen).with_for_update()
-    ).first()
-    return row is not None and row[0] == properties
+    locking = sa.select(resource.c.properties).where(chosen).with_for_update()
+    return list(connection.scalars(locking)) == [properties]
+
+
+def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
+    """The first row of each id, and how many there are."""
+    found: dict[str, Orphan] = {}
+    for row in rows:
+        first = found.get(row[0])
+        found[row[0]] = first._replace(copies=first.copies + 1) if first else Orphan(*row)
+    return found
+
+
+def _threads(connection: sa.Connection, table: sa.Table, groups: list[str]) -> dict[str, int]:
+    total = sa.func.sum(table.c.thread_count)
+    query = sa.select(table.c.group_name, total).where(table.c.group_name.in_(groups))
+    rows = connection.execute(query.group_by(table.c.group_name))
+    return {name: int(threads or 0) for name, threads in rows}
 
 
 def _plain(value: object) -> object:
