@@ -1,111 +1,191 @@
-"""The asset `orphan_history`: every incident of a group, as a frame and as a table in the UI."""
+"""The asset `orphan_history`: a group's incidents and events, brought up to date by what is new."""
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from numbers import Integral
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 import pandas as pd
+import sqlalchemy as sa
 
-from assets.names import EVENTS, GROUPS, HISTORY, group_name
+from assets.frames import EVENT_COLUMNS, INCIDENT_COLUMNS, History, events_frame, incidents_frame
+from assets.names import AUDIT, EVENTS, GROUPS, HISTORY, group_name
+from assets.storage import OPEN, HistoryFolder, HistoryIOManager, Position, first_day
 from orchestration.errors import shorten
-from orchestration.keeping.model import State
+from orchestration.keeper import Clock
+from orchestration.secrets import hide_assigned
 from orchestration.stores.ledger import Ledger
 
-COLUMNS: Final = (
-    dg.TableColumn("incident", "int64", "The ledger's number of the incident."),
-    dg.TableColumn("resource", "string", "The id of the resource that was orphaned."),
-    dg.TableColumn("container", "string", "The container that starts it."),
-    dg.TableColumn("threads", "int64", "Its thread count: the capacity that was missing."),
-    dg.TableColumn("detected", "datetime64[us, UTC]", "When it was first seen orphaned."),
-    dg.TableColumn("attempts", "int64", "Starts that were decided on."),
-    dg.TableColumn("last_error", "string", "Why the last attempt failed; empty if it did not."),
-    dg.TableColumn(
-        "outcome",
-        "string",
-        "recovered, exhausted (given up), released or superseded; empty while it is open.",
-    ),
-    dg.TableColumn("closed", "datetime64[us, UTC]", "When the outcome was seen."),
-    dg.TableColumn(
-        "time_to_recover", "timedelta64[us]", "From detection to recovery; empty otherwise."
-    ),
-)
-_LONGEST_CELL: Final = 300  # characters of an error in that table
+STORE: Final = "history_io_manager"  # the resource that keeps the frames
+_ROWS_AT_ONCE: Final = 20_000  # events that a refresh holds in memory
+_LONGEST_CELL: Final = 300  # characters of an error in the table
 _TABLE_ROWS: Final = 100  # newest incidents that the UI shows as a table
 _SHOWN: Final = ("resource", "outcome", "detected", "time_to_recover", "attempts", "last_error")
+_DESCRIPTION: Final = """\
+What happened to the orphans of an optimizer group: which resource was orphaned when, what was
+tried, and how it ended. One partition per group; a refresh adds what is new in the ledger.
+
+Two tables: `incidents`, a row per incident, and `events`, the story of each. Both are Parquet
+files by UTC day, in the folder that the metadata name: `pandas.read_parquet("<folder>/incidents")`,
+or `SELECT * FROM '<folder>/events/*.parquet'` in DuckDB.
+"""
 
 
-def build_orphan_history(ledger: Ledger) -> dg.AssetsDefinition:
-    """The asset, which refreshes when the sensor reports that a group's history went on."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refreshed:
+    """What a refresh of one group did."""
 
+    position: Position  # how far the history goes now
+    new_incidents: int = 0
+    new_events: int = 0
+    is_another_ledger: bool = False  # the older history was set aside
+
+
+def build_orphan_history(
+    ledger: Ledger, clock: Clock, retention: timedelta | None = None
+) -> dg.AssetsDefinition:
+    """The asset, which refreshes when the sensor reports that a group's history went on.
+
+    Args:
+        ledger: Where the history comes from.
+        clock: Says what time it is.
+        retention: How long the audit keeps its files. None: for ever. The ledger is not touched.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # its backfill policy is marked so
+        return _asset(ledger, clock, retention)
+
+
+def _asset(ledger: Ledger, clock: Clock, retention: timedelta | None) -> dg.AssetsDefinition:
     @dg.asset(
         key=HISTORY,
         partitions_def=GROUPS,
         deps=[EVENTS],
         automation_condition=dg.AutomationCondition.eager(),
-        io_manager_key="frame_io_manager",
+        # Whoever materializes a thousand groups by hand wants one run, not a thousand.
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        io_manager_key=STORE,
+        required_resource_keys={STORE},
         retry_policy=dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL),
-        group_name="audit",
+        group_name=AUDIT,
         kinds={"pandas", "parquet"},
-        code_version="1",
-        metadata={"dagster/column_schema": dg.TableSchema(columns=list(COLUMNS))},
-        description=(
-            "Every incident of an optimizer group: which resource was orphaned when, what was "
-            "tried, and how it ended. One row per incident, one partition per group."
-        ),
+        owners=["team:data-platform"],
+        tags={"domain": "optimizers"},
+        code_version="2",
+        metadata={
+            "dagster/column_schema": dg.TableSchema(columns=list(INCIDENT_COLUMNS)),
+            "events: column schema": dg.TableSchema(columns=list(EVENT_COLUMNS)),
+        },
+        description=_DESCRIPTION,
     )
-    def orphan_history(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pd.DataFrame]:
-        frame = history_frame(ledger, group_name(context.partition_key))
-        return dg.MaterializeResult(value=frame, metadata=_metadata(frame))
+    def orphan_history(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        store: HistoryIOManager = getattr(context.resources, STORE)
+        for partition in context.partition_keys:
+            folder = store.folder(HISTORY, partition)
+            now = clock()
+            done = refresh(ledger, folder, group_name(partition), now, retention)
+            if done.is_another_ledger:
+                context.log.warning("Another ledger: the history of %s was set aside.", partition)
+            where = {"folder": hide_assigned(str(folder.path))}  # a URL may hold a password
+            metadata = _metadata(done, folder.tail(done.position, now)) | where
+            context.add_asset_metadata(metadata, partition_key=partition)
+        # Without a value: the rows are in the files already, and need not be in memory at once.
+        return dg.MaterializeResult()
 
     return orphan_history
 
 
-def orphan_events() -> dg.AssetSpec:
-    """The ledger's events as an external asset: its materializations say what is new per group."""
-    return dg.AssetSpec(
-        EVENTS,
-        partitions_def=GROUPS,
-        group_name="audit",
-        kinds={"sql"},
-        description=(
-            "The ledger's append-only story of every incident. The sensor reports here how many "
-            "events are new in each group."
-        ),
+def refresh(
+    ledger: Ledger,
+    folder: HistoryFolder,
+    group: str,
+    now: datetime,
+    retention: timedelta | None = None,
+) -> Refreshed:
+    """Brings the files of a group up to date with the ledger.
+
+    Reads what is newer than the stored position, and a little before it: what can still have come
+    to light there. A position that this ledger cannot have told is another's: its files are set
+    aside and the history begins anew.
+
+    Raises:
+        StoreUnavailableError: The ledger did not answer. What was read before is stored.
+    """
+    position = folder.position()
+    is_ours = not position.event or ledger.tells(
+        group, position.event, datetime.fromisoformat(position.told_at)
+    )
+    if not is_ours:
+        folder.set_aside(position)
+        position = Position()
+    oldest = first_day(now, retention)
+    incidents = events = 0
+    for increment in increments(ledger, group, position.settled):
+        position, *added = folder.merge(increment, position, now=now, oldest=oldest)
+        incidents += added[0]
+        events += added[1]
+    return Refreshed(
+        position=folder.expire(position, oldest),
+        new_incidents=incidents,
+        new_events=events,
+        is_another_ledger=not is_ours,
     )
 
 
-def history_frame(ledger: Ledger, group: str) -> pd.DataFrame:
-    """All incidents of one group, oldest first; columns and types as in `COLUMNS`."""
-    with ledger.reading() as connection:
-        frame = pd.read_sql(ledger.history(group), connection)
-    outcome = frame["state"].where(frame["closed"].notna())
-    recovered = outcome == State.RECOVERED
-    frame["outcome"] = outcome
-    frame["closed"] = pd.to_datetime(frame["closed"], utc=True)
-    frame["detected"] = pd.to_datetime(frame["detected"], utc=True)
-    frame["time_to_recover"] = (frame["closed"] - frame["detected"]).where(recovered)
-    return frame.astype({column.name: column.type for column in COLUMNS})[_NAMES]
+def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History]:
+    """The events of a group after one, in parts that fit into memory, each with its incidents."""
+    is_over = False
+    while not is_over:
+        with ledger.reading() as connection:
+            query = ledger.story(group, after_event, _ROWS_AT_ONCE)
+            events = events_frame(_read(query, connection))
+            if events.empty:
+                return
+            told = (int(events["event"].iloc[0]), int(events["event"].iloc[-1]))
+            incidents = incidents_frame(_read(ledger.history(group, told), connection))
+        yield History(incidents, events)
+        after_event = told[1]
+        is_over = len(events) < _ROWS_AT_ONCE
 
 
-_NAMES: Final = [column.name for column in COLUMNS]
+def _read(query: sa.Select[Any], connection: sa.Connection) -> pd.DataFrame:
+    # The frames' own types from the start: to convert them would take as long as to read them.
+    return pd.read_sql(query, connection, dtype_backend="numpy_nullable")
 
 
-def _metadata(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:
-    outcomes = frame["outcome"].value_counts()
-    recoveries = frame["time_to_recover"].dropna().dt.total_seconds()
+def _metadata(done: Refreshed, history_tail: History) -> dict[str, dg.MetadataValue]:
+    """What the UI shows of a refresh; `history_tail` is as `HistoryFolder.tail` gives it."""
+    outcomes = done.position.outcomes
     numbers = {
-        "dagster/row_count": len(frame),
-        "open": int(frame["outcome"].isna().sum()),
-        **{str(outcome): int(number) for outcome, number in outcomes.items()},
+        "dagster/row_count": sum(outcomes.values()),
+        **dict.fromkeys([OPEN, "recovered", "exhausted", "released", "superseded"], 0),
+        **outcomes,
+        "new incidents": done.new_incidents,
+        "new events": done.new_events,
     }
-    metadata: dict[str, dg.MetadataValue] = {k: dg.MetadataValue.int(n) for k, n in numbers.items()}
-    if len(recoveries):
-        metadata["median seconds to recover"] = dg.MetadataValue.float(float(recoveries.median()))
-    return metadata | {"incidents": _table(frame)}
+    return {
+        **{name: dg.MetadataValue.int(number) for name, number in numbers.items()},
+        **_recovery(history_tail.incidents),
+        "incidents": _table(history_tail.incidents),
+    }
 
 
-def _table(frame: pd.DataFrame) -> dg.MetadataValue:
-    newest = frame.tail(_TABLE_ROWS).iloc[::-1][list(_SHOWN)].fillna({"outcome": "open"})
+def _recovery(incidents: pd.DataFrame) -> dict[str, dg.MetadataValue]:
+    """How long recovery took of late; nothing where nothing recovered."""
+    seconds = incidents["time_to_recover"].dropna().dt.total_seconds()
+    if seconds.empty:
+        return {}
+    return {
+        "median seconds to recover": dg.MetadataValue.float(float(seconds.median())),
+        "p95 seconds to recover": dg.MetadataValue.float(float(seconds.quantile(0.95))),
+    }
+
+
+def _table(incidents: pd.DataFrame) -> dg.MetadataValue:
+    newest = incidents.tail(_TABLE_ROWS).iloc[::-1][list(_SHOWN)].fillna({"outcome": OPEN})
     records = [
         dg.TableRecord(dict(zip(_SHOWN, map(_cell, row), strict=True)))
         for row in newest.itertuples(index=False)

@@ -1,11 +1,12 @@
 """The job `restart_orphans`: one step per orphan that is due, all in one process."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 from pydantic import Field
 
+from assets.names import HISTORY, partition_key
 from orchestration.attempt import Ending, Turn, take_turn, take_up
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Incident
@@ -13,6 +14,8 @@ from orchestration.keeping.summary import clock_time, next_step
 from orchestration.secrets import without_secrets
 
 CLAIM_OP = "claim_orphans"
+_ACTED = {Ending.STARTED, Ending.FAILED, Ending.GIVEN_UP}
+_OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _LONGEST_STEP_NAME = 40  # characters of the resource id in it
 
@@ -56,9 +59,10 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     )
     def restart_orphan(
         context: dg.OpExecutionContext, incident_id: int
-    ) -> Iterator[dg.Output[None]]:
+    ) -> Iterator[dg.Output[None] | dg.AssetObservation]:
         turn = take_turn(keeper, incident_id, context.run_id)
         metadata = _metadata(keeper, turn)
+        yield from _observations(turn, metadata)
         if turn.ending in {Ending.FAILED, Ending.GIVEN_UP}:
             again = turn.ending is Ending.FAILED
             raise dg.Failure(turn.message, metadata=metadata, allow_retries=again)
@@ -92,6 +96,17 @@ def _taken_up(incidents: list[Incident]) -> str:
     ids = ", ".join(incident.resource_id for incident in incidents[:10])
     more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
     return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
+
+
+def _observations(turn: Turn, told: Mapping[str, str]) -> Iterator[dg.AssetObservation]:
+    """Ties the run to its group's history, where it did something: an attempt, or giving up."""
+    if turn.incident is not None and turn.ending in _ACTED:
+        shown = {key: told[key] for key in _OBSERVED if key in told}
+        yield dg.AssetObservation(
+            HISTORY,
+            partition=partition_key(turn.incident.group_name),
+            metadata={**shown, "result": turn.message},
+        )
 
 
 def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:

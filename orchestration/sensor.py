@@ -11,6 +11,7 @@ from orchestration.cursor import Cursor, dump_cursor, parse_cursor
 from orchestration.errors import KeeperError, describe
 from orchestration.gate import DoubtError
 from orchestration.keeper import Keeper
+from orchestration.keeping.model import EventKind
 from orchestration.keeping.policy import RunState
 from orchestration.keeping.survey import Order
 from orchestration.restart import CLAIM_OP
@@ -18,6 +19,14 @@ from orchestration.stores.ledger import Ledger
 from orchestration.tick import Tick, tick
 
 RUN_KEY_TAG = "dagster/run_key"
+# What the asset event of a group counts, and the kind of event that it is.
+_REPORTED = {
+    "detected": EventKind.DETECTED,
+    "attempts": EventKind.ATTEMPT,
+    "recovered": EventKind.RECOVERED,
+    "exhausted": EventKind.EXHAUSTED,
+    "released": EventKind.RELEASED,
+}
 _QUEUED = {dg.DagsterRunStatus.QUEUED}
 _ENDED = {
     dg.DagsterRunStatus.SUCCESS,
@@ -68,7 +77,7 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
 class _News:
     """What went on in the ledger since the last tick that could tell."""
 
-    events: Mapping[str, int]  # new ones by group
+    events: Mapping[str, Mapping[str, int]]  # new ones by group, then by kind
     newest: int  # the last of them, or of those before
 
 
@@ -110,19 +119,24 @@ def _state(status: dg.DagsterRunStatus) -> RunState:
 def _result(seen: Tick, news: _News, known: AbstractSet[str]) -> dg.SensorResult:
     groups = {*seen.survey.groups, *news.events}
     new = sorted({partition_key(group) for group in groups} - known)
-    events = {**dict.fromkeys(map(group_name, new), 0), **news.events}
+    events = {**{group_name(key): {} for key in new}, **news.events}
     requests = [_request(order) for order in seen.orders]
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
         cursor=dump_cursor(Cursor(event=news.newest, watch=seen.watch)),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
-        asset_events=[
-            dg.AssetMaterialization(
-                EVENTS, partition=partition_key(group), metadata={"new events": number}
-            )
-            for group, number in events.items()
-        ],
+        asset_events=[_report(group, kinds) for group, kinds in events.items()],
+    )
+
+
+def _report(group: str, kinds: Mapping[str, int]) -> dg.AssetMaterialization:
+    """What happened in a group; numbers that are zero too, so that the UI can plot them."""
+    counts = {name: kinds.get(kind, 0) for name, kind in _REPORTED.items()}
+    return dg.AssetMaterialization(
+        EVENTS,
+        partition=partition_key(group),
+        metadata={"new events": sum(kinds.values()), **counts},
     )
 
 

@@ -17,9 +17,13 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+from upath import UPath
 
-from assets.frames import frame_io_manager
-from assets.orphan_history import build_orphan_history, orphan_events
+from assets.frames import History
+from assets.lineage import sources
+from assets.names import HISTORY
+from assets.orphan_history import STORE, build_orphan_history
+from assets.storage import HistoryFolder, HistoryIOManager, io_manager
 from orchestration.attempt import take_up
 from orchestration.containers.testing import RecordingContainer
 from orchestration.definitions import build_definitions
@@ -71,6 +75,7 @@ class Fleet:
     instance: dg.DagsterInstance
     now: datetime = START
     cursor: str | None = None
+    audit_storage: str | None = None
     messages: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,7 +126,7 @@ class Fleet:
     @property
     def definitions(self) -> dg.Definitions:
         """The code location of this keeper."""
-        return build_definitions(self.keeper)
+        return build_definitions(self.keeper, audit_storage=self.audit_storage)
 
     def tick(self) -> list[dg.RunRequest]:
         """One real evaluation of the sensor, its effects applied as the daemon does."""
@@ -170,15 +175,36 @@ class Fleet:
         """What the first step of a run does."""
         return take_up(self.keeper, request.run_key or "", run_id)
 
-    def refresh(self, partition: str) -> dg.ExecuteInProcessResult:
-        """A real run of the audit asset for one group."""
+    def refresh(
+        self, *partitions: str, retention: timedelta | None = None
+    ) -> dg.ExecuteInProcessResult:
+        """A real run of the audit asset for a group, or for a range of them."""
+        asset = build_orphan_history(self.keeper.ledger, lambda: self.now, retention)
+        ends = {
+            "dagster/asset_partition_range_start": partitions[0],
+            "dagster/asset_partition_range_end": partitions[-1],
+        }
         return dg.materialize(
-            [orphan_events(), build_orphan_history(self.keeper.ledger)],
-            partition_key=partition,
+            [*sources(), asset],
+            partition_key=partitions[0] if len(partitions) == 1 else None,
+            tags=ends if len(partitions) > 1 else None,
             instance=self.instance,
-            resources={"frame_io_manager": frame_io_manager},
+            resources={STORE: io_manager(HistoryIOManager, self.audit_storage)},
             selection=["orphan_history"],
         )
+
+    def folder(self, partition: str) -> HistoryFolder:
+        """Where the audit keeps the history of a group."""
+        base = UPath(self.audit_storage or self.instance.storage_directory())
+        return HistoryIOManager(base).folder(HISTORY, partition)
+
+    def history(self, partition: str) -> History:
+        """The history of a group as whoever reads the asset gets it."""
+        loaded = self.definitions.load_asset_value(
+            HISTORY, partition_key=partition, instance=self.instance
+        )
+        assert isinstance(loaded, History)
+        return loaded
 
     # What the stores say.
 

@@ -11,6 +11,7 @@ from orchestration.config.keys import SETTINGS, Setting
 from orchestration.config.load import CONF_DIR_VARIABLE, load_settings
 from orchestration.config.settings import (
     AmsSettings,
+    AuditSettings,
     ContainerSettings,
     DatabaseType,
     HighAvailability,
@@ -23,6 +24,7 @@ __all__ = [
     "CONF_DIR_VARIABLE",
     "SETTINGS",
     "AmsSettings",
+    "AuditSettings",
     "ContainerSettings",
     "DatabaseType",
     "HighAvailability",

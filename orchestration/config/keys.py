@@ -16,6 +16,7 @@ from orchestration.config.values import (
     parse_host,
     parse_interval,
     parse_keywords,
+    parse_share,
     parse_switch,
     parse_text,
     whole_from,
@@ -74,6 +75,11 @@ _ADDRESS_ACCEPTS: Final = (
 )
 _PORT: Final = whole_from(1, 65535)
 _PORT_ACCEPTS: Final = "a whole number from 1 to 65535"
+def parse_retention(value: object) -> timedelta | None:
+    """How long something is kept; None: for ever."""
+    return None if value == "" else duration_from(timedelta(days=1))(value)
+
+
 DATABASE_TYPE: Final = Setting(
     key="ams.database.type",
     parse=parse_type,
@@ -306,6 +312,38 @@ CLAIM_TIMEOUT: Final = Setting(
     meaning="How long a hand-over to a run, or a run's claim, lasts without a sign of life.",
     unit="ms",
 )
+AUDIT_STORAGE: Final = Setting(
+    key="keeper.audit-storage",
+    parse=parse_text,
+    default="",
+    accepts="a folder, or the URL of an object store such as s3://bucket/path",
+    meaning="Where the frames of the audit are kept: a folder, which if relative starts at that of "
+    "config.yaml, or an object store's URL. Left out: the storage folder of the Dagster instance.",
+)
+AUDIT_RETENTION: Final = Setting(
+    key="keeper.audit-retention",
+    parse=parse_retention,
+    default="",
+    accepts=f"{DURATION_ACCEPTS}, from 1 d up to {LONGEST.days} d",
+    meaning="How long the frames of the audit are kept; the ledger keeps everything in any case. "
+    "Left out: for ever.",
+    unit="ms",
+)
+ALERT_SUCCESS: Final = Setting(
+    key="keeper.alert-restart-success",
+    parse=parse_share,
+    default="0.5",
+    accepts="a number from 0 to 1",
+    meaning="A check warns when a smaller share of a day's restarted resources came back.",
+)
+ALERT_FLAPPING: Final = Setting(
+    key="keeper.alert-flapping",
+    parse=whole_from(2),
+    default="3",
+    accepts=f"a whole number from 2 to {JAVA_INT_MAX}",
+    meaning="A check warns of a resource that was orphaned so often within a day.",
+    unit="incidents",
+)
 SETTINGS: Final[tuple[Setting[object], ...]] = (
     DATABASE_TYPE,
     DATABASE_URL,
@@ -335,6 +373,10 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     AMS_VERSION,
     MAX_RESTARTS,
     CLAIM_TIMEOUT,
+    AUDIT_STORAGE,
+    AUDIT_RETENTION,
+    ALERT_SUCCESS,
+    ALERT_FLAPPING,
 )
 KEYS: Final = frozenset(setting.key for setting in SETTINGS)
 _KEEPER_KEYS: Final = tuple(key for key in KEYS if key.startswith("keeper."))

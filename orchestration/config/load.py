@@ -13,6 +13,10 @@ from orchestration.config.containers import read_containers
 from orchestration.config.databases import read_database, read_ledger
 from orchestration.config.draft import Draft, kind_of
 from orchestration.config.keys import (
+    ALERT_FLAPPING,
+    ALERT_SUCCESS,
+    AUDIT_RETENTION,
+    AUDIT_STORAGE,
     AUTO_RESTART,
     CHECK_INTERVAL,
     CLAIM_TIMEOUT,
@@ -24,7 +28,7 @@ from orchestration.config.keys import (
     REGISTRY,
     SETTINGS,
 )
-from orchestration.config.settings import DatabaseType, RegistryMode, Settings
+from orchestration.config.settings import AuditSettings, DatabaseType, RegistryMode, Settings
 from orchestration.config.shade import set_decoders
 from orchestration.errors import ConfigError
 from orchestration.keeping.policy import RestartPolicy
@@ -90,7 +94,20 @@ def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> S
         heartbeat_timeout=draft.get(HEARTBEAT_TIMEOUT),
         max_restarts_per_run=draft.get(MAX_RESTARTS),
         claim_timeout=draft.get(CLAIM_TIMEOUT),
+        audit=_audit(draft),
         containers=add_ams_properties(draft, ams, found, environ) if ams else found,
+    )
+
+
+def _audit(draft: Draft) -> AuditSettings:
+    storage = draft.get(AUDIT_STORAGE)
+    if storage and "://" not in storage:
+        storage = str(draft.source.parent / storage)
+    return AuditSettings(
+        storage=storage or None,
+        retention=draft.get(AUDIT_RETENTION),
+        least_success=draft.get(ALERT_SUCCESS),
+        flapping=draft.get(ALERT_FLAPPING),
     )
 
 

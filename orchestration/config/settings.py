@@ -68,6 +68,20 @@ class AmsSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditSettings:
+    """How the audit is kept, and what it warns of."""
+
+    # A folder, absolute, or the URL of an object store. None: the Dagster instance's own folder.
+    storage: str | None = None
+    # How long its frames are kept; at least a day. None: for ever. The ledger is not touched.
+    retention: timedelta | None = None
+    # A smaller share of a day's restarted resources that came back is worth a warning; 0: never.
+    least_success: float = 0.5
+    # So many incidents of one resource within a day are worth a warning.
+    flapping: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ContainerSettings:
     """One entry of `containers:`: what a container is built from."""
 
@@ -110,5 +124,7 @@ class Settings:
     # How long a hand-over to a run, or a run's claim, lasts without a sign of life. More than
     # zero. A run that died unnoticed holds its orphans up for this long and no longer.
     claim_timeout: timedelta
+    # What is kept for the morning after, and what it warns of.
+    audit: AuditSettings
     # By name. A later entry of the same name replaced the earlier one, which is Amoro's rule.
     containers: Mapping[str, ContainerSettings]

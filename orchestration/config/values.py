@@ -16,6 +16,7 @@ _KEYWORD: Final = re.compile(
     r"""\s*(?:'(?P<single>(?:[^']|'')*)'|"(?P<double>(?:[^"]|"")*)"|(?P<bare>[^\s;'"][^;]*)|)"""
     r"\s*(?:;|\Z)"
 )
+_SHARE: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
 _DURATION: Final = re.compile(r"\s*0*([0-9]{1,19})\s*(\S*)\s*", re.ASCII)
 UNITS: Final = {  # nanoseconds, by label; no label means milliseconds
     "": 10**6,
@@ -97,6 +98,15 @@ def whole_from(lowest: int, highest: int = JAVA_INT_MAX) -> Callable[[object], i
         raise ValueError("not a whole number, or out of range")
 
     return parse
+
+
+def parse_share(value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, str) and _SHARE.fullmatch(value):
+        value = float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError("not a number from 0 to 1")
 
 
 def parse_text(value: object) -> str:

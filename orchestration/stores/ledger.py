@@ -126,6 +126,14 @@ removed_row: Final = sa.Table(
 """Whole resource rows, secrets included: apart from the events, which are shown to people."""
 _FIELDS: Final = [incident.c[name] for name in Incident._fields]
 _OPEN: Final = incident.c.open_resource_id.is_not(None)
+# The events in which a tick notes the threads of the group.
+_NOTED: Final = (
+    EventKind.DETECTED,
+    EventKind.RECOVERED,
+    EventKind.EXHAUSTED,
+    EventKind.RELEASED,
+    EventKind.SUPERSEDED,
+)
 
 
 class Writing:
@@ -260,35 +268,111 @@ class Ledger:
         with self.database.writing() as connection:
             connection.execute(statement)
 
-    def history(self, group_name: str) -> sa.Select[Any]:
-        """A query for all incidents of a group, oldest first, in the audit's words."""
-        return (
+    def history(self, group_name: str, events: tuple[int, int] | None = None) -> sa.Select[Any]:
+        """A query for incidents of a group, oldest first, in the audit's words.
+
+        Args:
+            group_name: The group.
+            events: Only the incidents that these of the group's events are about: from the first
+                number to the last, both included. None: all incidents.
+
+        Returns:
+            Rows with the details of the event that opened the incident, as JSON text. Times are
+            UTC without a zone.
+        """
+        opening = sa.and_(
+            event.c.incident_id == incident.c.incident_id, event.c.kind == EventKind.DETECTED
+        )
+        query = (
             sa.select(
                 incident.c.incident_id.label("incident"),
                 incident.c.resource_id.label("resource"),
                 incident.c.container_name.label("container"),
                 incident.c.thread_count.label("threads"),
-                incident.c.detected_at.label("detected"),
+                _naive(incident.c.detected_at).label("detected"),
                 incident.c.attempts,
                 incident.c.last_error,
                 incident.c.state,
-                incident.c.closed_at.label("closed"),
+                _naive(incident.c.closed_at).label("closed"),
+                event.c.details,
             )
+            .join_from(incident, event, opening, isouter=True)
             .where(incident.c.group_name == group_name)
             .order_by(incident.c.incident_id)
         )
+        if events is None:
+            return query
+        told = sa.select(event.c.incident_id).where(
+            event.c.group_name == group_name, event.c.event_id.between(*events)
+        )
+        return query.where(incident.c.incident_id.in_(told))
 
-    def changed_groups(self, after_event: int) -> tuple[dict[str, int], int]:
-        """Which groups' histories went on after an event, by how many events; the newest event."""
+    def story(self, group_name: str, after_event: int, limit: int) -> sa.Select[Any]:
+        """A query for the next events of a group, in the order they were written.
+
+        Times are UTC without a zone. Details, a JSON text, are only those in which a tick notes
+        threads: others can be long.
+        """
+        details = sa.case((event.c.kind.in_(_NOTED), event.c.details), else_=None)
+        return (
+            sa.select(
+                event.c.event_id.label("event"),
+                event.c.incident_id.label("incident"),
+                incident.c.resource_id.label("resource"),
+                event.c.kind,
+                _naive(event.c.at).label("at"),
+                event.c.attempt,
+                event.c.run_id.label("run"),
+                event.c.message,
+                details.label("details"),
+            )
+            .join_from(event, incident, event.c.incident_id == incident.c.incident_id)
+            .where(event.c.group_name == group_name, event.c.event_id > after_event)
+            .order_by(event.c.event_id)
+            .limit(limit)
+        )
+
+    def tells(self, group_name: str, event_id: int, at: datetime) -> bool:
+        """Whether this ledger may have told this event of a group.
+
+        Not if another event has its number, or if it has not come to such numbers yet: then it
+        took the place of the one that did. An event that is missing between others was deleted.
+        """
         query = (
-            sa.select(event.c.group_name, sa.func.count(), sa.func.max(event.c.event_id))
+            sa.select(event.c.event_id, event.c.group_name, event.c.at)
+            .where(event.c.event_id >= event_id)
+            .order_by(event.c.event_id)
+            .limit(1)
+        )
+        with self.reading() as connection:
+            found = connection.execute(query).one_or_none()
+        return found is not None and (
+            found.event_id > event_id or (found.group_name, found.at) == (group_name, at)
+        )
+
+    def changed_groups(self, after_event: int) -> tuple[dict[str, dict[str, int]], int]:
+        """Which groups' histories went on after an event, by kind and number; the newest event.
+
+        Server databases number events before they are committed. One that is overtaken by a
+        higher number is not told here; the group's next refresh has it (it looks back), at the
+        latest with the group's next event.
+        """
+        query = (
+            sa.select(
+                event.c.group_name,
+                event.c.kind,
+                sa.func.count().label("number"),
+                sa.func.max(event.c.event_id).label("newest"),
+            )
             .where(event.c.event_id > after_event)
-            .group_by(event.c.group_name)
+            .group_by(event.c.group_name, event.c.kind)
         )
         with self.reading() as connection:
             rows = connection.execute(query).all()
-        newest = max((row[2] for row in rows), default=after_event)
-        return {row[0]: row[1] for row in rows}, newest
+        groups: dict[str, dict[str, int]] = {}
+        for row in rows:
+            groups.setdefault(row.group_name, {})[row.kind] = row.number
+        return groups, max((row.newest for row in rows), default=after_event)
 
     def _incidents(self, query: sa.Select[Any]) -> list[Incident]:
         with self.reading() as connection, self._understanding():
@@ -354,6 +438,11 @@ def _insert_unless_there(dialect: str) -> sa.Insert:
         return postgresql.insert(incident).on_conflict_do_nothing()
     ignoring: sa.Insert = mysql.insert(incident).prefix_with("IGNORE")
     return ignoring
+
+
+def _naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:
+    # To give a zone to each of many thousand times takes as long as to read them.
+    return sa.type_coerce(time, sa.DateTime())
 
 
 def _incident_row(value: Incident) -> dict[str, Any]:

@@ -180,6 +180,12 @@ class Registry:
                 live |= _threads(connection, optimizer, chunk)
         return {name: (wanted.get(name, 0), live.get(name, 0)) for name in names}
 
+    def group_properties(self) -> dict[str, str | None]:
+        """The properties of every group, as stored."""
+        query = sa.select(resource_group.c.group_name, resource_group.c.properties)
+        with self.database.reading() as connection:
+            return {name: text for name, text in connection.execute(query)}
+
     def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
         """Which of these optimizers' tokens are there still, and `number` that are there now.
 

@@ -431,6 +431,5 @@ def test_any_id_and_group_name_goes_all_the_way(world: Fleet, name: str) -> None
     world.tick()
     (partition,) = world.instance.get_dynamic_partitions("optimizer_group")
     assert group_name(partition) == name
-    result = world.refresh(partition)
-    assert result.success
-    assert result.asset_value("orphan_history")["outcome"].tolist() == ["recovered"]
+    assert world.refresh(partition).success
+    assert world.history(partition).incidents["outcome"].tolist() == ["recovered"]

@@ -1,0 +1,278 @@
+"""The audit of all groups, and what if: real refreshes and runs over what a real loop recorded."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+import dagster as dg
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from support import START, Fleet, fleet
+from upath import UPath
+
+from assets.advice import records
+from assets.frames import FrameIOManager
+from assets.group_reliability import (
+    KEY,
+    STORE,
+    build_group_reliability,
+    build_what_if_job,
+    read_capacity,
+    read_incidents,
+    read_story,
+)
+from assets.names import GROUPS, HISTORY
+from orchestration.attempt import Ending, take_turn
+from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.replay import Replayed, replay
+from orchestration.stores.ledger import Ledger
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet with three attempts and a grace period of 30 s."""
+    with fleet(tmp_path) as made:
+        yield made
+
+
+def refresh(world: Fleet) -> dg.ExecuteInProcessResult:
+    """A real run of the asset."""
+    asset = build_group_reliability(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    store = FrameIOManager(UPath(world.instance.storage_directory()))
+    return dg.materialize([asset], instance=world.instance, resources={STORE: store})
+
+
+def what_if(world: Fleet, **config: object) -> dg.ExecuteInProcessResult:
+    """A real run of the job."""
+    job = build_what_if_job(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    return job.execute_in_process(
+        run_config={"ops": {"replay_incidents": {"config": config}}},
+        instance=world.instance,
+        raise_on_error=False,
+    )
+
+
+def answer(result: dg.ExecuteInProcessResult) -> dict[str, dg.MetadataValue]:
+    """What a run of the job put beside its output."""
+    (output,) = result.filter_events(lambda event: event.is_successful_output)
+    return dict(output.step_output_data.metadata)
+
+
+def refusal(result: dg.ExecuteInProcessResult) -> str:
+    """Why a run of the job failed."""
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    told = failure.step_failure_data.user_failure_data
+    assert told is not None
+    return told.description or ""
+
+
+def healed(world: Fleet, number: int = 12, group: str = "g") -> None:
+    """So many die at once, are restarted after 30 s and are back 10 s later; one had to wait."""
+    names = [f"{group}-{nth}" for nth in range(number)]
+    for name in names:
+        world.worker(name, group)
+    world.tick()
+    world.later(timedelta(seconds=20))
+    world.register(names[0])  # by itself
+    world.tick()
+    (request,) = world.later(timedelta(seconds=10)).tick()
+    assert world.launch(request).success
+    world.later(timedelta(seconds=10))
+    for name in names[1:]:
+        world.register(name)
+    world.tick()
+
+
+def lived(world: Fleet, random: Random) -> None:
+    """Workers die, register, are released or fail to start, among ticks and turns of runs."""
+    names = [f"w-{nth}" for nth in range(4)]
+    retries: list[tuple[str, int]] = []
+    world.keeper.registry.create()
+    for _ in range(60):
+        present = world.keeper.registry.present(names)
+        for name in names:
+            turn_of_fate = random.random()
+            if name not in present:
+                world.worker(name, random.choice(["g", "h"]))
+            elif turn_of_fate < 0.15:
+                world.register(name)
+            elif turn_of_fate < 0.3:
+                world.dies(name)
+            elif turn_of_fate < 0.33:
+                world.release(name)
+        world.container.fail_starts(times=random.choice([0, 0, 1]))
+        for request in world.later(timedelta(seconds=random.choice([0, 5, 31, 90]))).tick():
+            run = world.submit(request)
+            world.later(timedelta(seconds=random.choice([0, 0, 7])))
+            retries += [(run.run_id, i.incident_id) for i in world.take_up(request, run.run_id)]
+        retries = [
+            (run_id, number)
+            for run_id, number in retries
+            if take_turn(world.keeper, number, run_id).ending is Ending.FAILED
+        ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lived_history_replays_exactly_under_its_own_policy(tmp_path: Path, seed: int) -> None:
+    """What the real loop did is what the replay of its record gives, incident by incident."""
+    random = Random(seed)  # noqa: S311 - not for secrets
+    with fleet(tmp_path, max_retries=random.choice([0, 1, 2, 3])) as world:
+        lived(world, random)
+        incidents = read_incidents(world.keeper.ledger)
+        story = read_story(world.keeper.ledger, incidents)
+        detected = story[story["kind"] == "detected"].set_index("incident")
+        noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
+        unused = replace(world.keeper.policy, max_retries=99)  # every incident has its own
+        told = records(noted, story, unused, world.now)
+        assert len(told) > 20
+        for (_, recorded), lived_through in zip(told, world.incidents(), strict=True):
+            result = replay(recorded, recorded.policy)
+            assert result == Replayed(
+                outcome=None if lived_through.is_open else lived_through.state,
+                attempts=lived_through.attempts,
+                closed_at=lived_through.closed_at,
+                waited=result.waited,
+            )
+
+
+def test_the_asset_shows_figures_and_advice(world: Fleet) -> None:
+    """A dozen died and came back, one by itself; then one more died."""
+    healed(world)
+    world.dies("g-3")
+    world.tick()
+    result = refresh(world.later())
+    assert result.success
+    frame = result.asset_value(KEY)
+    hour = frame[frame["window"] == "hour"].iloc[0]
+    assert (hour["incidents"], hour["self_recovered"], hour["recovered_first"]) == (13, 1, 11)
+    assert (hour["open"], hour["median_seconds"], hour["p95_seconds"]) == (1, 40, 40)
+    assert hour["full_strength"] == pytest.approx(1 - 70 / 3600)
+    missing, wanted = 2 * (20 + 11 * 40 + 30), 24 * 3600
+    assert hour["strength"] == pytest.approx(1 - missing / wanted)
+    (made,) = result.asset_materializations_for_node("group_reliability")
+    assert made.metadata["dagster/row_count"].value == 4
+    assert str(made.metadata["recommendation"].value).startswith("The grace period of 30 s suits")
+    assert made.metadata["policy in force"].value == "3 attempts, grace period 30 s"
+    for name, rows in {"reliability": 4, "other grace periods": 16}.items():
+        table = made.metadata[name]
+        assert isinstance(table, dg.TableMetadataValue)
+        assert len(table.records) == rows
+
+
+def test_the_asset_of_an_empty_ledger_is_empty(world: Fleet) -> None:
+    """And says that there is too little history."""
+    result = refresh(world)
+    assert result.asset_value(KEY).empty
+    (made,) = result.asset_materializations_for_node("group_reliability")
+    assert made.metadata["recommendation"].value == (
+        "Too little history: 0 closed incidents, 10 needed."
+    )
+
+
+def test_what_if_answers_in_a_sentence_and_a_table(world: Fleet) -> None:
+    """Half the patience would have restarted one in vain, and the others sooner."""
+    healed(world)
+    result = what_if(world, grace_period="15s", max_retries=1)
+    assert result.success
+    told = answer(result)
+    assert told["answer"].value == (
+        "With a grace period of 15 s instead of 30 s and 1 attempt instead of 3, 1 of 12 orphans "
+        "would have been restarted though they came back by themselves, and the 11 that needed a "
+        "restart would have been back 15 s sooner (median)."
+    )
+    assert isinstance(told["figures"], dg.TableMetadataValue)
+    assert len(told["figures"].records) == 4
+
+
+def test_what_if_looks_at_one_group_where_it_is_asked_to(world: Fleet) -> None:
+    """Little history is said to be little; the policy in force is compared with itself."""
+    healed(world, 2)
+    healed(world, 3, "h")
+    told = answer(what_if(world, grace_period="30s", group="h"))
+    assert str(told["answer"].value).startswith(
+        "From little history: With the policy in force, 0 of 3 orphans"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"grace_period": "soon"}, "grace_period is 'soon': accepted is a whole number with one"),
+        ({"grace_period": "800d"}, "grace_period is '800d': a year is the most"),
+        ({"grace_period": "1min", "max_retries": -1}, "max_retries is -1: accepted is 0 to 1000"),
+        ({"grace_period": "1min", "group": "x"}, "there are no incidents of group 'x' to replay"),
+    ],
+)
+def test_what_if_refuses_what_it_cannot_answer(
+    world: Fleet, config: dict[str, object], says: str
+) -> None:
+    """A failure that says what is accepted."""
+    healed(world, 2)
+    result = what_if(world, **config)
+    assert not result.success
+    assert refusal(result).startswith(f"Nothing was replayed: {says}")
+
+
+def test_what_is_read_has_the_types_of_the_audit(tmp_path: Path, database_url: sa.URL) -> None:
+    """On every backend, the newest incidents of a group included."""
+    with fleet(tmp_path, url=database_url) as world:
+        healed(world, 3)
+        healed(world, 2, "h")
+        ledger = world.keeper.ledger
+        incidents = read_incidents(ledger)
+        assert incidents["incident"].tolist() == [1, 2, 3, 4, 5]
+        assert read_incidents(ledger, group="g", newest=2)["incident"].tolist() == [2, 3]
+        assert set(incidents["outcome"]) == {"recovered"}
+        assert incidents["detected"].min() == pd.Timestamp(START)
+        for column in ("detected", "closed"):
+            assert str(incidents[column].dtype) == "datetime64[us, UTC]"
+        (last,) = read_capacity(ledger).tail(1).to_dict("records")
+        assert last == {"group": "h", "at": world.now, "wanted": 4, "live": 0}
+        story = read_story(ledger, incidents, group="h")
+        assert story["kind"].tolist() == ["detected", "detected", "attempt"]
+        assert story["grace_seconds"].tolist()[:2] == [30, 30]
+
+
+@pytest.mark.parametrize("read", [read_incidents, read_capacity])
+def test_a_ledger_that_does_not_answer_is_said_to_be_unavailable(
+    world: Fleet, read: Callable[[Ledger], pd.DataFrame]
+) -> None:
+    """Without the statement that failed."""
+    healed(world, 2)
+    for table in ("keeper_incident", "keeper_event"):
+        world.execute(sa.text(f"DROP TABLE {table}"))
+    with pytest.raises(StoreUnavailableError, match="the ledger cannot be read") as failure:
+        read(world.keeper.ledger)
+    assert "SELECT" not in str(failure.value)
+
+
+def test_it_refreshes_when_any_group_changed_and_every_hour(world: Fleet) -> None:
+    """Though a group was never refreshed, and right after a refresh of its own."""
+    asset = build_group_reliability(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    definitions = dg.Definitions(
+        assets=[dg.AssetSpec(HISTORY, partitions_def=GROUPS), asset],
+        resources={STORE: FrameIOManager(UPath(world.instance.storage_directory()))},
+    )
+    world.instance.add_dynamic_partitions(GROUPS.name or "", ["a", "b"])
+    cursor = None
+    requested = []
+    for minutes, changed in [(0, ""), (1, "a"), (1, "b"), (1, ""), (1, "ab"), (1, ""), (60, "")]:
+        for group in changed:
+            world.instance.report_runless_asset_event(
+                dg.AssetMaterialization(HISTORY, partition=group)
+            )
+        result = dg.evaluate_automation_conditions(
+            definitions,
+            world.instance,
+            asset_selection=dg.AssetSelection.assets(KEY),
+            evaluation_time=world.later(timedelta(minutes=minutes)).now,
+            cursor=cursor,
+        )
+        cursor = result.cursor
+        requested.append(result.get_num_requested(KEY))
+        if requested[-1]:
+            world.instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
+    assert requested == [0, 1, 1, 0, 1, 0, 1]

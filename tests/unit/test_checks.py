@@ -1,0 +1,140 @@
+"""What the checks find, and what they tell whoever gets the alert."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from assets.checks import Ended, below_floor, flapping, freshness, given_up, overdue, restarts
+from orchestration.keeping.model import Incident, State
+from orchestration.keeping.policy import RestartPolicy
+
+NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+POLICY = RestartPolicy(enabled=True, max_retries=3, grace_period=timedelta(minutes=5))
+MINUTE = timedelta(minutes=1)
+
+
+def ended(number: int, state: State = State.EXHAUSTED, attempts: int = 3) -> Ended:
+    """An incident that is over."""
+    return Ended(
+        incident_id=number,
+        resource_id=f"r{number}",
+        group_name="g",
+        state=state,
+        attempts=attempts,
+    )
+
+
+def opened(number: int, age: timedelta) -> Incident:
+    """An incident that is open for so long."""
+    return Incident(number, f"r{number}", "g", "c", 1, NOW - age)
+
+
+def test_what_was_given_up_is_named_once() -> None:
+    """The next check knows of it, by the newest incident of the last."""
+    first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], None)
+    assert not first.passed
+    assert first.severity is dg.AssetCheckSeverity.ERROR
+    assert first.told.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
+    assert first.numbers == {"given up": 2, "newest incident": 3}
+    again = given_up([ended(1), ended(3)], 3)
+    assert again.passed
+    assert again.numbers == {"given up": 0, "newest incident": 3}
+    assert not given_up([ended(1), ended(3), ended(4)], 3).passed
+
+
+def test_the_mark_stays_when_a_day_has_passed() -> None:
+    """Otherwise an old one would be told again."""
+    assert given_up([], 7).numbers == {"given up": 0, "newest incident": 7}
+
+
+def test_many_names_are_counted() -> None:
+    """An alert is not for a thousand names."""
+    told = given_up([ended(n) for n in range(1, 1001)], None).told
+    assert told.startswith("1,000 resources given up and removed: r1 (group g), r2")
+    assert " and 990 more. " in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize(("seconds", "passed"), [(1200, True), (1200.001, False)])
+def test_an_orphan_is_overdue_after_all_its_attempts(*, seconds: float, passed: bool) -> None:
+    """Grace period x (max-retries + 1): 20 minutes here."""
+    finding = overdue([opened(1, timedelta(seconds=seconds))], POLICY, NOW)
+    assert finding.passed is passed
+    assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.told) is not passed
+
+
+def test_the_longest_overdue_is_named_first() -> None:
+    """With the reason, where it cannot be restarted."""
+    stuck = opened(2, timedelta(days=2))._replace(state=State.UNSUPPORTED, note="it opts out")
+    told = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW).told
+    assert told.startswith("2 orphans open for longer than 20 min: r2 (since ")
+    assert "it opts out), r1 (" in told
+
+
+def test_nothing_is_overdue_where_nothing_is_restarted() -> None:
+    """Auto-restart is off: orphans are recorded only."""
+    off = RestartPolicy(enabled=False, max_retries=3, grace_period=timedelta(minutes=5))
+    assert overdue([opened(1, timedelta(days=9))], off, NOW).passed
+
+
+@pytest.mark.parametrize(("lost", "passed"), [(1, True), (2, True), (3, False), (4, False)])
+def test_the_share_of_restarts_that_helped(*, lost: int, passed: bool) -> None:
+    """A half of four is enough where a half is asked for."""
+    of_four = [ended(n, State.EXHAUSTED if n <= lost else State.RECOVERED) for n in range(1, 5)]
+    others = [ended(9, State.RECOVERED, attempts=0), ended(10, State.RELEASED)]
+    finding = restarts([*of_four, *others], 0.5)
+    assert finding.passed is passed
+    assert finding.numbers == {"success": 1 - lost / 4}
+    assert ("not r1" in finding.told) is not passed
+
+
+def test_without_restarts_there_is_no_share() -> None:
+    """And nothing to warn of."""
+    assert restarts([ended(1, State.RECOVERED, attempts=0)], 1.0).passed
+
+
+def test_a_resource_that_flaps_is_named_with_its_number() -> None:
+    """The worst first."""
+    finding = flapping({"calm": 2, "bad": 3, "worse": 7}, 3)
+    assert not finding.passed
+    assert finding.severity is dg.AssetCheckSeverity.WARN
+    assert "2 resources" in finding.told
+    assert "worse (7 times), bad (3 times)" in finding.told
+    assert flapping({"calm": 2}, 3).passed
+
+
+def test_a_group_below_its_floor_is_named_with_its_threads() -> None:
+    """A group without any optimizer has none."""
+    finding = below_floor({"a": 4, "b": 2, "c": 1}, {"a": 3, "b": 2})
+    assert not finding.passed
+    assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.told
+    assert below_floor({"b": 2}, {"b": 2}).passed
+    assert below_floor({}, {}).passed
+
+
+@pytest.mark.parametrize(("minutes", "passed"), [(0, True), (15, True), (15.1, False)])
+def test_a_survey_is_fresh_for_three_intervals(*, minutes: float, passed: bool) -> None:
+    """Whatever came after it."""
+    ticks = [(NOW - MINUTE * minutes, ""), (NOW - timedelta(days=1), "")]
+    assert freshness(ticks, 5 * MINUTE, NOW).passed is passed
+
+
+def test_a_keeper_that_abstains_all_the_time_is_no_keeper() -> None:
+    """The check says what the sensor said last."""
+    ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(30)]
+    finding = freshness([*ticks, (NOW - timedelta(hours=2), "")], 5 * MINUTE, NOW)
+    assert not finding.passed
+    assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.told
+    assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).told
+
+
+def test_a_sensor_that_is_stopped_is_noticed() -> None:
+    """It has no ticks, or none that are new."""
+    assert "is the sensor running" in freshness([], MINUTE, NOW).told
+    assert "is the sensor running" in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).told
+
+
+def test_a_very_short_interval_is_not_taken_literally() -> None:
+    """The daemon starts a tick every few seconds at most."""
+    assert freshness([(NOW - timedelta(seconds=59), "")], timedelta(seconds=1), NOW).passed
