@@ -14,7 +14,7 @@ from orchestration.containers.preview import preview
 from orchestration.errors import AmsUnavailableError, KeeperError, describe
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Orphan
-from orchestration.keeping.summary import duration
+from orchestration.keeping.summary import counted, duration
 from orchestration.keeping.survey import obstacle_of
 from orchestration.secrets import hide_assigned
 from orchestration.stores import inspection, ledger, registry
@@ -244,19 +244,20 @@ def render(report: Report) -> str:
 
 
 def _rendered(group: Group) -> Iterator[str]:
-    yield f"group {group.name}: {group.resources} resources, {group.orphans} orphans"
+    resources, orphans = counted(group.resources, "resource"), counted(group.orphans, "orphan")
+    yield f"group {group.name}: {resources}, {orphans}"
     for start in group.restarts:
         yield from _lines("orphan", start)
-    if group.orphans > len(group.restarts):
-        yield f"  and {group.orphans - len(group.restarts)} more orphans"
+    if more := group.orphans - len(group.restarts):
+        yield f"  and {counted(more, 'more orphan')}"
     if group.example:
         yield from _lines("if it died,", group.example)
 
 
 def _lines(what: str, start: Start) -> Iterator[str]:
     if start.obstacle:
-        yield f"  {what} {start.resource_id} is left alone: {start.obstacle}"
+        yield f"  {what} {start.resource_id} would be left alone: {start.obstacle}"
         return
-    yield f"  {what} {start.resource_id} is started with"
+    yield f"  {what} {start.resource_id} would be started with"
     yield from (f"    {line}" for line in start.command.splitlines())
 

@@ -1,8 +1,8 @@
 """The command `dagster-amoro`: what operators do from a terminal."""
 
 import json
-import os
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -23,17 +23,18 @@ UNUSABLE: Final = 2  # exit code where the configuration cannot be used
 @click.option(
     "--conf-dir",
     type=click.Path(path_type=Path),
-    help="Folder of config.yaml; AMORO_CONF_DIR where it is left out.",
+    help="Folder of config.yaml; $AMORO_CONF_DIR where it is left out.",
 )
-def main(conf_dir: Path | None) -> None:
+@click.pass_context
+def main(context: click.Context, conf_dir: Path | None) -> None:
     """Heals fleets of workers from Dagster, Apache Amoro's optimizers first of all."""
-    if conf_dir is not None:
-        os.environ["AMORO_CONF_DIR"] = str(conf_dir)
+    context.obj = conf_dir
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs instead of people.")
-def check(*, as_json: bool) -> None:
+@click.pass_obj
+def check(conf_dir: Path | None, *, as_json: bool) -> None:
     """Shows what would be restarted and how, and changes nothing.
 
     Reads the configuration, connects to the databases, pings AMS, builds every container and
@@ -42,8 +43,9 @@ def check(*, as_json: bool) -> None:
     be used.
     """
     try:
-        settings = load_settings()
-        report = examine(Keeper.from_settings(settings), settings)
+        settings = load_settings(conf_dir)
+        with closing(Keeper.from_settings(settings)) as keeper:
+            report = examine(keeper, settings)
     except KeeperError as error:
         click.echo(hide_assigned(describe(error)), err=True)
         sys.exit(UNUSABLE)

@@ -120,8 +120,7 @@ def amoro(
                 {"group_name": "g", "container_name": "local", "properties": '{"memory":"64"}'},
             )
             yield running
-        keeper.registry.database.close()
-        keeper.ledger.database.close()
+        keeper.close()
 
 
 def configuration(

@@ -53,7 +53,7 @@ class OptimizerContainer:
         self._dialect: Final = self._configured_dialect()
         self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
         self.exports: Final = {
-            key.removeprefix(_EXPORT): _unquoted(value)
+            key.removeprefix(_EXPORT): unquoted(value)
             for key, value in self.properties.items()
             if key.startswith(_EXPORT)
         }
@@ -210,6 +210,6 @@ def _option(option: str, properties: Mapping[str, str], key: str) -> list[str]:
     return [option, properties[key]] if key in properties else []
 
 
-def _unquoted(value: str) -> str:
+def unquoted(value: str) -> str:
     """An exported value as AMS's shell would have set it, where it is quoted as a whole."""
     return value[1:-1] if _SHELL_WORD.fullmatch(value) else value

@@ -15,7 +15,6 @@ from orchestration.containers import programs, yarn
 from orchestration.containers.amoro import OptimizerContainer, as_text, failed_start, usable
 from orchestration.containers.flink_conf import PREFIX, options_of, read_conf, with_sizes
 from orchestration.containers.flink_rest import FlinkRest, FlinkRestError, Job, base_url
-from orchestration.containers.launches import LaunchFiles
 from orchestration.containers.programs import Program, ProgramError
 from orchestration.dialect import AskDialect, Dialect
 from orchestration.errors import (
@@ -237,7 +236,8 @@ class FlinkContainer(OptimizerContainer):
             return {SESSION_ID: self._start_in_session(resource)}
         program = self._program(resource, self.command(resource))
         if self.target.is_on_yarn:
-            return {YARN_ID: self._start_on_yarn(resource, program)}
+            log = self.log_of(resource)
+            return {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
         programs.run(program, self.start_timeout)
         return {KUBERNETES_ID: _cluster_id(resource)}
 
@@ -249,20 +249,6 @@ class FlinkContainer(OptimizerContainer):
         elif application := resource.properties.get(YARN_ID):
             name = _application_name(resource)
             yarn.end_application(application, name, self.exports, self.mask(resource))
-
-    def _start_on_yarn(self, resource: Resource, program: Program) -> str:
-        log = self.log_of(resource)
-        begin = log.stat().st_size if log.exists() else 0
-        found = programs.launch(
-            program, log=log, line=yarn.APPLICATION_LINE, timeout=self.start_timeout
-        )
-        if found is not None:
-            return yarn.application_id(found)
-        output = LaunchFiles(log.parent, self.name, resource.resource_id).tail(begin)
-        raise StartFailedError(
-            f"{program.name} ended with exit code 0 and named no application on YARN; the end of "
-            f"its output:\n{program.mask.hide(output)}"
-        )
 
     def _end_on_kubernetes(self, resource: Resource) -> None:
         """Stops the cluster as AMS does, and waits until it is gone: its name is needed again.

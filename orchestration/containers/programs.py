@@ -26,6 +26,7 @@ _POLL_SECONDS: Final = 0.05
 _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _SHOWN: Final = 2000  # characters of the end of a program's output, where its error stands
 _LOOKED_AT: Final = 64 * 1024  # bytes of it that are freed of secrets before it is cut
+_FRAMES: Final = re.compile(r"^[ \t]+(?:at .+\(.*\)|\.\.\. [0-9]+ more)\n?", re.MULTILINE)  # Java's
 _KEPT: Final = 4 * 1024 * 1024  # bytes of the output that `run` returns
 _CHUNK: Final = 1024 * 1024  # bytes that `launch` reads at a time
 _LONGEST_LINE: Final = 64 * 1024  # bytes; longer lines are looked at in pieces
@@ -69,9 +70,9 @@ def run(program: Program, timeout: float) -> str:
             code = worker.wait(timeout)
         except subprocess.TimeoutExpired:
             kill(worker)
-            raise _failure(program, f"was not over after {timeout:g} s", log) from None
+            raise failure(program, f"was not over after {timeout:g} s", end_of(log)) from None
         if code:
-            raise _failure(program, _ending(code), log)
+            raise failure(program, _ending(code), end_of(log))
         return _text(log, last=_KEPT)
 
 
@@ -95,7 +96,7 @@ def launch(
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or
             was killed because the time was up.
     """
-    begin = _size(log)
+    begin = size_of(log)
     with _started(program, log) as worker, log.open("rb", buffering=0) as file:
         lines, deadline = _Lines(file, begin), time.monotonic() + timeout
         while True:
@@ -110,11 +111,11 @@ def launch(
             if late:
                 kill(worker)
                 what = f"did not say within {timeout:g} s what it started"
-                raise _failure(program, what, log, begin)
+                raise failure(program, what, end_of(log, begin))
             if lines.at_end:
                 time.sleep(_POLL_SECONDS)
         if code:
-            raise _failure(program, _ending(code), log, begin)
+            raise failure(program, _ending(code), end_of(log, begin))
         return None
 
 
@@ -213,8 +214,9 @@ def _not_started(program: Program, error: Exception) -> ProgramError:
     return ProgramError(shown)
 
 
-def _failure(program: Program, what: str, log: Path, begin: int = 0) -> ProgramError:
-    shown = program.mask.hide(_text(log, begin, _LOOKED_AT).strip())
+def failure(program: Program, what: str, output: str) -> ProgramError:
+    """The error of a program that did `what`, with the end of its output, without secrets."""
+    shown = program.mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
     if len(shown) > _SHOWN:
         shown = f"…{shown[-_SHOWN:]}"
     told = f"; the end of its output:\n{shown}" if shown else " without any output"
@@ -230,7 +232,13 @@ def _ending(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _size(log: Path) -> int:
+def end_of(log: Path, begin: int = 0) -> str:
+    """The end of what a file got since it was `begin` bytes long, as a text that can be stored."""
+    return _text(log, begin, _LOOKED_AT)
+
+
+def size_of(log: Path) -> int:
+    """How many bytes are in a file; none, if it is not there."""
     try:
         return log.stat().st_size
     except OSError:  # not there yet; what else is wrong shows when it is opened

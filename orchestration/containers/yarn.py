@@ -17,12 +17,9 @@ from orchestration.containers.programs import Program, ProgramError
 from orchestration.errors import ReleaseFailedError
 from orchestration.secrets import Mask
 
-APPLICATION_LINE: Final = re.compile(r"(.*)application_(\d+)_(\d+)", re.ASCII)
-"""A whole line of a program's output that names, at its end, the application it started.
-
-AMS looks for the same.
-"""
-
+# A whole line of a program's output that names, at its end, the application it started. AMS looks
+# for the same.
+_APPLICATION_LINE: Final = re.compile(r"(.*)application_(\d+)_(\d+)", re.ASCII)
 _APPLICATION_ID: Final = re.compile(r"application_\d+_\d+", re.ASCII)
 _FIELD: Final = re.compile(r"^\s*(Application-Name|State) : (.*?)\s*$", re.MULTILINE)
 _UNKNOWN: Final = "doesn't exist in RM"  # how `yarn` says that YARN knows no such application
@@ -30,8 +27,22 @@ _ENDED: Final = frozenset({"FINISHED", "FAILED", "KILLED"})
 _TIMEOUT: Final = 60.0  # seconds for one call; without a limit it asks a dead YARN for 15 minutes
 
 
-def application_id(found: re.Match[str]) -> str:
-    """The application that a line named."""
+def start_application(program: Program, log: Path, timeout: float) -> str:
+    """Runs a program until it names the application that it started, and returns that.
+
+    Args:
+        program: It may stay to report, and outlive us.
+        log: The file that gets its output.
+        timeout: Seconds that it has.
+
+    Raises:
+        ProgramError: It failed, named none, or took too long.
+    """
+    begin = programs.size_of(log)
+    found = programs.launch(program, log=log, line=_APPLICATION_LINE, timeout=timeout)
+    if found is None:
+        what = "ended with exit code 0 and named no application on YARN"
+        raise programs.failure(program, what, programs.end_of(log, begin))
     return f"application_{found[2]}_{found[3]}"
 
 

@@ -20,14 +20,14 @@ def summarize(
     surroundings: Surroundings,
 ) -> str:
     """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)"."""
-    line = f"{_count(survey.resources, 'resource')}, {_count(len(survey.orphans), 'orphan')}"
+    line = f"{counted(survey.resources, 'resource')}, {counted(len(survey.orphans), 'orphan')}"
     parts = [
         *_due(handed_over, surroundings.policy),
         *_waiting(assessment.waiting, surroundings.policy, surroundings.now),
     ]
     news = Counter(transition.event.kind for transition in applied)
     told = [f"{news[kind]} {kind}" for kind in _NEWS if news[kind]]
-    told += [f"{_count(survey.expired, 'heartbeat')} expired"] if survey.expired else []
+    told += [f"{counted(survey.expired, 'heartbeat')} expired"] if survey.expired else []
     line += f": {', '.join(parts)}" if parts else ""
     return line + (f". New: {', '.join(told)}" if told else "")
 
@@ -124,5 +124,6 @@ def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
     return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 orphan", "1,000 orphans"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
