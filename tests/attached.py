@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +53,13 @@ class Amoro:
     ams: AmsLookAlike
     world: Fleet
     folder: Path
+
+    def reloaded(self) -> "Amoro":
+        """The same, after its operator edited the configuration and restarted Dagster's code."""
+        self.world.keeper.close()
+        settings = load_settings(self.folder / "conf", environ={})
+        self.world.keeper = replace(Keeper.from_settings(settings), clock=lambda: self.world.now)
+        return self
 
     def resources(self, *ids: str, group: str = "g", **properties: str) -> None:
         """AMS asked a container for these."""
@@ -112,7 +119,7 @@ def amoro(
         conf = configuration(url, ams, **settings)
         (home / "conf/config.yaml").write_text(yaml.safe_dump(conf))
         keeper = Keeper.from_settings(load_settings(environ={"AMORO_CONF_DIR": str(home / "conf")}))
-        with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        with dg.DagsterInstance.local_temp(str(folder)) as instance:
             world = Fleet(keeper=keeper, container=RecordingContainer(), instance=instance)
             running = Amoro(url=url, ams=ams, world=world, folder=home)
             running.execute(
@@ -120,7 +127,7 @@ def amoro(
                 {"group_name": "g", "container_name": "local", "properties": '{"memory":"64"}'},
             )
             yield running
-        keeper.close()
+            world.keeper.close()
 
 
 def configuration(
@@ -156,4 +163,3 @@ def install(home: Path) -> Path:
     script.write_text(_OPTIMIZER_SH.format(python=sys.executable, program=program, folder=home))
     script.chmod(0o755)
     return home
-

@@ -89,7 +89,9 @@ def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["refuses", "hangs", "talks nonsense"])
-def test_nothing_is_concluded_while_ams_does_not_answer(running: Amoro, behaviour: Behaviour) -> None:
+def test_nothing_is_concluded_while_ams_does_not_answer(
+    running: Amoro, behaviour: Behaviour
+) -> None:
     """No incident opens, none is handed over; the message says whom it asked."""
     world = running.world
     running.resources("a", "b")
