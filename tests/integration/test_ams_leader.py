@@ -220,7 +220,7 @@ def _listens(port: int) -> bool:
 @pytest.fixture
 def nodes(zookeeper: str) -> Iterator[Any]:
     """A client of that ZooKeeper, in which the test writes; all is removed afterwards."""
-    kazoo = pytest.importorskip("kazoo.client", reason="kazoo is not installed")
+    kazoo = pytest.importorskip("kazoo.client", reason="there is no kazoo")
     client = kazoo.KazooClient(zookeeper)
     client.start(30)
     try:
@@ -280,7 +280,7 @@ def test_zookeeper_without_a_leader(zookeeper: str, nodes: Any) -> None:  # noqa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """ZooKeeper is given less time than usual."""
-    zookeeper = pytest.importorskip("orchestration.ams.zookeeper", reason="kazoo is not installed")
+    zookeeper = pytest.importorskip("orchestration.ams.zookeeper", reason="there is no kazoo")
     monkeypatch.setattr(zookeeper, "_SECONDS", 0.5)
     monkeypatch.setattr(zookeeper, "_SESSION_SECONDS", 0.3)
 
@@ -305,7 +305,7 @@ def test_not_zookeeper(reply: bytes, stays: bool) -> None:  # noqa: FBT001 - a p
 
 def test_silent_zookeeper() -> None:
     """A server that says nothing holds nobody up for longer than 10 s."""
-    pytest.importorskip("kazoo", reason="kazoo is not installed")
+    pytest.importorskip("kazoo", reason="there is no kazoo")
     start = time.monotonic()
     with Canned(b"", stays=True) as other:
         zookeeper_problem(f"127.0.0.1:{other.port}")
