@@ -233,8 +233,7 @@ def render(report: Report) -> str:
     """The report as a text for a terminal."""
     width = max(len(finding.grade) for finding in report.findings)
     lines = [
-        f"{finding.grade:{width}}  {finding.subject}: {finding.told}"
-        for finding in report.findings
+        f"{finding.grade:{width}}  {finding.subject}: {finding.told}" for finding in report.findings
     ]
     for group in report.groups:
         lines += ["", *_rendered(group)]
@@ -260,4 +259,3 @@ def _lines(what: str, start: Start) -> Iterator[str]:
         return
     yield f"  {what} {start.resource_id} would be started with"
     yield from (f"    {line}" for line in start.command.splitlines())
-

@@ -22,12 +22,12 @@ _RIGHTS: Final[dict[str, Callable[[], sa.Executable]]] = {
         optimizer.c.token, optimizer.c.resource_id, optimizer.c.group_name
     ).where(optimizer.c.token.is_(None)),
     "read resource_group": lambda: sa.select(resource_group.c.group_name).limit(0),
-    "lock rows of resource": lambda: sa.select(resource.c.resource_id)
-    .where(_NOBODY)
-    .with_for_update(),
-    "save properties of resource": lambda: sa.update(resource)
-    .where(_NOBODY)
-    .values(properties="{}"),
+    "lock rows of resource": lambda: (
+        sa.select(resource.c.resource_id).where(_NOBODY).with_for_update()
+    ),
+    "save properties of resource": lambda: (
+        sa.update(resource).where(_NOBODY).values(properties="{}")
+    ),
     "remove rows of resource": lambda: sa.delete(resource).where(_NOBODY),
 }
 

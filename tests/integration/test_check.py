@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -37,7 +38,7 @@ def check(running: Amoro, *options: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def reconfigure(running: Amoro, change: Callable[[dict[str, dict[str, object]]], object]) -> None:
+def reconfigure(running: Amoro, change: Callable[[dict[str, Any]], object]) -> None:
     """The operator edits config.yaml."""
     file = running.folder / "conf/config.yaml"
     conf = yaml.safe_load(file.read_text())
@@ -137,7 +138,7 @@ def test_secrets_are_hidden(running: Amoro) -> None:
             "flink-conf.security.ssl.rest.keystore-password": SECRET,
         },
     }
-    reconfigure(running, lambda conf: conf.update(containers=[entry]))  # type: ignore[arg-type]
+    reconfigure(running, lambda conf: conf.update(containers=[entry]))
     for options in ((), ("--json",)):
         output = check(running, *options).output
         assert "AWS_SECRET_ACCESS_KEY=***" in output
@@ -149,7 +150,7 @@ def test_what_a_shell_would_have_expanded_is_pointed_out(running: Amoro) -> None
     """AMS's shell did; here nothing does."""
     properties = {"flink-home": "/opt/flink", "export.HADOOP_CLASSPATH": "$(hadoop classpath)"}
     entry = {"name": "local", "container-impl": FLINK, "properties": properties}
-    reconfigure(running, lambda conf: conf.update(containers=[entry]))  # type: ignore[arg-type]
+    reconfigure(running, lambda conf: conf.update(containers=[entry]))
     result = check(running)
     assert "warning  container local: property export.HADOOP_CLASSPATH" in result.output
     assert result.exit_code == 0
