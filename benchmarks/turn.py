@@ -11,6 +11,7 @@ from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.world import close, configure, keeper_of, neglect, no_runs
 from orchestration.attempt import take_turn, take_up
 from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import Watch
 from orchestration.restart import CLAIM_OP, build_restart_job
 from orchestration.tick import tick
 
@@ -48,7 +49,7 @@ def _outages(keeper: Keeper) -> Iterator[str]:
     first = 0
     while True:
         neglect(keeper, first, _ORPHANS)
-        (order,) = tick(keeper, no_runs).orders
+        (order,) = tick(keeper, no_runs, Watch()).orders
         yield order.run_key
         first += _ORPHANS
 

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import total_ordering
 from typing import Final
 
-_NUMBERS: Final = re.compile(r"\s*(\d+)\.(\d+)(?:\.(\d+))?(.*)", re.DOTALL)
+_NUMBERS: Final = re.compile(r"\s*v?(\d{1,9})\.(\d{1,9})(?:\.(\d+))?(.*)", re.DOTALL)
 
 
 @total_ordering

@@ -71,6 +71,6 @@ def _doubt(watch: Watch, until: datetime) -> str:
     gone = f"all {len(watch.witnesses)} optimizers that were looked for are gone at once"
     why = gone if watch.witnesses else "AMS was away and nothing shows that it kept its optimizers"
     return (
-        f"{why}, as after a restart of AMS; those that are well register again until "
-        f"{clock_time(until)}, so nothing is concluded before"
+        f"{why}, as after a restart of AMS; healthy ones register again by {clock_time(until)}, "
+        "and nothing is concluded before"
     )

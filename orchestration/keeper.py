@@ -68,6 +68,11 @@ class Keeper:
             settling=settling_time(settings.heartbeat_timeout),
         )
 
+    def close(self) -> None:
+        """Closes the pooled connections of both stores."""
+        self.registry.database.close()
+        self.ledger.database.close()
+
 
 def _ams(settings: AmsSettings, database: Database) -> Ams:
     return Ams(_leader(settings, database), dialect=settings.dialect)

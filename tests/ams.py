@@ -11,7 +11,7 @@ import socketserver
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -374,6 +374,8 @@ class Canned(_Server):
     def __init__(self, reply: bytes, *, stays: bool = False, host: str = "127.0.0.1") -> None:
         self.reply = reply
         self.stays = stays
+        self.pause = 0.0  # seconds before each byte; 0: all at once
+        self.respond: Callable[[str], bytes] = lambda _path: self.reply  # by the path of a GET
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(0, _CannedHandler, host)
 
@@ -383,10 +385,19 @@ class _CannedHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         with suppress(OSError):
-            self.request.recv(1 << 16)
-            self.request.sendall(self.server.reply)
+            words = self.request.recv(1 << 16).split()
+            path = words[1].decode() if words[:1] == [b"GET"] else ""
+            self._send(self.server.respond(path))
             while self.server.stays and self.request.recv(1 << 16):
                 """The client has not hung up yet."""
+
+    def _send(self, reply: bytes) -> None:
+        if not self.server.pause:
+            self.request.sendall(reply)
+            return
+        for byte in reply:
+            time.sleep(self.server.pause)
+            self.request.sendall(bytes([byte]))
 
 
 def _reserved_port() -> socket.socket:

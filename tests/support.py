@@ -271,8 +271,7 @@ def fleet(folder: Path, **settings: Any) -> Iterator[Fleet]:  # noqa: ANN401 - o
     keeper = replace(fleet_keeper(folder, **settings), containers=Shelf(recording=container))
     with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
         yield Fleet(keeper=keeper, container=container, instance=instance)
-    keeper.registry.database.close()
-    keeper.ledger.database.close()
+    keeper.close()
 
 
 class Watched:

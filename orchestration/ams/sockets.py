@@ -51,6 +51,7 @@ def connect(host: str, port: int, deadline: Deadline) -> TimedSocket:
     Raises:
         OSError: There is no such host, nobody listens, or it took too long.
         ValueError: There can be no such host.
+        OverflowError: There can be no such port.
     """
     failure: OSError = OSError("the name has no address")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -63,6 +64,9 @@ def connect(host: str, port: int, deadline: Deadline) -> TimedSocket:
         except OSError as error:
             connection.close()
             failure = error
+        except BaseException:  # a port that cannot be, or the end of this process
+            connection.close()
+            raise
         else:
             return connection
     raise failure

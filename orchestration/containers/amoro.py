@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,7 @@ from orchestration.keeping.model import Resource
 from orchestration.secrets import Mask
 
 _EXPORT: Final = "export."
-_SHELL_WORD: Final = re.compile(
-    r"""'[^']*'|"[^"$`\\]*\""""
-)  # quoted as a whole, nothing in it live
+_SHELL_WORD: Final = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")  # quoted as a whole, nothing in it live
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
@@ -54,7 +53,7 @@ class OptimizerContainer:
         self._dialect: Final = self._configured_dialect()
         self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
         self.exports: Final = {
-            key.removeprefix(_EXPORT): _unquoted(value)
+            key.removeprefix(_EXPORT): unquoted(value)
             for key, value in self.properties.items()
             if key.startswith(_EXPORT)
         }
@@ -192,10 +191,11 @@ def usable(arguments: list[str]) -> list[str]:
     Raises:
         StartFailedError: One holds a NUL character or half a character.
     """
-    for each in arguments:
-        if _UNUSABLE.search(each):
+    for before, each in pairwise(("", *arguments)):
+        if _UNUSABLE.search(each):  # its value may be a secret
+            which = f"the argument after {before!r}" if before.startswith("-") else "an argument"
             raise StartFailedError(
-                "an argument holds a NUL character or half a character (a lone surrogate) and "
+                f"{which} holds a NUL character or half a character (a lone surrogate) and "
                 "cannot be put on a command line"
             )
     return arguments
@@ -210,6 +210,6 @@ def _option(option: str, properties: Mapping[str, str], key: str) -> list[str]:
     return [option, properties[key]] if key in properties else []
 
 
-def _unquoted(value: str) -> str:
+def unquoted(value: str) -> str:
     """An exported value as AMS's shell would have set it, where it is quoted as a whole."""
     return value[1:-1] if _SHELL_WORD.fullmatch(value) else value

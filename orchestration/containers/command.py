@@ -97,7 +97,7 @@ class CommandContainer:
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
         self._auto_restart: Final = given.read("auto-restart", "true", _switch, "true or false")
-        self._exports: Final = given.exports()
+        self.exports: Final = given.exports()
 
     @property
     def supports_auto_restart(self) -> bool:
@@ -217,7 +217,7 @@ class CommandContainer:
         try:
             return processes.spawn(
                 argv,
-                environment={**os.environ, **self._exports, LAUNCH_VARIABLE: str(launch.launch_id)},
+                environment={**os.environ, **self.exports, LAUNCH_VARIABLE: str(launch.launch_id)},
                 directory=self._directory,
                 log=log,
             )

@@ -4,9 +4,13 @@ A launch is one start of a worker. Its processes are recognised in two ways, sin
 enough alone: everything that inherits the launch's id in its environment (which a worker may
 overwrite), and the session of the process that was started (which a daemon leaves). A process id
 by itself proves nothing, because the system gives it away again.
+
+Programs that others start, AMS among them, carry no launch id. They are recognised by what is on
+their command lines.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import psutil
@@ -23,6 +28,7 @@ LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every proces
 _CLOCK_SLACK: Final = 1.5  # seconds; start times move with the boot time, which is whole seconds
 _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _POLL: Final = 0.02  # seconds between two looks at processes that are to end
+_LINE_END: Final = re.compile(r"\r\n?")
 _LARGEST_PID: Final = 2**31 - 1
 
 
@@ -80,6 +86,45 @@ def stop(launch: Launch, patience: float) -> list[int]:
     return sorted(process.pid for process in _members(launch))
 
 
+def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
+    """The living processes of this host that were started with all of these options.
+
+    A process counts if, for each option, its arguments hold the option and right after it the
+    value, both as a whole. This process and its ancestors never count, and neither do those whose
+    arguments cannot be read, which are other users'.
+
+    Args:
+        options: The values by option, such as `{"-g": "default", "-id": "4vd1"}`; at least one.
+
+    Raises:
+        ValueError: There is no option; every process would count.
+    """
+    if not options:
+        raise ValueError("no option to recognise processes by")
+    reap()
+    spared = {process.pid for process in _lineage()}
+    wanted = {(_as_read(option), _as_read(value)) for option, value in options.items()}
+    others = (process for process in _everyone() if process.pid not in spared)
+    return [process for process in others if wanted <= _pairs(process) and _is_alive(process)]
+
+
+def end(processes: Iterable[psutil.Process], patience: float) -> list[int]:
+    """Ends these processes; returns the ids of those that are still there.
+
+    A process that got the id of one of them meanwhile is neither ended nor returned.
+
+    Args:
+        processes: Those to end; their children are not among them unless named.
+        patience: How many seconds they have after SIGTERM until SIGKILL comes.
+    """
+    alive = set(filter(_is_alive, processes))
+    for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
+        _signal(alive, None, signum)
+        _end_by(time.monotonic() + seconds, alive)
+        alive = set(filter(_is_alive, alive))
+    return sorted(process.pid for process in alive)
+
+
 class Worker(subprocess.Popen[bytes]):
     """A child that may outlive us, which is what Popen's destructor would warn of."""
 
@@ -91,9 +136,14 @@ _children: Final[set[Worker]] = set()
 
 
 def spawn(
-    argv: list[str], *, environment: Mapping[str, str], directory: str | None, log: int
+    argv: list[str],
+    *,
+    environment: Mapping[str, str],
+    directory: str | None,
+    log: int,
+    stdin: int = subprocess.DEVNULL,
 ) -> Worker:
-    """Starts a program in a session of its own, without input, its output going to a log.
+    """Starts a program in a session of its own, its output going to a log.
 
     Raises:
         OSError: It cannot be started.
@@ -102,7 +152,7 @@ def spawn(
     reap()
     worker = Worker(
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=log,
         stderr=log,
         cwd=directory,
@@ -150,6 +200,28 @@ def _everyone() -> Iterator[psutil.Process]:
     for pid in psutil.pids():  # process_iter() shares a cache between threads
         with suppress(psutil.Error):
             yield psutil.Process(pid)
+
+
+def _lineage() -> Iterator[psutil.Process]:
+    """This process and its ancestors."""
+    process: psutil.Process | None = psutil.Process()
+    with suppress(psutil.Error):  # an ancestor that ends meanwhile
+        while process is not None:
+            yield process
+            process = process.parent()
+
+
+def _pairs(process: psutil.Process) -> set[tuple[str, str]]:
+    """Each two arguments that follow one another; none if they cannot be read."""
+    try:
+        return set(pairwise(map(_as_read, process.cmdline())))
+    except (psutil.Error, OSError):  # gone, or another user's
+        return set()
+
+
+def _as_read(argument: str) -> str:
+    """An argument as psutil shows it, which makes one kind of line end of all."""
+    return _LINE_END.sub("\n", argument)
 
 
 def _leader(launch: Launch) -> psutil.Process | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,14 @@ from orchestration.errors import ContainerError, describe
 from orchestration.secrets import Mask
 
 _POLL_SECONDS: Final = 0.05
+_KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _SHOWN: Final = 2000  # characters of the end of a program's output, where its error stands
+_LOOKED_AT: Final = 64 * 1024  # bytes of it that are freed of secrets before it is cut
+_FRAMES: Final = re.compile(r"^[ \t]+(?:at .+\(.*\)|\.\.\. [0-9]+ more)\n?", re.MULTILINE)  # Java's
+_KEPT: Final = 4 * 1024 * 1024  # bytes of the output that `run` returns
+_CHUNK: Final = 1024 * 1024  # bytes that `launch` reads at a time
+_LONGEST_LINE: Final = 64 * 1024  # bytes; longer lines are looked at in pieces
+_UNPRINTABLE: Final = re.compile(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]")  # databases refuse NUL
 
 
 class ProgramError(ContainerError):
@@ -36,6 +44,7 @@ class Program:
     argv: Sequence[str]
     exports: Mapping[str, str] = field(default_factory=dict)  # on top of what is inherited
     mask: Mask = field(default_factory=Mask)  # hides what its output and arguments may not show
+    stdin: bytes = b""  # what it gets to read
 
     @property
     def name(self) -> str:
@@ -46,7 +55,7 @@ class Program:
 def run(program: Program, timeout: float) -> str:
     """Runs a program to its end and returns its output, errors included.
 
-    What it leaves running in the background runs on.
+    Of an output over 4 MiB it is the end. What it leaves running in the background runs on.
 
     Args:
         program: What to run.
@@ -56,18 +65,15 @@ def run(program: Program, timeout: float) -> str:
         ProgramError: It cannot be started, ended with another code than 0, or took too long. The
             message has the end of its output, without secrets.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "output")
-        with _started(program, log) as worker:
-            try:
-                code = worker.wait(timeout)
-            except subprocess.TimeoutExpired:
-                kill(worker)
-                raise _failure(program, f"was not over after {timeout:g} s", _text(log)) from None
-        output = _text(log)
-    if code:
-        raise _failure(program, _ending(code), output)
-    return output
+    with _scratch(program) as log, _started(program, log) as worker:
+        try:
+            code = worker.wait(timeout)
+        except subprocess.TimeoutExpired:
+            kill(worker)
+            raise failure(program, f"was not over after {timeout:g} s", end_of(log)) from None
+        if code:
+            raise failure(program, _ending(code), end_of(log))
+        return _text(log, last=_KEPT)
 
 
 def launch(
@@ -90,73 +96,127 @@ def launch(
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or
             was killed because the time was up.
     """
-    begin = _size(log)
-    with _started(program, log) as worker:
-        deadline = time.monotonic() + timeout
+    begin = size_of(log)
+    with _started(program, log) as worker, log.open("rb", buffering=0) as file:
+        lines, deadline = _Lines(file, begin), time.monotonic() + timeout
         while True:
             code = worker.poll()  # before reading: what it wrote last is read then
-            if found := _first_match(line, _text(log, begin), complete=code is not None):
+            if found := lines.find(line, ended=code is not None):
                 return found
-            if code is not None:
+            if code is not None and lines.at_end:
                 break
-            if time.monotonic() >= deadline:
-                if stays:
-                    return None
+            late = time.monotonic() >= deadline
+            if late and stays:
+                return None
+            if late:
                 kill(worker)
-                raise _failure(
-                    program, f"did not say within {timeout:g} s what it started", _text(log, begin)
-                )
-            time.sleep(_POLL_SECONDS)
-    if code:
-        raise _failure(program, _ending(code), _text(log, begin))
-    return None
+                what = f"did not say within {timeout:g} s what it started"
+                raise failure(program, what, end_of(log, begin))
+            if lines.at_end:
+                time.sleep(_POLL_SECONDS)
+        if code:
+            raise failure(program, _ending(code), end_of(log, begin))
+        return None
 
 
 def kill(worker: Worker) -> None:
-    """Ends a program with everything that is still in its session's process group."""
+    """Ends a program that runs, with everything that is still in its process group."""
+    if worker.poll() is not None:  # its id may be another's by now
+        return
     with suppress(OSError):
         os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+    with suppress(subprocess.TimeoutExpired):  # another user's, or the kernel is slow
+        worker.wait(_KILL_WAIT)
+
+
+@contextmanager
+def _scratch(program: Program) -> Iterator[Path]:
+    """A place for the output of a program that ends before us."""
+    try:
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _not_started(program, error) from None
+    with folder as name:
+        yield Path(name, "output")
 
 
 @contextmanager
 def _started(program: Program, log: Path) -> Iterator[Worker]:
-    """A running program; killed if whoever waits for it is interrupted."""
+    """A running program; killed if whoever waits for it cannot go on."""
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            worker = processes.spawn(
-                list(program.argv),
-                environment={**os.environ, **program.exports},
-                directory=None,
-                log=descriptor,
-            )
+            with _readable(program.stdin) as stdin:
+                worker = processes.spawn(
+                    list(program.argv),
+                    environment={**os.environ, **program.exports},
+                    directory=None,
+                    log=descriptor,
+                    stdin=stdin,
+                )
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        what = program.mask.hide(repr(program.argv[0]))
-        raise ProgramError(
-            f"{what} could not be started: {program.mask.hide(describe(error))}"
-        ) from None
+        raise _not_started(program, error) from None
     try:
         yield worker
     except ProgramError:
         raise
-    except BaseException:
+    except BaseException as error:
         kill(worker)
+        if isinstance(error, OSError):
+            raise ProgramError(
+                f"{program.name} was ended, its output cannot be read: {describe(error)}"
+            ) from None
         raise
 
 
-def _first_match(line: re.Pattern[str], output: str, *, complete: bool) -> re.Match[str] | None:
-    """The first line that matches as a whole; the last line counts once it is complete."""
-    lines = output.split("\n")
-    finished = lines if complete else lines[:-1]
-    return next((found for each in finished if (found := line.fullmatch(each.rstrip("\r")))), None)
+@contextmanager
+def _readable(content: bytes) -> Iterator[int]:
+    """A file descriptor to read these bytes from."""
+    if not content:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
 
 
-def _failure(program: Program, what: str, output: str) -> ProgramError:
-    shown = program.mask.hide(output.strip())
+class _Lines:
+    """The lines that a log gets, as they come."""
+
+    def __init__(self, file: RawIOBase, begin: int) -> None:
+        self._file: Final = file
+        self._rest = b""  # of the last line, which may go on
+        self.at_end = False  # whether all that is there was read
+        file.seek(begin)
+
+    def find(self, line: re.Pattern[str], *, ended: bool) -> re.Match[str] | None:
+        """The first that matches as a whole among those not read yet; at most 1 MiB is read.
+
+        A line counts once it is complete; the last one also if the program has `ended`.
+        """
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # somebody truncated it
+            self._file.seek(0)
+        chunk = self._file.read(_CHUNK) or b""
+        self.at_end = len(chunk) < _CHUNK
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if (ended and self.at_end) or len(self._rest) > _LONGEST_LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        return next((found for each in lines if (found := line.fullmatch(_decoded(each)))), None)
+
+
+def _not_started(program: Program, error: Exception) -> ProgramError:
+    shown = program.mask.hide(f"{program.argv[0]!r} could not be started: {describe(error)}")
+    return ProgramError(shown)
+
+
+def failure(program: Program, what: str, output: str) -> ProgramError:
+    """The error of a program that did `what`, with the end of its output, without secrets."""
+    shown = program.mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
     if len(shown) > _SHOWN:
         shown = f"…{shown[-_SHOWN:]}"
     told = f"; the end of its output:\n{shown}" if shown else " without any output"
@@ -172,12 +232,26 @@ def _ending(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _size(log: Path) -> int:
-    return log.stat().st_size if log.exists() else 0
+def end_of(log: Path, begin: int = 0) -> str:
+    """The end of what a file got since it was `begin` bytes long, as a text that can be stored."""
+    return _text(log, begin, _LOOKED_AT)
 
 
-def _text(log: Path, begin: int = 0) -> str:
+def size_of(log: Path) -> int:
+    """How many bytes are in a file; none, if it is not there."""
+    try:
+        return log.stat().st_size
+    except OSError:  # not there yet; what else is wrong shows when it is opened
+        return 0
+
+
+def _text(log: Path, begin: int = 0, last: int = _KEPT) -> str:
+    """What a log holds from `begin` on, at most its `last` bytes."""
     with log.open("rb") as file:
-        file.seek(begin)
-        text = file.read().decode(errors="replace")
-    return re.sub(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text)  # databases refuse NUL
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(begin if begin <= size else 0, size - last))
+        return _UNPRINTABLE.sub("\ufffd", file.read(last).decode(errors="replace"))
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")

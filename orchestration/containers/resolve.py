@@ -3,34 +3,58 @@
 import importlib
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from orchestration.config import ContainerSettings
 from orchestration.containers.base import INTERRUPTIONS, Container
+from orchestration.dialect import AskDialect
 from orchestration.errors import ContainerError, describe
+from orchestration.secrets import Mask
 
 _MEMBERS: Final = ("request_resource", "release_resource", "supports_auto_restart")
-_AMORO: Final = "org.apache.amoro."  # Java; its containers are org.apache.amoro.server.manager.…
+_JAVA: Final = "org.apache.amoro."
+_AMORO: Final = {
+    f"org.apache.amoro.server.manager.{kind}OptimizerContainer": (
+        f"orchestration.containers.{kind.lower()}.{kind}Container"
+    )
+    for kind in ("Local", "Flink", "Spark", "Kubernetes")
+}
+_EXTERNAL: Final = "external"  # what groups name whose optimizers people start by hand
 
 
-def build_container(settings: ContainerSettings) -> Container:
+def build_container(
+    settings: ContainerSettings, ask_dialect: AskDialect | None = None
+) -> Container:
     """The container that an entry of `containers:` describes.
+
+    Args:
+        settings: The entry; Amoro's Java class names stand for the classes of this package.
+        ask_dialect: Says how the running AMS starts optimizers, for those of Amoro.
 
     Raises:
         ContainerError: Its class cannot be imported, cannot be built or is no container.
     """
-    if settings.implementation.startswith(_AMORO):
-        raise _unusable(settings, "this kind is not supported; its orphans are only reported")
     try:
-        container = _class(settings.implementation)(settings.name, dict(settings.properties))
+        container = _build(settings, ask_dialect)
         missing = [member for member in _MEMBERS if not _has(container, member)]
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # a user's code, which may also exit, or panic in Rust
-        raise _unusable(settings, describe(error)) from error
+        raise _unusable(settings, Mask(settings.properties).hide(describe(error))) from error
     if missing:
         raise _unusable(settings, f"it has no {' and no '.join(missing)}")
     return container
+
+
+def _build(settings: ContainerSettings, ask_dialect: AskDialect | None) -> Container:
+    name, properties = settings.name, dict(settings.properties)
+    if settings.implementation in _AMORO:
+        amoro: Any = _class(_AMORO[settings.implementation])
+        built: Container = amoro(name, properties, ask_dialect)
+        return built
+    if settings.implementation.startswith(_JAVA):
+        raise ContainerError(f"no such class of Amoro is known; known are {', '.join(_AMORO)}")
+    return _class(settings.implementation)(name, properties)
 
 
 class Containers:
@@ -40,8 +64,11 @@ class Containers:
     what it lacks (a folder, a client's configuration) may be there by then.
     """
 
-    def __init__(self, settings: Mapping[str, ContainerSettings]) -> None:
+    def __init__(
+        self, settings: Mapping[str, ContainerSettings], ask_dialect: AskDialect | None = None
+    ) -> None:
         self._settings: Final = dict(settings)
+        self._ask_dialect: Final = ask_dialect
         self._lock: Final = Lock()
         self._built: Final[dict[str, Container]] = {}
 
@@ -53,10 +80,12 @@ class Containers:
         """
         if name not in self._settings:
             names = ", ".join(map(repr, self._settings)) or "none"
+            if name == _EXTERNAL:
+                raise ContainerError(f"container {name!r}: what people start by hand is theirs")
             raise ContainerError(f"container {name!r} is not configured; there are: {names}")
         with self._lock:
             if name not in self._built:
-                self._built[name] = build_container(self._settings[name])
+                self._built[name] = build_container(self._settings[name], self._ask_dialect)
             return self._built[name]
 
     def obstacle(self, name: str | None) -> str | None:
@@ -70,7 +99,8 @@ class Containers:
         except ContainerError as error:
             return str(error)
         except BaseException as error:  # noqa: BLE001 - a user's code, as in build_container
-            return f"container {name!r} does not say whether it restarts: {describe(error)}"
+            told = Mask(self._settings[name].properties).hide(describe(error))
+            return f"container {name!r} does not say whether it restarts: {told}"
         return None if supported else f"container {name!r} opts out of restarts"
 
 

@@ -71,7 +71,8 @@ def look_again(
 
 
 def _is_doubtful(watch: Watch, still_there: AbstractSet[str]) -> bool:
+    if watch.settling_since is not None:
+        return True  # whoever is back, others may still be on their way
     if not still_there.isdisjoint(watch.witnesses):
         return False
-    suspicious = len(watch.witnesses) >= _SUSPICIOUS
-    return suspicious or watch.was_away or watch.settling_since is not None
+    return watch.was_away or len(watch.witnesses) >= _SUSPICIOUS

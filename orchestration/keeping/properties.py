@@ -1,17 +1,30 @@
 """What a row's `properties` say: Amoro's JSON text to a mapping and back.
 
 AMS writes a compact JSON object of texts and reads it leniently (a null map for NULL and blanks,
-scalars as their literal text). A nested or doubled value makes AMS itself fail, so here it is an
-error too.
+scalars as their literal text, names and texts also without quotes). A nested or doubled value
+makes AMS itself fail, so here it is an error too.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from orchestration.errors import PropertiesError, shorten
 
 _LITERALS: Final = {True: "true", False: "false", None: None}
+_ESCAPE: Final = re.compile(r"\\(?:u(....)|.)")
+# Texts go as far as the end where a quote is missing, so that whatever stands there is read once.
+_TOKEN: Final = re.compile(
+    r"""
+    (?P<text>"(?:[^"\\]|\\.)*+(?:"|\\?\Z))
+    |'(?P<single>(?:[^'\\]|\\.)*+)(?:'|\\?\Z)
+    |(?P<literal>true|false|null)(?=\s*(?:[,}]|\Z))
+    |(?P<bare>[^\s"'/\\;#={}\[\]:,][^\s/\\;#={}\[\]:,]*)
+    """,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+_IN_SINGLE: Final = re.compile(r"""\\'|\\.|\"""", re.DOTALL)
 
 
 def parse_properties(text: str | None) -> dict[str, str]:
@@ -33,8 +46,12 @@ def merge_properties(text: str | None, startup: Mapping[str, str]) -> str:
 
 
 def dump_properties(properties: Mapping[str, str | None]) -> str:
-    """The text that AMS would store; never NULL and never blank, both of which break AMS."""
-    return json.dumps(dict(properties), ensure_ascii=False, separators=(",", ":"))
+    """The text that AMS would store; never NULL and never blank, both of which break AMS.
+
+    To the byte: AMS's Jackson writes control characters with upper-case digits.
+    """
+    text = json.dumps(dict(properties), ensure_ascii=False, separators=(",", ":"))
+    return _ESCAPE.sub(lambda found: f"\\u{found[1].upper()}" if found[1] else found[0], text)
 
 
 def _parse(text: str | None) -> dict[str, str | None]:
@@ -45,7 +62,7 @@ def _parse(text: str | None) -> dict[str, str | None]:
     if not text.strip():
         return {}
     try:
-        value = _DECODER.decode(text)
+        value = _decode(text)
         if "\\ud" in text.lower():  # half of a character pair, which no database stores
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -60,6 +77,26 @@ def _parse(text: str | None) -> dict[str, str | None]:
             f"properties are a {type(value).__name__}; they must be a JSON object of texts"
         )
     return value
+
+
+def _decode(text: str) -> Any:  # noqa: ANN401 - any JSON
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as strict:
+        try:
+            return _DECODER.decode(_TOKEN.sub(_in_json, text))
+        except json.JSONDecodeError:
+            raise strict from None
+
+
+def _in_json(token: re.Match[str]) -> str:
+    """A token of AMS's lenient JSON as strict JSON has it."""
+    if token["bare"]:
+        return json.dumps(token["bare"])
+    if token["single"] is not None:
+        inner = _IN_SINGLE.sub(lambda f: {"\\'": "'", '"': '\\"'}.get(f[0], f[0]), token["single"])
+        return f'"{inner}"'
+    return token["text"] or token["literal"].lower()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, str | None]:

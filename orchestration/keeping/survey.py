@@ -126,6 +126,8 @@ def assess(survey: Survey, incidents: Iterable[Incident], surroundings: Surround
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
     """Why this orphan cannot be restarted, by its container or by its own row; None: it can."""
+    if not orphan.resource_id:  # an optimizer without an id could never be found again
+        return "its resource_id is empty"
     if orphan.copies > 1:
         return f"its id stands in {orphan.copies} rows of resource; remove all of them but one"
     obstacle = container_obstacle(orphan.container_name)

@@ -175,7 +175,7 @@ def test_the_history_of_a_group_refreshes_by_itself(demo: Demo) -> None:
     group = name.rpartition("-")[0]
 
     def look() -> pd.DataFrame | None:
-        found = list(demo.folder.glob(f"**/orphan_history/{group}.parquet"))
+        found = list(demo.folder.glob(f"**/orphan_history/{group}/incidents"))
         frame = pd.read_parquet(found[0]) if found else pd.DataFrame({"outcome": []})
         return frame if State.RECOVERED in set(frame["outcome"]) else None
 

@@ -37,6 +37,7 @@ from orchestration.containers.base import Container
 from orchestration.errors import ContainerError, ReleaseFailedError, StartFailedError
 from orchestration.errors import StoreUnavailableError as UnavailableError
 from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import Watch
 from orchestration.keeping.model import EventKind, Resource, State
 from orchestration.keeping.policy import RestartPolicy, RunState
 from orchestration.stores.database import Database
@@ -922,7 +923,7 @@ class History:
 
     def _tick(self, keeper: int) -> Tick:
         commits = self.stage.commits
-        done = tick(self.keepers[keeper], self._run_states)
+        done = tick(self.keepers[keeper], self._run_states, Watch())
         assert self.stage.commits - commits <= 1, "a tick is one transaction"
         return done
 
@@ -930,7 +931,7 @@ class History:
         del actor
         mine = self.keepers[keeper]
         try:
-            done = tick(mine, self._run_states)
+            done = tick(mine, self._run_states, Watch())
         except UnavailableError:
             return
         self._request(keeper, done)

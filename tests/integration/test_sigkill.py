@@ -19,6 +19,7 @@ from orchestration.config import ContainerSettings
 from orchestration.containers.resolve import Containers
 from orchestration.fleet import declare
 from orchestration.keeper import Keeper
+from orchestration.keeping.continuity import Watch
 from orchestration.keeping.model import Resource, State
 from orchestration.keeping.policy import RunState
 from orchestration.tick import tick
@@ -59,10 +60,10 @@ def die_before(number: int, folder: Path, what: str) -> None:
 
     keeper = keeper_at(folder, GRACE)
     if what == "tick":
-        tick(watched(keeper, announce), no_runs)
+        tick(watched(keeper, announce), no_runs, Watch())
         announce("the end")
         return
-    (order,) = tick(keeper, no_runs).orders
+    (order,) = tick(keeper, no_runs, Watch()).orders
     (incident,) = take_up(keeper, order.run_key, "first-run")
     take_turn(watched(keeper, announce), incident.incident_id, "first-run")
     announce("the end")
@@ -117,7 +118,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
                 memory_mb=0,
             ),
         )
-        tick(keeper, no_runs)
+        tick(keeper, no_runs, Watch())
         died = subprocess.run(
             [sys.executable, __file__, str(number), str(tmp_path), what],
             check=False,
@@ -128,7 +129,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         seen = {process.pid for process in workers(tmp_path)}
         for again in range(1, 6):
             later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
-            for order in tick(later, no_runs).orders:
+            for order in tick(later, no_runs, Watch()).orders:
                 for each in take_up(later, order.run_key, f"run-{again}"):
                     take_turn(later, each.incident_id, f"run-{again}")
             alive = {process.pid for process in workers(tmp_path)}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Barrier
@@ -33,6 +34,7 @@ from orchestration.keeping.model import (
     State,
     Transition,
 )
+from orchestration.keeping.properties import dump_properties
 from orchestration.stores import database as database_module
 from orchestration.stores import ledger as ledger_module
 from orchestration.stores.database import Database, is_mysql, utc_now
@@ -71,6 +73,7 @@ HOSTILE: Final = (
     "../..",
     "NULL",
 )
+HEAD: Final = "0002"  # the ledger's schema version
 ODD_TEXT: Final = "tab\t newline\n quote' \" \\ \x1b[31m é 世 \U0001f600 \u2028"
 
 OpenDatabase = Callable[..., Database]
@@ -362,7 +365,7 @@ def test_several_optimizers_may_stand_for_one_resource(registry: Registry) -> No
 def test_rows_of_old_upgraded_registries_are_tolerated(
     database_url: sa.URL, open_database: OpenDatabase
 ) -> None:
-    """Those have no primary key: an id that is NULL is skipped, one that stands twice is one."""
+    """Those have no primary key: an id may be NULL, or stand in several rows."""
     attached = Registry(open_database(database_url), None)
     loose = sa.MetaData()
     sa.Table("resource", loose, *(sa.Column(c.name, c.type) for c in resource.columns))
@@ -372,7 +375,12 @@ def test_rows_of_old_upgraded_registries_are_tolerated(
         resource_group.create(connection)
         ids = [{"resource_id": found} for found in (None, "twice", "twice")]
         connection.execute(sa.insert(loose.tables["resource"]), ids)
-    assert attached.survey().orphans == {"twice": Orphan("twice", None, None, None, None, None)}
+    twice = Orphan("twice", None, None, None, None, None, copies=2)
+    assert attached.survey().orphans == {"twice": twice}
+    assert attached.look("twice").orphan == twice
+    assert not attached.save_startup("twice", None, {"job-id": "1"})
+    assert not attached.remove_orphan("twice", None)
+    assert [row["properties"] for row in rows(attached.database, resource)] == [None] * 3
 
 
 def test_heartbeats_expire_by_the_databases_clock(registry: Registry) -> None:
@@ -479,6 +487,25 @@ def test_heartbeats_of_an_attached_registry_never_expire(
     assert not any(map(is_write, sent))
 
 
+@pytest.mark.parametrize("others", [0, 30])
+def test_capacity_counts_the_threads_of_groups(registry: Registry, others: int) -> None:
+    """Wanted and live; of few groups or many, whether they have rows or not."""
+    for resource_id, group_name, threads in (("a", "g", 2), ("b", "g", 3), ("c", "h", 4)):
+        registry.add_resource(a_resource(resource_id, group_name=group_name, thread_count=threads))
+    for row in ({"group_name": "g", "thread_count": 5}, {"group_name": None}):
+        execute(registry.database, sa.insert(optimizer).values({"token": str(uuid4()), **row}))
+    empty = {f"empty-{number}": (0, 0) for number in range(others)}
+    assert registry.capacity({"g", "h", *empty}) == {"g": (5, 5), "h": (4, 0), **empty}
+
+
+def test_witnesses_are_tokens_that_are_there(registry: Registry) -> None:
+    """Those of before that are left, and some of now."""
+    for token in ("a", "b", "c"):
+        execute(registry.database, sa.insert(optimizer).values(token=token))
+    assert registry.witnesses(["b", "gone"], 2) == ({"b"}, ["a", "b"])
+    assert registry.witnesses([], 5) == (set(), ["a", "b", "c"])
+
+
 # --- Registry: single rows --------------------------------------------------------------------
 
 
@@ -510,7 +537,7 @@ def test_a_look_shows_the_whole_row(registry: Registry) -> None:
         "group_name": "g",
         "thread_count": 2,
         "total_memory": 1024,
-        "properties": json.dumps({"k": ODD_TEXT}, ensure_ascii=False, separators=(",", ":")),
+        "properties": dump_properties({"k": ODD_TEXT}),
     }
     assert sighting.orphan == orphan_of(sighting.row) == registry.survey().orphans["r-1"]
 
@@ -688,7 +715,7 @@ def test_two_processes_make_the_schema_at_once(
     """Both succeed: one waits for the other, and there is one schema version afterwards."""
     for _ in range(3):
         assert racers.race("migrate", database_url) == [0, 0]
-        assert versions(ledger) == ["0001"]
+        assert versions(ledger) == [HEAD]
         with ledger.database.writing() as connection:
             ledger_module.metadata.drop_all(connection)
             connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
@@ -760,7 +787,7 @@ def test_the_schema_of_a_newer_version_is_refused(ledger: Ledger) -> None:
 def test_a_schema_of_two_versions_is_refused(ledger: Ledger) -> None:
     """Alembic's own error does not get out."""
     ledger.open_incidents()
-    execute(ledger.database, f"INSERT INTO {VERSION_TABLE} VALUES ('0002')")  # noqa: S608
+    execute(ledger.database, f"INSERT INTO {VERSION_TABLE} VALUES ('0001')")  # noqa: S608
     with pytest.raises(StoreUnavailableError, match="the ledger's schema version cannot be told"):
         Ledger(ledger.database).open_incidents()
 
@@ -916,7 +943,7 @@ def test_ids_that_look_alike_are_different_resources(ledger: Ledger) -> None:
     incidents = [opened(ledger, name, group_name=name) for name in names]
     assert [incident.resource_id for incident in ledger.open_incidents()] == names
     changed, _ = ledger.changed_groups(0)
-    assert changed == dict.fromkeys(names, 1)
+    assert changed == dict.fromkeys(names, {"detected": 1})
     for name, incident in zip(names, incidents, strict=True):
         with ledger.reading() as connection:
             assert [row.resource for row in connection.execute(ledger.history(name))] == [name]
@@ -934,7 +961,8 @@ def test_ids_names_and_runs_may_hold_anything(ledger: Ledger) -> None:
     for name, step in zip(names, steps, strict=True):
         assert ledger.claimed_by(name) == [step.after]
         assert ledger.events(step.after.incident_id)[1].run_id == name
-    assert ledger.changed_groups(0)[0] == dict.fromkeys(names, 2)
+    told = {"detected": 1, "claimed": 1}
+    assert ledger.changed_groups(0)[0] == dict.fromkeys(names, told)
 
 
 def test_exactly_one_of_two_processes_opens_an_incident(
@@ -1048,16 +1076,16 @@ def test_events_are_told_in_the_order_of_writing(ledger: Ledger, clock: "Settabl
 
 
 def test_changed_groups_are_those_with_new_events(ledger: Ledger) -> None:
-    """By how many, since an event; the answer says where to go on."""
+    """By kind and number, since an event; the answer says where to go on."""
     first = opened(ledger, "r-1", "a")
     opened(ledger, "r-2", "a")
     opened(ledger, "r-3", "b")
     changed, newest = ledger.changed_groups(0)
-    assert changed == {"a": 2, "b": 1}
+    assert changed == {"a": {"detected": 2}, "b": {"detected": 1}}
     assert ledger.changed_groups(newest) == ({}, newest)
     closed(ledger, first)
     changed, last = ledger.changed_groups(newest)
-    assert changed == {"a": 1}
+    assert changed == {"a": {"recovered": 1}}
     assert last > newest
     assert ledger.changed_groups(last + 1000) == ({}, last + 1000)
 
@@ -1103,10 +1131,10 @@ def test_naive_times_are_refused(ledger: Ledger) -> None:
     assert len(rows(ledger.database, event_table)) == 2
 
 
-def test_the_details_of_an_event_are_any_json(ledger: Ledger) -> None:
-    """Texts of every kind, nested values and whole rows come back as they were."""
+def test_details_and_removed_rows_are_any_json(ledger: Ledger) -> None:
+    """Texts of every kind and nested values come back as they were."""
     incident = claimed(ledger)
-    row = {
+    values = {
         "text": ODD_TEXT,
         "nul": "a\0b",
         "half a pair": "\udc80",
@@ -1115,8 +1143,10 @@ def test_the_details_of_an_event_are_any_json(ledger: Ledger) -> None:
         "others": {"true": True, "none": None, "empty": {}},
         ODD_TEXT: "x" * 100_000,
     }
-    taken(ledger, transitions.begin_giving_up(incident, row, UNTIL, NOW))
-    assert ledger.events(incident.incident_id)[-1].details == {"row": row}
+    step = transitions.begin_giving_up(incident, values, UNTIL, NOW)
+    taken(ledger, replace(step, event=replace(step.event, details=values)))
+    assert ledger.removed_row(incident.incident_id) == values
+    assert ledger.events(incident.incident_id)[-1].details == values
 
 
 def test_an_error_may_say_anything(ledger: Ledger) -> None:
@@ -1144,7 +1174,7 @@ def test_a_history_is_that_of_one_group(ledger: Ledger) -> None:
         ("r-1", State.RECOVERED),
         ("r-1", State.WAITING),
     ]
-    assert found[0].closed == first.closed_at
+    assert found[0].closed.replace(tzinfo=UTC) == first.closed_at
 
 
 # --- Errors -----------------------------------------------------------------------------------
@@ -1166,6 +1196,9 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "create": lambda registry: registry.create(),
     "survey": lambda registry: registry.survey(),
     "present": lambda registry: registry.present([SECRET]),
+    "capacity": lambda registry: registry.capacity([SECRET]),
+    "group_properties": lambda registry: registry.group_properties(),
+    "witnesses": lambda registry: registry.witnesses([SECRET], 1),
     "look": lambda registry: registry.look(SECRET),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
     "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
@@ -1182,6 +1215,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "open_incidents": lambda ledger: ledger.open_incidents(),
     "claimed_by": lambda ledger: ledger.claimed_by(SECRET),
     "incident": lambda ledger: ledger.incident(1),
+    "removed_row": lambda ledger: ledger.removed_row(1),
     "events": lambda ledger: ledger.events(1),
     "renew": lambda ledger: ledger.renew(SECRET, UNTIL),
     "changed_groups": lambda ledger: ledger.changed_groups(0),

@@ -84,10 +84,11 @@ def test_an_ams_that_goes_again_while_optimizers_register_is_waited_for_again() 
     assert again.settling_since == NOW + timedelta(seconds=60)
 
 
-def test_a_witness_that_is_back_ends_the_doubt() -> None:
-    """A token is given out once: if it is there, it was there all along."""
+def test_one_that_is_back_is_not_all_that_are_back() -> None:
+    """The settling time is waited out, whoever comes first."""
     settling, _ = look(Watch(witnesses=THREE))
-    assert look(settling, "a", "a", at=1) == (Watch(witnesses=("a",)), None)
+    assert look(settling, "a", "a", at=74) == (settling, 75)
+    assert look(settling, "a", "a", at=75) == (Watch(witnesses=("a",)), None)
 
 
 def test_no_more_witnesses_are_remembered_than_are_needed() -> None:

@@ -1,6 +1,7 @@
 """Properties as Amoro writes and reads them, and everything that a row may hold instead."""
 
 import json
+from time import perf_counter
 from typing import Final
 
 import pytest
@@ -32,8 +33,35 @@ def test_dumps_what_another_reader_of_json_understands(properties: dict[str, str
     """It is a JSON object, compact and never blank."""
     text = dump_properties(properties)
     assert json.loads(text) == properties
-    assert text == json.dumps(properties, ensure_ascii=False, separators=(",", ":"))
     assert text.strip()
+
+
+JACKSON: Final = {  # what it writes for a character instead of the character itself
+    **{chr(code): f"\\u{code:04X}" for code in range(0x20)},
+    "\b": r"\b",
+    "\t": r"\t",
+    "\n": r"\n",
+    "\f": r"\f",
+    "\r": r"\r",
+    '"': r"\"",
+    "\\": r"\\",
+}
+
+
+def by_jackson(text: str | None) -> str:
+    """A text as AMS's writer has it."""
+    if text is None:
+        return "null"
+    return '"' + "".join(JACKSON.get(character, character) for character in text) + '"'
+
+
+@given(nullable_maps)
+@example({"".join(map(chr, range(0x21))): "\"\\/\x7f\x80\u2028\u2029\U0001f600=&'<>\ufeff"})
+@example({r"\u001f": "\\\x1f", "\x1fabc": "abcd\x0b"})
+def test_dumps_what_amoro_would_store_to_the_byte(properties: dict[str, str | None]) -> None:
+    """Control characters with upper-case digits or their letter; everything else as it is."""
+    pairs = (f"{by_jackson(key)}:{by_jackson(value)}" for key, value in properties.items())
+    assert dump_properties(properties) == "{" + ",".join(pairs) + "}"
 
 
 def test_dumps_as_amoro_does() -> None:
@@ -79,6 +107,58 @@ def test_scalars_keep_their_literal_text(literal: str, text: str) -> None:
     assert merge_properties(stored, {}) == json.dumps({"k": text}, separators=(",", ":"))
 
 
+@pytest.mark.parametrize(
+    ("stored", "properties"),
+    [
+        ("{a:1}", {"a": "1"}),
+        ("{a:1.50,b:01,c:-1e3}", {"a": "1.50", "b": "01", "c": "-1e3"}),
+        ("{a:b}", {"a": "b"}),
+        ("{true:true,false:FALSE,null:x}", {"true": "true", "false": "false", "null": "x"}),
+        ("{a:null,b:NULL,c:nullable,d:xnull}", {"c": "nullable", "d": "xnull"}),
+        ("NULL", {}),
+        (" { } ", {}),
+        ("{flink-conf.x.y-z.size: 1024MB}", {"flink-conf.x.y-z.size": "1024MB"}),
+        ('{a : "b: c, {d}" ,\n e : "f"}', {"a": "b: c, {d}", "e": "f"}),
+        ("{'a':'b'}", {"a": "b"}),
+        ("""{'it\\'s':'"q" \\"q\\" \\\\ \\u00e9'}""", {"it's": '"q" "q" \\ é'}),
+        ("{ä_$%@!*+~^|?&()<>`.-:\U0001f600'\"}", {"ä_$%@!*+~^|?&()<>`.-": "\U0001f600'\""}),
+        ('{"a":"\\"x: y\\\\",b:"c"}', {"a": '"x: y\\', "b": "c"}),
+        ("{a:\"\",'':b}", {"a": "", "": "b"}),
+    ],
+)
+def test_quotes_may_be_missing(stored: str, properties: dict[str, str]) -> None:
+    """As AMS reads it; what stands in quotes is not looked into."""
+    assert parse_properties(stored) == properties
+
+
+bare_texts: Final = st.text("abcXYZ019_.-$%ä\U0001f600", min_size=1).filter(
+    lambda text: text.lower() not in {"null", "true", "false"}
+)
+
+
+@given(
+    st.dictionaries(
+        bare_texts, bare_texts | st.just("null").map(json.dumps) | texts.map(json.dumps)
+    )
+)
+def test_bare_names_and_texts_are_what_stands_there(stored: dict[str, str]) -> None:
+    """Whatever quoted values stand beside them."""
+    expected = {
+        key: json.loads(value) if value.startswith('"') else value for key, value in stored.items()
+    }
+    text = "{" + ", ".join(f"{key}: {value}" for key, value in stored.items()) + "}"
+    assert parse_properties(text) == expected
+
+
+@pytest.mark.parametrize("text", ['{a:"' + r"\"" * 200_000, "{'" * 200_000, "{a:" + '"b' * 200_001])
+def test_much_nonsense_is_given_up_soon(text: str) -> None:
+    """Each character is looked at a few times at most."""
+    start = perf_counter()
+    with pytest.raises(PropertiesError):
+        parse_properties(text)
+    assert perf_counter() - start < 10  # s; hours, if each quote were followed to the end
+
+
 def test_a_number_of_any_length_keeps_its_text() -> None:
     """Python's limit on the digits of a number does not apply."""
     digits = "9" * 100_000
@@ -112,11 +192,30 @@ def test_null_values_are_no_properties_but_stay_in_the_row() -> None:
         '{"a":"b",}',
         '{"a":"b"}}',
         '{"a":"b"} x',
-        "{a:1}",
-        "{'a':'b'}",
         '{"a":"b\n"}',
         '{"a":"\\x"}',
-        '{"a":01}',
+        "{a:1,a:2}",
+        "{a:1,'a':2}",
+        '{"a":null,a:2}',
+        "{a:{b:1}}",
+        "{a:[b]}",
+        "{a:b c}",
+        "{a b:c}",
+        "{a:b:c}",
+        "{a:b,}",
+        "{a:http://host/path}",
+        "{a:'b}",
+        '{a:"b}',
+        '{a:"b\\',
+        "{a:'b'c}",
+        '{a:"b"c}',
+        "{'a':'\\ud800'}",
+        "[a]",
+        "a",
+        "'a'",
+        "{a",
+        "{a}",
+        "{:a}",
         "a=b",
         "\ufeff{}",
         "\0",

@@ -10,8 +10,10 @@ from dagster import DagsterExecutionInterruptedError
 
 from orchestration.config import ContainerSettings
 from orchestration.containers import CommandContainer
+from orchestration.containers.amoro import OptimizerContainer
 from orchestration.containers.resolve import Containers, build_container
 from orchestration.containers.testing import RecordingContainer
+from orchestration.dialect import Dialect
 from orchestration.errors import ContainerError, ReleaseFailedError, StartFailedError
 from orchestration.keeping.model import Resource
 
@@ -133,7 +135,8 @@ def test_builds_the_command_container_by_its_public_name() -> None:
         (f"{HERE}.Incomplete", "it has no release_resource"),
         ("collections.abc.Sized", "TypeError"),
         ("orchestration.containers.CommandContainer", "property 'command' is missing"),
-        (JAVA, "this kind is not supported; its orphans are only reported"),
+        (JAVA, "container 'c': property 'ams-optimizing-uri' is required"),
+        ("org.apache.amoro.Other", f"no such class of Amoro is known; known are {JAVA[:31]}"),
     ],
 )
 def test_what_cannot_be_built_is_one_kind_of_error(implementation: str, why: str) -> None:
@@ -142,6 +145,43 @@ def test_what_cannot_be_built_is_one_kind_of_error(implementation: str, why: str
         build_container(settings(implementation))
     assert str(caught.value).startswith(f"container 'c' cannot be used: {implementation}: ")
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "properties"),
+    [
+        ("Local", {}),
+        ("Flink", {"flink-home": "/opt/flink"}),
+        ("Spark", {"spark-home": "/opt/spark"}),
+        ("Kubernetes", {"auto-restart": "true"}),
+    ],
+)
+def test_amoros_class_names_stand_for_ours(kind: str, properties: dict[str, str]) -> None:
+    """They start optimizers in the dialect of the AMS that was asked."""
+    given = {"ams-home": "/opt/amoro", "ams-optimizing-uri": "thrift://ams:1261", **properties}
+    entry = settings(f"org.apache.amoro.server.manager.{kind}OptimizerContainer", **given)
+    container = build_container(entry, lambda: Dialect.V0_8)
+    assert type(container).__name__ == f"{kind}Container"
+    assert isinstance(container, OptimizerContainer)
+    assert container.dialect is Dialect.V0_8
+
+
+def test_an_unknown_version_of_ams_is_an_obstacle() -> None:
+    """An option that it does not know would crash the optimizer."""
+
+    def ask() -> Dialect:
+        raise ContainerError("the version of AMS is not known")
+
+    given = {"ams-optimizing-uri": "thrift://ams:1261", "flink-home": "/opt/flink"}
+    entry = settings(JAVA, **given, **{"ams-home": "/opt/amoro"})
+    assert Containers({"c": entry}, ask).obstacle("c") == "the version of AMS is not known"
+
+
+def test_a_secret_property_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the class makes of it."""
+    monkeypatch.setattr(Raising, "error", RuntimeError("cannot log in with hunter22"))
+    with pytest.raises(ContainerError, match=r"cannot log in with \*\*\*"):
+        build_container(settings(f"{HERE}.Raising", password="hunter22"))  # noqa: S106
 
 
 def test_an_object_without_any_member_is_no_container() -> None:
@@ -224,7 +264,8 @@ def test_there_is_no_obstacle_where_orphans_can_be_restarted() -> None:
         (None, "it names no container"),
         ("x", "container 'x' is not configured; there are: 'broken', 'java', 'silent'"),
         ("broken", "container 'broken' cannot be used: no.such.Thing: ModuleNotFoundError: No"),
-        ("java", f"container 'java' cannot be used: {JAVA}: this kind is not supported"),
+        ("java", f"container 'java' cannot be used: {JAVA}: container 'java': property"),
+        ("external", "container 'external': what people start by hand is theirs"),
         ("silent", "container 'silent' does not say whether it restarts: RuntimeError: who knows"),
     ],
 )

@@ -1,0 +1,258 @@
+"""Attached to an Amoro: its own schema on real databases, its AMS, its configuration."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from ams import Behaviour, register
+from attached import Amoro, amoro
+from conftest import BACKENDS, wait_until
+from support import GRACE, Fleet
+
+from orchestration.attempt import take_turn
+from orchestration.keeping.model import Resource, State
+from orchestration.stores.registry import optimizer, resource
+
+SERVERS = [each for each in BACKENDS if each != "sqlite"]
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(params=SERVERS)
+def attach(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Callable[..., AbstractContextManager[Amoro]]:
+    """Attaches to a new Amoro, on each database that Amoro can use."""
+    url: sa.URL = request.getfixturevalue(f"{request.param}_url")
+    return lambda **settings: amoro(url, tmp_path, **settings)
+
+
+@pytest.fixture
+def running(attach: Callable[..., AbstractContextManager[Amoro]]) -> Iterator[Amoro]:
+    """An Amoro that a keeper is attached to."""
+    with attach() as found:
+        yield found
+
+
+def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> None:
+    """From the sensor to the recovery: a real process that registers with AMS."""
+    world = running.world
+    running.resources("5ghs0a2v1j9k3m7n4p8q6r0t2u", "healthy")
+    running.optimizers("5ghs0a2v1j9k3m7n4p8q6r0t2u", "healthy")
+    before = running.rows("resource")
+    assert world.tick() == []
+    assert world.message == "2 resources, 0 orphans"
+
+    running.forget("5ghs0a2v1j9k3m7n4p8q6r0t2u")
+    assert world.tick() == []
+    assert "2 resources, 1 orphan: 1 in grace for 30 s" in world.message
+    (request,) = world.later(GRACE).tick()
+    result = world.launch(request)
+    assert result.success
+    try:
+        wait_until(lambda: bool(running.ams.registrations))
+        (registered,) = running.ams.registrations
+        assert registered.resource_id == "5ghs0a2v1j9k3m7n4p8q6r0t2u"
+        assert (registered.group, registered.threads) == ("g", 2)
+        assert world.later().tick() == []
+        assert "1 recovered" in world.message
+        (incident,) = world.incidents()
+        assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
+        assert running.rows("resource") == before
+    finally:
+        container = world.keeper.containers.get("local")
+        container.release_resource(_resource("5ghs0a2v1j9k3m7n4p8q6r0t2u"))
+
+
+def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
+    """Its row is removed and kept; nothing else of Amoro's is written."""
+    world = running.world
+    (running.folder / "bin/optimizer.sh").write_text("#!/bin/sh\necho no jars >&2\nexit 1\n")
+    running.resources("hopeless", "healthy")
+    running.optimizers("healthy")
+    optimizers = running.rows("optimizer")
+    world.tick()
+    for _ in range(4):
+        for request in world.later(timedelta(hours=1)).tick():
+            for incident in world.take_up(request, f"run-{world.now}"):
+                _turns(world, incident.incident_id)
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
+    assert "optimizer.sh ended with exit code 1" in str(incident.last_error)
+    assert [row[0] for row in running.rows("resource")] == ["healthy"]
+    kept = world.keeper.ledger.removed_row(incident.incident_id)
+    assert kept is not None
+    assert kept["properties"] == '{"memory":"64"}'
+    assert running.rows("optimizer") == optimizers
+
+
+@pytest.mark.parametrize("behaviour", ["refuses", "hangs", "talks nonsense"])
+def test_nothing_is_concluded_while_ams_does_not_answer(
+    running: Amoro, behaviour: Behaviour
+) -> None:
+    """No incident opens, none is handed over; the message says whom it asked."""
+    world = running.world
+    running.resources("a", "b")
+    running.optimizers("a")
+    world.tick()
+    before = world.dump()
+    running.ams.behaviour = behaviour
+    running.forget("a")
+    assert world.later(GRACE).tick() == []
+    assert "Abstained, nothing was changed: " in world.message
+    assert f"127.0.0.1:{running.ams.thrift_port}" in world.message
+    assert {k: v for k, v in world.dump().items() if k != "optimizer"} == {
+        k: v for k, v in before.items() if k != "optimizer"
+    }
+
+
+def test_a_run_starts_nothing_while_ams_does_not_answer(running: Amoro) -> None:
+    """It lets go without an attempt; the next tick that gets an answer hands over again."""
+    world = running.world
+    running.resources("a")
+    world.tick()
+    (request,) = world.later(GRACE).tick()
+    running.ams.stop()
+    result = world.launch(request)
+    assert result.success
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.WAITING, 0)
+    assert world.kinds("a")[-1] == "given-back"
+    assert world.tick() == []
+    running.ams.start()
+    assert len(world.tick()) == 0  # it settles: AMS was seen away
+    assert len(world.later(timedelta(minutes=2)).tick()) == 1
+
+
+def test_ams_is_away_for_ten_minutes_and_comes_back_without_its_optimizers(
+    running: Amoro,
+) -> None:
+    """1,000 rows vanish and return: no attempt, no event, nothing but abstentions."""
+    world = running.world
+    ids = [f"r{number}" for number in range(1000)]
+    running.resources(*ids)
+    running.optimizers(*ids)
+    world.tick()
+    assert "1,000 resources, 0 orphans" in world.message
+    running.ams.stop()
+    for _ in range(10):
+        assert world.later(MINUTE).tick() == []
+        assert world.message.startswith("Abstained")
+    running.forget()
+    running.ams.start()
+    for registered in (0, 400, 999):
+        running.forget()
+        if registered:
+            running.optimizers(*(f"{each}" for each in ids[:registered]))
+        assert world.later(timedelta(seconds=20)).tick() == []
+        assert world.message.startswith("Abstained")
+    running.optimizers(ids[-1])
+    for _ in range(10):
+        assert world.later(MINUTE).tick() == []
+    assert world.message == "1,000 resources, 0 orphans"
+    assert world.incidents() == []
+    assert running.rows("keeper_event") == []
+
+
+def test_ams_restarts_between_two_ticks(running: Amoro) -> None:
+    """Nobody saw it away; that all optimizers are gone at once tells."""
+    world = running.world
+    ids = [f"r{number}" for number in range(50)]
+    running.resources(*ids)
+    running.optimizers(*ids)
+    world.tick()
+    running.forget()
+    assert world.later(MINUTE).tick() == []
+    assert "gone at once, as after a restart of AMS" in world.message
+    running.execute(
+        sa.insert(optimizer), [{"token": f"new-{each}", "resource_id": each} for each in ids]
+    )
+    assert world.later(timedelta(minutes=5)).tick() == []
+    assert world.message == "50 resources, 0 orphans"
+    assert world.incidents() == []
+
+
+def test_a_fleet_that_is_really_dead_is_restarted_all_the_same(running: Amoro) -> None:
+    """One settling time later."""
+    world = running.world
+    ids = [f"r{number}" for number in range(5)]
+    running.resources(*ids)
+    running.optimizers(*ids)
+    world.tick()
+    running.forget()
+    world.later(MINUTE).tick()
+    world.later(timedelta(minutes=5)).tick()
+    assert "5 in grace" in world.message
+    (request,) = world.later(GRACE).tick()
+    assert request.tags["amoro/orphans"] == "5"
+
+
+def test_an_optimizer_registers_at_ams_while_its_restart_waits(running: Amoro) -> None:
+    """It is recovered, and nothing was started."""
+    world = running.world
+    running.resources("late")
+    world.tick()
+    register(running.ams.thrift_port, "late", "g")
+    assert world.later(GRACE).tick() == []
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.RECOVERED, 0)
+
+
+def test_duplicate_and_missing_ids_harm_nobody(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As MySQL databases have them that came from Amoro 0.4."""
+    url: sa.URL = request.getfixturevalue("mariadb_url")
+    with amoro(url, tmp_path, upgraded=True) as running:
+        world = running.world
+        running.resources("twice", "twice", "once")
+        properties = {"properties": "{}", "group_name": "g", "container_name": "local"}
+        running.execute(sa.insert(resource).values(resource_id=None, thread_count=1, **properties))
+        before = running.rows("resource")
+        world.tick()
+        assert {i.resource_id: i.state for i in world.incidents()} == {
+            "twice": State.UNSUPPORTED,
+            "once": State.WAITING,
+        }
+        assert "its id stands in 2 rows of resource" in world.message
+        assert [r.tags["amoro/resource"] for r in world.later(GRACE).tick()] == ["once"]
+        assert running.rows("resource") == before
+
+
+def test_a_row_that_jsonb_or_json_set_rewrote_is_understood(running: Amoro) -> None:
+    """Order and blanks of the properties mean nothing."""
+    running.resources("a")
+    running.execute(
+        sa.update(resource).values(properties='{ "memory" : 64, "spark-conf.x": "1 gb" }')
+    )
+    world = running.world
+    world.tick()
+    assert "1 in grace" in world.message
+
+
+def test_a_group_that_ams_made_is_a_partition(running: Amoro) -> None:
+    """Also where no resource of it ever died."""
+    running.world.tick()
+    assert running.world.instance.get_dynamic_partitions("optimizer_group") == ["g"]
+
+
+def _resource(resource_id: str) -> Resource:
+    return Resource(
+        resource_id=resource_id,
+        group_name="g",
+        container_name="local",
+        thread_count=2,
+        memory_mb=0,
+        properties={"memory": "64"},
+    )
+
+
+def _turns(world: Fleet, incident_id: int) -> None:
+    """Turn after turn, a grace period apart, until the run lets go."""
+    incident = world.keeper.ledger.incident(incident_id)
+    while incident is not None and incident.claimed_by:
+        take_turn(world.keeper, incident_id, incident.claimed_by)
+        world.later(GRACE)
+        incident = world.keeper.ledger.incident(incident_id)

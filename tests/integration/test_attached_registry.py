@@ -1,0 +1,317 @@
+"""The registry of a running AMS: in its own tables, and with no more rights than it needs."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import sqlalchemy as sa
+from amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
+
+from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.model import Orphan
+from orchestration.keeping.transitions import detect
+from orchestration.stores import inspection
+from orchestration.stores.database import Database
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.registry import Registry, Sighting, metadata, resource
+
+_DOCUMENT: Final = Path(__file__).parents[2] / "docs/amoro.md"
+_PASSWORD: Final = "only here"  # noqa: S105 - it opens a database that is thrown away
+_REVOKED: Final = {
+    "postgresql": ("DROP OWNED BY keeper CASCADE", "DROP ROLE keeper"),
+    "mysql": ("DROP DATABASE keeper", "DROP USER keeper"),
+}
+_FORBIDDEN: Final = (
+    "INSERT INTO optimizer (token) VALUES ('t')",
+    "UPDATE optimizer SET touch_time = CURRENT_TIMESTAMP",
+    "DELETE FROM optimizer",
+    "INSERT INTO resource (resource_id) VALUES ('r')",
+    "UPDATE resource SET group_name = 'another'",
+    "UPDATE resource SET resource_id = 'another'",
+    "INSERT INTO resource_group (group_name) VALUES ('another')",
+    "DELETE FROM resource_group",
+    "SELECT * FROM ha_lease",
+    "DROP TABLE optimizer",
+    "CREATE INDEX i ON optimizer (resource_id)",
+)
+
+OpenDatabase = Callable[..., Database]
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def amoro_url(request: pytest.FixtureRequest) -> sa.URL:
+    """A database with AMS's tables, as an administrator reaches it."""
+    url: sa.URL = request.getfixturevalue(f"{request.param}_url")
+    create_amoro(url)
+    return url
+
+
+@pytest.fixture
+def upgraded_url(mariadb_url: sa.URL) -> sa.URL:
+    """A database that was upgraded from 0.4, without a primary key in `resource`."""
+    create_amoro(mariadb_url, upgraded=True)
+    return mariadb_url
+
+
+def documented_grants(backend: str, database: str) -> list[str]:
+    """What an administrator is told to run, for the user keeper of this host."""
+    text = _DOCUMENT.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- grants {backend}: .*? -->\n```sql\n(.*?)```", text, re.DOTALL)
+    assert found is not None, f"{_DOCUMENT} has no grants for {backend}"
+    grants = found[1].replace("choose one", _PASSWORD).replace("amoro.", f"{database}.")
+    return grants.strip().removesuffix(";").split(";")
+
+
+@pytest.fixture
+def keeper_url(amoro_url: sa.URL) -> Iterator[sa.URL]:
+    """The same for a user who may do what the keeper needs, and nothing else."""
+    backend = amoro_url.get_backend_name()
+    execute(amoro_url, *documented_grants(backend, amoro_url.database or ""))
+    yield amoro_url.set(username="keeper", password=_PASSWORD)
+    execute(amoro_url, *_REVOKED[backend])
+
+
+@pytest.fixture
+def attached(keeper_url: sa.URL, open_database: OpenDatabase) -> Registry:
+    """The registry, attached with no more rights than it needs."""
+    return Registry(open_database(keeper_url), None)
+
+
+def execute(url: sa.URL, *statements: str) -> None:
+    """Statements of somebody else, not waiting for locks for long."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    patience = "SET innodb_lock_wait_timeout = 2, lock_wait_timeout = 2"
+    if engine.dialect.name == "postgresql":
+        patience = "SET lock_timeout = '2 s'"
+    with engine.begin() as connection:
+        for statement in (patience, *statements):
+            connection.exec_driver_sql(statement)
+
+
+def stored(url: sa.URL) -> list[dict[str, Any]]:
+    """All resource rows."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        order = sa.select(resource).order_by(resource.c.resource_id)
+        return [dict(row) for row in connection.execute(order).mappings()]
+
+
+def test_the_tables_have_the_columns_that_the_registry_knows(amoro_url: sa.URL) -> None:
+    """Their names are the same, and `optimizer.resource_id` has no index."""
+    inspector = sa.inspect(sa.create_engine(amoro_url, poolclass=sa.NullPool))
+    for table in metadata.sorted_tables:
+        assert {c["name"] for c in inspector.get_columns(table.name)} == set(table.columns.keys())
+    indexed = [index["column_names"] for index in inspector.get_indexes("optimizer")]
+    assert indexed == [["group_name"]]
+
+
+def test_a_survey_finds_the_orphans_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
+    """With resources, groups, and the rows as AMS wrote them; widths do not matter."""
+    group, container = "g" * 50, "c" * 100
+    properties = {"memory": "2048", "ä": "/\x1f"}
+    insert_group(amoro_url, group, properties)
+    for resource_id in ("orphan", "alive", "x" * 100):
+        columns = {"group_name": group, "container_name": container}
+        insert_resource(amoro_url, resource_id, properties=properties, **columns)
+    insert_optimizer(amoro_url, "alive", group_name=group)
+    insert_optimizer(amoro_url, None)
+    survey = attached.survey()
+    assert (survey.resources, survey.groups, survey.expired) == (3, (group,), 0)
+    text = '{"memory":"2048","ä":"/\\u001F"}'
+    assert survey.orphans == {
+        name: Orphan(name, group, container, 2, 0, text) for name in ("orphan", "x" * 100)
+    }
+    assert attached.present(["orphan", "alive", "gone"]) == {"orphan", "alive"}
+
+
+def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
+    """Every column, in a form that JSON keeps; as the survey has it."""
+    insert_resource(amoro_url, "r")
+    sighting = attached.look("r")
+    assert sighting.row is not None
+    kept = json.loads(json.dumps(dict(sighting.row)))
+    assert datetime.fromisoformat(kept.pop("start_time")).replace(tzinfo=UTC).year > 2000
+    assert kept == {
+        "resource_id": "r",
+        "resource_type": 0,
+        "container_name": "local",
+        "group_name": "g",
+        "thread_count": 2,
+        "total_memory": 0,
+        "properties": "{}",
+    }
+    assert sighting.orphan == attached.survey().orphans["r"]
+    insert_optimizer(amoro_url, "r")
+    assert attached.look("r").registered
+    assert attached.look("gone") == Sighting(row=None, registered=False)
+
+
+def test_startup_properties_are_saved_and_orphans_removed(
+    attached: Registry, amoro_url: sa.URL
+) -> None:
+    """Only `properties` of that one row change; a registered resource stays."""
+    for resource_id in ("a", "b"):
+        insert_resource(amoro_url, resource_id, properties='{"k": 1}')
+    before = stored(amoro_url)
+    assert attached.save_startup("a", '{"k": 1}', {"pid": "7"})
+    before[0]["properties"] = '{"k":"1","pid":"7"}'
+    assert stored(amoro_url) == before
+    assert not attached.save_startup("a", '{"k": 1}', {"pid": "8"})
+    assert not attached.remove_orphan("a", '{"k": 1}')
+    insert_optimizer(amoro_url, "b")
+    assert not attached.remove_orphan("b", '{"k": 1}')
+    assert stored(amoro_url) == before
+    assert attached.remove_orphan("a", '{"k":"1","pid":"7"}')
+    assert stored(amoro_url) == before[1:]
+
+
+def test_the_ledger_has_a_place_of_its_own(
+    keeper_url: sa.URL, amoro_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """The same user keeps it: in its schema of PostgreSQL, in its database of MySQL."""
+    before = sa.inspect(sa.create_engine(amoro_url, poolclass=sa.NullPool)).get_table_names()
+    on_mysql = keeper_url.get_backend_name() == "mysql"
+    ledger = Ledger(
+        open_database(keeper_url.set(database="keeper") if on_mysql else keeper_url, "ledger")
+    )
+    opened = ledger.apply(detect(Orphan("r", "g", "local", 2, 0, "{}"), datetime.now(UTC)))
+    assert ledger.open_incidents() == [opened]
+    inspector = sa.inspect(sa.create_engine(amoro_url, poolclass=sa.NullPool))
+    assert inspector.get_table_names() == before
+
+
+@pytest.mark.parametrize("statement", _FORBIDDEN)
+def test_nothing_else_is_allowed(attached: Registry, statement: str) -> None:
+    """So whatever the other tests do, they do without it."""
+    with (
+        pytest.raises(StoreUnavailableError, match=r"denied|must be owner"),
+        attached.database.writing() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+
+
+def test_transactions_read_what_is_committed(attached: Registry, amoro_url: sa.URL) -> None:
+    """As those of AMS; a repeatable read would miss who registered meanwhile."""
+    count = sa.text("SELECT count(*) FROM optimizer")
+    for way in (attached.database.reading, attached.database.writing):
+        with way() as connection:
+            before = connection.scalar(count)
+            insert_optimizer(amoro_url, None)
+            assert connection.scalar(count) == (before or 0) + 1
+
+
+@pytest.mark.parametrize("act", ["save", "remove"])
+def test_ams_is_not_held_up(attached: Registry, amoro_url: sa.URL, act: str) -> None:
+    """Right before a write of ours is committed, heartbeats and registrations go on."""
+    insert_resource(amoro_url, "r")
+    insert_optimizer(amoro_url, "another")
+
+    def meanwhile(_connection: sa.Connection) -> None:
+        execute(amoro_url, "UPDATE optimizer SET touch_time = '2026-01-01'")
+        insert_optimizer(amoro_url, None)
+        insert_resource(amoro_url, "new")
+        execute(amoro_url, "DELETE FROM optimizer")
+
+    sa.event.listen(attached.database.engine, "commit", meanwhile)
+    saved = act == "save" and attached.save_startup("r", "{}", {"pid": "7"})
+    assert saved or attached.remove_orphan("r", "{}")
+    assert len(stored(amoro_url)) == (2 if saved else 1)
+
+
+# --- Upgraded databases -----------------------------------------------------------------------
+
+
+def test_rows_without_an_id_are_no_orphans(
+    upgraded_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """They are counted, and left alone."""
+    for _ in range(2):
+        insert_resource(upgraded_url, None)
+    insert_optimizer(upgraded_url, None)
+    survey = Registry(open_database(upgraded_url), None).survey()
+    assert (survey.resources, survey.orphans) == (2, {})
+
+
+def test_an_id_that_stands_in_several_rows_is_left_alone(
+    upgraded_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """It is reported with the number of its rows, and none of them is changed or removed."""
+    attached = Registry(open_database(upgraded_url), None)
+    for resource_id in ("once", "thrice", "thrice", "thrice"):
+        insert_resource(upgraded_url, resource_id)
+    orphans = attached.survey().orphans
+    assert {name: orphan.copies for name, orphan in orphans.items()} == {"once": 1, "thrice": 3}
+    assert attached.look("thrice").orphan == orphans["thrice"]
+    assert attached.present(["once", "thrice"]) == {"once", "thrice"}
+    before = stored(upgraded_url)
+    assert not attached.save_startup("thrice", "{}", {"pid": "7"})
+    assert not attached.remove_orphan("thrice", "{}")
+    assert stored(upgraded_url) == before
+    assert attached.save_startup("once", "{}", {"pid": "7"})
+    assert attached.remove_orphan("once", '{"pid":"7"}')
+    insert_optimizer(upgraded_url, "thrice")
+    assert attached.survey().orphans == {}
+    assert attached.look("thrice").orphan is None
+
+
+# --- How the survey asks ----------------------------------------------------------------------
+
+
+def test_mariadb_is_told_to_join_by_a_hash_table(
+    mariadb_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """For the one statement only; by default it would compare each row with each."""
+    create_amoro(mariadb_url)
+    for resource_id in ("a", "b"):
+        insert_resource(mariadb_url, resource_id)
+        insert_optimizer(mariadb_url, resource_id)
+    database = open_database(mariadb_url)
+    with anti_joins(database) as sent:
+        Registry(database, None).survey()
+    settings, _, query = sent[0].partition(" FOR ")
+    with database.reading() as connection:
+        assert "BNLH" in str(connection.exec_driver_sql(f"{settings} FOR EXPLAIN {query}").all())
+        assert "BNLH" not in str(connection.exec_driver_sql(f"EXPLAIN {query}").all())
+
+
+def test_where_our_own_index_is_the_index_is_used(
+    database_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """In standalone mode every database is asked the same."""
+    database = open_database(database_url)
+    with anti_joins(database) as sent:
+        Registry(database, timedelta(minutes=1)).survey()
+    assert [statement.split()[0] for statement in sent] == ["SELECT"]
+
+
+@contextmanager
+def anti_joins(database: Database) -> Iterator[list[str]]:
+    """Collects the statements that join."""
+    sent: list[str] = []
+
+    def note(*arguments: Any) -> None:  # noqa: ANN401 - of SQLAlchemy's hook
+        if "LEFT OUTER JOIN optimizer" in arguments[2]:
+            sent.append(arguments[2])
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_the_check_finds_every_right(attached: Registry) -> None:
+    """The documented grants are enough for it, and for what it stands for."""
+    assert inspection.missing_rights(attached.database) == {}
+
+
+def test_the_check_names_the_rights_that_are_missing(amoro_url: sa.URL, attached: Registry) -> None:
+    """With what the database says, so that the administrator knows what to grant."""
+    grantee = "keeper"
+    execute(amoro_url, f"REVOKE DELETE ON resource FROM {grantee}")
+    refused = inspection.missing_rights(attached.database)
+    assert list(refused) == ["remove rows of resource"]
+    assert "denied" in refused["remove rows of resource"]
