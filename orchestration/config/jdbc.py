@@ -17,6 +17,7 @@ _SERVER: Final = re.compile(
     r"(?:,[^/?@]*)?"  # further hosts, for fail-over: the first one serves
     r"/(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
 )
+_CREDENTIALS: Final = ("user", "password")  # parameters in which an `@` may stand
 _SPREAD: Final = re.compile(r"jdbc:(?:mysql|mariadb):(?P<how>[a-z]+)://.*", re.DOTALL)
 _SQLITE: Final = re.compile(r"jdbc:sqlite:(?P<path>[^?]*)(?:\?.*)?")
 _SSL_MODES: Final = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -36,11 +37,23 @@ def parse_jdbc(text: str) -> sa.URL | None:
     if match := _SPREAD.fullmatch(text):
         raise FlawError(f"and of the kind {match['how']}, for several hosts; name one host")
     match = _SERVER.fullmatch(text)
-    return _server_url(match) if match else None
+    given = _parameters(match) if match else None
+    return None if match is None or given is None else _server_url(match, given)
 
 
-def _server_url(match: re.Match[str]) -> sa.URL:
+def _parameters(match: re.Match[str]) -> dict[str, str] | None:
+    """The parameters; None where an `@` is in them that ends credentials which were not escaped.
+
+    What passes for the database then is a part of the password.
+    """
     given = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
+    astray = "@" in (match["query"] or "") and not any(
+        "@" in given.get(key, "") for key in _CREDENTIALS
+    )
+    return None if astray else given
+
+
+def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL:
     if match["backend"] == "postgresql":
         driver, query = DRIVERS["postgresql"], _libpq(given)
     else:

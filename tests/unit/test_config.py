@@ -743,6 +743,8 @@ def test_databases_that_cannot_be_used_are_reported(
         f"jdbc:mysql://u:{SECRET}@db/amoro",
         f"mysql://u/{SECRET}?@db/amoro",
         f"jdbc:mysql://u/:{SECRET}?@db/amoro",
+        f"jdbc:mysql://:1/{SECRET}?@db/amoro",
+        f"jdbc:postgresql://:1/{SECRET}?a=@db/amoro",
         f"jdbc:oracle://db/amoro?password={SECRET}",
         SECRET,
     ],
