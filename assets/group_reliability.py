@@ -1,9 +1,7 @@
 """How does the whole fleet do, and what should change? `group_reliability` and `what_if`."""
 
-import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,15 +11,17 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import Field
 
+from assets import charts
 from assets.advice import COLUMNS as ADVICE_COLUMNS
 from assets.advice import KINDS, LEAST_HISTORY, advice, compare, grid, recommend
 from assets.names import HISTORY
 from assets.reliability import COLUMNS, reliability
 from orchestration.config import parse_duration
-from orchestration.keeping.model import EventKind
+from orchestration.keeping.model import EventKind, State
 from orchestration.keeping.policy import RestartPolicy
 from orchestration.keeping.summary import duration
 from orchestration.stores.ledger import Ledger, event, incident
+from orchestration.tick import uncollected
 
 KEY: Final = dg.AssetKey("group_reliability")
 STORE: Final = "frame_io_manager"  # the resource that keeps the frame
@@ -127,8 +127,8 @@ def build_group_reliability(
         figures = reliability(incidents, read_capacity(ledger), now)
         newest = incidents.tail(REPLAYED)
         advised = _advised(newest, read_story(ledger, newest), grid(policy), now)
-        # Charts go here: each is one more entry of this metadata.
-        metadata = {**_figures(figures), **_advice(advised, policy)}
+        drawn = _charts(incidents, advised, now, policy)
+        metadata = {**_advice(advised, policy), **_figures(figures), **drawn}
         return dg.MaterializeResult(value=figures, metadata=metadata)
 
     return group_reliability
@@ -261,19 +261,7 @@ def _moment(column: "sa.Column[Any]") -> "sa.TypeCoerce[datetime]":
     return sa.type_coerce(column, sa.DateTime())
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Lets the garbage collector rest: it would look through all rows read, over and over."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()
 def _read(
     ledger: Ledger,
     query: "sa.Select[Any]",
@@ -318,6 +306,21 @@ def _advised(
     detected = story[story["kind"] == EventKind.DETECTED].drop_duplicates("incident")
     policy = detected.set_index("incident")[["grace_seconds", "max_retries"]]
     return advice(incidents.join(policy, on="incident"), story, policies, now)
+
+
+def _charts(
+    incidents: pd.DataFrame, advised: pd.DataFrame, now: datetime, policy: RestartPolicy
+) -> dict[str, dg.MetadataValue]:
+    """What people would rather look at than read, for all groups together."""
+    recovered = incidents["outcome"] == State.RECOVERED
+    took = (incidents["closed"] - incidents["detected"]).where(recovered)
+    timed = incidents.assign(time_to_recover=took)
+    drawn = {
+        "chart: grace periods compared": charts.advice_chart(advised[advised["group"] == ""]),
+        "chart: time to recover": charts.recovery_times(timed, policy.grace_period),
+        "chart: outcomes per day": charts.outcomes_per_day(timed, now),
+    }
+    return {name: charts.markdown(name, png) for name, png in drawn.items()}
 
 
 def _figures(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:

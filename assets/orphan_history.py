@@ -11,6 +11,7 @@ import dagster as dg
 import pandas as pd
 import sqlalchemy as sa
 
+from assets import charts
 from assets.frames import EVENT_COLUMNS, INCIDENT_COLUMNS, History, events_frame, incidents_frame
 from assets.names import AUDIT, EVENTS, GROUPS, HISTORY, group_name
 from assets.storage import OPEN, HistoryFolder, HistoryIOManager, Position, first_day
@@ -45,21 +46,24 @@ class Refreshed:
 
 
 def build_orphan_history(
-    ledger: Ledger, clock: Clock, retention: timedelta | None = None
+    ledger: Ledger, clock: Clock, grace: timedelta, retention: timedelta | None = None
 ) -> dg.AssetsDefinition:
     """The asset, which refreshes when the sensor reports that a group's history went on.
 
     Args:
         ledger: Where the history comes from.
         clock: Says what time it is.
+        grace: The grace period in force, to show beside the times that recovery took.
         retention: How long the audit keeps its files. None: for ever. The ledger is not touched.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # its backfill policy is marked so
-        return _asset(ledger, clock, retention)
+        return _asset(ledger, clock, grace, retention)
 
 
-def _asset(ledger: Ledger, clock: Clock, retention: timedelta | None) -> dg.AssetsDefinition:
+def _asset(
+    ledger: Ledger, clock: Clock, grace: timedelta, retention: timedelta | None
+) -> dg.AssetsDefinition:
     @dg.asset(
         key=HISTORY,
         partitions_def=GROUPS,
@@ -90,7 +94,8 @@ def _asset(ledger: Ledger, clock: Clock, retention: timedelta | None) -> dg.Asse
             if done.is_another_ledger:
                 context.log.warning("Another ledger: the history of %s was set aside.", partition)
             where = {"folder": hide_assigned(str(folder.path))}  # a URL may hold a password
-            metadata = _metadata(done, folder.tail(done.position, now)) | where
+            tail = folder.tail(done.position, now)
+            metadata = _metadata(done, tail) | _charts(tail, now, grace) | where
             context.add_asset_metadata(metadata, partition_key=partition)
         # Without a value: the rows are in the files already, and need not be in memory at once.
         return dg.MaterializeResult()
@@ -171,6 +176,17 @@ def _metadata(done: Refreshed, history_tail: History) -> dict[str, dg.MetadataVa
         **_recovery(history_tail.incidents),
         "incidents": _table(history_tail.incidents),
     }
+
+
+def _charts(tail: History, now: datetime, grace: timedelta) -> dict[str, dg.MetadataValue]:
+    """What people would rather look at than read."""
+    drawn = {
+        "chart: timeline": charts.timeline(tail.incidents, tail.events, now),
+        "chart: live and wanted threads": charts.capacity(tail.events, now),
+        "chart: time to recover": charts.recovery_times(tail.incidents, grace),
+        "chart: outcomes per day": charts.outcomes_per_day(tail.incidents, now),
+    }
+    return {name: charts.markdown(name, png) for name, png in drawn.items()}
 
 
 def _recovery(incidents: pd.DataFrame) -> dict[str, dg.MetadataValue]:

@@ -4,10 +4,14 @@ from datetime import timedelta
 
 import dagster as dg
 
+from assets.checks import build_checks
+from assets.frames import FrameIOManager
+from assets.group_reliability import STORE as FRAMES
+from assets.group_reliability import build_group_reliability, build_what_if_job
 from assets.lineage import sources
 from assets.orphan_history import STORE, build_orphan_history
 from assets.storage import HistoryIOManager, io_manager
-from orchestration.config import load_settings
+from orchestration.config import AuditSettings, load_settings
 from orchestration.keeper import Keeper
 from orchestration.restart import build_restart_job
 from orchestration.sensor import build_orphan_sensor
@@ -15,41 +19,54 @@ from orchestration.sensor import build_orphan_sensor
 _SLOWEST_REFRESH_SECONDS = 30
 
 
-def build_definitions(
-    keeper: Keeper,
-    *,
-    audit_storage: str | None = None,
-    audit_retention: timedelta | None = None,
-) -> dg.Definitions:
+def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.Definitions:
     """Everything that Dagster needs to keep a fleet alive, to use as it is or to merge.
 
     Args:
         keeper: What to keep, and with what.
-        audit_storage: Where the audit's frames are kept: a folder, or a URL that fsspec knows,
-            such as `s3://bucket/folder`. None: the Dagster instance's storage folder.
-        audit_retention: How long the audit keeps them. None: for ever.
+        audit: Where the audit is kept and what it warns of. None: as without any configuration.
     """
-    job = build_restart_job(keeper)
-    refresh_seconds = min(int(keeper.check_interval.total_seconds()), _SLOWEST_REFRESH_SECONDS)
+    audit = audit or AuditSettings()
+    restarting = build_restart_job(keeper)
+    what_if = build_what_if_job(keeper.ledger, keeper.policy, keeper.clock)
+    history = build_orphan_history(
+        keeper.ledger, keeper.clock, keeper.policy.grace_period, audit.retention
+    )
+    reliability = build_group_reliability(keeper.ledger, keeper.policy, keeper.clock)
+    checks = build_checks(keeper, audit)
     return dg.Definitions(
-        assets=[*sources(), build_orphan_history(keeper.ledger, keeper.clock, audit_retention)],
-        jobs=[job],
+        assets=[*sources(), history, reliability],
+        asset_checks=[checks],
+        jobs=[restarting, what_if],
         sensors=[
-            build_orphan_sensor(keeper, job),
-            dg.AutomationConditionSensorDefinition(
-                "orphan_history_sensor",
-                target=dg.AssetSelection.assets("orphan_history"),
-                default_status=dg.DefaultSensorStatus.RUNNING,
-                minimum_interval_seconds=refresh_seconds,
-                # One group is a run at once; several are a backfill. That waits for its daemon
-                # for up to half a minute, and makes one run of all groups in a row: of 20 that
-                # changed in one tick, 20 were refreshed after 30 s, instead of after 128 s by as
-                # many runs. Where unchanged groups lie between, there is a run for each row.
-                emit_backfills=True,
-                description="Refreshes the audit of the groups whose history went on.",
-            ),
+            build_orphan_sensor(keeper, restarting),
+            _automation(keeper.check_interval, [history, reliability], checks),
         ],
-        resources={STORE: io_manager(HistoryIOManager, audit_storage)},
+        resources={
+            STORE: io_manager(HistoryIOManager, audit.storage),
+            FRAMES: io_manager(FrameIOManager, audit.storage),
+        },
+    )
+
+
+def _automation(
+    check_interval: timedelta,
+    assets: list[dg.AssetsDefinition],
+    checks: dg.AssetChecksDefinition,
+) -> dg.AutomationConditionSensorDefinition:
+    seconds = min(int(check_interval.total_seconds()), _SLOWEST_REFRESH_SECONDS)
+    return dg.AutomationConditionSensorDefinition(
+        "audit_sensor",
+        target=dg.AssetSelection.assets(*assets).without_checks()
+        | dg.AssetSelection.checks(checks),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=seconds,
+        # One group is a run at once; several are a backfill. That waits for its daemon for up to
+        # half a minute, and makes one run of all groups in a row: of 20 that changed in one tick,
+        # 20 were refreshed after 30 s, instead of after 128 s by as many runs. Where unchanged
+        # groups lie between, there is a run for each row.
+        emit_backfills=True,
+        description="Refreshes the audit where the history went on, and makes its checks.",
     )
 
 
@@ -57,11 +74,6 @@ def build_definitions(
 def defs() -> dg.Definitions:
     """The definitions for `$AMORO_CONF_DIR/config.yaml`."""
     settings = load_settings()
-    keeper = Keeper.from_settings(settings)
-    built = build_definitions(
-        keeper,
-        audit_storage=settings.audit.storage,
-        audit_retention=settings.audit.retention,
-    )
+    built = build_definitions(Keeper.from_settings(settings), settings.audit)
     # One process per asset run: a process per step would take longer than the step itself.
     return dg.Definitions.merge(built, dg.Definitions(executor=dg.in_process_executor))

@@ -40,11 +40,11 @@ class Tick:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Lets the garbage collector rest.
+def uncollected() -> Iterator[None]:
+    """Lets the garbage collector rest while thousands of records are read, none in a cycle.
 
-    A tick holds thousands of records, none of them in a cycle. Looking through them again and
-    again, and through all else in the process, would take a third as long as the tick itself.
+    To look through them again and again, and through all else in the process, would take a third
+    as long as a tick itself.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -55,7 +55,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
     """Looks once and records what it means, all of it in one transaction of the ledger.
 

@@ -25,6 +25,7 @@ from assets.names import HISTORY
 from assets.orphan_history import STORE, build_orphan_history
 from assets.storage import HistoryFolder, HistoryIOManager, io_manager
 from orchestration.attempt import take_up
+from orchestration.config import AuditSettings
 from orchestration.containers.testing import RecordingContainer
 from orchestration.definitions import build_definitions
 from orchestration.errors import ContainerError
@@ -126,7 +127,7 @@ class Fleet:
     @property
     def definitions(self) -> dg.Definitions:
         """The code location of this keeper."""
-        return build_definitions(self.keeper, audit_storage=self.audit_storage)
+        return build_definitions(self.keeper, AuditSettings(storage=self.audit_storage))
 
     def tick(self) -> list[dg.RunRequest]:
         """One real evaluation of the sensor, its effects applied as the daemon does."""
@@ -179,7 +180,7 @@ class Fleet:
         self, *partitions: str, retention: timedelta | None = None
     ) -> dg.ExecuteInProcessResult:
         """A real run of the audit asset for a group, or for a range of them."""
-        asset = build_orphan_history(self.keeper.ledger, lambda: self.now, retention)
+        asset = build_orphan_history(self.keeper.ledger, lambda: self.now, GRACE, retention)
         ends = {
             "dagster/asset_partition_range_start": partitions[0],
             "dagster/asset_partition_range_end": partitions[-1],

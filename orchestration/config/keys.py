@@ -75,6 +75,8 @@ _ADDRESS_ACCEPTS: Final = (
 )
 _PORT: Final = whole_from(1, 65535)
 _PORT_ACCEPTS: Final = "a whole number from 1 to 65535"
+
+
 def parse_retention(value: object) -> timedelta | None:
     """How long something is kept; None: for ever."""
     return None if value == "" else duration_from(timedelta(days=1))(value)

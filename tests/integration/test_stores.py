@@ -943,7 +943,7 @@ def test_ids_that_look_alike_are_different_resources(ledger: Ledger) -> None:
     incidents = [opened(ledger, name, group_name=name) for name in names]
     assert [incident.resource_id for incident in ledger.open_incidents()] == names
     changed, _ = ledger.changed_groups(0)
-    assert changed == dict.fromkeys(names, {"detected": 1})
+    assert changed == {name: {"detected": 1} for name in names}
     for name, incident in zip(names, incidents, strict=True):
         with ledger.reading() as connection:
             assert [row.resource for row in connection.execute(ledger.history(name))] == [name]
