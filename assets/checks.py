@@ -24,6 +24,7 @@ _NAMED: Final = 10  # resources that a message names; more are counted
 _FLOORS: Final = ("dynamic-allocation.min-parallelism", "min-parallelism")  # as AMS looks them up
 _SHORTEST_SILENCE: Final = timedelta(minutes=1)  # the daemon itself needs some seconds
 _TICKS: Final = 100  # newest ones that are looked through for one that counts
+_RUNS: Final = 10  # newest ones of a check that are looked through for one that was made
 _ASKED_EVERY: Final = "*/15 * * * *"  # what does not change the history is seen within so long
 
 
@@ -276,16 +277,20 @@ def _floor(properties: str | None) -> int:
 
 def _mark(instance: dg.DagsterInstance, check: str) -> int | None:
     """The newest incident that the check knew of when it ran last."""
-    record = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(HISTORY, check))
-    evaluation = record and record.event and record.event.dagster_event
-    if not evaluation:
-        return None
-    found = evaluation.asset_check_evaluation_data.metadata.get("newest incident")
-    return int(found.value) if found is not None else None  # type: ignore[arg-type]
+    key = dg.AssetCheckKey(HISTORY, check)
+    # Not the latest alone: that is the one which is being made.
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_RUNS):
+        made = record.event and record.event.dagster_event
+        if made and made.event_type_value == "ASSET_CHECK_EVALUATION":
+            found = made.asset_check_evaluation_data.metadata.get("newest incident")
+            return int(found.value) if found is not None else None  # type: ignore[arg-type]
+    return None
 
 
 def _ticks(instance: dg.DagsterInstance) -> list[tuple[datetime, str]]:
     """The newest ticks of the sensor, and what was wrong with each."""
+    if instance.schedule_storage is None:  # an instance of a test, or of a script
+        return []
     found = [
         (datetime.fromtimestamp(tick.timestamp, UTC), _problem(tick))
         for state in instance.all_instigator_state()

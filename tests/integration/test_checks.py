@@ -1,0 +1,124 @@
+"""The checks as Dagster makes them: on a real instance, over what really happened."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import sqlalchemy as sa
+from support import GRACE, Fleet, fleet
+
+from assets.checks import build_checks
+from assets.lineage import sources
+from assets.orphan_history import STORE, build_orphan_history
+from assets.storage import HistoryIOManager, io_manager
+from orchestration.config import AuditSettings
+from orchestration.stores.registry import resource_group
+
+NAMES = {
+    "nothing_given_up",
+    "no_incident_overdue",
+    "restarts_succeed",
+    "no_resource_flaps",
+    "groups_at_their_floor",
+    "survey_is_fresh",
+}
+
+
+def check(world: Fleet, **settings: float) -> dict[str, dg.AssetCheckEvaluation]:
+    """One run of all checks."""
+    keeper = world.keeper
+    checks = build_checks(keeper, AuditSettings(**settings))  # type: ignore[arg-type]
+    result = dg.materialize(
+        [*sources(), build_orphan_history(keeper.ledger, keeper.clock, GRACE), checks],
+        selection=dg.AssetSelection.checks(checks),
+        instance=world.instance,
+        resources={STORE: io_manager(HistoryIOManager)},
+    )
+    assert result.success
+    return {each.check_name: each for each in result.get_asset_check_evaluations()}
+
+
+def failed(found: dict[str, dg.AssetCheckEvaluation]) -> dict[str, str]:
+    """What each check that did not pass says."""
+    assert set(found) == NAMES
+    return {name: each.description or "" for name, each in found.items() if not each.passed}
+
+
+def test_a_fleet_that_is_well_but_for_the_sensor_that_never_ran(tmp_path: Path) -> None:
+    """In these tests nobody runs the daemon, which is what one check is for."""
+    with fleet(tmp_path) as world:
+        world.worker()
+        world.register()
+        world.tick()
+        told = failed(check(world))
+        assert list(told) == ["survey_is_fresh"]
+        assert "is the sensor running, and the daemon?" in told["survey_is_fresh"]
+
+
+def test_what_was_given_up_is_told_once(tmp_path: Path) -> None:
+    """The next run of the check knows what the last one told."""
+    with fleet(tmp_path, max_retries=0) as world:
+        world.worker("lost")
+        world.tick()
+        (request,) = world.later().tick()
+        world.launch(request)
+        first = check(world)
+        assert "lost (group g)" in failed(first)["nothing_given_up"]
+        assert first["nothing_given_up"].severity is dg.AssetCheckSeverity.ERROR
+        assert "nothing_given_up" not in failed(check(world))
+        assert "nothing_given_up" not in failed(check(world))
+
+
+def test_an_orphan_that_nobody_restarts_is_overdue(tmp_path: Path) -> None:
+    """Its run was lost."""
+    with fleet(tmp_path, max_retries=1) as world:
+        world.worker("stuck")
+        world.tick()
+        world.later(GRACE * 2 + timedelta(seconds=1))
+        assert "stuck (since " in failed(check(world))["no_incident_overdue"]
+
+
+def test_a_resource_that_comes_and_goes_flaps(tmp_path: Path) -> None:
+    """As often as the setting says."""
+    with fleet(tmp_path) as world:
+        world.worker("shaky")
+        for _ in range(4):
+            world.later().tick()
+            world.register("shaky")
+            world.later().tick()
+            world.dies("shaky")
+        assert "shaky (4 times)" in failed(check(world, flapping=4))["no_resource_flaps"]
+        assert "no_resource_flaps" not in failed(check(world, flapping=5))
+
+
+def test_a_group_below_its_floor_is_told(tmp_path: Path) -> None:
+    """By its own min-parallelism, and the threads of its optimizers."""
+    with fleet(tmp_path) as world:
+        world.worker()
+        for name, text in (
+            ("floor", '{"min-parallelism":" 3 "}'),
+            ("odd", '{"min-parallelism":"x"}'),
+        ):
+            row = {"group_name": name, "container_name": "recording", "properties": text}
+            world.execute(sa.insert(resource_group).values(row))
+        world.tick()
+        told = failed(check(world))["groups_at_their_floor"]
+        assert told == "1 group below min-parallelism: floor (0 of 3 threads)"
+
+
+def test_restarts_that_do_not_help_are_told(tmp_path: Path) -> None:
+    """Of two that were restarted, one came back: half is enough, more is not."""
+    with fleet(tmp_path, max_retries=1) as world:
+        world.worker("good")
+        world.worker("bad")
+        world.tick()
+        for request in world.later().tick():
+            world.launch(request)
+        world.register("good")
+        for request in world.later().tick():
+            world.launch(request)
+        assert "restarts_succeed" not in failed(check(world, least_success=0.5))
+        told = failed(check(world, least_success=0.6))["restarts_succeed"]
+        assert (
+            told == "50% of 2 restarted resources came back within a day, fewer than 60%; not bad"
+        )
