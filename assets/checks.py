@@ -253,7 +253,7 @@ def _begun(keeper: Keeper, now: datetime) -> dict[str, int]:
         .group_by(incident.c.resource_id)
     )
     with keeper.ledger.reading() as connection:
-        return dict(connection.execute(query).tuples().all())
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _groups(keeper: Keeper) -> tuple[dict[str, int], dict[str, int]]:
