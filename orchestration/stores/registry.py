@@ -181,7 +181,7 @@ class Registry:
         """The properties of every group, as stored."""
         query = sa.select(resource_group.c.group_name, resource_group.c.properties)
         with self.database.reading() as connection:
-            return dict(connection.execute(query).tuples().all())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
         """Which of these optimizers' tokens are there still, and `number` that are there now.
