@@ -61,9 +61,10 @@ _DPI: Final = 100
 _LONGEST_NAME: Final = 30  # characters of a resource id at an axis
 _MOST_BARS: Final = 600  # newest incidents of a timeline; more than that cannot be told apart
 _THINNEST: Final = 0.004  # share of the axis that an incident takes at least
-_STEPS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21_600, 86_400)  # s between two labels
+_STEPS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21_600, 86_400, 604_800, 2_592_000)  # s
 _SECONDS: Final = (1, 10, 60, 600, 3600, 36_000, 86_400, 864_000, 8_640_000)
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
+_OFFSETS: Final = ("", "%Y", "%Y-%b", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M")
 _EPOCH: Final = pd.Timestamp(0, tz="UTC")
 _DAY: Final = 86_400
 _FONT: Final = FontProperties(family="DejaVu Sans")
@@ -112,6 +113,7 @@ def capacity(events: pd.DataFrame, now: datetime) -> bytes | None:
     seen = events.dropna(subset=["wanted", "live"]).sort_values("event")
     if seen.empty:
         return None
+    seen = _thinned(seen)
     at = np.append(_numbers(seen["at"]), (now - _EPOCH).total_seconds() / _DAY)
     wanted, live = (_to_the_end(seen[name]) for name in ("wanted", "live"))
     figure, axes = _card(2.9)
@@ -142,6 +144,8 @@ def recovery_times(incidents: pd.DataFrame, grace: timedelta) -> bytes | None:
     used = [kind for kind in (ITSELF, FIRST, LATER) if (kinds == kind).any()]
     lowest = max(min(float(seconds.min()), grace.total_seconds() or 1) / 3, 1)
     highest = max(float(seconds.max()), grace.total_seconds(), 100) * 1.5
+    lowest = max((each for each in _SECONDS if each <= lowest), default=1)
+    highest = min((each for each in _SECONDS if each >= highest), default=highest)
     bins = np.logspace(np.log10(lowest), np.log10(highest), 41)
     figure, axes = _card(2.9)
     axes.hist(
@@ -176,7 +180,7 @@ def outcomes_per_day(incidents: pd.DataFrame, now: datetime, *, days: int = 30) 
     figure, axes = _card(2.9)
     bottom = np.zeros(days)
     for kind in used:
-        axes.bar(range(days), counts[kind], bottom=bottom, width=0.8, color=COLOURS[kind])
+        axes.bar(range(days), counts[kind], bottom=bottom, width=0.8, **_fill(kind))
         bottom += counts[kind].to_numpy()
     step = 1 if days <= 10 else 5  # noqa: PLR2004 - more labels than that run into each other
     ticks = list(range(days - 1, -1, -step))[::-1]
@@ -203,6 +207,7 @@ def advice_chart(advice: pd.DataFrame) -> bytes | None:
         "back after a restart": ("restarted", COLOURS[FIRST]),
         "restarted in vain": ("unneeded_restarts", COLOURS[LATER]),
         "given up": ("given_up", COLOURS["given up"]),
+        "ended otherwise": ("otherwise", COLOURS["superseded"]),
         "not known": ("unknown", COLOURS["released"]),
     }
     for column, colour in bars.values():
@@ -215,6 +220,7 @@ def advice_chart(advice: pd.DataFrame) -> bytes | None:
     ]
     axes.set_xticks(range(len(rows)), labels)
     axes.set_xlabel("grace period", color=QUIET_TEXT)
+    axes.set_xlim(-1, max(len(rows), 2))
     _count_axis(axes, "orphans")
     waits = _waits(axes, rows)
     _legend(axes, [*(Patch(color=colour, label=name) for name, (_, colour) in bars.items()), waits])
@@ -232,7 +238,7 @@ def markdown(title: str, png: bytes | None) -> dg.MarkdownMetadataValue:
 
 def printable(text: str) -> str:
     """A name as a chart can show it: on one line, not too long, with what the font has."""
-    line = " ".join(text.split())
+    line = " ".join(text.split()) or "(no name)"
     font = get_font(findfont(_FONT))
     known = "".join(c if font.get_char_index(ord(c)) else "\u25a1" for c in line)
     return known if len(known) <= _LONGEST_NAME else f"{known[: _LONGEST_NAME - 1]}…"
@@ -259,6 +265,16 @@ def _png(figure: Figure) -> bytes:
 def _numbers(times: "pd.Series[Any]") -> _Numbers:
     """Times as matplotlib counts them: in days since 1970."""
     return (times - _EPOCH).dt.total_seconds().to_numpy(dtype=float) / _DAY
+
+
+def _thinned(seen: pd.DataFrame) -> pd.DataFrame:
+    """Of many observations the lowest in each stretch of time that is a pixel wide."""
+    if len(seen) <= _WIDTH * _DPI:
+        return seen
+    at = seen["at"]
+    stretch = (at - at.min()) / max((at.max() - at.min()) / (_WIDTH * _DPI), pd.Timedelta(1, "us"))
+    lowest = seen.groupby(stretch.astype("int64"))["live"].idxmin()
+    return seen.loc[[*lowest, seen.index[-1]]]
 
 
 def _to_the_end(threads: "pd.Series[Any]") -> _Numbers:
@@ -293,15 +309,14 @@ def _kind(outcome: object, attempts: int) -> str:
 
 def _mark_attempts(axes: Axes, events: pd.DataFrame, rows: Mapping[str, int]) -> list[Line2D]:
     """Marks attempts on the bars; returns their handles for the legend."""
-    marks = {
-        EventKind.ATTEMPT: ("|", "attempt", 9.0),
-        EventKind.ATTEMPT_FAILED: ("x", "attempt failed", 5.0),
-    }
+    tried = events[events["kind"] == EventKind.ATTEMPT]
+    failed = events[events["kind"] == EventKind.ATTEMPT_FAILED]
+    numbers = ["incident", "attempt"]
+    did_fail = tried.set_index(numbers).index.isin(failed.set_index(numbers).index)
     handles = []
-    for kind, (marker, label, size) in marks.items():
-        chosen = events[events["kind"] == kind]
+    for chosen, marker, label in ((tried[~did_fail], "|", "attempt"), (failed, "x", "it failed")):
         if not chosen.empty:
-            style: dict[str, Any] = {"marker": marker, "markersize": size, "color": TEXT}
+            style: dict[str, Any] = {"marker": marker, "markersize": 7, "color": TEXT}
             heights = chosen["resource"].map(rows).to_numpy()
             axes.plot(_numbers(chosen["at"]), heights, linestyle="", markeredgewidth=1.3, **style)
             handles.append(Line2D([], [], linestyle="", markeredgewidth=1.3, label=label, **style))
@@ -322,7 +337,9 @@ def _name_rows(axes: Axes, names: Iterable[str], below: str) -> None:
 def _time_axis(axes: Axes) -> None:
     locator: Locator = mdates.AutoDateLocator(tz=UTC, minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    concise: Formatter = mdates.ConciseDateFormatter(locator, tz=UTC)  # type: ignore[no-untyped-call]
+    concise: Formatter = mdates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
+        locator, tz=UTC, offset_formats=[f"{each} UTC" for each in _OFFSETS]
+    )
     axes.xaxis.set_major_formatter(concise)
     axes.margins(x=0.01)
     low, high = axes.get_xlim()
@@ -358,7 +375,7 @@ def _waits(axes: Axes, rows: pd.DataFrame) -> Line2D:
     other.plot(range(len(rows)), rows["median_wait"].to_numpy(dtype=float), **style)
     other.yaxis.set_major_formatter(FuncFormatter(lambda s, _: duration(timedelta(seconds=s))))
     longest = float(rows["median_wait"].max()) if rows["median_wait"].notna().any() else 60.0
-    step = next((step for step in _STEPS if longest / step <= 6), _STEPS[-1])  # noqa: PLR2004
+    step = next((step for step in _STEPS if longest / step <= 6), longest / 6)  # noqa: PLR2004
     other.yaxis.set_major_locator(MultipleLocator(step))
     other.set_ylim(0, max(longest, step) * 1.05)
     other.tick_params(colors=QUIET_TEXT, labelsize=9, length=0)
@@ -369,16 +386,15 @@ def _waits(axes: Axes, rows: pd.DataFrame) -> Line2D:
 
 
 def _patches(kinds: Iterable[str]) -> list[Any]:
-    return [
-        Patch(
-            facecolor=COLOURS[kind],
-            label=kind,
-            hatch="////" if kind == "still open" else None,
-            edgecolor=TEXT if kind == "still open" else COLOURS[kind],
-            linewidth=0.5,
-        )
-        for kind in kinds
-    ]
+    return [Patch(label=kind, **_fill(kind)) for kind in kinds]
+
+
+def _fill(kind: str) -> dict[str, Any]:
+    """The colour of an ending; what is not over yet is hatched besides."""
+    is_open = kind == "still open"
+    edge = TEXT if is_open else COLOURS[kind]
+    hatch = "////" if is_open else None
+    return {"facecolor": COLOURS[kind], "edgecolor": edge, "hatch": hatch, "linewidth": 0.5}
 
 
 def _legend(axes: Axes, handles: Sequence[Any]) -> None:

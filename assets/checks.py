@@ -8,6 +8,7 @@ from typing import Any, Final
 import dagster as dg
 import sqlalchemy as sa
 
+from assets.automation import whenever
 from assets.names import HISTORY
 from orchestration.config import AuditSettings
 from orchestration.errors import PropertiesError
@@ -72,8 +73,11 @@ def build_checks(keeper: Keeper, audit: AuditSettings) -> dg.AssetChecksDefiniti
             name,
             asset=HISTORY,
             description=description,
-            automation_condition=dg.AutomationCondition.eager()
-            | dg.AutomationCondition.on_cron(_ASKED_EVERY),
+            automation_condition=whenever(
+                dg.AutomationCondition.any_deps_updated()
+                | dg.AutomationCondition.cron_tick_passed(_ASKED_EVERY),
+                "a group's history went on, or 15 minutes are over",
+            ),
         )
         for name, description in _DESCRIPTIONS.items()
     ]

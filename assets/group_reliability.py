@@ -14,6 +14,7 @@ from pydantic import Field
 from assets import charts
 from assets.advice import COLUMNS as ADVICE_COLUMNS
 from assets.advice import KINDS, LEAST_HISTORY, advice, compare, grid, recommend
+from assets.automation import whenever
 from assets.names import HISTORY
 from assets.reliability import COLUMNS, reliability
 from orchestration.config import parse_duration
@@ -64,16 +65,12 @@ _NOTING: Final = (
     EventKind.SUPERSEDED,
 )
 """The events in which ticks note the threads of the group."""
-_NEWS: Final = dg.AutomationCondition.any_deps_updated()
-_HOURLY: Final = dg.AutomationCondition.cron_tick_passed("0 * * * *")
-_WHEN: Final = (
-    # Not `eager()`: it waits until every partition above is there and none is being refreshed, so
-    # one group whose refresh fails would stop the figures of all; and it forgets an update between
-    # two evaluations in which a refresh of this asset ended too. Every hour besides, because what
-    # happened "in the last hour" changes without any news.
-    ((_NEWS | _HOURLY).since(dg.AutomationCondition.newly_requested()) | _NEWS)
-    & ~dg.AutomationCondition.in_progress()
-).with_label("a group's history went on, or an hour is over")
+_WHEN: Final = whenever(
+    # Every hour besides, because what happened "in the last hour" changes without any news.
+    dg.AutomationCondition.any_deps_updated()
+    | dg.AutomationCondition.cron_tick_passed("0 * * * *"),
+    "a group's history went on, or an hour is over",
+)
 
 
 class WhatIf(dg.Config):

@@ -12,6 +12,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from assets import charts
+from assets.automation import whenever
 from assets.frames import EVENT_COLUMNS, INCIDENT_COLUMNS, History, events_frame, incidents_frame
 from assets.names import AUDIT, EVENTS, GROUPS, HISTORY, group_name
 from assets.storage import OPEN, HistoryFolder, HistoryIOManager, Position, first_day
@@ -68,7 +69,9 @@ def _asset(
         key=HISTORY,
         partitions_def=GROUPS,
         deps=[EVENTS],
-        automation_condition=dg.AutomationCondition.eager(),
+        automation_condition=whenever(
+            dg.AutomationCondition.any_deps_updated(), "the group's history went on"
+        ),
         # Whoever materializes a thousand groups by hand wants one run, not a thousand.
         backfill_policy=dg.BackfillPolicy.single_run(),
         io_manager_key=STORE,

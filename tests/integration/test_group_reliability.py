@@ -275,4 +275,4 @@ def test_it_refreshes_when_any_group_changed_and_every_hour(world: Fleet) -> Non
         requested.append(result.get_num_requested(KEY))
         if requested[-1]:
             world.instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
-    assert requested == [0, 1, 1, 0, 1, 0, 1]
+    assert requested == [1, 1, 1, 0, 1, 0, 1]

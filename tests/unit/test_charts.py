@@ -29,7 +29,7 @@ def frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     incidents["time_to_recover"] = (incidents["closed"] - incidents["detected"]).where(recovered)
     events = [
         {"incident": row["incident"], "resource": row["resource"], "kind": kind, "at": at}
-        | {"wanted": 4, "live": live}
+        | {"attempt": 1, "wanted": 4, "live": live}
         for row in rows
         for kind, at, live in (
             ("detected", row["detected"], 2),
@@ -38,7 +38,7 @@ def frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
             (row["outcome"] or "claimed", row["closed"] or NOW, 4),
         )
     ]
-    columns = ["incident", "resource", "kind", "at", "wanted", "live"]
+    columns = ["incident", "resource", "kind", "at", "attempt", "wanted", "live"]
     told = pd.DataFrame(events, columns=columns).astype(
         {"at": "datetime64[us, UTC]", "wanted": "Int64", "live": "Int64"}
     )
@@ -63,9 +63,9 @@ def incident(  # noqa: PLR0913 - what tests vary
 
 def advised(graces: list[float], orphans: int = 10) -> pd.DataFrame:
     """The advice on some grace periods."""
-    share = orphans / 5
+    share = orphans / 6
     numbers = dict.fromkeys(
-        ("by_itself", "restarted", "unneeded_restarts", "given_up", "unknown"), share
+        ("by_itself", "restarted", "unneeded_restarts", "given_up", "otherwise", "unknown"), share
     )
     rows = [
         {"grace_seconds": g, "in_force": g == 300, "median_wait": g + 1, "orphans": orphans}
