@@ -109,6 +109,8 @@ def build_group_reliability(
         retry_policy=dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL),
         group_name="audit",
         kinds={"pandas", "parquet"},
+        owners=["team:data-platform"],
+        tags={"domain": "optimizers"},
         code_version="1",
         metadata={"dagster/column_schema": dg.TableSchema(columns=list(COLUMNS))},
         description=(
