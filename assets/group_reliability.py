@@ -127,7 +127,14 @@ def build_group_reliability(
         newest = incidents.tail(REPLAYED)
         advised = _advised(newest, read_story(ledger, newest), grid(policy), now)
         drawn = _charts(incidents, advised, now, policy)
-        metadata = {**_advice(advised, policy), **_figures(figures), **drawn}
+        # What is read first comes first; the long tables come last.
+        metadata = {
+            "recommendation": dg.MetadataValue.text(recommend(advised)),
+            "policy in force": dg.MetadataValue.text(_told(policy)),
+            **drawn,
+            **_figures(figures),
+            "other grace periods": _table(advised, ADVICE_COLUMNS),
+        }
         return dg.MaterializeResult(value=figures, metadata=metadata)
 
     return group_reliability
@@ -315,7 +322,7 @@ def _charts(
     took = (incidents["closed"] - incidents["detected"]).where(recovered)
     timed = incidents.assign(time_to_recover=took)
     drawn = {
-        "chart: grace periods compared": charts.advice_chart(advised[advised["group"] == ""]),
+        "chart: grace periods compared": charts.advice_chart(advised[advised["group"].isna()]),
         "chart: time to recover": charts.recovery_times(timed, policy.grace_period),
         "chart: outcomes per day": charts.outcomes_per_day(timed, now),
     }
@@ -329,14 +336,6 @@ def _figures(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:
     return {
         "dagster/row_count": dg.MetadataValue.int(len(frame)),
         "reliability": _table(worst, COLUMNS),
-    }
-
-
-def _advice(frame: pd.DataFrame, policy: RestartPolicy) -> dict[str, dg.MetadataValue]:
-    return {
-        "recommendation": dg.MetadataValue.text(recommend(frame)),
-        "other grace periods": _table(frame, ADVICE_COLUMNS),
-        "policy in force": dg.MetadataValue.text(_told(policy)),
     }
 
 

@@ -18,6 +18,8 @@ import pandas as pd
 import psutil
 import pytest
 import sqlalchemy as sa
+from browser import THEMES, browser, viewer
+from playwright.sync_api import Browser
 
 from orchestration.demo.fleet import processes
 from orchestration.keeping.model import Event, Incident, State
@@ -46,6 +48,14 @@ query ($run: ID!) {
   }
 }
 """
+CHECKS = (
+    "nothing_given_up",
+    "no_incident_overdue",
+    "restarts_succeed",
+    "no_resource_flaps",
+    "groups_at_their_floor",
+    "survey_is_fresh",
+)
 T = TypeVar("T")
 
 
@@ -58,6 +68,7 @@ class Demo:
     address: str
     registry: Registry
     ledger: Ledger
+    started: float  # time.monotonic()
 
     def registered(self) -> dict[str, int]:
         """The pids of the registered workers by resource id."""
@@ -113,6 +124,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo").resolve()
     command = [sys.executable, "-m", "orchestration.demo", "run", "--folder", str(folder)]
     said = folder / "said"
+    started = time.monotonic()
     with said.open("w") as output:
         process = subprocess.Popen([*command, "--port", "0"], stdout=output, stderr=output)
     url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
@@ -120,7 +132,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     ledger = Ledger(Database(url, "ledger"))
     try:
         found = until("an address", lambda: re.search(r"http://127\S+", said.read_text()))
-        yield Demo(folder, process, found.group(), registry, ledger)
+        yield Demo(folder, process, found.group(), registry, ledger, started)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(90)
@@ -203,6 +215,66 @@ def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
     assert f"{RETRIES} attempts" in failed
     never = [p for p in processes(demo.folder) if "--never-register" in p.cmdline()]
     assert never == []
+
+
+def test_the_audit_is_there_within_five_minutes(demo: Demo) -> None:
+    """Both stories are told in the history, with nothing clicked."""
+    until("a recovery", lambda: _recovered(demo))
+    until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+
+    def look() -> set[str] | None:
+        files = demo.folder.glob("**/orphan_history/*/incidents")
+        told = {str(outcome) for file in files for outcome in pd.read_parquet(file)["outcome"]}
+        return told if {"recovered", "exhausted"} <= told else None
+
+    until("both outcomes", look)
+    until("reliability", lambda: next(demo.folder.glob("**/group_reliability*"), None))
+    assert time.monotonic() - demo.started < 300
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for both themes."""
+    with browser() as running:
+        yield running
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_pages_tell_what_happened(
+    demo: Demo, chromium: Browser, theme: str, tmp_path: Path
+) -> None:
+    """Sensor, run, history, reliability, lineage and checks, as somebody sees them who slept."""
+    name = until("a recovery", lambda: _recovered(demo))
+    incident = until("its end", lambda: demo.closed(name))
+    (attempt,) = demo.events(incident, "attempt")
+    until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+    history = f"/assets/orphan_history?view=partitions&partition={incident.group_name}"
+    _reported(demo, incident.group_name, State.RECOVERED)
+    with viewer(chromium, demo.address, theme, tmp_path) as ui:
+        sensor = "/locations/dagster-amoro/sensors/orphan_sensor"
+        ui.open("sensor", sensor, ["orphan_sensor", "0 runs requested"])
+        ui.click("sensor-tick", "0 runs requested", "5 resources, 0 orphans")
+        step = f"{name.replace('-', '_')}_incident_{incident.incident_id}"
+        ui.open("run", f"/runs/{attempt.run_id}", ["restart_orphans", "claim_orphans", step])
+        ui.open("history", history, [name, "recovered", "chart: timeline"])
+        ui.open_charts("history", 4)
+        reliability = ["recommendation", "chart: grace periods compared"]
+        ui.open("reliability", "/assets/group_reliability?view=events", reliability)
+        ui.open_charts("reliability", 3)
+        upstream = "/assets/group_reliability?view=lineage&lineageScope=upstream&lineageDepth=5"
+        assets = ["group_reliability", "orphan_history", "orphan_events", "resource", "optimizer"]
+        ui.open("lineage", upstream, assets)
+        ui.open("checks", "/assets/orphan_history?view=checks", CHECKS)
+
+
+def _reported(demo: Demo, group: str, outcome: str) -> None:
+    """Waits until the newest refresh of a group says so."""
+
+    def look() -> bool | None:
+        (file,) = demo.folder.glob(f"**/orphan_history/{group}/incidents")
+        return True if outcome in set(pd.read_parquet(file)["outcome"]) else None
+
+    until(f"{outcome} in the history of {group}", look)
 
 
 def _recovered(demo: Demo) -> str | None:
