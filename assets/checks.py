@@ -116,10 +116,12 @@ def given_up(ended: Sequence[Ended], mark: int | None) -> Finding:
     newest = max((e.incident_id for e in lost), default=0)
     new = [e for e in lost if mark is None or e.incident_id > mark]
     told = "nothing was given up since the last check"
+    if lost:
+        told += f"; within a day {_names(_of_group(e) for e in lost)}"
     if new:
         told = (
             f"{counted(len(new), 'resource')} given up and removed: "
-            f"{_names(f'{e.resource_id} (group {e.group_name})' for e in new)}. "
+            f"{_names(map(_of_group, new))}. "
             "The rows are kept in the ledger; the failed runs of restart_orphans say what was tried"
         )
     return Finding(
@@ -226,6 +228,10 @@ def _result(name: str, finding: Finding) -> dg.AssetCheckResult:
         description=finding.told,
         metadata=dict(finding.numbers or {}),
     )
+
+
+def _of_group(ended: Ended) -> str:
+    return f"{ended.resource_id} (group {ended.group_name})"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -98,7 +98,8 @@ def _asset(
                 context.log.warning("Another ledger: the history of %s was set aside.", partition)
             where = {"folder": hide_assigned(str(folder.path))}  # a URL may hold a password
             tail = folder.tail(done.position, now)
-            metadata = _metadata(done, tail) | _charts(tail, now, grace) | where
+            looked_at = {"incidents": _table(tail.incidents)} | _charts(tail, now, grace)
+            metadata = looked_at | _metadata(done, tail) | where
             context.add_asset_metadata(metadata, partition_key=partition)
         # Without a value: the rows are in the files already, and need not be in memory at once.
         return dg.MaterializeResult()
@@ -177,7 +178,6 @@ def _metadata(done: Refreshed, history_tail: History) -> dict[str, dg.MetadataVa
     return {
         **{name: dg.MetadataValue.int(number) for name, number in numbers.items()},
         **_recovery(history_tail.incidents),
-        "incidents": _table(history_tail.incidents),
     }
 
 

@@ -52,7 +52,8 @@ class Viewer:
 
     def picture(self, name: str) -> None:
         """Saves what is to be seen."""
-        self.page.screenshot(path=self.pictures / f"{name}-{self.theme.lower()}.png")
+        path = self.pictures / f"{name}-{self.theme.lower()}.png"
+        self.page.screenshot(path=path, animations="disabled")  # not of a dialog half faded in
 
 
 @contextmanager

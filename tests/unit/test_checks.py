@@ -40,6 +40,7 @@ def test_what_was_given_up_is_named_once() -> None:
     again = given_up([ended(1), ended(3)], 3)
     assert again.passed
     assert again.numbers == {"given up": 0, "newest incident": 3}
+    assert again.told.endswith("within a day r1 (group g), r3 (group g)")
     assert not given_up([ended(1), ended(3), ended(4)], 3).passed
 
 
