@@ -126,7 +126,7 @@ def test_ten_thousand_incidents_are_shown_like_one() -> None:
     ]
     for png in drawn(rows):
         assert png is not None
-        assert len(png) < 300_000
+        assert len(png) < 100_000
 
 
 def test_hostile_names_are_names() -> None:
