@@ -240,9 +240,16 @@ def interrupted() -> Iterator[Callable[[Callable[[], bool]], None]]:
 def test_an_interruption_kills_the_program(
     interrupted: Callable[[Callable[[], bool]], None], marker: str, log: Path, *, launched: bool
 ) -> None:
-    """Nobody would wait for it any more."""
+    """Nobody would wait for it any more.
+
+    One that comes while the program is being started, before anybody knows of it, is not meant.
+    """
     program = python(SLEEPER, "-id", marker)
-    interrupted(lambda: bool(started_with({"-id": marker})))
+
+    def waits_for_it() -> bool:
+        return any(time.time() - p.create_time() > 1 for p in started_with({"-id": marker}))
+
+    interrupted(waits_for_it)
     with pytest.raises(Interrupted):
         launch(program, log=log, line=STARTED, timeout=30) if launched else run(program, 30)
     assert not started_with({"-id": marker})
