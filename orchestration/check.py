@@ -3,11 +3,12 @@
 Nothing is changed: no row, no table, no file, no process.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from orchestration.ams.client import Ams
 from orchestration.attempt import resource_of
 from orchestration.config import Settings
 from orchestration.containers.preview import preview
@@ -120,15 +121,15 @@ def _ams(keeper: Keeper) -> Iterator[Finding]:
         yield Finding(grade=Grade.GOOD, subject="AMS", told=f"answers at {address}")
     except KeeperError as error:
         yield _problem("AMS", error)
-    yield _version(keeper.ams.dialect, keeper.ams.version)
+    yield _version(keeper.ams)
 
 
-def _version(dialect: Callable[[], object], version: Callable[[], str]) -> Finding:
+def _version(ams: Ams) -> Finding:
     try:
-        known = dialect()
-        told = f"{version()}" if known else ""
+        ams.dialect()
+        told = ams.version()
     except AmsUnavailableError:
-        told = "as keeper.ams-version says; AMS was not asked"
+        told = "as keeper.ams-version says; AMS does not say it"
     except KeeperError as error:
         return _problem("version of AMS", error)
     return Finding(grade=Grade.GOOD, subject="version of AMS", told=told)
@@ -141,8 +142,7 @@ def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
     for name, entry in settings.containers.items():
         subject = f"container {name}"
         if obstacle := keeper.containers.obstacle(name):
-            opts_out = "opts out" in obstacle
-            grade = Grade.WARNING if opts_out else Grade.PROBLEM
+            grade = Grade.WARNING if _opts_out(keeper, name) else Grade.PROBLEM
             yield Finding(grade=grade, subject=subject, told=obstacle)
         else:
             yield Finding(grade=Grade.GOOD, subject=subject, told=entry.implementation)
@@ -152,6 +152,13 @@ def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
                 "stands, so write down what it expands to"
             )
             yield Finding(grade=Grade.WARNING, subject=subject, told=told)
+
+
+def _opts_out(keeper: Keeper, name: str) -> bool:
+    try:
+        return keeper.containers.get(name).supports_auto_restart is False
+    except KeeperError:
+        return False
 
 
 def _live(properties: Mapping[str, str]) -> list[str]:
