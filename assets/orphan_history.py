@@ -161,8 +161,11 @@ def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History
 
 
 def _read(query: sa.Select[Any], connection: sa.Connection) -> pd.DataFrame:
-    # The frames' own types from the start: to convert them would take as long as to read them.
-    return pd.read_sql(query, connection, dtype_backend="numpy_nullable")
+    try:
+        # The frames' own types from the start: to convert them would take as long as to read them.
+        return pd.read_sql(query, connection, dtype_backend="numpy_nullable")
+    except pd.errors.DatabaseError as error:  # it shows the statement; what it wraps is understood
+        raise error.__cause__ or error from None
 
 
 def _metadata(done: Refreshed, history_tail: History) -> dict[str, dg.MetadataValue]:

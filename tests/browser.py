@@ -33,6 +33,10 @@ class Viewer:
     def click(self, name: str, target: str, text: str) -> None:
         """Clicks on the first such button, waits for a text, and takes the picture."""
         self.page.get_by_role("button", name=target).first.click()
+        self.wait_for(name, text)
+
+    def wait_for(self, name: str, text: str) -> None:
+        """Waits for a text, and takes the picture."""
         expect(self.page.get_by_text(text).first).to_be_visible(timeout=_PATIENCE)
         self.picture(name)
 

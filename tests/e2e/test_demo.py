@@ -249,15 +249,20 @@ def test_the_pages_tell_what_happened(
     (attempt,) = demo.events(incident, "attempt")
     until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
     history = f"/assets/orphan_history?view=partitions&partition={incident.group_name}"
+    given_up = "/assets/orphan_history?view=partitions&partition=legacy"
     _reported(demo, incident.group_name, State.RECOVERED)
+    _reported(demo, "legacy", State.EXHAUSTED)
+    assert incident.closed_at is not None
+    took = f"{(incident.closed_at - incident.detected_at).total_seconds():.0f} s"
     with viewer(chromium, demo.address, theme, tmp_path) as ui:
         sensor = "/locations/dagster-amoro/sensors/orphan_sensor"
         ui.open("sensor", sensor, ["orphan_sensor", "0 runs requested"])
         ui.click("sensor-tick", "0 runs requested", "5 resources, 0 orphans")
         step = f"{name.replace('-', '_')}_incident_{incident.incident_id}"
-        ui.open("run", f"/runs/{attempt.run_id}", ["restart_orphans", "claim_orphans", step])
-        ui.open("history", history, [name, "recovered", "chart: timeline"])
+        ui.open("run", f"/runs/{attempt.run_id}", ["Success", "claim_orphans", step])
+        ui.open("history", history, [name, "recovered", took, "chart: timeline"])
         ui.open_charts("history", 4)
+        ui.open("given-up", given_up, ["legacy-1", "exhausted"])
         reliability = ["recommendation", "chart: grace periods compared"]
         ui.open("reliability", "/assets/group_reliability?view=events", reliability)
         ui.open_charts("reliability", 3)
@@ -265,14 +270,17 @@ def test_the_pages_tell_what_happened(
         assets = ["group_reliability", "orphan_history", "orphan_events", "resource", "optimizer"]
         ui.open("lineage", upstream, assets)
         ui.open("checks", "/assets/orphan_history?view=checks", CHECKS)
+        ui.page.get_by_text("nothing_given_up").first.click()
+        ui.wait_for("check-given-up", "legacy-1 (group legacy)")
 
 
 def _reported(demo: Demo, group: str, outcome: str) -> None:
     """Waits until the newest refresh of a group says so."""
 
     def look() -> bool | None:
-        (file,) = demo.folder.glob(f"**/orphan_history/{group}/incidents")
-        return True if outcome in set(pd.read_parquet(file)["outcome"]) else None
+        files = demo.folder.glob(f"**/orphan_history/{group}/incidents")
+        told = {str(text) for file in files for text in pd.read_parquet(file)["outcome"]}
+        return True if outcome in told else None
 
     until(f"{outcome} in the history of {group}", look)
 

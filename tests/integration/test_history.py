@@ -18,6 +18,7 @@ from assets.frames import History
 from assets.names import EVENTS, HISTORY, OPTIMIZERS, RESOURCES
 from assets.orphan_history import refresh
 from assets.storage import HistoryFolder
+from orchestration.errors import StoreUnavailableError
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger, event
 
@@ -389,6 +390,16 @@ def test_two_refreshes_at_once_end_in_the_right_content(
         done = update(world)
         assert stored(world.folder("g").load()) == told(world.keeper.ledger)
         assert done.position.outcomes == {"recovered": len(world.incidents())}
+
+
+def test_a_ledger_that_breaks_is_said_to_be_unavailable(local: Fleet) -> None:
+    """Without the statement that failed."""
+    local.worker("w")
+    local.tick()
+    local.execute(sa.text("DROP TABLE keeper_event"))
+    with pytest.raises(StoreUnavailableError, match="the ledger cannot be read") as failure:
+        refresh(local.keeper.ledger, local.folder("g"), "g", local.now)
+    assert "SELECT" not in str(failure.value)
 
 
 def test_a_ledger_that_is_away_changes_nothing(local: Fleet, tmp_path: Path) -> None:

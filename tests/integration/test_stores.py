@@ -1219,8 +1219,9 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "events": lambda ledger: ledger.events(1),
     "renew": lambda ledger: ledger.renew(SECRET, UNTIL),
     "changed_groups": lambda ledger: ledger.changed_groups(0),
+    "tells": lambda ledger: ledger.tells(SECRET, 1, NOW),
 }
-PURE: Final = {"history"}  # it only makes a query
+PURE: Final = {"history", "story"}  # they only make a query
 CALLS: Final = [
     *(pytest.param(Registry, call, id=f"registry.{n}") for n, call in REGISTRY_CALLS.items()),
     *(pytest.param(Ledger, call, id=f"ledger.{n}") for n, call in LEDGER_CALLS.items()),
