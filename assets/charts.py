@@ -120,7 +120,7 @@ def capacity(events: pd.DataFrame, now: datetime) -> bytes | None:
     wanted, live = (_to_the_end(seen[name]) for name in ("wanted", "live"))
     figure, axes = _card(2.9)
     missing: dict[str, Any] = {"color": COLOURS["given up"], "alpha": 0.25, "linewidth": 0}
-    axes.fill_between(at, live, wanted, where=live < wanted, step="post", **missing)
+    axes.fill_between(at, np.minimum(live, wanted), wanted, step="post", **missing)
     axes.step(at, wanted, where="post", color=QUIET_TEXT, linewidth=1.6, linestyle="--")
     axes.step(at, live, where="post", color=COLOURS[FIRST], linewidth=2)
     axes.set_ylim(0, max(wanted.max(), live.max(), 1) * 1.12)
@@ -352,7 +352,7 @@ def _time_axis(axes: Axes) -> None:
 
 def _duration_axis(axes: Axes, lowest: float, highest: float) -> None:
     axes.set_xscale("log")
-    axes.set_xlim(lowest, highest)
+    axes.set_xlim(lowest / 1.15, highest * 1.15)  # room for the labels at the ends
     axes.xaxis.set_major_locator(FixedLocator([s for s in _SECONDS if lowest <= s <= highest]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _rounded(s)))
     axes.xaxis.set_minor_locator(NullLocator())
