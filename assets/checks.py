@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import dagster as dg
@@ -20,6 +21,7 @@ from orchestration.keeping.summary import ABSTAINED, clock_time, counted, durati
 from orchestration.stores.ledger import incident
 
 SENSOR: Final = "orphan_sensor"
+_MARK: Final = "newest end in s since 1970"  # metadata by which the next check goes on
 _DAY: Final = timedelta(days=1)
 _NAMED: Final = 10  # resources that a message names; more are counted
 _FLOORS: Final = ("dynamic-allocation.min-parallelism", "min-parallelism")  # as AMS looks them up
@@ -43,11 +45,11 @@ class Finding:
 class Ended:
     """An incident that is over, as far as checks need it."""
 
-    incident_id: int
     resource_id: str
     group_name: str
     state: State
     attempts: int
+    closed_at: datetime
 
 
 _DESCRIPTIONS: Final = {
@@ -90,14 +92,15 @@ def build_checks(keeper: Keeper, audit: AuditSettings) -> dg.AssetChecksDefiniti
     )
     def audit_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         now = keeper.clock()
+        ended = cache(lambda: _ended(keeper, now))  # two checks look at it
         looks: dict[str, Callable[[], Finding]] = {
             "nothing_given_up": lambda: given_up(
-                _ended(keeper, now), _mark(context.instance, "nothing_given_up")
+                ended(), _mark(context.instance, "nothing_given_up")
             ),
             "no_incident_overdue": lambda: overdue(
                 keeper.ledger.open_incidents(), keeper.policy, now
             ),
-            "restarts_succeed": lambda: restarts(_ended(keeper, now), audit.least_success),
+            "restarts_succeed": lambda: restarts(ended(), audit.least_success),
             "no_resource_flaps": lambda: flapping(_begun(keeper, now), audit.flapping),
             "groups_at_their_floor": lambda: below_floor(*_groups(keeper)),
             "survey_is_fresh": lambda: freshness(
@@ -110,11 +113,13 @@ def build_checks(keeper: Keeper, audit: AuditSettings) -> dg.AssetChecksDefiniti
     return audit_checks
 
 
-def given_up(ended: Sequence[Ended], mark: int | None) -> Finding:
-    """Whether something was given up after the incident `mark` of the last time."""
+def given_up(ended: Sequence[Ended], mark: float) -> Finding:
+    """Whether something was given up after `mark`, the newest end that was told before.
+
+    By the time of its end: an incident can end after one that began later. In s since 1970.
+    """
     lost = [e for e in ended if e.state is State.EXHAUSTED]
-    newest = max((e.incident_id for e in lost), default=0)
-    new = [e for e in lost if mark is None or e.incident_id > mark]
+    new = [e for e in lost if e.closed_at.timestamp() > mark]
     told = "nothing was given up since the last check"
     if lost:
         told += f"; within a day {_names(_of_group(e) for e in lost)}"
@@ -128,7 +133,10 @@ def given_up(ended: Sequence[Ended], mark: int | None) -> Finding:
         passed=not new,
         told=told,
         severity=dg.AssetCheckSeverity.ERROR,
-        numbers={"given up": len(new), "newest incident": max(newest, mark or 0)},
+        numbers={
+            "given up": len(new),
+            _MARK: max([mark, *(e.closed_at.timestamp() for e in lost)]),
+        },
     )
 
 
@@ -243,11 +251,11 @@ def _names(names: Iterable[str]) -> str:
 def _ended(keeper: Keeper, now: datetime) -> list[Ended]:
     """The incidents that ended within a day."""
     columns = (
-        incident.c.incident_id,
         incident.c.resource_id,
         incident.c.group_name,
         incident.c.state,
         incident.c.attempts,
+        incident.c.closed_at,
     )
     query = sa.select(*columns).where(incident.c.closed_at > now - _DAY)
     with keeper.ledger.reading() as connection:
@@ -285,16 +293,16 @@ def _floor(properties: str | None) -> int:
         return 0
 
 
-def _mark(instance: dg.DagsterInstance, check: str) -> int | None:
-    """The newest incident that the check knew of when it ran last."""
+def _mark(instance: dg.DagsterInstance, check: str) -> float:
+    """The newest end that the check told when it ran last; 0: it told none."""
     key = dg.AssetCheckKey(HISTORY, check)
     # Not the latest alone: that is the one which is being made.
     for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_RUNS):
         made = record.event and record.event.dagster_event
         if made and made.event_type_value == "ASSET_CHECK_EVALUATION":
-            found = made.asset_check_evaluation_data.metadata.get("newest incident")
-            return int(found.value) if found is not None else None  # type: ignore[arg-type]
-    return None
+            found = made.asset_check_evaluation_data.metadata.get(_MARK)
+            return float(found.value) if found is not None else 0.0  # type: ignore[arg-type]
+    return 0.0
 
 
 def _ticks(instance: dg.DagsterInstance) -> list[tuple[datetime, str]]:

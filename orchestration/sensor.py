@@ -13,6 +13,7 @@ from orchestration.gate import DoubtError
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import EventKind
 from orchestration.keeping.policy import RunState
+from orchestration.keeping.summary import ABSTAINED
 from orchestration.keeping.survey import Order
 from orchestration.restart import CLAIM_OP
 from orchestration.stores.ledger import Ledger
@@ -92,7 +93,7 @@ def _news(ledger: Ledger, cursor: Cursor) -> _News:
 def _abstention(error: KeeperError, cursor: Cursor) -> dg.SensorResult:
     if isinstance(error, DoubtError):
         cursor = replace(cursor, watch=error.watch)
-    reason = f"Abstained, nothing was changed: {describe(error)}"
+    reason = f"{ABSTAINED}, nothing was changed: {describe(error)}"
     return dg.SensorResult(skip_reason=reason, cursor=dump_cursor(cursor))
 
 

@@ -69,6 +69,22 @@ def test_what_was_given_up_is_told_once(tmp_path: Path) -> None:
         assert "nothing_given_up" not in failed(check(world))
 
 
+def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
+    """A later incident was given up, and told, before it."""
+    with fleet(tmp_path, max_retries=0) as world:
+        world.worker("first")
+        world.tick()
+        (late,) = world.later().tick()
+        world.worker("second")
+        world.tick()
+        (soon,) = world.later().tick()
+        world.launch(soon)
+        assert "second (group g)" in failed(check(world))["nothing_given_up"]
+        world.later(timedelta(seconds=1)).launch(late)
+        told = failed(check(world))["nothing_given_up"]
+        assert told.startswith("1 resource given up and removed: first (group g)")
+
+
 def test_an_orphan_that_nobody_restarts_is_overdue(tmp_path: Path) -> None:
     """Its run was lost."""
     with fleet(tmp_path, max_retries=1) as world:

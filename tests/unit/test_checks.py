@@ -15,9 +15,9 @@ MINUTE = timedelta(minutes=1)
 
 
 def ended(number: int, state: State = State.EXHAUSTED, attempts: int = 3) -> Ended:
-    """An incident that is over."""
+    """An incident that is over, since as many seconds after 1970 as its number says."""
     return Ended(
-        incident_id=number,
+        closed_at=datetime.fromtimestamp(number, UTC),
         resource_id=f"r{number}",
         group_name="g",
         state=state,
@@ -31,27 +31,27 @@ def opened(number: int, age: timedelta) -> Incident:
 
 
 def test_what_was_given_up_is_named_once() -> None:
-    """The next check knows of it, by the newest incident of the last."""
-    first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], None)
+    """The next check knows of it, by the newest end that the last one told."""
+    first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], 0)
     assert not first.passed
     assert first.severity is dg.AssetCheckSeverity.ERROR
     assert first.told.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
-    assert first.numbers == {"given up": 2, "newest incident": 3}
+    assert first.numbers == {"given up": 2, "newest end in s since 1970": 3}
     again = given_up([ended(1), ended(3)], 3)
     assert again.passed
-    assert again.numbers == {"given up": 0, "newest incident": 3}
+    assert again.numbers == {"given up": 0, "newest end in s since 1970": 3}
     assert again.told.endswith("within a day r1 (group g), r3 (group g)")
     assert not given_up([ended(1), ended(3), ended(4)], 3).passed
 
 
 def test_the_mark_stays_when_a_day_has_passed() -> None:
     """Otherwise an old one would be told again."""
-    assert given_up([], 7).numbers == {"given up": 0, "newest incident": 7}
+    assert given_up([], 7).numbers == {"given up": 0, "newest end in s since 1970": 7}
 
 
 def test_many_names_are_counted() -> None:
     """An alert is not for a thousand names."""
-    told = given_up([ended(n) for n in range(1, 1001)], None).told
+    told = given_up([ended(n) for n in range(1, 1001)], 0).told
     assert told.startswith("1,000 resources given up and removed: r1 (group g), r2")
     assert " and 990 more. " in told
     assert len(told) < 500
