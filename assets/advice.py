@@ -15,7 +15,7 @@ import pandas as pd
 from orchestration.keeping.model import EventKind, State
 from orchestration.keeping.policy import RestartPolicy
 from orchestration.keeping.replay import Begun, Recorded, Replayed, replay
-from orchestration.keeping.summary import duration
+from orchestration.keeping.wording import duration
 
 GRACES: Final = tuple(timedelta(seconds=s) for s in (0, 30, 60, 120, 300, 600, 900, 1800))
 KINDS: Final = (EventKind.ATTEMPT, EventKind.ATTEMPT_FAILED, EventKind.REPORTED)

@@ -32,7 +32,7 @@ from matplotlib.ticker import (
 from PIL import Image
 
 from orchestration.keeping.model import EventKind, State
-from orchestration.keeping.summary import duration
+from orchestration.keeping.wording import duration
 
 CARD: Final = "#fbfbfc"
 TEXT: Final = "#1d232b"

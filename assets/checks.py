@@ -12,19 +12,18 @@ import sqlalchemy as sa
 from assets.automation import whenever
 from assets.names import HISTORY
 from orchestration.config import AuditSettings
-from orchestration.errors import PropertiesError
 from orchestration.keeper import Keeper
+from orchestration.keeping.groups import floor
 from orchestration.keeping.model import Incident, State
 from orchestration.keeping.policy import RestartPolicy
-from orchestration.keeping.properties import parse_properties
-from orchestration.keeping.summary import ABSTAINED, clock_time, counted, duration
-from orchestration.stores.ledger import incident
+from orchestration.keeping.summary import ABSTAINED
+from orchestration.keeping.wording import clock_time, counted, duration
+from orchestration.stores.schema import incident
 
 SENSOR: Final = "orphan_sensor"
 _MARK: Final = "newest end in s since 1970"  # metadata by which the next check goes on
 _DAY: Final = timedelta(days=1)
 _NAMED: Final = 10  # resources that a message names; more are counted
-_FLOORS: Final = ("dynamic-allocation.min-parallelism", "min-parallelism")  # as AMS looks them up
 _SHORTEST_SILENCE: Final = timedelta(minutes=1)  # the daemon itself needs some seconds
 _TICKS: Final = 100  # newest ones that are looked through for one that counts
 _RUNS: Final = 10  # newest ones of a check that are looked through for one that was made
@@ -188,11 +187,11 @@ def flapping(begun: Mapping[str, int], most: int) -> Finding:
 
 def below_floor(floors: Mapping[str, int], live: Mapping[str, int]) -> Finding:
     """Whether a group has fewer live threads than its min-parallelism."""
-    short = {name: floor for name, floor in floors.items() if live.get(name, 0) < floor}
+    short = {name: least for name, least in floors.items() if live.get(name, 0) < least}
     told = f"{counted(len(floors), 'group')} with a min-parallelism, none below it"
     if short:
         names = _names(
-            f"{name} ({live.get(name, 0)} of {floor} threads)" for name, floor in short.items()
+            f"{name} ({live.get(name, 0)} of {least} threads)" for name, least in short.items()
         )
         told = f"{counted(len(short), 'group')} below min-parallelism: {names}"
     return Finding(
@@ -276,21 +275,10 @@ def _begun(keeper: Keeper, now: datetime) -> dict[str, int]:
 
 def _groups(keeper: Keeper) -> tuple[dict[str, int], dict[str, int]]:
     """The floors of the groups that have one, and their live threads."""
-    floors = {
-        name: floor
-        for name, properties in keeper.registry.group_properties().items()
-        if (floor := _floor(properties))
-    }
+    groups = keeper.registry.sized_groups()
+    floors = {name: threads for name, group in groups.items() if (threads := floor(group))}
     capacity = keeper.registry.capacity(floors) if floors else {}
     return floors, {name: live for name, (_, live) in capacity.items()}
-
-
-def _floor(properties: str | None) -> int:
-    try:
-        given = parse_properties(properties)
-        return int(next((given[key] for key in _FLOORS if key in given), "0").strip())
-    except (PropertiesError, ValueError):  # AMS takes it for none, too
-        return 0
 
 
 def _mark(instance: dg.DagsterInstance, check: str) -> float:

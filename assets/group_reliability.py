@@ -20,8 +20,9 @@ from assets.reliability import COLUMNS, reliability
 from orchestration.config import parse_duration
 from orchestration.keeping.model import EventKind, State
 from orchestration.keeping.policy import RestartPolicy
-from orchestration.keeping.summary import duration
-from orchestration.stores.ledger import Ledger, event, incident
+from orchestration.keeping.wording import duration
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.schema import event, incident
 from orchestration.tick import uncollected
 
 KEY: Final = dg.AssetKey("group_reliability")

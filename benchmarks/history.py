@@ -16,7 +16,8 @@ from assets.orphan_history import refresh
 from assets.storage import HistoryFolder
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger, event, incident
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.schema import event, incident
 
 _GROUPS: Final = 1_000
 _INCIDENTS: Final = 2_000_000  # of these groups, with five events each

@@ -9,23 +9,34 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NoReturn
 
-from orchestration.containers.base import INTERRUPTIONS, Container
+from orchestration.containers.base import Container
+from orchestration.containers.calls import start, stop
 from orchestration.errors import (
     KeeperError,
+    LeaseLostError,
     PropertiesError,
     StartFailedError,
     StoreUnavailableError,
-    describe,
 )
 from orchestration.gate import silence_of
 from orchestration.keeper import Keeper
 from orchestration.keeping import transitions
-from orchestration.keeping.model import Incident, Orphan, Resource, State, Transition
-from orchestration.keeping.policy import Decision, Verdict, decide
+from orchestration.keeping.groups import Group, floor
+from orchestration.keeping.model import (
+    Event,
+    Incident,
+    Ordered,
+    Orphan,
+    Resource,
+    State,
+    Transition,
+)
+from orchestration.keeping.pauses import Pauses
+from orchestration.keeping.policy import Decision, StandIn, Verdict, decide, due_at, holds_claim
 from orchestration.keeping.properties import parse_properties
 from orchestration.keeping.summary import next_step, story
 from orchestration.keeping.survey import obstacle_of, recovery_message
-from orchestration.secrets import Mask
+from orchestration.replacements import Replacements, group_obstacle
 from orchestration.stores.registry import Sighting, orphan_of
 
 _SAVES: Final = 3  # tries to save start-up properties while somebody else edits the row
@@ -37,6 +48,8 @@ class Ending(StrEnum):
     STARTED = "started"  # registration decides whether it helped
     FAILED = "failed"  # the start failed; the run tries again after the grace period
     GIVEN_UP = "given up"
+    REMOVED = "removed"  # likewise, but as an operator wished, or since others took its place
+    KEPT = "kept"  # its attempts are used up, and it is left to a person
     RECOVERED = "recovered"  # it had registered meanwhile; nothing was started
     RELEASED = "released"  # its row was gone; nothing is left running
     LEFT = "left"  # not due, not possible, or not ours any more
@@ -88,6 +101,9 @@ def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
         return _TurnUnderWay(keeper, incident, run_id).take()
     except _OverError as over:
         return over.turn
+    except LeaseLostError as error:
+        message = f"{incident.resource_id} was left: {error}; nothing of this run is running."
+        return Turn(ending=Ending.LEFT, message=message)
 
 
 def resource_of(orphan: Orphan) -> Resource:
@@ -137,10 +153,13 @@ class _TurnUnderWay:
             return self._leave(Decision(Verdict.WAIT, silence))
         sighting = self._look()
         decision = self._decide(sighting)
-        if decision.verdict is Verdict.RESTART and sighting.orphan is not None:
-            return self._restart(sighting.orphan)
-        if decision.verdict is Verdict.GIVE_UP:
-            return self._give_up(sighting)
+        match decision.verdict:
+            case Verdict.RESTART if sighting.orphan is not None:
+                return self._restart(sighting.orphan)
+            case Verdict.GIVE_UP | Verdict.SUPERSEDE:
+                return self._remove(sighting, decision)
+            case Verdict.KEEP:
+                return self._keep()
         return self._leave(decision)
 
     def _look(self) -> Sighting:
@@ -148,19 +167,38 @@ class _TurnUnderWay:
         sighting = self._keeper.registry.look(self._incident.resource_id)
         if sighting.registered:
             self._close(Ending.RECOVERED, State.RECOVERED, recovery_message(self._incident))
-        if sighting.row is None and self._incident.state is not State.GIVING_UP:
+        if sighting.row is None and not self._incident.state.is_removing:
             self._close(Ending.RELEASED, State.RELEASED, "somebody removed its resource row")
         return sighting
 
     def _decide(self, sighting: Sighting) -> Decision:
-        lookup = self._keeper.containers.obstacle
+        keeper, incident = self._keeper, self._incident
+        group = keeper.registry.group(incident.group_name)
+        obstacle = group_obstacle(keeper, group)
+        if obstacle is None and sighting.orphan is not None:
+            obstacle = obstacle_of(sighting.orphan, keeper.containers.obstacle)
+        now = keeper.clock()
+        pause = Pauses(keeper.ledger.pauses(), now).of(incident.resource_id, incident.group_name)
         return decide(
-            self._incident,
-            obstacle=obstacle_of(sighting.orphan, lookup) if sighting.orphan else None,
-            policy=self._keeper.policy,
+            incident,
+            obstacle=obstacle,
+            policy=keeper.policy,
             claimed=False,
-            now=self._keeper.clock(),
+            now=now,
+            paused=str(pause) if pause else None,
+            stand_in=lambda: self._stand_in(group),
         )
+
+    def _stand_in(self, group: Group | None) -> StandIn:
+        """What came to its group meanwhile, or is about to."""
+        if group is None or floor(group) is None:
+            return StandIn.NONE
+        keeper, name = self._keeper, group.name
+        refill = None if keeper.ams else keeper.ledger.refills().get(name)
+        refilling = refill is not None and holds_claim(refill, {}, keeper.clock())
+        incidents = keeper.ledger.open_incidents(name)
+        others = Replacements(keeper, {name: group}, incidents, [name] if refilling else [])
+        return others.stand_in(self._incident)
 
     def _leave(self, decision: Decision) -> Turn:
         now = self._keeper.clock()
@@ -176,13 +214,26 @@ class _TurnUnderWay:
         now = self._keeper.clock()
         self._step(transitions.begin_attempt(self._incident, now + self._keeper.claim_timeout, now))
         self._look()
-        notes = _stop(container, resource, "what an earlier start may have left")
+        notes = stop(container, resource, "what an earlier start may have left")
         self._look()
+        self._ensure_still_ours()
         try:
-            startup = _start(container, resource)
+            startup = start(container, resource)
         except StartFailedError as error:
             return self._failed(str(error))
         return self._record(container, orphan, startup, notes)
+
+    def _ensure_still_ours(self) -> None:
+        """Right before the start: this process may have slept since its last step.
+
+        Raises:
+            LeaseLostError: Another deployment acts now.
+        """
+        if self._incident.fence is not None:
+            self._keeper.ledger.ensure_lease(self._incident.fence)
+        current = self._keeper.ledger.incident(self._incident.incident_id)
+        if current is None or current.claimed_by != self._run_id:
+            raise _OverError(_not_ours(self._incident.incident_id))
 
     def _record(
         self, container: Container, orphan: Orphan, startup: Mapping[str, str], notes: list[str]
@@ -191,16 +242,21 @@ class _TurnUnderWay:
         try:
             saved = self._save(orphan, startup)
         except StoreUnavailableError:
-            _stop(container, started, "what cannot be recorded")
+            stop(container, started, "what cannot be recorded")
             raise
         except PropertiesError as error:
-            notes = _stop(container, started, "what cannot be recorded")
+            notes = stop(container, started, "what cannot be recorded")
             return self._failed("; ".join([f"released again, since its {error}", *notes]))
         now = self._keeper.clock()
         step = transitions.started(self._incident, startup, notes, now)
-        if not saved or (
-            self._keeper.ledger.apply(step) is None and self._is_overtaken(container, started)
-        ):
+        try:
+            is_lost = not saved or (
+                self._keeper.ledger.apply(step) is None and self._is_overtaken(container, started)
+            )
+        except LeaseLostError:
+            stop(container, started, "what is another deployment's business by now")
+            raise
+        if is_lost:
             return self._undo(container, started)
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
         following = next_step(step.after, self._keeper.policy)
@@ -224,7 +280,7 @@ class _TurnUnderWay:
         try:
             return not self._is_ours()
         except StoreUnavailableError:
-            _stop(container, started, "what may be another run's by now")
+            stop(container, started, "what may be another run's by now")
             raise
 
     def _is_ours(self) -> bool:
@@ -236,7 +292,7 @@ class _TurnUnderWay:
 
     def _undo(self, container: Container, started: Resource) -> Turn:
         """Releases what was started: its row is gone, or another run took over meanwhile."""
-        notes = _stop(container, started, "what this attempt started")
+        notes = stop(container, started, "what this attempt started")
         if self._keeper.registry.look(started.resource_id).row is None:
             why = "its row was removed while it was started; what was started was released again"
             self._close(Ending.RELEASED, State.RELEASED, "; ".join([why, *notes]))
@@ -247,34 +303,49 @@ class _TurnUnderWay:
 
     def _failed(self, error: str) -> Turn:
         now = self._keeper.clock()
-        until = now + self._keeper.policy.grace_period + self._keeper.claim_timeout
+        until = due_at(self._incident, self._keeper.policy) + self._keeper.claim_timeout
         self._step(transitions.attempt_failed(self._incident, error, until, now))
         following = next_step(self._incident, self._keeper.policy)
         return self._turn(
             Ending.FAILED, f"was not started by attempt {self._attempt()}: {error}. {following}"
         )
 
-    def _give_up(self, sighting: Sighting) -> Turn:  # noqa: RET503 - `_close` does not return
+    def _keep(self) -> Turn:
+        self._step(transitions.keep(self._incident, self._keeper.clock()))
+        told = story(self._incident, self._events(), self._keeper.policy, removed=False)
+        return self._turn(Ending.KEPT, f"was kept: {told}.")
+
+    def _remove(  # noqa: RET503 - `_close` does not return
+        self, sighting: Sighting, decision: Decision
+    ) -> Turn:
         """Row into the ledger, row out of the registry, process stopped: each can be repeated."""
+        superseding = decision.verdict is Verdict.SUPERSEDE
         if sighting.row is not None:
             now = self._keeper.clock()
             until = now + self._keeper.claim_timeout
-            self._step(transitions.begin_giving_up(self._incident, sighting.row, until, now))
+            begin = transitions.begin_superseding if superseding else transitions.begin_giving_up
+            self._step(begin(self._incident, sighting.row, until, now))
             removed = self._keeper.registry.remove_orphan(
                 self._incident.resource_id, sighting.row["properties"]
             )
             if not removed and self._look().row is not None:
                 return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
-        events = self._keeper.ledger.events(self._incident.incident_id)
         kept = self._keeper.ledger.removed_row(self._incident.incident_id)
         notes = self._release(orphan_of(kept)) if kept else []
-        told = "; ".join([story(self._incident, events, self._keeper.policy), *notes])
-        self._close(Ending.GIVEN_UP, State.EXHAUSTED, told)
+        if superseding:
+            told = "its group was refilled without it; its row is kept in the ledger"
+            self._close(Ending.REMOVED, State.SUPERSEDED, "; ".join([told, *notes]))
+        told = "; ".join([story(self._incident, self._events(), self._keeper.policy), *notes])
+        by_order = self._incident.ordered == Ordered.GIVE_UP
+        self._close(Ending.REMOVED if by_order else Ending.GIVEN_UP, State.EXHAUSTED, told)
+
+    def _events(self) -> list[Event]:
+        return self._keeper.ledger.events(self._incident.incident_id)
 
     def _release(self, orphan: Orphan) -> list[str]:
         try:
             container = self._keeper.containers.get(orphan.container_name or "")
-            return _stop(container, resource_of(orphan), "what was left of it")
+            return stop(container, resource_of(orphan), "what was left of it")
         except KeeperError as error:
             return [f"could not stop what was left of it: {error}"]
 
@@ -297,28 +368,4 @@ class _TurnUnderWay:
         )
 
     def _attempt(self) -> str:
-        return f"{self._incident.attempts} of {self._keeper.policy.max_retries}"
-
-
-def _start(container: Container, resource: Resource) -> dict[str, str]:
-    """Starts it; whatever a container raises is a failed start."""
-    try:
-        startup = container.request_resource(resource)
-        # As texts, which not every container of one's own returns: what was started has to be
-        # found again by them.
-        return {str(key): str(value) for key, value in dict(startup).items()}
-    except INTERRUPTIONS:
-        raise
-    except BaseException as error:
-        raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
-
-
-def _stop(container: Container, resource: Resource, what: str) -> list[str]:
-    """Stops it as well as it can be done; returns what there is to say about it."""
-    try:
-        container.release_resource(resource)
-    except INTERRUPTIONS:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a container may raise anything
-        return [f"could not stop {what}: {Mask(resource.properties).hide(describe(error))}"]
-    return []
+        return f"{self._incident.spent} of {self._keeper.policy.max_retries}"

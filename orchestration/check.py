@@ -15,10 +15,10 @@ from orchestration.containers.preview import preview
 from orchestration.errors import AmsUnavailableError, KeeperError, describe
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Orphan
-from orchestration.keeping.summary import counted, duration
 from orchestration.keeping.survey import obstacle_of
+from orchestration.keeping.wording import counted, duration
 from orchestration.secrets import hide_assigned
-from orchestration.stores import inspection, ledger, registry
+from orchestration.stores import inspection, registry, schema
 from orchestration.stores.registry import Registry
 
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
@@ -78,6 +78,7 @@ def examine(keeper: Keeper, settings: Settings) -> Report:
     """Looks at everything that the keeper works with, and changes nothing."""
     findings = [
         Finding(grade=Grade.GOOD, subject="configuration", told=str(settings.source)),
+        *(Finding(grade=Grade.WARNING, subject="configuration", told=w) for w in settings.warnings),
         *_policy(keeper),
         *_ams(keeper),
         *_containers(keeper, settings),
@@ -192,7 +193,7 @@ def _ledger(keeper: Keeper) -> Iterator[Finding]:
     subject = f"ledger {database.url.render_as_string(hide_password=True)}"
     told = "is not there yet; the first tick creates it"
     try:
-        if inspection.has_tables(database, ledger.incident):
+        if inspection.has_tables(database, schema.incident):
             told = f"{inspection.open_incidents(database)} open incidents"
         yield Finding(grade=Grade.GOOD, subject=subject, told=told)
     except KeeperError as error:

@@ -14,6 +14,7 @@ class Cursor:
 
     event: int = 0  # the newest event of the ledger that was reported as an asset event
     watch: Watch = field(default_factory=Watch)
+    turn: str | None = None  # the group that the last wave of restarts served last
 
 
 def parse_cursor(text: str | None) -> Cursor:
@@ -32,7 +33,10 @@ def parse_cursor(text: str | None) -> Cursor:
             was_away=bool(values.get("was_away")),
             settling_since=datetime.fromisoformat(since) if since else None,
         )
-        return Cursor(event=int(values.get("event", 0)), watch=watch)
+        turn = values.get("turn")
+        return Cursor(
+            event=int(values.get("event", 0)), watch=watch, turn=None if turn is None else str(turn)
+        )
     except (ValueError, TypeError, AttributeError, RecursionError):
         return Cursor()
 
@@ -46,5 +50,6 @@ def dump_cursor(cursor: Cursor) -> str:
         "witnesses": list(watch.witnesses),
         "was_away": watch.was_away,
         "settling_since": since,
+        "turn": cursor.turn,
     }
     return json.dumps({key: value for key, value in values.items() if value})

@@ -13,6 +13,7 @@ from assets.orphan_history import STORE, build_orphan_history
 from assets.storage import HistoryIOManager, io_manager
 from orchestration.config import AuditSettings, load_settings
 from orchestration.keeper import Keeper
+from orchestration.refill_job import build_refill_job
 from orchestration.restart import build_restart_job
 from orchestration.sensor import build_orphan_sensor
 
@@ -27,7 +28,7 @@ def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.
         audit: Where the audit is kept and what it warns of. None: as without any configuration.
     """
     audit = audit or AuditSettings()
-    restarting = build_restart_job(keeper)
+    restarting, refilling = build_restart_job(keeper), build_refill_job(keeper)
     what_if = build_what_if_job(keeper.ledger, keeper.policy, keeper.clock)
     history = build_orphan_history(
         keeper.ledger, keeper.clock, keeper.policy.grace_period, audit.retention
@@ -37,9 +38,9 @@ def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.
     return dg.Definitions(
         assets=[*sources(), history, reliability],
         asset_checks=[checks],
-        jobs=[restarting, what_if],
+        jobs=[restarting, refilling, what_if],
         sensors=[
-            build_orphan_sensor(keeper, restarting),
+            build_orphan_sensor(keeper, restarting, refilling),
             _automation(keeper.check_interval, [history, reliability], checks),
         ],
         resources={
@@ -74,6 +75,8 @@ def _automation(
 def defs() -> dg.Definitions:
     """The definitions for `$AMORO_CONF_DIR/config.yaml`."""
     settings = load_settings()
+    for warning in settings.warnings:
+        dg.get_dagster_logger("dagster-amoro").warning(warning)
     built = build_definitions(Keeper.from_settings(settings), settings.audit)
     # One process per asset run: a process per step would take longer than the step itself.
     return dg.Definitions.merge(built, dg.Definitions(executor=dg.in_process_executor))

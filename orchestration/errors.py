@@ -24,6 +24,14 @@ class AmsUnavailableError(KeeperError):
     """AMS does not answer, or not as it should; nothing is decided before it does."""
 
 
+class LeaseLostError(KeeperError):
+    """Another deployment acts now, or may begin to at any moment; this one must not."""
+
+
+class UnknownTargetError(KeeperError):
+    """What an operator named is not there, or not in a state to do this to it."""
+
+
 class PropertiesError(KeeperError):
     """A row's `properties` are not a JSON object of plain values; a person has to mend the row."""
 

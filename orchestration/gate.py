@@ -1,15 +1,18 @@
-"""May anything be concluded from the registry of an AMS now?
+"""May this deployment conclude anything from the registry now, and act on it?
 
-Only while AMS answers, and only if it did not just forget its optimizers.
+Only while no other deployment has the lease. In attached mode, only while AMS answers and did not
+just forget its optimizers.
 """
 
 from datetime import datetime
 
 from orchestration.ams.client import Ams
-from orchestration.errors import AmsUnavailableError
+from orchestration.errors import AmsUnavailableError, KeeperError
 from orchestration.keeper import Keeper
 from orchestration.keeping.continuity import WITNESSES, Watch, look_again
-from orchestration.keeping.summary import clock_time
+from orchestration.keeping.model import Event, EventKind, Note
+from orchestration.keeping.wording import clock_time
+from orchestration.stores.leases import acquire
 
 
 class DoubtError(AmsUnavailableError):
@@ -19,6 +22,42 @@ class DoubtError(AmsUnavailableError):
         """Carries what the next tick has to remember all the same."""
         super().__init__(message)
         self.watch = watch
+
+
+class StandbyError(KeeperError):
+    """Another deployment acts; this one watches."""
+
+
+def hold_lease(keeper: Keeper, instance: str) -> int | None:
+    """Takes or renews the lease.
+
+    Args:
+        keeper: Whose deployment it is.
+        instance: What tells this deployment's Dagster from others of the same name.
+
+    Returns:
+        The fence of what this tick does; None: there is no other deployment.
+
+    Raises:
+        StandbyError: Another deployment has the lease.
+        StoreUnavailableError: The ledger did not answer.
+    """
+    if keeper.lease_time is None:
+        return None
+    holder = f"{keeper.deployment} ({instance[:8]})" if instance else keeper.deployment
+    with keeper.ledger.writing() as ledger:
+        before, after = acquire(ledger.connection, holder, keeper.lease_time)
+        if after.holder == holder and before.holder not in {"", holder}:
+            ended = f"that of {before.holder} ran out at {clock_time(before.expires_at)}"
+            message = f"{holder} has the lease and acts from now on; {ended}"
+            event = Event(kind=EventKind.LEASE_TAKEN, at=keeper.clock(), message=message)
+            ledger.note(Note(event=event))
+    if after.holder != holder:
+        raise StandbyError(
+            f"{after.holder} acts, and its lease runs until {clock_time(after.expires_at)}; "
+            f"{holder} takes over if it is not renewed by then"
+        )
+    return after.fence
 
 
 def silence_of(ams: Ams | None) -> str | None:

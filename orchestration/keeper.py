@@ -1,33 +1,25 @@
 """What the tick and the steps of a run work with: settings, stores, containers and a clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 from orchestration.ams.client import Ams
 from orchestration.ams.servers import FindLeader, Server, always, from_lease, from_zookeeper
-from orchestration.config import AmsSettings, HighAvailability, Settings
-from orchestration.containers.base import Container
+from orchestration.config import AmsSettings, HighAvailability, Mode, Settings
+from orchestration.containers.base import ContainerLookup
+from orchestration.containers.rehearsal import RehearsedContainers
 from orchestration.containers.resolve import Containers
 from orchestration.keeping.continuity import settling_time
+from orchestration.keeping.guards import Guards
 from orchestration.keeping.policy import RestartPolicy
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry
+from orchestration.stores.rehearsal import RehearsedRegistry
 
 Clock = Callable[[], datetime]
 """Says what time it is, as aware UTC. Read once per tick and once per step of an attempt."""
-
-
-class ContainerLookup(Protocol):
-    """Finds containers by the names that resource rows use."""
-
-    def get(self, name: str) -> Container:
-        """The container, or a ContainerError that says why there is none."""
-
-    def obstacle(self, name: str | None) -> str | None:
-        """Why orphans of this container cannot be restarted; None: they can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +37,14 @@ class Keeper:
     ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
     # How long optimizers may take to register with an AMS that came back without them.
     settling: timedelta = timedelta(0)
+    guards: Guards = field(default_factory=Guards)
+    # Groups whose orphans are restarted although they are under dynamic allocation.
+    dynamic_groups: frozenset[str] = frozenset()
+    max_keeping_attempts: int = 3  # rounds in a row in which a group is refilled
+    # What this deployment is called where several share a registry.
+    deployment: str = ""
+    # How long it may act without renewing its lease. None: it is the only one.
+    lease_time: timedelta | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Keeper":
@@ -55,7 +55,7 @@ class Keeper:
         """
         database = Database(settings.database_url, "registry")
         ams = _ams(settings.ams, database) if settings.ams else None
-        return cls(
+        keeper = cls(
             registry=Registry(database, None if ams else settings.heartbeat_timeout),
             ledger=Ledger(Database(settings.ledger_url, "ledger")),
             containers=Containers(settings.containers, ams.dialect if ams else None),
@@ -66,7 +66,22 @@ class Keeper:
             clock=utc_clock,
             ams=ams,
             settling=settling_time(settings.heartbeat_timeout),
+            guards=settings.guards,
+            dynamic_groups=settings.dynamic_groups,
+            max_keeping_attempts=settings.max_keeping_attempts,
+            deployment=settings.deployment,
+            lease_time=settings.lease_time,
         )
+        return keeper.rehearsing() if settings.mode is Mode.DRY_RUN else keeper
+
+    def rehearsing(self) -> "Keeper":
+        """The same keeper for a dry run: it records what it would do, and does nothing."""
+        ledger = Ledger(self.ledger.database, dry_run=True)
+        registry = RehearsedRegistry(
+            self.registry.database, self.registry.heartbeat_timeout, ledger.removed_in_dry_run
+        )
+        containers = RehearsedContainers(self.containers)
+        return replace(self, registry=registry, ledger=ledger, containers=containers)
 
     def close(self) -> None:
         """Closes the pooled connections of both stores."""

@@ -9,12 +9,15 @@ from pydantic import Field
 from assets.names import HISTORY, partition_key
 from orchestration.attempt import Ending, Turn, take_turn, take_up
 from orchestration.keeper import Keeper
-from orchestration.keeping.model import Incident
-from orchestration.keeping.summary import clock_time, next_step
+from orchestration.keeping.model import Incident, State
+from orchestration.keeping.policy import Backoff, due_at
+from orchestration.keeping.summary import next_step
+from orchestration.keeping.wording import clock_time
 from orchestration.secrets import without_secrets
 
 CLAIM_OP = "claim_orphans"
-_ACTED = {Ending.STARTED, Ending.FAILED, Ending.GIVEN_UP}
+_ACTED = {Ending.STARTED, Ending.FAILED, Ending.GIVEN_UP, Ending.REMOVED, Ending.KEPT}
+_LOUD = {Ending.FAILED, Ending.GIVEN_UP, Ending.KEPT}  # what somebody should hear of
 _OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _LONGEST_STEP_NAME = 40  # characters of the resource id in it
@@ -52,9 +55,10 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
             delay=keeper.policy.grace_period.total_seconds(),
         ),
         description=(
-            "Looks again at one orphan and restarts it, or gives it up when its attempts are used "
-            "up. A start that failed is tried again after the grace period. Success means that "
-            "the start was accepted; the next ticks see whether an optimizer registers."
+            "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
+            "or removes it where others took its place. A start that failed is tried again after "
+            "the grace period. Success means that the start was accepted; the next ticks see "
+            "whether an optimizer registers."
         ),
     )
     def restart_orphan(
@@ -63,9 +67,8 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
         turn = take_turn(keeper, incident_id, context.run_id)
         metadata = _metadata(keeper, turn)
         yield from _observations(turn, metadata)
-        if turn.ending in {Ending.FAILED, Ending.GIVEN_UP}:
-            again = turn.ending is Ending.FAILED
-            raise dg.Failure(turn.message, metadata=metadata, allow_retries=again)
+        if turn.ending in _LOUD:
+            raise _failure(keeper, turn, metadata)
         yield dg.Output(None, metadata={"result": turn.message, **metadata})
 
     @dg.job(
@@ -82,6 +85,19 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
         claim_orphans().map(restart_orphan)
 
     return restart_orphans
+
+
+def _failure(keeper: Keeper, turn: Turn, metadata: Mapping[str, str]) -> Exception:
+    """What tells Dagster, and whoever it alerts, that a turn failed, and when to try again."""
+    again = turn.ending is Ending.FAILED
+    failure = dg.Failure(turn.message, metadata=metadata, allow_retries=again)
+    if not again or turn.incident is None or keeper.policy.backoff is Backoff.CONSTANT:
+        return failure
+    # The op's retry policy knows pauses that grow, but neither their cap nor who else is restarted.
+    wait = due_at(turn.incident, keeper.policy) - keeper.clock()
+    later = dg.RetryRequested(keeper.policy.max_retries, max(wait.total_seconds(), 0))
+    later.__cause__ = failure
+    return later
 
 
 def step_name(incident: Incident) -> str:
@@ -118,9 +134,9 @@ def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
         "resource": incident.resource_id,
         "container": incident.container_name,
         "incident": str(incident.incident_id),
-        "attempt": f"{incident.attempts} of {keeper.policy.max_retries}",
+        "attempt": f"{incident.spent} of {keeper.policy.max_retries}",
         "orphaned since": clock_time(incident.detected_at),
     }
-    if incident.is_open and incident.attempts:
+    if incident.is_open and incident.attempts and incident.state is not State.KEPT:
         told["next"] = next_step(incident, keeper.policy)
     return told | without_secrets(turn.startup)

@@ -9,12 +9,14 @@ import dagster as dg
 from assets.names import EVENTS, GROUPS, group_name, partition_key
 from orchestration.cursor import Cursor, dump_cursor, parse_cursor
 from orchestration.errors import KeeperError, describe
-from orchestration.gate import DoubtError
+from orchestration.gate import DoubtError, StandbyError
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import EventKind
 from orchestration.keeping.policy import RunState
 from orchestration.keeping.summary import ABSTAINED
 from orchestration.keeping.survey import Order
+from orchestration.refill_job import TAKE_OP
+from orchestration.refills import RefillOrder
 from orchestration.restart import CLAIM_OP
 from orchestration.stores.ledger import Ledger
 from orchestration.tick import Tick, tick
@@ -36,12 +38,20 @@ _ENDED = {
 }
 
 
-def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefinition:
-    """The sensor that finds orphans and requests runs of `job` for those that are due."""
+def build_orphan_sensor(
+    keeper: Keeper, restarting: dg.JobDefinition, refilling: dg.JobDefinition
+) -> dg.SensorDefinition:
+    """The sensor that finds orphans and requests runs for those that are due.
+
+    Args:
+        keeper: What to keep, and with what.
+        restarting: The job that restarts orphans.
+        refilling: The job that brings groups up to their floor.
+    """
 
     @dg.sensor(
         name="orphan_sensor",
-        job=job,
+        jobs=[restarting, refilling],
         minimum_interval_seconds=int(keeper.check_interval.total_seconds()),
         default_status=(
             dg.DefaultSensorStatus.RUNNING
@@ -51,7 +61,9 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
         description=(
             "Looks for orphans: resources that no optimizer stands for. Records when they are "
             "found and how they end, and requests a run of restart_orphans for those whose grace "
-            "period is over. If a store or AMS does not answer, it does nothing and says so."
+            "period is over. If a store or AMS does not answer, it does nothing and says so. "
+            "In standalone mode it also requests a run of refill_groups for groups that are below "
+            "their min-parallelism."
         ),
         metadata={
             "auto-restart-enabled": keeper.policy.enabled,
@@ -64,10 +76,18 @@ def build_orphan_sensor(keeper: Keeper, job: dg.JobDefinition) -> dg.SensorDefin
         known = set(context.instance.get_dynamic_partitions(GROUPS.name or ""))
         cursor = parse_cursor(context.cursor)
         try:
-            seen = tick(keeper, lambda owners: run_states(context.instance, owners), cursor.watch)
+            seen = tick(
+                keeper,
+                lambda owners: run_states(context.instance, owners),
+                cursor.watch,
+                turn=cursor.turn,
+                instance=_identity(context.instance),
+            )
+        except StandbyError as standby:
+            return dg.SensorResult(skip_reason=f"Watching: {standby}.", cursor=context.cursor)
         except KeeperError as error:
             return _abstention(error, cursor)
-        if seen.orders:
+        if seen.orders or seen.refills:
             context.log.info(seen.summary)
         return _result(seen, _news(keeper.ledger, cursor), known)
 
@@ -111,6 +131,12 @@ def run_states(instance: dg.DagsterInstance, owners: Sequence[str]) -> Mapping[s
     return states | {run.tags[RUN_KEY_TAG]: _state(run.status) for run in by_liveness}
 
 
+def _identity(instance: dg.DagsterInstance) -> str:
+    """What tells this Dagster deployment from others: the number of its storage, if it has one."""
+    ask = getattr(instance.run_storage, "get_run_storage_id", None)
+    return str(ask()) if callable(ask) else ""
+
+
 def _state(status: dg.DagsterRunStatus) -> RunState:
     if status in _QUEUED:
         return RunState.QUEUED
@@ -122,10 +148,11 @@ def _result(seen: Tick, news: _News, known: AbstractSet[str]) -> dg.SensorResult
     new = sorted({partition_key(group) for group in groups} - known)
     events = {**{group_name(key): {} for key in new}, **news.events}
     requests = [_request(order) for order in seen.orders]
+    requests += [_refill_request(seen.refills)] if seen.refills else []
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
-        cursor=dump_cursor(Cursor(event=news.newest, watch=seen.watch)),
+        cursor=dump_cursor(Cursor(event=news.newest, watch=seen.watch, turn=seen.turn)),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
         asset_events=[_report(group, kinds) for group, kinds in events.items()],
     )
@@ -146,7 +173,20 @@ def _request(order: Order) -> dg.RunRequest:
     if len(order.incidents) == 1:
         tags["amoro/resource"] = order.incidents[0].resource_id
     return dg.RunRequest(
+        job_name="restart_orphans",
         run_key=order.run_key,
         run_config={"ops": {CLAIM_OP: {"config": {"hand_over": order.run_key}}}},
+        tags=tags,
+    )
+
+
+def _refill_request(order: RefillOrder) -> dg.RunRequest:
+    tags = {"amoro/groups": str(len(order.refills))}
+    if len(order.refills) == 1:
+        tags["amoro/group"] = order.refills[0].group_name
+    return dg.RunRequest(
+        job_name="refill_groups",
+        run_key=order.run_key,
+        run_config={"ops": {TAKE_OP: {"config": {"hand_over": order.run_key}}}},
         tags=tags,
     )

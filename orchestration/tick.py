@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
-from orchestration.gate import ensure_answer, ensure_continuity
+from orchestration.gate import ensure_answer, ensure_continuity, hold_lease
 from orchestration.keeper import Keeper
 from orchestration.keeping.continuity import Watch
 from orchestration.keeping.model import Incident, Transition
-from orchestration.keeping.policy import RunState
+from orchestration.keeping.pauses import Pauses
+from orchestration.keeping.policy import RunState, holds_claim
+from orchestration.keeping.refill import Refill, RefillState
+from orchestration.keeping.sizing import Sizing, size
 from orchestration.keeping.summary import summarize
 from orchestration.keeping.survey import (
     Assessment,
@@ -21,8 +24,11 @@ from orchestration.keeping.survey import (
     missing,
     orders,
     reconcile,
+    unknown,
 )
-from orchestration.keeping.transitions import observed
+from orchestration.keeping.transitions import detect, enforce, observed
+from orchestration.refills import RefillOrder, request
+from orchestration.replacements import Replacements, group_obstacle
 from orchestration.stores.ledger import Writing
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
@@ -37,6 +43,9 @@ class Tick:
     orders: tuple[Order, ...]  # runs to request; their incidents are handed over already
     summary: str  # one line for the reader of the UI
     watch: Watch  # for the next tick
+    turn: str | None  # likewise: the group that was served last
+    refills: RefillOrder | None  # a run that refills groups; None: none is needed
+    assessment: Assessment
 
 
 @contextmanager
@@ -56,7 +65,14 @@ def uncollected() -> Iterator[None]:
 
 
 @uncollected()
-def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
+def tick(
+    keeper: Keeper,
+    run_states: RunStates,
+    watch: Watch,
+    *,
+    turn: str | None = None,
+    instance: str = "",
+) -> Tick:
     """Looks once and records what it means, all of it in one transaction of the ledger.
 
     The ledger is read before the registry: an incident that a run closes in between is then still
@@ -67,46 +83,171 @@ def tick(keeper: Keeper, run_states: RunStates, watch: Watch) -> Tick:
         keeper: What to keep, and with what.
         run_states: Asks Dagster about runs.
         watch: What the tick before remembered of AMS's optimizers.
+        turn: What it remembered of whose turn it was.
+        instance: What tells this Dagster deployment from others of the same name.
 
     Raises:
+        StandbyError: Another deployment has the lease.
         DoubtError: AMS does not answer, or may have forgotten its optimizers. Its `watch` is for
             the next tick; no incident was touched.
         StoreUnavailableError: A store did not answer; no incident was touched.
+        LeaseLostError: The lease was lost meanwhile; no incident was touched.
     """
+    fence = hold_lease(keeper, instance)
     incidents = keeper.ledger.open_incidents()
+    refills = {} if keeper.ams else keeper.ledger.refills()
+    pauses = keeper.ledger.pauses()
     ensure_answer(keeper.ams, watch)
     survey = keeper.registry.survey()
     now = keeper.clock()
     watch = ensure_continuity(keeper, watch, now)
-    gone = missing(survey, incidents)
-    present = keeper.registry.present(gone) if gone else set()
-    claims = sorted({i.claimed_by for i in incidents if i.claimed_by})
     surroundings = Surroundings(
         policy=keeper.policy,
         obstacle=cache(keeper.containers.obstacle),  # once a tick, not once an orphan
-        runs=run_states(claims) if claims else {},
+        runs=_runs(run_states, [*incidents, *refills.values()]),
         now=now,
+        fence=fence,
+        pauses=Pauses(pauses, now),
+        guards=keeper.guards,
+        count=cache(keeper.registry.resource_counts),
+        turn=turn,
+        group_obstacle=cache(lambda name: group_obstacle(keeper, survey.sized.get(name or ""))),
     )
-    steps = _observed(keeper, reconcile(survey, incidents, present, surroundings.now))
-    assessment = assess(survey, incidents, surroundings)
-    requested: list[Order] = []
-    if steps or assessment.due or assessment.reports:
-        with keeper.ledger.writing() as ledger:
-            steps, incidents = _reconciled(ledger, steps, incidents)
-            assessment = assess(survey, incidents, surroundings)
-            ledger.apply(assessment.reports)
-            requested = _hand_over(ledger, keeper, assessment, surroundings)
-    summary = summarize(
-        survey, assessment, handed_over=requested, applied=steps, surroundings=surroundings
-    )
-    return Tick(survey=survey, orders=tuple(requested), summary=summary, watch=watch)
+    return _TickUnderWay(keeper, survey, surroundings, refills).finish(incidents, watch)
 
 
-def _observed(keeper: Keeper, steps: list[Transition]) -> list[Transition]:
-    """The steps with the threads of their groups: what was lost, and what came back."""
-    groups = {step.after.group_name for step in steps}
-    capacity = keeper.registry.capacity(groups) if groups else {}
-    return [observed(step, capacity.get(step.after.group_name), keeper.policy) for step in steps]
+def _runs(run_states: RunStates, claimed: Sequence[Incident | Refill]) -> Mapping[str, RunState]:
+    owners = sorted({each.claimed_by for each in claimed if each.claimed_by})
+    return run_states(owners) if owners else {}
+
+
+class _TickUnderWay:
+    """A tick that has looked, and now concludes."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        survey: Survey,
+        surroundings: Surroundings,
+        refills: Mapping[str, Refill],
+    ) -> None:
+        self._keeper = keeper
+        self._survey = survey
+        self._surroundings = surroundings
+        self._refills = refills
+
+    def finish(self, incidents: list[Incident], watch: Watch) -> Tick:
+        steps = self._steps(incidents)
+        sizings = self._sizings(incidents)
+        assessment = self._assess(incidents)
+        requested: list[Order] = []
+        refill: RefillOrder | None = None
+        if steps or assessment.due or assessment.reports or any(each.acts for each in sizings):
+            with self._keeper.ledger.writing(self._surroundings.fence) as ledger:
+                steps, incidents = _reconciled(ledger, steps, incidents)
+                sizings = self._sizings(incidents)
+                refill, incidents = request(
+                    ledger, self._keeper, sizings, incidents, self._surroundings
+                )
+                assessment = self._assess(incidents, refill)
+                ledger.apply(assessment.reports)
+                requested = self._hand_over(ledger, assessment)
+        summary = summarize(
+            self._survey,
+            assessment,
+            handed_over=requested,
+            applied=steps,
+            surroundings=self._surroundings,
+            sizes=[s for each in sizings if (s := each.told(self._keeper.max_keeping_attempts))],
+        )
+        return Tick(
+            survey=self._survey,
+            orders=tuple(requested),
+            summary=summary,
+            watch=watch,
+            refills=refill,
+            turn=assessment.turn,
+            assessment=assessment,
+        )
+
+    def _steps(self, incidents: Sequence[Incident]) -> list[Transition]:
+        """What changed since the last look, with the threads of the groups where it did."""
+        keeper, now = self._keeper, self._surroundings.now
+        gone = missing(self._survey, incidents)
+        present = keeper.registry.present(gone) if gone else set()
+        steps = reconcile(self._survey, incidents, present, now, self._opened(incidents))
+        if not keeper.ledger.dry_run:
+            rehearsed = [each for each in incidents if each.dry_run]
+            orphans = self._survey.orphans
+            steps += [enforce(each, now) for each in rehearsed if each.resource_id in orphans]
+        groups = {step.after.group_name for step in steps}
+        capacity = keeper.registry.capacity(groups) if groups else {}
+        return [
+            observed(step, capacity.get(step.after.group_name), keeper.policy) for step in steps
+        ]
+
+    def _opened(self, incidents: Sequence[Incident]) -> list[Transition]:
+        """The steps that open incidents, with what the past and the group say about them."""
+        keeper, now = self._keeper, self._surroundings.now
+        new = unknown(self._survey, incidents)
+        if not new:
+            return []
+        stable_after = keeper.policy.stable_after
+        spent = keeper.ledger.unstable(now - stable_after) if stable_after else {}
+        starts = keeper.registry.newest_starts({each.group_name or "" for each in new})
+        return [
+            detect(
+                orphan,
+                now,
+                carried=spent.get(orphan.resource_id, 0),
+                newest_start=starts.get(orphan.group_name or ""),
+            )
+            for orphan in new
+        ]
+
+    def _sizings(self, incidents: Sequence[Incident]) -> list[Sizing]:
+        """The groups below their floor; in attached mode they are AMS's business."""
+        keeper = self._keeper
+        if keeper.ams is not None or not keeper.policy.enabled:
+            return []
+        if not self._survey.sized and not self._refills:
+            return []
+        return size(
+            self._survey,
+            incidents,
+            self._refills,
+            self._surroundings,
+            keeper.max_keeping_attempts,
+        )
+
+    def _assess(
+        self, incidents: Sequence[Incident], refill: RefillOrder | None = None
+    ) -> Assessment:
+        if not self._survey.sized:
+            return assess(self._survey, incidents, self._surroundings)
+        now, runs = self._surroundings.now, self._surroundings.runs
+        refilling = {
+            name
+            for name, each in self._refills.items()
+            if each.state is RefillState.REQUESTED
+            and holds_claim(each, runs, now, self._surroundings.fence)
+        }
+        refilling |= {each.group_name for each in refill.refills} if refill else set()
+        others = Replacements(self._keeper, self._survey.sized, incidents, refilling)
+        surroundings = replace(self._surroundings, stand_in=others.stand_in)
+        return assess(self._survey, incidents, surroundings)
+
+    def _hand_over(self, ledger: Writing, assessment: Assessment) -> list[Order]:
+        """Gives what is due to runs; returns the orders with the incidents that were won."""
+        now, fence = self._surroundings.now, self._surroundings.fence
+        until = now + self._keeper.claim_timeout
+        requested = []
+        for order in orders(assessment.due, self._keeper.max_restarts_per_run):
+            won = ledger.apply(order.hand_over(until, now, fence))
+            incidents = tuple(incident for incident in won if incident is not None)
+            if incidents:
+                requested.append(replace(order, incidents=incidents))
+        return requested
 
 
 def _reconciled(
@@ -118,17 +259,3 @@ def _reconciled(
     still_open = [i for i in incidents if i.incident_id not in touched]
     opened = [moved for _, moved in results if moved is not None and moved.is_open]
     return [step for step, moved in results if moved is not None], still_open + opened
-
-
-def _hand_over(
-    ledger: Writing, keeper: Keeper, assessment: Assessment, surroundings: Surroundings
-) -> list[Order]:
-    """Gives what is due to runs; returns the orders with the incidents that were won."""
-    now = surroundings.now
-    requested = []
-    for order in orders(assessment.due, keeper.max_restarts_per_run):
-        won = ledger.apply(order.hand_over(now + keeper.claim_timeout, now))
-        incidents = tuple(incident for incident in won if incident is not None)
-        if incidents:
-            requested.append(replace(order, incidents=incidents))
-    return requested

@@ -15,6 +15,7 @@ from orchestration.config.settings import (
     ContainerSettings,
     DatabaseType,
     HighAvailability,
+    Mode,
     RegistryMode,
     Settings,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "ContainerSettings",
     "DatabaseType",
     "HighAvailability",
+    "Mode",
     "RegistryMode",
     "Setting",
     "Settings",

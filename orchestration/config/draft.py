@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from orchestration.config.keys import (
     DATABASE_URL,
-    KEYS,
     LEDGER_URL,
     Setting,
+    for_group,
+    group_in,
+    is_known,
+    is_of_groups,
     keys_meant,
     resembles_one,
 )
@@ -34,13 +38,14 @@ class _Given:
 
 @dataclass(slots=True)
 class Draft:
-    """The keys as they were given, in full and flattened, and the problems found so far."""
+    """The keys as they were given, in full and flattened, and what was found wrong so far."""
 
     source: Path
     given: dict[str, _Given] = field(default_factory=dict)
     decoders: dict[str, Callable[[object], str]] = field(default_factory=dict)  # by key
     rejected: set[str] = field(default_factory=set)  # keys
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def get(self, setting: Setting[_T]) -> _T:
         """The value of a key, its default where it is left out or not accepted."""
@@ -60,19 +65,35 @@ class Draft:
         given = self.given.get(setting.key)
         return given is not None and given.value is not None and given.value != ""
 
+    def by_group(self, setting: Setting[_T | None]) -> Mapping[str, _T]:
+        """The values that groups were given, by name; without those that were given none."""
+        names = filter(None, (group_in(key, setting) for key in self.given))
+        found = ((name, self.get(for_group(setting, name))) for name in names)
+        return MappingProxyType({name: value for name, value in found if value is not None})
+
+    def shown(self, setting: Setting[object]) -> str:
+        """What a key was given, as errors may show it, or that it was left out."""
+        given = self.given.get(setting.key)
+        if given is None or given.value is None:
+            return "left out" + (f", which means {setting.default}" if setting.default else "")
+        return "***" if setting.key in self.decoders else show(setting.key, given.value)
+
     def reject(self, setting: Setting[object], why: str = "") -> None:
         """Notes that a key cannot have the value that it was given; without a reason, once."""
         if not why and setting.key in self.rejected:
             return
         self.rejected.add(setting.key)
-        given = self.given.get(setting.key) or _Given(None, str(self.source))
-        default = f", which means {setting.default}" if setting.default else ""
-        shown = "***" if setting.key in self.decoders else show(setting.key, given.value)
-        shown = f"left out{default}" if given.value is None else shown
         reason = f" {why}" if why else ""
-        self.note(
-            f"{given.origin}: {setting.key} is {shown}{reason}; accepted is {setting.accepts}"
-        )
+        self.note(f"{self._found(setting)}{reason}; accepted is {setting.accepts}")
+
+    def warn(self, setting: Setting[object], why: str) -> None:
+        """Notes that a key has a value that is accepted, but hardly meant."""
+        self.warnings.append(f"{self._found(setting)}: {why}.")
+
+    def _found(self, setting: Setting[object]) -> str:
+        given = self.given.get(setting.key)
+        origin = given.origin if given else self.source
+        return f"{origin}: {setting.key} is {self.shown(setting)}"
 
     def reject_in_file(self, place: str, found: str, accepts: str) -> None:
         """Notes that something in the file, which is not one of the keys, is not accepted."""
@@ -119,7 +140,9 @@ class Draft:
     def reject_unknown(self) -> None:
         """Notes the keys that do not exist and that Amoro cannot have either."""
         for key, given in self.given.items():
-            if key in KEYS or not (meant := keys_meant(key)):
+            if is_known(key) or not (meant := keys_meant(key)):
+                continue
+            if given.value is None and is_of_groups(key):  # a group with nothing in it
                 continue
             nearest = get_close_matches(key, meant, n=1)
             hint = f" did you mean {nearest[0]}?" if nearest else ""
@@ -142,8 +165,9 @@ def environment_key(name: str) -> str | None:
     """The key that an environment variable sets; None: it is not ours.
 
     For `ams` it is Amoro's rule: one underscore is a dot, two or more are a hyphen. The keys of
-    `keeper` have no dots, so there any number is a hyphen. Only what is one of them, or resembles
-    one, counts, and not the variables that Kubernetes makes of the names of services.
+    `keeper` that have a variable have no dots, so there any number is a hyphen. Only what is one of
+    them, or resembles one, counts, and not the variables that Kubernetes makes of the names of
+    services.
     """
     if name.startswith("AMS"):
         text = name.removeprefix("AMS_").lower()

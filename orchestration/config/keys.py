@@ -1,28 +1,40 @@
 """Which keys of config.yaml are read, and what each accepts, means and defaults to."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import Final, Generic, TypeVar
 
-from orchestration.config.settings import DatabaseType, HighAvailability, RegistryMode
+from orchestration.config.settings import (
+    DatabaseType,
+    DynamicAllocation,
+    HighAvailability,
+    Mode,
+    RegistryMode,
+)
 from orchestration.config.urls import parse_url
 from orchestration.config.values import (
     DURATION_ACCEPTS,
     JAVA_INT_MAX,
     LONGEST,
     duration_from,
+    one_of,
+    or_none,
     parse_host,
     parse_interval,
     parse_keywords,
+    parse_part,
     parse_share,
     parse_switch,
     parse_text,
     whole_from,
 )
 from orchestration.dialect import parse_version
+from orchestration.keeping.policy import Backoff, OnExhausted
 
+_T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
 
@@ -37,16 +49,6 @@ class Setting(Generic[_T_co]):
     meaning: str
     unit: str = ""  # of a bare number; empty: it has none
     when_needed: bool = False  # whether it is only checked where something depends on it
-
-
-def parse_mode(value: object) -> RegistryMode | None:
-    """Whose the registry is; None where that follows from the database's type."""
-    return None if value == "" else RegistryMode(str(value))
-
-
-def parse_type(value: object) -> DatabaseType:
-    """A type of database."""
-    return DatabaseType(str(value))
 
 
 def parse_ha(value: object) -> HighAvailability:
@@ -65,6 +67,14 @@ def parse_ams_version(value: object) -> str:
     return text
 
 
+def parse_name(value: object) -> str:
+    """What a deployment is called; empty: it is not given."""
+    text = parse_text(value).strip()
+    if len(text) > LONGEST_NAME:
+        raise ValueError("too long")
+    return text
+
+
 _URL_ACCEPTS: Final = (
     "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
     "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
@@ -75,16 +85,12 @@ _ADDRESS_ACCEPTS: Final = (
 )
 _PORT: Final = whole_from(1, 65535)
 _PORT_ACCEPTS: Final = "a whole number from 1 to 65535"
-
-
-def parse_retention(value: object) -> timedelta | None:
-    """How long something is kept; None: for ever."""
-    return None if value == "" else duration_from(timedelta(days=1))(value)
-
-
+_PART_ACCEPTS: Final = "a number more than 0, with which nothing would ever be healed, and up to 1"
+LONGEST_NAME: Final = 80  # characters of a deployment's name
+_NAME: Final = "<name>"  # stands for that of a group in the keys of groups
 DATABASE_TYPE: Final = Setting(
     key="ams.database.type",
-    parse=parse_type,
+    parse=one_of(DatabaseType),
     default="derby",
     accepts="postgres, mysql or sqlite; Derby, Amoro's default, cannot be opened from outside "
     "AMS's process: move AMS to PostgreSQL or MySQL, or run dagster-amoro without AMS, with "
@@ -234,6 +240,15 @@ CHECK_INTERVAL: Final = Setting(
     meaning="How often the sensor looks for orphans. A fraction of a second is cut off.",
     unit="ms",
 )
+MAX_KEEPING_ATTEMPTS: Final = Setting(
+    key="ams.optimizer-group.max-keeping-attempts",
+    parse=whole_from(1),
+    default="3",
+    accepts=f"a whole number from 1 to {JAVA_INT_MAX}",
+    meaning="How many rounds in a row a group that stays below its `min-parallelism` is filled up, "
+    "before it is left as it is. Only standalone: an AMS does this itself.",
+    unit="rounds",
+)
 HEARTBEAT_TIMEOUT: Final = Setting(
     key="ams.optimizer.heart-beat-timeout",
     parse=duration_from(timedelta(microseconds=1)),
@@ -244,7 +259,7 @@ HEARTBEAT_TIMEOUT: Final = Setting(
 )
 REGISTRY: Final = Setting(
     key="keeper.registry",
-    parse=parse_mode,
+    parse=or_none(one_of(RegistryMode)),
     default="",
     accepts="attached, or standalone, the only one for sqlite",
     meaning="Whose the registry is: a running AMS's (`attached`) or ours (`standalone`). "
@@ -314,6 +329,116 @@ CLAIM_TIMEOUT: Final = Setting(
     meaning="How long a hand-over to a run, or a run's claim, lasts without a sign of life.",
     unit="ms",
 )
+MODE: Final = Setting(
+    key="keeper.mode",
+    parse=one_of(Mode),
+    default="enforce",
+    accepts="enforce or dry-run",
+    meaning="`dry-run`: everything is recorded as if it were done, nothing is started, saved or "
+    "removed.",
+)
+MAX_RESTARTS_PER_TICK: Final = Setting(
+    key="keeper.max-restarts-per-tick",
+    parse=whole_from(1),
+    default="1000",
+    accepts=f"a whole number from 1 to {JAVA_INT_MAX}",
+    meaning="How many orphans one tick hands to runs; the rest follows at the next, oldest first "
+    "and groups in turn.",
+    unit="orphans",
+)
+MAX_ORPHANED: Final = Setting(
+    key="keeper.max-orphaned-fraction",
+    parse=parse_part,
+    default="1",
+    accepts=_PART_ACCEPTS,
+    meaning="While a larger share of a group's resources is orphaned, nothing is restarted in it. "
+    "1: no limit.",
+)
+MAX_ORPHANED_OVERALL: Final = Setting(
+    key="keeper.max-orphaned-fraction-overall",
+    parse=parse_part,
+    default="1",
+    accepts=_PART_ACCEPTS,
+    meaning="While a larger share of all resources is orphaned, nothing is restarted at all. "
+    "1: no limit.",
+)
+STABLE_AFTER: Final = Setting(
+    key="keeper.stable-after",
+    parse=duration_from(timedelta(0)),
+    default="1h",
+    accepts=f"{DURATION_ACCEPTS}, not shorter than {GRACE_PERIOD.key} and up to {LONGEST.days} d, "
+    "or 0 to switch it off",
+    meaning="What is orphaned again sooner after its recovery continues its old count of attempts, "
+    "so that a crash loop ends. 0: every recovery gives a fresh count. Left out: 1h, or the grace "
+    "period if that is longer.",
+    unit="ms",
+)
+BACKOFF: Final = Setting(
+    key="keeper.backoff",
+    parse=one_of(Backoff),
+    default="constant",
+    accepts="constant or exponential",
+    meaning="The pauses between attempts: each as long as the grace period, or each twice as long "
+    "as the one before.",
+)
+BACKOFF_CAP: Final = Setting(
+    key="keeper.backoff-cap",
+    parse=duration_from(timedelta(microseconds=1)),
+    default="1h",
+    accepts=f"{DURATION_ACCEPTS}, more than 0, not shorter than {GRACE_PERIOD.key} and up to "
+    f"{LONGEST.days} d",
+    meaning="The longest pause where they are exponential. Left out: 1h, or the grace period if "
+    "that is longer.",
+    unit="ms",
+)
+BACKOFF_JITTER: Final = Setting(
+    key="keeper.backoff-jitter",
+    parse=parse_share,
+    default="0.1",
+    accepts="a number from 0 to 1",
+    meaning="By up to which share an exponential pause may be longer, so that what died together "
+    "is not started together.",
+)
+ON_EXHAUSTED: Final = Setting(
+    key="keeper.on-exhausted",
+    parse=one_of(OnExhausted),
+    default="clean-up",
+    accepts="clean-up or keep",
+    meaning="What becomes of a resource without attempts left: it is released and its row moves to "
+    "the ledger (`clean-up`), or it stays and is told of once (`keep`).",
+)
+LEASE_TIME: Final = Setting(
+    key="keeper.lease-time",
+    parse=or_none(duration_from(timedelta(microseconds=1))),
+    default="",
+    accepts=f"{DURATION_ACCEPTS}, at least twice {CHECK_INTERVAL.key} and up to {LONGEST.days} d",
+    meaning="Set where more than one Dagster deployment works on one registry: one acts, the "
+    "others watch, and take over when its lease was not renewed for so long. Left out: no lease.",
+    unit="ms",
+)
+DEPLOYMENT: Final = Setting(
+    key="keeper.deployment",
+    parse=parse_name,
+    default="",
+    accepts=f"a text of up to {LONGEST_NAME} characters",
+    meaning="What this Dagster deployment is called where several share a registry. "
+    "Left out: the name of its host.",
+)
+GROUP_DYNAMIC: Final = Setting(
+    key=f"keeper.groups.{_NAME}.dynamic-allocation",
+    parse=one_of(DynamicAllocation),
+    default="leave",
+    accepts="leave or restart",
+    meaning="Whether this group's orphans are restarted (`restart`) though AMS changes its size "
+    "by itself, or left to AMS. Only in the file.",
+)
+GROUP_MAX_ORPHANED: Final = Setting(
+    key=f"keeper.groups.{_NAME}.max-orphaned-fraction",
+    parse=or_none(parse_part),
+    default="",
+    accepts=_PART_ACCEPTS,
+    meaning="`keeper.max-orphaned-fraction` for this group. Only in the file.",
+)
 AUDIT_STORAGE: Final = Setting(
     key="keeper.audit-storage",
     parse=parse_text,
@@ -324,7 +449,7 @@ AUDIT_STORAGE: Final = Setting(
 )
 AUDIT_RETENTION: Final = Setting(
     key="keeper.audit-retention",
-    parse=parse_retention,
+    parse=or_none(duration_from(timedelta(days=1))),
     default="",
     accepts=f"{DURATION_ACCEPTS}, from 1 d up to {LONGEST.days} d",
     meaning="How long the frames of the audit are kept; the ledger keeps everything in any case. "
@@ -365,6 +490,7 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     MAX_RETRIES,
     GRACE_PERIOD,
     CHECK_INTERVAL,
+    MAX_KEEPING_ATTEMPTS,
     HEARTBEAT_TIMEOUT,
     REGISTRY,
     LEDGER_URL,
@@ -375,27 +501,77 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     AMS_VERSION,
     MAX_RESTARTS,
     CLAIM_TIMEOUT,
+    MODE,
+    MAX_RESTARTS_PER_TICK,
+    MAX_ORPHANED,
+    MAX_ORPHANED_OVERALL,
+    STABLE_AFTER,
+    BACKOFF,
+    BACKOFF_CAP,
+    BACKOFF_JITTER,
+    ON_EXHAUSTED,
+    LEASE_TIME,
+    DEPLOYMENT,
+    GROUP_DYNAMIC,
+    GROUP_MAX_ORPHANED,
     AUDIT_STORAGE,
     AUDIT_RETENTION,
     ALERT_SUCCESS,
     ALERT_FLAPPING,
 )
 KEYS: Final = frozenset(setting.key for setting in SETTINGS)
-_KEEPER_KEYS: Final = tuple(key for key in KEYS if key.startswith("keeper."))
+_KEEPER: Final = "keeper."
+_KEEPER_KEYS: Final = tuple(key for key in KEYS if key.startswith(_KEEPER))
+# Without what they all begin with, which would make short names look alike.
+_KEEPER_NAMES: Final = tuple(key.removeprefix(_KEEPER) for key in _KEEPER_KEYS)
+_GROUP_SETTINGS: Final[tuple[Setting[object], ...]] = (GROUP_DYNAMIC, GROUP_MAX_ORPHANED)
+# A group, and what is no key of one: a word, or what stands below a key.
+_GROUP_KEY: Final = re.compile(
+    r"keeper\.groups(?:\.(.+?)(?:\.(?:dynamic-allocation|max-orphaned-fraction)\..*|\.[^.]*)?)?",
+    re.DOTALL,
+)
 _RESTART_PREFIX: Final = "ams.optimizer.auto-restart"
 RESTART_KEYS: Final = (AUTO_RESTART.key, MAX_RETRIES.key, GRACE_PERIOD.key)
 # The nearest of Amoro's own keys is 0.67 alike; a key whose `optimizer` was left out, 0.82.
 _ALIKE: Final = 0.8
 
 
+def group_in(key: str, setting: Setting[object]) -> str:
+    """The name of the group that a key sets this for, dots and all; empty: for none."""
+    before, _, after = setting.key.partition(_NAME)
+    if key.startswith(before) and key.endswith(after):
+        return key[len(before) : -len(after)]
+    return ""
+
+
+def for_group(setting: Setting[_T], name: str) -> Setting[_T]:
+    """A setting of groups, as one group has it."""
+    return replace(setting, key=setting.key.replace(_NAME, name))
+
+
+def is_known(key: str) -> bool:
+    """Whether it is one of our keys, those of groups included."""
+    return key in KEYS or any(group_in(key, setting) for setting in _GROUP_SETTINGS)
+
+
+def is_of_groups(key: str) -> bool:
+    """Whether it stands at or below `keeper.groups`."""
+    return _GROUP_KEY.fullmatch(key) is not None
+
+
 def resembles_one(key: str) -> bool:
     """Whether it is one of our keys below `keeper`, or one of them misspelt."""
-    return bool(get_close_matches(key, _KEEPER_KEYS, n=1, cutoff=_ALIKE))
+    name = key.removeprefix(_KEEPER)
+    # A group's settings have no variables: one that seems to be for them must not pass unnoticed.
+    near = get_close_matches(name, _KEEPER_NAMES, n=1, cutoff=_ALIKE)
+    return bool(near) or name.startswith("groups-")
 
 
 def keys_meant(key: str) -> tuple[str, ...]:
     """Which keys of ours an unknown one may have been meant for; none: it is not ours."""
-    if key.startswith("keeper."):
+    if group := _GROUP_KEY.fullmatch(key):
+        return tuple(for_group(each, group[1] or _NAME).key for each in _GROUP_SETTINGS)
+    if key.startswith(_KEEPER):
         return _KEEPER_KEYS
     if key.startswith(_RESTART_PREFIX) or get_close_matches(key, RESTART_KEYS, cutoff=_ALIKE):
         return RESTART_KEYS

@@ -17,21 +17,26 @@ from orchestration.config.keys import (
     ALERT_SUCCESS,
     AUDIT_RETENTION,
     AUDIT_STORAGE,
-    AUTO_RESTART,
     CHECK_INTERVAL,
     CLAIM_TIMEOUT,
     DATABASE_TYPE,
-    GRACE_PERIOD,
     HEARTBEAT_TIMEOUT,
+    MAX_KEEPING_ATTEMPTS,
     MAX_RESTARTS,
-    MAX_RETRIES,
+    MODE,
     REGISTRY,
     SETTINGS,
+)
+from orchestration.config.limits import (
+    read_deployment,
+    read_dynamic_groups,
+    read_guards,
+    read_lease_time,
+    read_restart,
 )
 from orchestration.config.settings import AuditSettings, DatabaseType, RegistryMode, Settings
 from orchestration.config.shade import set_decoders
 from orchestration.errors import ConfigError
-from orchestration.keeping.policy import RestartPolicy
 
 CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
 _FILE_NAME: Final = "config.yaml"
@@ -85,17 +90,20 @@ def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> S
         ledger_url=read_ledger(draft, database_url),
         registry=registry,
         ams=ams,
-        restart=RestartPolicy(
-            enabled=draft.get(AUTO_RESTART),
-            max_retries=draft.get(MAX_RETRIES),
-            grace_period=draft.get(GRACE_PERIOD),
-        ),
+        restart=read_restart(draft),
+        guards=read_guards(draft),
+        mode=draft.get(MODE),
+        dynamic_groups=read_dynamic_groups(draft),
+        max_keeping_attempts=draft.get(MAX_KEEPING_ATTEMPTS),
+        lease_time=read_lease_time(draft),
+        deployment=read_deployment(draft),
         check_interval=draft.get(CHECK_INTERVAL),
         heartbeat_timeout=draft.get(HEARTBEAT_TIMEOUT),
         max_restarts_per_run=draft.get(MAX_RESTARTS),
         claim_timeout=draft.get(CLAIM_TIMEOUT),
         audit=_audit(draft),
         containers=add_ams_properties(draft, ams, found, environ) if ams else found,
+        warnings=tuple(draft.warnings),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from orchestration.dialect import Dialect
+from orchestration.keeping.guards import Guards
 from orchestration.keeping.policy import RestartPolicy
 
 
@@ -17,6 +18,20 @@ class RegistryMode(StrEnum):
 
     ATTACHED = "attached"  # a running AMS's: we read it and heal what it names
     STANDALONE = "standalone"  # ours: we create its tables and expire heartbeats
+
+
+class Mode(StrEnum):
+    """Whether what is decided is also done."""
+
+    ENFORCE = "enforce"
+    DRY_RUN = "dry-run"  # it is recorded as if it were done, and nothing is
+
+
+class DynamicAllocation(StrEnum):
+    """What is done about the orphans of a group whose size AMS changes by itself."""
+
+    LEAVE = "leave"  # nothing: AMS starts what it wants
+    RESTART = "restart"  # they are restarted like all others
 
 
 class DatabaseType(StrEnum):
@@ -112,6 +127,25 @@ class Settings:
     # people's workers is asked for, never assumed. Zero retries: an orphan is given up after its
     # grace period. A grace period of zero: no waiting.
     restart: RestartPolicy
+    # How much may be restarted at once, by tick, by group and overall. Without a limit of shares
+    # by default: a fleet of a few workers would stand still where it most needs help.
+    guards: Guards
+    # Whether what is decided is also done. Dry-run shows what would happen to a fleet before it
+    # is trusted with it.
+    mode: Mode
+    # The groups whose orphans are restarted although AMS changes their size by itself, by name.
+    # Empty: they are all AMS's, which would start others in the place of the dead ones.
+    dynamic_groups: frozenset[str]
+    # Rounds in a row in which a group may stay below its least parallelism, before it is left as
+    # it is. At least one. In attached mode AMS sees to that itself, by the same key.
+    max_keeping_attempts: int
+    # How long after its last renewal this deployment's right to act passes to another one of the
+    # same registry; at least twice the check interval, so that a tick can renew it. None: there is
+    # one deployment, and it always acts.
+    lease_time: timedelta | None
+    # What this deployment is called where several share a registry; 1 to 80 characters. The name
+    # of the host unless it was given one of its own.
+    deployment: str
     # Between two ticks of the sensor. Whole seconds, at least one, because Dagster counts in them;
     # a fraction that was configured for AMS is cut off.
     check_interval: timedelta
@@ -128,3 +162,6 @@ class Settings:
     audit: AuditSettings
     # By name. A later entry of the same name replaced the earlier one, which is Amoro's rule.
     containers: Mapping[str, ContainerSettings]
+    # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,
+    # and what would be right. Empty: nothing.
+    warnings: tuple[str, ...]

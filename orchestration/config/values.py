@@ -6,7 +6,13 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
-from typing import Final
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from orchestration.keeping.groups import UNITS
+
+_T = TypeVar("_T")
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 JAVA_INT_MAX: Final = 2**31 - 1
 _JAVA_LONG_MAX: Final = 2**63 - 1
@@ -18,16 +24,6 @@ _KEYWORD: Final = re.compile(
 )
 _SHARE: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
 _DURATION: Final = re.compile(r"\s*0*([0-9]{1,19})\s*(\S*)\s*", re.ASCII)
-UNITS: Final = {  # nanoseconds, by label; no label means milliseconds
-    "": 10**6,
-    **dict.fromkeys(("d", "day", "days"), 86_400 * 10**9),
-    **dict.fromkeys(("h", "hour", "hours"), 3_600 * 10**9),
-    **dict.fromkeys(("min", "minute", "minutes"), 60 * 10**9),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 10**9),
-    **dict.fromkeys(("ms", "milli", "millis", "millisecond", "milliseconds"), 10**6),
-    **dict.fromkeys(("\u00b5s", "micro", "micros", "microsecond", "microseconds"), 10**3),
-    **dict.fromkeys(("ns", "nano", "nanos", "nanosecond", "nanoseconds"), 1),
-}
 DURATION_ACCEPTS: Final = (
     "a whole number with one of the units d, h, min, s, ms, \u00b5s or ns, "
     "or without a unit for milliseconds"
@@ -107,6 +103,24 @@ def parse_share(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise ValueError("not a number from 0 to 1")
+
+
+def parse_part(value: object) -> float:
+    """A number that is more than 0, up to 1."""
+    share = parse_share(value)
+    if share == 0:
+        raise ValueError("nothing is no part")
+    return share
+
+
+def one_of(kind: type[_Choice]) -> Callable[[object], _Choice]:
+    """A parser of the values of an enumeration, as they are written there."""
+    return lambda value: kind(str(value))
+
+
+def or_none(parse: Callable[[object], _T]) -> Callable[[object], _T | None]:
+    """A parser that takes an empty text for a key left out: None."""
+    return lambda value: None if value == "" else parse(value)
 
 
 def parse_text(value: object) -> str:

@@ -37,3 +37,13 @@ class Container(Protocol):
         Raises:
             ReleaseFailedError: It may still be running.
         """
+
+
+class ContainerLookup(Protocol):
+    """Finds containers by the names that resource rows use."""
+
+    def get(self, name: str) -> Container:
+        """The container, or a ContainerError that says why there is none."""
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Why orphans of this container cannot be restarted; None: they can."""

@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from orchestration.config import load_settings
 from orchestration.demo.fleet import HOPELESS, environment, kill_one, start_fleet, stop_all
 from orchestration.keeper import Keeper
-from orchestration.keeping.summary import duration
-from orchestration.stores.ledger import Ledger, event, incident
+from orchestration.keeping.wording import duration
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.schema import event, incident
 
 _CHECKOUT: Final = Path(__file__).parents[2]
 _HOST: Final = "127.0.0.1"  # never reachable from outside this machine

@@ -47,6 +47,8 @@ class State(StrEnum):
     HANDED_OVER = "handed-over"  # a run was requested for it and has not taken it up
     CLAIMED = "claimed"  # a run works on it
     GIVING_UP = "giving-up"  # its row is in the ledger and is being removed
+    SUPERSEDING = "superseding"  # likewise, since its group was refilled without it
+    KEPT = "kept"  # its attempts are used up; its row is left to a person
     RECOVERED = "recovered"  # an optimizer with its id registered
     EXHAUSTED = "exhausted"  # given up: released and removed
     RELEASED = "released"  # somebody removed its row
@@ -57,10 +59,31 @@ class State(StrEnum):
         """Whether the incident still waits for its outcome."""
         return self in _OPEN
 
+    @property
+    def is_removing(self) -> bool:
+        """Whether its removal from the registry has begun and must be finished."""
+        return self in _REMOVING
+
 
 _OPEN = frozenset(
-    {State.WAITING, State.UNSUPPORTED, State.HANDED_OVER, State.CLAIMED, State.GIVING_UP}
+    {
+        State.WAITING,
+        State.UNSUPPORTED,
+        State.HANDED_OVER,
+        State.CLAIMED,
+        State.GIVING_UP,
+        State.SUPERSEDING,
+        State.KEPT,
+    }
 )
+_REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING})
+
+
+class Ordered(StrEnum):
+    """What an operator wants to be done about an incident, whatever the policy says."""
+
+    RESTART = "restart"  # without waiting for the end of the grace period
+    GIVE_UP = "give-up"
 
 
 class Incident(NamedTuple):
@@ -85,11 +108,25 @@ class Incident(NamedTuple):
     last_error: str | None = None  # of the last attempt that failed
     closed_at: datetime | None = None  # when the outcome was seen
     version: int = 0  # counts transitions; the ledger compares it before each
+    # Attempts of earlier incidents that count too, since it was not stable for long enough after
+    # them. Below zero: so many of its own do not count, after a reset.
+    carried: int = 0
+    ordered: Ordered | None = None  # by an operator, and not done yet
+    # `start_time` of the newest resource in its group at the detection, as the database said it;
+    # what is newer came afterwards. None: nobody adds resources to its group by themselves.
+    newest_start: str | None = None
+    fence: int | None = None  # the lease under which its claim was given; None: without leases
+    dry_run: bool = False  # whether the last step was taken in a dry run
 
     @property
     def is_open(self) -> bool:
         """Whether the incident still waits for its outcome."""
         return self.state.is_open
+
+    @property
+    def spent(self) -> int:
+        """How many attempts of its budget are used up."""
+        return self.attempts + self.carried
 
     def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
         """A copy with these fields changed, one version on."""
@@ -108,15 +145,32 @@ class EventKind(StrEnum):
     ATTEMPT_FAILED = "attempt-failed"
     GIVEN_BACK = "given-back"  # a run let go of it without an attempt
     GIVING_UP = "giving-up"  # its whole resource row is kept beside it
+    SUPERSEDING = "superseding"  # likewise
     RECOVERED = "recovered"
     EXHAUSTED = "exhausted"
+    KEPT = "kept"  # its attempts are used up, and it is left as it is
     RELEASED = "released"
     SUPERSEDED = "superseded"
+    ENFORCED = "enforced"  # a dry run is over, and what it did not do counts no longer
+    # What keeps a group at its size.
+    REFILL = "refill"  # the intent to start a new resource
+    REFILLED = "refilled"  # it was started and recorded
+    REFILL_FAILED = "refill-failed"
+    REFILL_STOPPED = "refill-stopped"  # too many rounds in a row did not help
+    STOOD_IN = "stood-in"  # a new resource is to take its place
+    # What operators do.
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    RESTART_NOW = "restart-now"
+    RESET = "reset"
+    GIVE_UP = "give-up"
+    RESTORED = "restored"
+    LEASE_TAKEN = "lease-taken"  # another deployment acts from now on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One line of an incident's story; never changed once written."""
+    """One line of the story of an incident or a group; never changed once written."""
 
     kind: EventKind
     at: datetime
@@ -134,3 +188,11 @@ class Transition:
     after: Incident
     event: Event
     row: Mapping[str, Any] | None = None  # a whole resource row to keep, before it is removed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """An event that is no step of an incident: of a group, or of everything."""
+
+    event: Event
+    group_name: str | None = None  # None: it concerns every group

@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from typing import Final
 
 from orchestration.errors import PropertiesError
+from orchestration.keeping.groups import Group
+from orchestration.keeping.guards import CountResources, Guards, refusals, wave
 from orchestration.keeping.model import Incident, Orphan, State, Transition
+from orchestration.keeping.pauses import Pauses
 from orchestration.keeping.policy import (
     Decision,
     RestartPolicy,
     RunState,
+    StandIn,
     Verdict,
     decide,
     due_at,
@@ -19,6 +24,9 @@ from orchestration.keeping.policy import (
 )
 from orchestration.keeping.properties import parse_properties
 from orchestration.keeping.transitions import close, detect, hand_over, report
+
+_ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
+NEXT_WAVE: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
 
 Obstacle = Callable[[str | None], str | None]
 """Why orphans of the container with this name cannot be restarted; None: they can."""
@@ -32,6 +40,9 @@ class Survey:
     groups: tuple[str, ...]  # names in `resource_group`
     orphans: Mapping[str, Orphan]  # by resource id
     expired: int = 0  # heartbeats that were too old and have been removed
+    # Those groups that say something about their size, and the live threads of each.
+    sized: Mapping[str, Group] = field(default_factory=dict)
+    live: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +53,14 @@ class Surroundings:
     obstacle: Obstacle
     runs: Mapping[str, RunState]  # of runs that hold claims, see `holds_claim`
     now: datetime
+    fence: int | None = None  # of the lease in force; None: without leases
+    pauses: Pauses = field(default_factory=Pauses)
+    guards: Guards = field(default_factory=Guards)
+    count: CountResources = dict
+    turn: str | None = None  # the group that the last wave served last
+    # Why the orphans of a group are not to be restarted, by its name; None: they are.
+    group_obstacle: Obstacle = lambda _: None
+    stand_in: Callable[[Incident], StandIn] = lambda _: StandIn.NONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +70,8 @@ class Assessment:
     due: tuple[Incident, ...]  # to be handed to runs, longest due first
     reports: tuple[Transition, ...]
     waiting: tuple[tuple[Incident, Decision], ...]  # everything else, with the reason
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)  # on those due, by number
+    turn: str | None = None  # the group that this wave served last; None: it took all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +82,11 @@ class Order:
     run_key: str  # names incidents, attempts and hand-overs: a used key is never launched again
     incidents: tuple[Incident, ...]
 
-    def hand_over(self, until: datetime, now: datetime) -> list[Transition]:
+    def hand_over(
+        self, until: datetime, now: datetime, fence: int | None = None
+    ) -> list[Transition]:
         """The steps that give its incidents to the run, until `until`."""
-        return [hand_over(incident, self.run_key, until, now) for incident in self.incidents]
+        return [hand_over(each, self.run_key, until, now, fence) for each in self.incidents]
 
 
 def missing(survey: Survey, incidents: Iterable[Incident]) -> list[str]:
@@ -71,8 +94,18 @@ def missing(survey: Survey, incidents: Iterable[Incident]) -> list[str]:
     return [i.resource_id for i in incidents if i.resource_id not in survey.orphans]
 
 
+def unknown(survey: Survey, incidents: Iterable[Incident]) -> list[Orphan]:
+    """The orphans without an open incident."""
+    known = {incident.resource_id for incident in incidents}
+    return [orphan for key, orphan in survey.orphans.items() if key not in known]
+
+
 def reconcile(
-    survey: Survey, incidents: Sequence[Incident], present: AbstractSet[str], now: datetime
+    survey: Survey,
+    incidents: Sequence[Incident],
+    present: AbstractSet[str],
+    now: datetime,
+    opened: Iterable[Transition] | None = None,
 ) -> list[Transition]:
     """Opens an incident for each new orphan and closes those whose resource is none any more.
 
@@ -82,14 +115,16 @@ def reconcile(
         present: Of `missing()`, the ids whose resource row is still there: those registered.
             The others were released, unless it is we who are removing them.
         now: Aware UTC.
+        opened: The steps that open incidents, where more is known of the new orphans than that
+            they are there. None: made of `unknown()`.
     """
-    known = {incident.resource_id for incident in incidents}
-    opened = [detect(o, now) for key, o in survey.orphans.items() if key not in known]
-    return opened + [
+    if opened is None:
+        opened = [detect(orphan, now) for orphan in unknown(survey, incidents)]
+    return [*opened] + [
         _closed(incident, present, now)
         for incident in incidents
         if incident.resource_id not in survey.orphans
-        and (incident.resource_id in present or incident.state is not State.GIVING_UP)
+        and (incident.resource_id in present or not incident.state.is_removing)
     ]
 
 
@@ -107,21 +142,66 @@ def recovery_message(incident: Incident) -> str:
 
 
 def assess(survey: Survey, incidents: Iterable[Incident], surroundings: Surroundings) -> Assessment:
-    """Decides on every open incident; see `orchestration.keeping.policy.decide`."""
+    """Decides on every open incident; see `orchestration.keeping.policy.decide`.
+
+    What is due then passes the guards: see `orchestration.keeping.guards`.
+    """
     due: list[Incident] = []
+    verdicts: dict[int, Verdict] = {}
     reports: list[Transition] = []
     waiting: list[tuple[Incident, Decision]] = []
     for incident in incidents:
-        claimed = holds_claim(incident, surroundings.runs, surroundings.now)
+        claimed = holds_claim(incident, surroundings.runs, surroundings.now, surroundings.fence)
         decision = _decide(survey, incident, surroundings, claimed=claimed)
-        if decision.verdict in {Verdict.RESTART, Verdict.GIVE_UP}:
+        if decision.verdict in _ACTS:
             due.append(incident)
+            verdicts[incident.incident_id] = decision.verdict
             continue
         waiting.append((incident, decision))
         if decision.verdict is Verdict.REPORT and incident.note != decision.reason and not claimed:
             reports.append(report(incident, decision.reason, surroundings.now))
     due.sort(key=lambda incident: (due_at(incident, surroundings.policy), incident.incident_id))
-    return Assessment(due=tuple(due), reports=tuple(reports), waiting=tuple(waiting))
+    allowed, held, turn = _guard(survey, due, verdicts, surroundings)
+    return Assessment(
+        due=tuple(allowed),
+        reports=tuple(reports),
+        waiting=(*waiting, *held),
+        verdicts=verdicts,
+        turn=turn,
+    )
+
+
+def _guard(
+    survey: Survey,
+    due: Sequence[Incident],
+    verdicts: Mapping[int, Verdict],
+    surroundings: Surroundings,
+) -> tuple[list[Incident], list[tuple[Incident, Decision]], str | None]:
+    """What may be handed over of what is due, what may not and why, and whose turn it was.
+
+    The guards are about restarts that nobody asked for; the rest passes.
+    """
+    guards = surroundings.guards
+    restarts: list[Incident] = []
+    others: list[Incident] = []
+    for incident in due:
+        by_itself = verdicts[incident.incident_id] is Verdict.RESTART and not incident.ordered
+        (restarts if by_itself else others).append(incident)
+    refused = refusals(
+        {incident.group_name for incident in restarts},
+        (orphan.group_name for orphan in survey.orphans.values()),
+        surroundings.count,
+        guards,
+    )
+    held = [
+        (incident, Decision(Verdict.HOLD, refused[incident.group_name]))
+        for incident in restarts
+        if incident.group_name in refused
+    ]
+    free = [incident for incident in restarts if incident.group_name not in refused]
+    chosen, later, turn = wave(free, guards.max_restarts, surroundings.turn)
+    later_on = Decision(Verdict.WAIT, NEXT_WAVE)
+    return [*others, *chosen], held + [(incident, later_on) for incident in later], turn
 
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
@@ -172,16 +252,21 @@ def _decide(
 ) -> Decision:
     orphan = survey.orphans.get(incident.resource_id)
     obstacle = None
-    if orphan is not None and _is_resting(incident, surroundings):
-        obstacle = surroundings.obstacle(orphan.container_name)
-    elif orphan is not None:
-        obstacle = obstacle_of(orphan, surroundings.obstacle)
+    if orphan is not None:
+        obstacle = surroundings.group_obstacle(orphan.group_name)
+    if orphan is not None and obstacle is None:
+        is_resting = _is_resting(incident, surroundings)
+        lookup = surroundings.obstacle
+        obstacle = lookup(orphan.container_name) if is_resting else obstacle_of(orphan, lookup)
+    pause = surroundings.pauses.of(incident.resource_id, incident.group_name)
     return decide(
         incident,
         obstacle=obstacle,
         policy=surroundings.policy,
         claimed=claimed,
         now=surroundings.now,
+        paused=str(pause) if pause else None,
+        stand_in=lambda: surroundings.stand_in(incident),
     )
 
 

@@ -9,6 +9,7 @@ from orchestration.keeping.model import (
     Event,
     EventKind,
     Incident,
+    Ordered,
     Orphan,
     State,
     Transition,
@@ -24,8 +25,17 @@ _CLOSING_KIND = {
 }
 
 
-def detect(orphan: Orphan, now: datetime) -> Transition:
-    """A resource was found orphaned: its incident opens."""
+def detect(
+    orphan: Orphan, now: datetime, *, carried: int = 0, newest_start: str | None = None
+) -> Transition:
+    """A resource was found orphaned: its incident opens.
+
+    Args:
+        orphan: Its row.
+        now: Aware UTC.
+        carried: Attempts of earlier incidents that count, since it was not stable after them.
+        newest_start: `start_time` of its group's newest resource, see `Incident`.
+    """
     incident = Incident(
         incident_id=0,
         resource_id=orphan.resource_id,
@@ -33,8 +43,13 @@ def detect(orphan: Orphan, now: datetime) -> Transition:
         container_name=orphan.container_name or "",
         thread_count=orphan.thread_count or 0,
         detected_at=now,
+        carried=carried,
+        newest_start=newest_start,
     )
-    event = Event(kind=EventKind.DETECTED, at=now, message="no optimizer stands for this resource")
+    message = "no optimizer stands for this resource"
+    if carried:
+        message += f"; it was not stable since its last recovery, and attempt {carried} counts"
+    event = Event(kind=EventKind.DETECTED, at=now, message=message)
     return Transition(before=None, after=incident, event=event)
 
 
@@ -44,7 +59,7 @@ def observed(
     """The step of a tick with what was true of its group then, for the audit.
 
     Its event gets the group's threads, `wanted` and `live`, and one that opens an incident the
-    policy that it is treated by: `grace_seconds` and `max_retries`.
+    policy that it is treated by: `grace_seconds` and `max_retries`, the attempts that are left.
     """
     details: dict[str, Any] = dict(step.event.details)
     if capacity is not None:
@@ -52,7 +67,7 @@ def observed(
     if step.before is None:
         details |= {
             "grace_seconds": policy.grace_period.total_seconds(),
-            "max_retries": policy.max_retries,
+            "max_retries": max(policy.max_retries - step.after.carried, 0),
         }
     return replace(step, event=replace(step.event, details=details))
 
@@ -66,14 +81,20 @@ def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
     return Transition(before=incident, after=after, event=event)
 
 
-def hand_over(incident: Incident, run_key: str, until: datetime, now: datetime) -> Transition:
-    """A run is requested for it; the right to act lapses at `until` unless it is taken up."""
+def hand_over(
+    incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
+) -> Transition:
+    """A run is requested for it; the right to act lapses at `until` unless it is taken up.
+
+    With a fence, it also ends with the lease of that number.
+    """
     after = incident.evolve(
         state=_working(incident, State.HANDED_OVER),
         note=None,
         hand_overs=incident.hand_overs + 1,
         claimed_by=run_key,
         claimed_until=until,
+        fence=fence,
     )
     message = f"handed to a run (hand-over {after.hand_overs})"
     event = Event(kind=EventKind.HANDED_OVER, at=now, message=message, details={"run_key": run_key})
@@ -91,8 +112,14 @@ def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Tr
 
 def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
     """The attempt is counted, before the container is called."""
-    after = incident.evolve(attempts=incident.attempts + 1, attempted_at=now, claimed_until=until)
-    message = f"attempt {after.attempts} begins"
+    after = incident.evolve(
+        attempts=incident.attempts + 1,
+        attempted_at=now,
+        claimed_until=until,
+        last_error=None,
+        ordered=None,
+    )
+    message = f"attempt {after.spent} begins"
     return _in_run(incident, after, EventKind.ATTEMPT, message, now)
 
 
@@ -100,10 +127,8 @@ def started(
     incident: Incident, startup: Mapping[str, str], notes: Sequence[str], now: datetime
 ) -> Transition:
     """The container accepted the start; the run lets go and registration decides."""
-    after = incident.evolve(
-        state=State.WAITING, claimed_by=None, claimed_until=None, last_error=None
-    )
-    message = f"attempt {incident.attempts} started it{shown(startup)}"
+    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
+    message = f"attempt {incident.spent} started it{shown(startup)}"
     details = {"startup": without_secrets(startup), "notes": list(notes)}
     return _in_run(incident, after, EventKind.STARTED, message, now, details)
 
@@ -117,7 +142,7 @@ def shown(startup: Mapping[str, str]) -> str:
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
     """The start failed; the run keeps the incident for its next attempt."""
     after = incident.evolve(last_error=error, claimed_until=until)
-    message = f"attempt {incident.attempts} failed: {error}"
+    message = f"attempt {incident.spent} failed: {error}"
     return _in_run(incident, after, EventKind.ATTEMPT_FAILED, message, now)
 
 
@@ -134,9 +159,96 @@ def begin_giving_up(
 ) -> Transition:
     """Its row goes into the ledger, whole, before it is removed."""
     after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
-    message = f"giving up after {incident.attempts} attempts; its row is kept in the ledger"
+    message = f"giving up after {incident.spent} attempts; its row is kept in the ledger"
     step = _in_run(incident, after, EventKind.GIVING_UP, message, now)
     return replace(step, row=row)
+
+
+def begin_superseding(
+    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
+) -> Transition:
+    """Likewise, since its group was refilled without it."""
+    after = incident.evolve(state=State.SUPERSEDING, claimed_until=until)
+    message = "its group was refilled without it; its row is kept in the ledger"
+    step = _in_run(incident, after, EventKind.SUPERSEDING, message, now)
+    return replace(step, row=row)
+
+
+def keep(incident: Incident, now: datetime) -> Transition:
+    """Its attempts are used up, which is said once; then it is left to a person."""
+    after = incident.evolve(state=State.KEPT, claimed_by=None, claimed_until=None)
+    message = (
+        f"its {incident.spent} attempts are used up; it is left as it is, and its row is kept "
+        "(keeper.on-exhausted)"
+    )
+    return _in_run(incident, after, EventKind.KEPT, message, now)
+
+
+def stand_in(incident: Incident, resource_id: str, now: datetime) -> Transition:
+    """A new resource is started for its threads; a run that has it in hand loses it."""
+    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
+    message = f"{resource_id}, a new resource, is to take its place, since its last start failed"
+    event = Event(kind=EventKind.STOOD_IN, at=now, message=message)
+    return Transition(before=incident, after=after, event=event)
+
+
+def enforce(incident: Incident, now: datetime) -> Transition:
+    """A dry run is over: nothing that it did counts, since nothing was done."""
+    after = incident.evolve(
+        state=State.WAITING,
+        carried=-incident.attempts,
+        claimed_by=None,
+        claimed_until=None,
+        note=None,
+        last_error=None,
+    )
+    message = "the dry run is over; what it did not do counts no longer"
+    event = Event(kind=EventKind.ENFORCED, at=now, message=message)
+    return Transition(before=incident, after=after, event=event)
+
+
+def order(incident: Incident, ordered: Ordered, by: Mapping[str, str], now: datetime) -> Transition:
+    """An operator wants it restarted or given up now; a run that has it in hand loses it.
+
+    `by` says who (`author`) and why (`reason`).
+    """
+    after = incident.evolve(
+        state=_working(incident, State.WAITING),
+        claimed_by=None,
+        claimed_until=None,
+        ordered=ordered,
+    )
+    kind, what = {
+        Ordered.RESTART: (EventKind.RESTART_NOW, "to be restarted without further waiting"),
+        Ordered.GIVE_UP: (EventKind.GIVE_UP, "to be given up"),
+    }[ordered]
+    return _by_operator(incident, after, kind, what, by, now)
+
+
+def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transition:
+    """An operator gives it a fresh budget of attempts; `by` as in `order`."""
+    state = State.WAITING if incident.state is State.KEPT else incident.state
+    after = incident.evolve(state=state, carried=-incident.attempts)
+    what = f"{incident.spent} attempts no longer count"
+    return _by_operator(incident, after, EventKind.RESET, what, by, now)
+
+
+def _by_operator(  # noqa: PLR0913, PLR0917 - the fields of an event
+    before: Incident,
+    after: Incident,
+    kind: EventKind,
+    what: str,
+    by: Mapping[str, str],
+    now: datetime,
+) -> Transition:
+    event = Event(kind=kind, at=now, message=signed(what, by), details=dict(by))
+    return Transition(before=before, after=after, event=event)
+
+
+def signed(what: str, by: Mapping[str, str]) -> str:
+    """What an operator did, with who and why."""
+    reason = f": {by['reason']}" if by.get("reason") else ""
+    return f"{what}, by {by['author']}{reason}"
 
 
 def close(
@@ -180,4 +292,4 @@ def _in_run(  # noqa: PLR0913, PLR0917 - the fields of an event
 
 def _working(incident: Incident, state: State) -> State:
     # A removal that was begun must be finished, whoever holds it meanwhile.
-    return State.GIVING_UP if incident.state is State.GIVING_UP else state
+    return incident.state if incident.state.is_removing else state

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
@@ -53,6 +53,18 @@ class Database:
             StoreUnavailableError: The database did not answer as it should.
         """
         with self._errors("read"), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and sees the same moment in each of its statements.
+
+        Raises:
+            StoreUnavailableError: The database did not answer as it should.
+        """
+        with self._errors("read"), self.engine.connect() as connection:
+            if connection.dialect.name != "sqlite":  # where every transaction is one
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager
@@ -186,6 +198,16 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def is_mysql(dialect: sa.Dialect) -> bool:
     """Whether it is MySQL or MariaDB, which a URL may call by either name."""
     return dialect.name in {"mysql", "mariadb"}
+
+
+def insert_unless_there(table: sa.Table, dialect: str) -> sa.Insert:
+    """An insert that does nothing where it would collide with a row that is there."""
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    if dialect == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    ignoring: sa.Insert = mysql.insert(table).prefix_with("IGNORE")
+    return ignoring
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

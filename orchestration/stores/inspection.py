@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from orchestration.errors import StoreUnavailableError
 from orchestration.keeping.model import Orphan
 from orchestration.stores.database import Database
-from orchestration.stores.ledger import incident
 from orchestration.stores.registry import ORPHAN_COLUMNS, optimizer, resource, resource_group
+from orchestration.stores.schema import incident
 
 _NOBODY: Final = resource.c.resource_id.is_(None) & resource.c.resource_id.is_not(None)
 _RIGHTS: Final[dict[str, Callable[[], sa.Executable]]] = {

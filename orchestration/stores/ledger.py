@@ -14,117 +14,22 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.types import TypeDecorator
 
 from orchestration.errors import StoreUnavailableError
-from orchestration.keeping.model import Event, EventKind, Incident, State, Transition
-from orchestration.stores.database import Database, UtcDateTime, is_mysql
+from orchestration.keeping.model import Event, EventKind, Incident, Note, State, Transition
+from orchestration.keeping.pauses import Pause, Scope, Target
+from orchestration.keeping.refill import Refill, RefillState
+from orchestration.stores import leases, schema
+from orchestration.stores.database import Database, insert_unless_there
+from orchestration.stores.schema import event, incident, removed_row
 
 VERSION_TABLE: Final = "keeper_schema_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _ALEMBIC: Final = threading.Lock()  # its `op` and `context` are one for all threads
 
-metadata: Final = sa.MetaData()
-
-
-class _State(TypeDecorator[State]):
-    """A state's name in the database."""
-
-    impl = sa.String(20)
-    cache_ok = True
-
-    def process_bind_param(self, value: State | None, _dialect: sa.Dialect) -> str | None:
-        return None if value is None else str(value)
-
-    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> State | None:
-        return None if value is None else State(value)
-
-
-class _Name(TypeDecorator[str]):
-    """A name of up to 100 characters, exactly: for MySQL, "a" and "a " differ only as bytes."""
-
-    impl = sa.String(100).with_variant(mysql.VARBINARY(400), "mysql", "mariadb")
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401
-        return value.encode() if value is not None and is_mysql(dialect) else value
-
-    def process_result_value(self, value: Any, _dialect: sa.Dialect) -> str | None:  # noqa: ANN401
-        return value.decode() if isinstance(value, bytes) else value
-
-
-class _Text(TypeDecorator[str]):
-    """A text of any length and origin, such as an error's.
-
-    What no database stores is written as an escape: NUL, and half of a character pair.
-    """
-
-    impl = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, _dialect: sa.Dialect) -> str | None:
-        if value is None:
-            return None
-        return value.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
-
-
-_Number: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER
-
-incident: Final = sa.Table(
-    "keeper_incident",
-    metadata,
-    sa.Column("incident_id", _Number, primary_key=True, autoincrement=True),
-    sa.Column("resource_id", _Name, nullable=False),
-    sa.Column("group_name", _Name, nullable=False),
-    sa.Column("container_name", _Name, nullable=False),
-    sa.Column("thread_count", sa.Integer, nullable=False),
-    sa.Column("state", _State, nullable=False),
-    sa.Column("detected_at", UtcDateTime, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("attempted_at", UtcDateTime),
-    sa.Column("hand_overs", sa.Integer, nullable=False),
-    sa.Column("claimed_by", sa.String(100)),
-    sa.Column("claimed_until", UtcDateTime),
-    sa.Column("note", _Text),
-    sa.Column("last_error", _Text),
-    sa.Column("closed_at", UtcDateTime),
-    sa.Column("version", sa.Integer, nullable=False),
-    # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
-    # database needs a partial index for it.
-    sa.Column("open_resource_id", _Name, unique=True),
-    sa.Index("keeper_incident_group", "group_name", "incident_id"),
-    sa.Index("keeper_incident_claim", "claimed_by"),
-    sqlite_autoincrement=True,  # a number is never used again
-)
-event: Final = sa.Table(
-    "keeper_event",
-    metadata,
-    sa.Column("event_id", _Number, primary_key=True, autoincrement=True),
-    sa.Column("incident_id", _Number, nullable=False),
-    sa.Column("group_name", _Name, nullable=False),
-    sa.Column("kind", sa.String(20), nullable=False),
-    sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("message", _Text, nullable=False),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("run_id", sa.String(100)),
-    sa.Column("details", _Text, nullable=False),  # a JSON object
-    sa.Index("keeper_event_incident", "incident_id"),
-    sa.Index("keeper_event_group", "group_name", "event_id"),
-    sqlite_autoincrement=True,
-)
-removed_row: Final = sa.Table(
-    "keeper_removed_row",
-    metadata,
-    sa.Column("removal_id", _Number, primary_key=True, autoincrement=True),
-    sa.Column("incident_id", _Number, nullable=False),
-    sa.Column("kept_at", UtcDateTime, nullable=False),
-    sa.Column("content", _Text, nullable=False),  # a JSON object: the columns as stored
-    sa.Index("keeper_removed_row_incident", "incident_id"),
-    sqlite_autoincrement=True,
-)
-"""Whole resource rows, secrets included: apart from the events, which are shown to people."""
+_DRY: Final = "dry run, nothing is done: "  # begins what it tells
 _FIELDS: Final = [incident.c[name] for name in Incident._fields]
+_REMOVED: Final = (State.EXHAUSTED, State.SUPERSEDED)  # with its row
 _OPEN: Final = incident.c.open_resource_id.is_not(None)
 # The events in which a tick notes the threads of the group.
 _NOTED: Final = (
@@ -139,9 +44,10 @@ _NOTED: Final = (
 class Writing:
     """One transaction on the ledger: everything applied through it is committed together."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, *, dry_run: bool = False) -> None:
         """Used through `Ledger.writing`."""
-        self._connection = connection
+        self.connection = connection
+        self._dry_run = dry_run
 
     def apply(self, transitions: Iterable[Transition]) -> list[Incident | None]:
         """Takes each step whose expected state still holds, with its event.
@@ -152,26 +58,71 @@ class Writing:
         """
         results = [(self._step(transition), transition) for transition in transitions]
         taken = [(moved, step) for moved, step in results if moved is not None]
-        self._insert(event, [_event_row(moved, step.event) for moved, step in taken])
+        self._tell((moved.incident_id, moved.group_name, step.event) for moved, step in taken)
         self._insert(removed_row, [_kept(moved, step) for moved, step in taken if step.row])
         return [moved for moved, _ in results]
 
+    def add_pause(self, pause: Pause) -> None:
+        """Pauses a target, in the place of an earlier pause of the same."""
+        self.end_pause(pause.target)
+        values = {
+            "scope": str(pause.target.scope),
+            "name": pause.target.name,
+            "reason": pause.reason,
+            "author": pause.author,
+            "paused_at": pause.paused_at,
+            "until": pause.until,
+        }
+        self._insert(schema.pause, [values])
+
+    def end_pause(self, target: Target) -> bool:
+        """Ends the pause of a target; False: it was not paused."""
+        chosen = (schema.pause.c.scope == str(target.scope), schema.pause.c.name == target.name)
+        return self.connection.execute(sa.delete(schema.pause).where(*chosen)).rowcount > 0
+
+    def move_refill(self, before: Refill | None, after: Refill) -> bool:
+        """Takes a step of a group's rounds, if they stand where they were expected to."""
+        values = after._asdict() | {"state": str(after.state)}
+        if before is None:
+            insert = insert_unless_there(schema.refill, self.connection.dialect.name)
+            counting = insert.execution_options(preserve_rowcount=True)
+            return self.connection.execute(counting, values).rowcount == 1
+        expected = _expected(before)
+        update = sa.update(schema.refill).where(*expected).values(values)
+        return self.connection.execute(update).rowcount == 1
+
+    def forget_refill(self, refill: Refill) -> bool:
+        """Forgets a group's rounds, likewise."""
+        delete = sa.delete(schema.refill).where(*_expected(refill))
+        return self.connection.execute(delete).rowcount == 1
+
+    def note(self, note: Note) -> None:
+        """Writes an event that is no step of an incident."""
+        self._tell([(None, note.group_name, note.event)])
+
+    def _tell(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
+        rows = [_event_row(*told, dry_run=self._dry_run) for told in events]
+        self._insert(event, rows)
+
     def _insert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
-            self._connection.execute(sa.insert(table), rows)
+            self.connection.execute(sa.insert(table), rows)
 
     def _step(self, transition: Transition) -> Incident | None:
+        after = transition.after
+        if after.dry_run != self._dry_run:
+            after = after._replace(dry_run=self._dry_run)
         if transition.before is None:
-            return self._open(transition.after)
-        return transition.after if self._move(transition.before, transition.after) else None
+            return self._open(after)
+        return after if self._move(transition.before, after) else None
 
     def _open(self, new: Incident) -> Incident | None:
-        insert = _insert_unless_there(self._connection.dialect.name)
+        insert = insert_unless_there(incident, self.connection.dialect.name)
         counting = insert.execution_options(preserve_rowcount=True)  # PostgreSQL's is lost else
-        if self._connection.execute(counting, _incident_row(new)).rowcount != 1:
+        if self.connection.execute(counting, _incident_row(new)).rowcount != 1:
             return None
         query = sa.select(*_FIELDS).where(incident.c.open_resource_id == new.resource_id)
-        return Incident._make(self._connection.execute(query).one())
+        return Incident._make(self.connection.execute(query).one())
 
     def _move(self, before: Incident, after: Incident) -> bool:
         expected = (
@@ -180,27 +131,34 @@ class Writing:
             incident.c.version == before.version,
         )
         update = sa.update(incident).where(*expected).values(_incident_row(after))
-        return self._connection.execute(update).rowcount == 1
+        return self.connection.execute(update).rowcount == 1
 
 
 class Ledger:
     """Incidents and events in a database, brought to this version's schema at first use."""
 
-    def __init__(self, database: Database) -> None:
-        """A ledger in `database`, which may be the registry's."""
+    def __init__(self, database: Database, *, dry_run: bool = False) -> None:
+        """A ledger in `database`, which may be the registry's.
+
+        Whatever a dry run writes says so.
+        """
         self.database = database
+        self.dry_run = dry_run
         self._migrated = False
 
     @contextmanager
-    def writing(self) -> Iterator[Writing]:
-        """One transaction.
+    def writing(self, fence: int | None = None) -> Iterator[Writing]:
+        """One transaction; with a fence, one of the deployment that has the lease.
 
         Raises:
             StoreUnavailableError: Nothing of it was written.
+            LeaseLostError: Nothing either, since the lease with this fence is not in force.
         """
         self._migrate()
         with self.database.writing() as connection:
-            yield Writing(connection)
+            if fence is not None:
+                leases.ensure(connection, fence)
+            yield Writing(connection, dry_run=self.dry_run)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -214,13 +172,29 @@ class Ledger:
             yield connection
 
     def apply(self, transition: Transition) -> Incident | None:
-        """Takes one step in a transaction of its own; None: the race was lost."""
-        with self.writing() as ledger:
+        """Takes one step in a transaction of its own; None: the race was lost.
+
+        Raises:
+            LeaseLostError: The incident was handed over under a lease that is not in force.
+        """
+        fence = transition.before.fence if transition.before else None
+        with self.writing(fence) as ledger:
             return ledger.apply([transition])[0]
 
-    def open_incidents(self) -> list[Incident]:
-        """All incidents without an outcome, oldest first."""
+    def ensure_lease(self, fence: int) -> None:
+        """Makes sure that the lease with this fence is in force at this moment.
+
+        Raises:
+            LeaseLostError: It is not.
+        """
+        with self.writing(fence):
+            pass
+
+    def open_incidents(self, group_name: str | None = None) -> list[Incident]:
+        """All incidents without an outcome, or those of a group; oldest first."""
         query = sa.select(*_FIELDS).where(_OPEN).order_by(incident.c.incident_id)
+        if group_name is not None:
+            query = query.where(incident.c.group_name == group_name)
         return self._incidents(query)
 
     def claimed_by(self, owner: str) -> list[Incident]:
@@ -231,6 +205,59 @@ class Ledger:
             .order_by(incident.c.incident_id)
         )
         return self._incidents(query)
+
+    def pauses(self) -> list[Pause]:
+        """What operators paused and did not resume, times that are over included."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(schema.pause)).all()
+        return [
+            Pause(
+                target=Target(scope=Scope(row.scope), name=row.name),
+                author=row.author,
+                reason=row.reason,
+                paused_at=row.paused_at,
+                until=row.until,
+            )
+            for row in rows
+        ]
+
+    def refills(self) -> dict[str, Refill]:
+        """The rounds of every group that did not reach its floor yet, by its name."""
+        query = sa.select(*(schema.refill.c[name] for name in Refill._fields))
+        with self.reading() as connection, self._understanding():
+            found = [Refill._make(row) for row in connection.execute(query)]
+            return {each.group_name: each._replace(state=RefillState(each.state)) for each in found}
+
+    def unstable(self, since: datetime) -> dict[str, int]:
+        """The spent attempts of resources that recovered since then, and were not lost again.
+
+        Attempts of a dry run count in a dry run only.
+        """
+        query = (
+            sa.select(
+                incident.c.resource_id,
+                incident.c.state,
+                incident.c.attempts + incident.c.carried,
+            )
+            .where(incident.c.closed_at > since)
+            .order_by(incident.c.incident_id)
+        )
+        if not self.dry_run:
+            query = query.where(incident.c.dry_run == 0)
+        with self.reading() as connection, self._understanding():
+            ends = {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+        return {name: spent for name, (end, spent) in ends.items() if end is State.RECOVERED}
+
+    def removed_in_dry_run(self) -> set[str]:
+        """The resources that would not be there any more if this were no dry run."""
+        newest = (
+            sa.select(sa.func.max(incident.c.incident_id))
+            .where(incident.c.dry_run == 1)
+            .group_by(incident.c.resource_id)
+        )
+        ended = (incident.c.incident_id.in_(newest), incident.c.state.in_(_REMOVED))
+        with self.reading() as connection:
+            return set(connection.scalars(sa.select(incident.c.resource_id).where(*ended)))
 
     def incident(self, incident_id: int) -> Incident | None:
         """One incident as it stands."""
@@ -364,7 +391,7 @@ class Ledger:
                 sa.func.count().label("number"),
                 sa.func.max(event.c.event_id).label("newest"),
             )
-            .where(event.c.event_id > after_event)
+            .where(event.c.event_id > after_event, event.c.group_name.is_not(None))
             .group_by(event.c.group_name, event.c.kind)
         )
         with self.reading() as connection:
@@ -431,13 +458,9 @@ def _revision(connection: sa.Connection) -> str | None:
     return context.get_current_revision()
 
 
-def _insert_unless_there(dialect: str) -> sa.Insert:
-    if dialect == "sqlite":
-        return sqlite.insert(incident).on_conflict_do_nothing()
-    if dialect == "postgresql":
-        return postgresql.insert(incident).on_conflict_do_nothing()
-    ignoring: sa.Insert = mysql.insert(incident).prefix_with("IGNORE")
-    return ignoring
+def _expected(refill: Refill) -> tuple[sa.ColumnElement[bool], ...]:
+    columns = schema.refill.c
+    return columns.group_name == refill.group_name, columns.version == refill.version
 
 
 def _naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:
@@ -446,21 +469,25 @@ def _naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:
 
 
 def _incident_row(value: Incident) -> dict[str, Any]:
-    row = value._asdict() | {"open_resource_id": value.resource_id if value.is_open else None}
+    is_open = value.resource_id if value.is_open else None
+    row = value._asdict() | {"open_resource_id": is_open, "dry_run": int(value.dry_run)}
     del row["incident_id"]
     return row
 
 
-def _event_row(of: Incident, told: Event) -> dict[str, Any]:
+def _event_row(
+    incident_id: int | None, group_name: str | None, told: Event, *, dry_run: bool
+) -> dict[str, Any]:
+    details = {**told.details, **({"dry_run": True} if dry_run else {})}
     return {
-        "incident_id": of.incident_id,
-        "group_name": of.group_name,
+        "incident_id": incident_id,
+        "group_name": group_name,
         "kind": str(told.kind),
         "at": told.at,
-        "message": told.message,
+        "message": f"{_DRY}{told.message}" if dry_run else told.message,
         "attempt": told.attempt,
         "run_id": told.run_id,
-        "details": json.dumps(dict(told.details), ensure_ascii=False),
+        "details": json.dumps(details, ensure_ascii=False),
     }
 
 

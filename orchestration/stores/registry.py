@@ -14,8 +14,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+from orchestration.keeping.groups import Group
 from orchestration.keeping.model import Orphan, Resource
 from orchestration.keeping.properties import dump_properties, merge_properties
+from orchestration.keeping.refilled import Newcomer
 from orchestration.keeping.survey import Survey
 from orchestration.stores.database import Database, utc_now
 
@@ -80,15 +82,30 @@ ORPHAN_COLUMNS: Final = (
     resource.c.properties,
 )
 # Without SQLAlchemy's conversions: in SQLite a time can be any text.
-_AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
-ORPHANS: Final = (
-    sa.select(*ORPHAN_COLUMNS)
-    .outerjoin(optimizer, optimizer.c.resource_id == resource.c.resource_id)
-    .where(optimizer.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
+_GROUP_COLUMNS: Final = (
+    resource_group.c.group_name,
+    resource_group.c.container_name,
+    resource_group.c.properties,
 )
-"""The one statement that says who is an orphan. An anti-join: rows of optimizers that were started
-from outside have a NULL resource_id, which equals nothing. It asks of them nothing but that, so
-that the index answers it alone."""
+_START_TIME: Final = sa.type_coerce(resource.c.start_time, sa.types.NULLTYPE).label("start_time")
+_AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
+
+
+def _orphans_beside(optimizers: sa.FromClause) -> sa.Select[Any]:
+    """Says who is an orphan if these are the optimizers.
+
+    An anti-join: rows of optimizers that were started from outside have a NULL resource_id, which
+    equals nothing. It asks of them nothing but that, so that the index answers it alone.
+    """
+    return (
+        sa.select(*ORPHAN_COLUMNS)
+        .outerjoin(optimizers, optimizers.c.resource_id == resource.c.resource_id)
+        .where(optimizers.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
+    )
+
+
+ORPHANS: Final = _orphans_beside(optimizer)
+"""The one statement that says who is an orphan."""
 # AMS's own `optimizer` has no index on `resource_id`. PostgreSQL and MySQL 8 then join by a hash
 # table, but MariaDB only where it may: by default it compares each row with each. Set for the one
 # statement; the buffer is as large as the rows need, and this at most (bytes, for half a million).
@@ -128,7 +145,7 @@ class Registry:
         None: heartbeats belong to AMS (attached mode) and are not touched.
         """
         self.database = database
-        self._heartbeat_timeout = heartbeat_timeout
+        self.heartbeat_timeout = heartbeat_timeout
         self._created = False
 
     def create(self) -> None:
@@ -142,19 +159,40 @@ class Registry:
     def survey(self) -> Survey:
         """One look at everything; in standalone mode after removing expired heartbeats."""
         expired = 0
-        if self._heartbeat_timeout is not None:
+        if self.heartbeat_timeout is not None:
             self.create()
-            expired = self._expire_heartbeats(self._heartbeat_timeout)
-        with self.database.reading() as connection:
-            orphans = _by_id(connection.execute(self._anti_join(connection.dialect)))
+            expired = self._expire_heartbeats(self.heartbeat_timeout)
+        with self.database.snapshot() as connection:
+            orphans = _by_id(connection.execute(self._anti_join(connection)))
             count = connection.scalar(sa.select(sa.func.count()).select_from(resource))
             groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
+            sized = _sized_groups(connection)
+            ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
+            live = _threads(connection, self._optimizers(connection), sized) if ours else {}
         return Survey(
             resources=count or 0,
             groups=tuple(groups),
             orphans=orphans,
             expired=expired,
+            sized=sized,
+            live=live,
         )
+
+    def survey_group(self, name: str) -> Survey:
+        """One look at a group; nothing is removed first."""
+        mine = resource.c.group_name == name
+        with self.database.snapshot() as connection:
+            optimizers = self._optimizers(connection)
+            orphans = _by_id(connection.execute(_orphans_beside(optimizers).where(mine)))
+            count = sa.select(sa.func.count()).select_from(resource).where(mine)
+            row = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
+            return Survey(
+                resources=connection.scalar(count) or 0,
+                groups=(name,),
+                orphans=orphans,
+                sized=_groups(connection, row),
+                live=_threads(connection, optimizers, [name]),
+            )
 
     def present(self, resource_ids: Iterable[str]) -> set[str]:
         """Of these ids, the ones that have a resource row."""
@@ -174,14 +212,57 @@ class Registry:
         """The threads of some groups: wanted, by their resources, and live, by their optimizers."""
         with self.database.reading() as connection:
             wanted = _threads(connection, resource, groups)
-            live = _threads(connection, optimizer, groups)
+            live = _threads(connection, self._optimizers(connection), groups)
         return {name: (wanted.get(name, 0), live.get(name, 0)) for name in groups}
 
-    def group_properties(self) -> dict[str, str | None]:
-        """The properties of every group, as stored."""
-        query = sa.select(resource_group.c.group_name, resource_group.c.properties)
+    def sized_groups(self) -> dict[str, Group]:
+        """The groups that say something about their size."""
         with self.database.reading() as connection:
-            return {row[0]: row[1] for row in connection.execute(query)}
+            return _sized_groups(connection)
+
+    def group(self, name: str) -> Group | None:
+        """One group; None: there is no row of it."""
+        query = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
+        with self.database.reading() as connection:
+            return next(iter(_groups(connection, query).values()), None)
+
+    def resource_counts(self) -> dict[str, int]:
+        """How many resources each group has; those of no group count under an empty name."""
+        counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
+        with self.database.reading() as connection:
+            return {name or "": number for name, number in connection.execute(counts)}
+
+    def newest_starts(self, groups: Collection[str]) -> dict[str, str]:
+        """When the newest resource of each of these groups was recorded, as the database says it.
+
+        AMS's times are those of its own zone on PostgreSQL: they can be compared with each other,
+        and with nothing else.
+        """
+        name = (resource.c.group_name + sa.literal_column("''")).label("name")  # see `_threads`
+        query = sa.select(name, sa.func.max(_START_TIME)).group_by(name)
+        if len(groups) <= _FEW_GROUPS:
+            query = query.where(resource.c.group_name.in_(groups))
+        with self.database.reading() as connection:
+            return {row[0]: str(_plain(row[1])) for row in connection.execute(query)}
+
+    def newcomers(self, since: Mapping[str, str]) -> list[Newcomer]:
+        """The resources that were recorded after a moment, by group, as `newest_starts` says it."""
+        found: list[Newcomer] = []
+        with self.database.reading() as connection:
+            optimizers = self._optimizers(connection)
+            registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)
+            columns = (
+                resource.c.resource_id,
+                resource.c.group_name,
+                resource.c.thread_count,
+                _START_TIME,
+                registered.label("registered"),
+            )
+            for group, start in since.items():
+                later = resource.c.start_time > _moment(start, self.database)
+                query = sa.select(*columns).where(resource.c.group_name == group, later)
+                found += [_newcomer(row) for row in connection.execute(query)]
+        return found
 
     def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
         """Which of these optimizers' tokens are there still, and `number` that are there now.
@@ -196,10 +277,11 @@ class Registry:
 
     def look(self, resource_id: str) -> Sighting:
         """One resource, in one snapshot of both tables."""
-        registered = _is_registered(resource_id).label("registered")
-        query = sa.select(*_AS_STORED, registered).where(resource.c.resource_id == resource_id)
         with self.database.reading() as connection:
-            rows = connection.execute(query).mappings().all()
+            registered = _is_registered(resource_id, self._optimizers(connection))
+            query = sa.select(*_AS_STORED, registered.label("registered"))
+            chosen = query.where(resource.c.resource_id == resource_id)
+            rows = connection.execute(chosen).mappings().all()
         if not rows:
             return Sighting(row=None, registered=False)
         columns = {column.name: _plain(rows[0][column.name]) for column in resource.columns}
@@ -235,6 +317,23 @@ class Registry:
             unchanged = _has_still(connection, resource_id, properties)
             return unchanged and connection.execute(statement).rowcount > 0
 
+    def restore(self, row: Mapping[str, Any]) -> bool:
+        """Puts back a whole row as `look` read it.
+
+        Returns:
+            False: there is a resource of this id already; nothing was written.
+        """
+        values = {name: row[name] for name in row.keys() & resource.columns.keys()}
+        values["start_time"] = _moment(str(row["start_time"]), self.database)
+        taken = sa.select(resource.c.resource_id).where(
+            resource.c.resource_id == row["resource_id"]
+        )
+        with self.database.writing() as connection:
+            if connection.execute(taken).first() is not None:
+                return False
+            connection.execute(sa.insert(resource).values(values))
+        return True
+
     def add_group(self, group_name: str, container_name: str) -> None:
         """Records a group, unless it is there; for standalone mode."""
         with self.database.writing() as connection:
@@ -260,11 +359,16 @@ class Registry:
         with self.database.writing() as connection:
             connection.execute(sa.insert(resource).values(values))
 
-    def _anti_join(self, dialect: sa.Dialect) -> sa.Executable:
-        attached = self._heartbeat_timeout is None  # without our index, which is faster still
+    def _optimizers(self, _connection: sa.Connection) -> sa.FromClause:
+        return optimizer  # all of them count; what is too old was removed
+
+    def _anti_join(self, connection: sa.Connection) -> sa.Executable:
+        dialect = connection.dialect
+        attached = self.heartbeat_timeout is None  # without our index, which is faster still
         if attached and getattr(dialect, "is_mariadb", False):
             return sa.text(_HASH_JOIN + str(ORPHANS.compile(dialect=dialect)))
-        return ORPHANS
+        optimizers = self._optimizers(connection)
+        return ORPHANS if optimizers is optimizer else _orphans_beside(optimizers)
 
     def _expire_heartbeats(self, timeout: timedelta) -> int:
         # Looks before it deletes, so that a tick with nothing to do writes nothing.
@@ -279,8 +383,35 @@ class Registry:
             return connection.execute(stale).rowcount
 
 
-def _is_registered(resource_id: str) -> sa.ColumnElement[bool]:
-    return sa.exists().where(optimizer.c.resource_id == resource_id)
+def _is_registered(
+    resource_id: str, optimizers: sa.FromClause = optimizer
+) -> sa.ColumnElement[bool]:
+    return sa.exists().where(optimizers.c.resource_id == resource_id)
+
+
+def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
+    told = resource_group.c.properties
+    says_so = told.contains("-parallelism") | told.contains("dynamic-allocation")
+    return _groups(connection, sa.select(*_GROUP_COLUMNS).where(says_so))
+
+
+def _groups(connection: sa.Connection, query: sa.Select[Any]) -> dict[str, Group]:
+    return {
+        row[0]: Group(name=row[0], container_name=row[1], properties=row[2])
+        for row in connection.execute(query)
+    }
+
+
+def _newcomer(row: Sequence[Any]) -> Newcomer:
+    resource_id, group_name, threads, start, registered = row
+    return Newcomer(resource_id, group_name, threads or 0, str(_plain(start)), bool(registered))
+
+
+def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
+    """A time as the database said it, for the same database; in SQLite it can be any text."""
+    if database.engine.dialect.name == "sqlite":
+        return sa.literal(text, sa.String())
+    return sa.literal(datetime.fromisoformat(text), sa.DateTime())
 
 
 def _has_still(connection: sa.Connection, resource_id: str, properties: str | None) -> bool:
@@ -304,7 +435,9 @@ def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
     return found
 
 
-def _threads(connection: sa.Connection, table: sa.Table, groups: Collection[str]) -> dict[str, int]:
+def _threads(
+    connection: sa.Connection, table: sa.FromClause, groups: Collection[str]
+) -> dict[str, int]:
     """The threads of these groups, and maybe of others."""
     # Not the column itself: MySQL would follow its index and fetch the rows one by one, which
     # takes a minute for a million, where one pass through the table takes a second.

@@ -20,7 +20,8 @@ from assets.orphan_history import refresh
 from assets.storage import HistoryFolder
 from orchestration.errors import StoreUnavailableError
 from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger, event
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.schema import event
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from alembic import command
 
 from orchestration.stores import ledger as ledger_module
 from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger, event, incident
+from orchestration.stores.ledger import Ledger
+from orchestration.stores.schema import event, incident, removed_row
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ROW = {"resource_id": "r-1", "properties": '{"password":"x"}', "thread_count": 2}
@@ -66,6 +67,6 @@ def test_an_empty_ledger_is_upgraded(
     assert Ledger(database).open_incidents() == []
     with database.reading() as connection:
         inspector = sa.inspect(connection)
-        for table in (incident, event, ledger_module.removed_row):
+        for table in (incident, event, removed_row):
             columns = {column["name"] for column in inspector.get_columns(table.name)}
             assert columns == set(table.columns.keys())

@@ -37,10 +37,9 @@ from orchestration.keeping.model import (
 from orchestration.keeping.properties import dump_properties
 from orchestration.stores import database as database_module
 from orchestration.stores import ledger as ledger_module
+from orchestration.stores import schema
 from orchestration.stores.database import Database, is_mysql, utc_now
 from orchestration.stores.ledger import VERSION_TABLE, Ledger
-from orchestration.stores.ledger import event as event_table
-from orchestration.stores.ledger import incident as incident_table
 from orchestration.stores.registry import (
     Registry,
     Sighting,
@@ -49,6 +48,9 @@ from orchestration.stores.registry import (
     resource,
     resource_group,
 )
+
+from orchestration.stores.schema import event as event_table
+from orchestration.stores.schema import incident as incident_table
 
 if TYPE_CHECKING:
     from conftest import SettableClock
@@ -73,7 +75,7 @@ HOSTILE: Final = (
     "../..",
     "NULL",
 )
-HEAD: Final = "0002"  # the ledger's schema version
+HEAD: Final = "0003"  # the ledger's schema version
 ODD_TEXT: Final = "tab\t newline\n quote' \" \\ \x1b[31m é 世 \U0001f600 \u2028"
 
 OpenDatabase = Callable[..., Database]
@@ -717,7 +719,7 @@ def test_two_processes_make_the_schema_at_once(
         assert racers.race("migrate", database_url) == [0, 0]
         assert versions(ledger) == [HEAD]
         with ledger.database.writing() as connection:
-            ledger_module.metadata.drop_all(connection)
+            schema.metadata.drop_all(connection)
             connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
 
 
@@ -742,7 +744,7 @@ def test_the_migrations_make_what_the_code_expects(ledger: Ledger) -> None:
     options = {"version_table": VERSION_TABLE, "compare_server_default": True}
     with ledger.database.reading() as connection:
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, ledger_module.metadata) == []
+        assert compare_metadata(context, schema.metadata) == []
 
 
 def test_the_schema_can_be_taken_back(ledger: Ledger) -> None:

@@ -20,9 +20,9 @@ from orchestration.config import (
 )
 from orchestration.config.draft import environment_key, show
 from orchestration.config.keys import RESTART_KEYS
-from orchestration.config.values import UNITS
 from orchestration.errors import ConfigError
-from orchestration.keeping.policy import RestartPolicy
+from orchestration.keeping.groups import UNITS
+from orchestration.keeping.policy import Backoff, OnExhausted, RestartPolicy
 
 SQLITE = "ams: {database.type: sqlite}\n"
 POSTGRES = (
@@ -43,7 +43,6 @@ AMORO_KEYS = (
     "optimizer.polling-timeout",
     "optimizer.max-planning-parallelism",
     "optimizer.task-execute-timeout",
-    "optimizer-group.max-keeping-attempts",
     "self-optimizing.refresh-group-interval",
     "ha.enabled",
     "ha.type",
@@ -142,7 +141,14 @@ def test_keys_that_are_left_out_have_the_documented_defaults(tmp_path: Path) -> 
     """The defaults are those that the contract with Amoro's proposal names."""
     settings = load(tmp_path, SQLITE)
     assert settings.restart == RestartPolicy(
-        enabled=False, max_retries=5, grace_period=timedelta(minutes=5)
+        enabled=False,
+        max_retries=5,
+        grace_period=timedelta(minutes=5),
+        stable_after=timedelta(hours=1),
+        backoff=Backoff.CONSTANT,
+        backoff_cap=timedelta(hours=1),
+        backoff_jitter=0.1,
+        on_exhausted=OnExhausted.CLEAN_UP,
     )
     assert settings.check_interval == timedelta(minutes=5)
     assert settings.heartbeat_timeout == timedelta(minutes=1)
@@ -254,7 +260,8 @@ def test_the_environment_does_not_change_containers(tmp_path: Path) -> None:
     other = dict.fromkeys(
         (
             *("AMS_KEEPER_REGISTRY", "AMS_CONTAINERS", "KEEPER_", "KEEPER_PORT"),
-            *("KEEPER_REGISTRY_PORT", "KEEPER_SERVER_SERVICE_HOST", "KEEPER_AMS_PORT_1261_TCP"),
+            *("KEEPER_HOME", "KEEPER_NODE", "KEEPER_NAME", "KEEPER_GROUPS", "KEEPER_REGISTRY_PORT"),
+            *("KEEPER_SERVER_SERVICE_HOST", "KEEPER_AMS_PORT_1261_TCP"),
         ),
         "x",
     )

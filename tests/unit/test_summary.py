@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from orchestration.keeping import transitions
 from orchestration.keeping.model import Event, EventKind, Incident, Orphan, State, Transition
 from orchestration.keeping.policy import RestartPolicy, RunState
-from orchestration.keeping.summary import clock_time, duration, next_step, story, summarize
+from orchestration.keeping.summary import next_step, story, summarize
+from orchestration.keeping.wording import clock_time, duration
 from orchestration.keeping.survey import Surroundings, Survey, assess, orders
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

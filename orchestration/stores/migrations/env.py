@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from orchestration.stores.ledger import VERSION_TABLE, metadata
+from orchestration.stores.ledger import VERSION_TABLE
+from orchestration.stores.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
