@@ -1,5 +1,7 @@
 """How a standalone fleet gets its workers: declared in the registry, then started."""
 
+from collections.abc import Mapping
+
 from orchestration.errors import ConfigError, KeeperError
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Resource
@@ -27,6 +29,24 @@ def scale_out(keeper: Keeper, resource: Resource) -> None:
             f"{resource.resource_id} was removed or changed while it was started; "
             "what was started was released again"
         )
+
+
+def declare_group(
+    keeper: Keeper, group_name: str, container_name: str, properties: Mapping[str, str]
+) -> None:
+    """Says what a group is to be from now on.
+
+    Its property `min-parallelism` is a floor of threads: below it the keeper starts new resources
+    of the group in this container, with the group's properties.
+
+    Raises:
+        ConfigError: The registry is an AMS's, where groups are made.
+        StoreUnavailableError: The registry did not answer.
+    """
+    if keeper.ams is not None:
+        raise ConfigError("groups of an attached registry are made in AMS, not here")
+    keeper.registry.create()
+    keeper.registry.save_group(group_name, container_name, properties)
 
 
 def declare(keeper: Keeper, resource: Resource) -> None:

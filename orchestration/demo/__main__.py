@@ -12,12 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from orchestration.config import load_settings
-from orchestration.demo.fleet import HOPELESS, environment, kill_one, start_fleet, stop_all
+from orchestration.demo.fleet import (
+    HOPELESS,
+    SIZED,
+    environment,
+    kill_one,
+    start_fleet,
+    stop_all,
+)
 from orchestration.keeper import Keeper
 from orchestration.keeping.wording import duration
 from orchestration.stores.ledger import Ledger
@@ -135,6 +142,7 @@ A fleet of {started} workers is kept alive by Dagster: {address}
                         after 5 s, its grace period of {grace} follows, then it is restarted.
           {HOPELESS.resource_id} never registers, whatever is tried: it is given up after
                         {policy.max_retries} attempts.
+          Group {SIZED} has no worker and a min-parallelism of 2: the keeper starts one.
   logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}
   stop    Ctrl-C
 
@@ -157,15 +165,20 @@ def _follow(ledger: Ledger, dagster: subprocess.Popen[bytes]) -> None:
 def _events_after(ledger: Ledger, last: int) -> list[tuple[int, str]]:
     query = (
         sa.select(event, incident.c.resource_id)
-        .join(incident, incident.c.incident_id == event.c.incident_id)
+        .join(incident, incident.c.incident_id == event.c.incident_id, isouter=True)
         .where(event.c.event_id > last)
         .order_by(event.c.event_id)
     )
     with ledger.reading() as connection:
         return [
-            (row.event_id, f"{row.at:%H:%M:%S} UTC  {row.resource_id}: {row.message}")
+            (row.event_id, f"{row.at:%H:%M:%S} UTC  {_subject(row)}: {row.message}")
             for row in connection.execute(query)
         ]
+
+
+def _subject(row: sa.Row[Any]) -> str:
+    """What an event is about: a resource, a group or everything."""
+    return str(row.resource_id or row.group_name or "everything")
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ import psutil
 import sqlalchemy as sa
 
 from orchestration.config import load_settings
-from orchestration.fleet import declare, scale_out
+from orchestration.fleet import declare, declare_group, scale_out
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Resource
 from orchestration.stores.registry import optimizer, resource
@@ -22,6 +22,7 @@ MARKER: Final = "DAGSTER_AMORO_DEMO"  # in the environment of all that a demo st
 
 _STOP_SECONDS: Final = 10
 _FLEET: Final = {"compaction": 3, "ingest": 2}  # workers per group
+SIZED: Final = "reports"  # a group of which only the size is said; the keeper starts its worker
 HOPELESS: Final = Resource(
     resource_id="legacy-1", group_name="legacy", container_name="hopeless", thread_count=1,
     memory_mb=0,
@@ -59,6 +60,7 @@ def start_fleet(keeper: Keeper) -> int:
     for worker in workers:
         scale_out(keeper, worker)
     declare(keeper, HOPELESS)
+    declare_group(keeper, SIZED, "local", {"min-parallelism": "2"})
     return len(workers) + 1
 
 

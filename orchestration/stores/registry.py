@@ -342,6 +342,21 @@ class Registry:
                 values = {"group_name": group_name, "container_name": container_name}
                 connection.execute(sa.insert(resource_group).values(properties="{}", **values))
 
+    def save_group(
+        self, group_name: str, container_name: str, properties: Mapping[str, str]
+    ) -> None:
+        """Records a group, or what it is to be from now on; for standalone mode."""
+        values = {"container_name": container_name, "properties": dump_properties(properties)}
+        mine = resource_group.c.group_name == group_name
+        with self.database.writing() as connection:
+            known = connection.execute(sa.select(resource_group.c.group_name).where(mine)).first()
+            if known is None:
+                connection.execute(
+                    sa.insert(resource_group).values(group_name=group_name, **values)
+                )
+            else:
+                connection.execute(sa.update(resource_group).where(mine).values(values))
+
     def add_resource(self, new: Resource) -> None:
         """Records a resource; for standalone mode.
 

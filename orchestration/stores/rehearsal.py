@@ -72,6 +72,11 @@ class RehearsedRegistry(Registry):
     def add_group(self, group_name: str, container_name: str) -> None:
         """Records nothing."""
 
+    def save_group(
+        self, group_name: str, container_name: str, properties: Mapping[str, str]
+    ) -> None:
+        """Records nothing."""
+
     def add_resource(self, new: Resource) -> None:
         """Records nothing."""
 
