@@ -1,4 +1,4 @@
-"""The README, as far as it can be wrong."""
+"""The README and the page on operating, as far as they can be wrong."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from orchestration.cli import main
 from orchestration.config import SETTINGS
 from orchestration.keeper import Keeper
+from orchestration.keeping.groups import floor
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CHECKOUT = Path(__file__).parents[2]
+README = (CHECKOUT / "README.md").read_text()
+OPERATING = (CHECKOUT / "docs" / "operations.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README + OPERATING, re.DOTALL)
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
@@ -40,7 +44,16 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = names["keeper"]
     assert isinstance(keeper, Keeper)
     assert keeper.registry.survey().resources == 4
+    assert [floor(group) for group in keeper.registry.sized_groups().values()] == [8]
     keeper.registry.database.close()
     defs = names["defs"]
     assert isinstance(defs, dg.Definitions)
     assert defs.resolve_sensor_def("orphan_sensor").default_status is dg.DefaultSensorStatus.RUNNING
+
+
+def test_the_commands_and_jobs_are_there() -> None:
+    """Whatever is to be typed can be typed, and each verb is a job as well."""
+    commands = set(re.findall(r"(?m)(?:^|`)dagster-amoro ([a-z-]+)", README + OPERATING))
+    assert commands == set(main.commands)
+    jobs = set(re.findall(r"`(keeper_\w+)`", OPERATING))
+    assert jobs == {f"keeper_{name.replace('-', '_')}" for name in main.commands} - {"keeper_check"}
