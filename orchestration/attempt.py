@@ -77,13 +77,18 @@ def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
     """Claims for this run what was handed over under the key.
 
     Empty where all of it has been claimed before: a hand-over is good for one run, so a run that
-    is executed again, or that comes after its hand-over lapsed, finds nothing to do.
+    is executed again, or that comes after its hand-over lapsed, finds nothing to do; nor does one
+    whose deployment lost the lease.
     """
     now = keeper.clock()
     until = now + keeper.claim_timeout
     handed_over = keeper.ledger.claimed_by(run_key)
-    with keeper.ledger.writing() as ledger:
-        won = ledger.apply([transitions.claim(i, run_id, until, now) for i in handed_over])
+    fence = next((incident.fence for incident in handed_over), None)  # one tick's: all have it
+    try:
+        with keeper.ledger.writing(fence) as ledger:
+            won = ledger.apply([transitions.claim(i, run_id, until, now) for i in handed_over])
+    except LeaseLostError:
+        return []
     return [incident for incident in won if incident is not None]
 
 
@@ -224,7 +229,7 @@ class _TurnUnderWay:
         return self._record(container, orphan, startup, notes)
 
     def _ensure_still_ours(self) -> None:
-        """Right before the start: this process may have slept since its last step.
+        """Right before an act: this process may have slept since its last step.
 
         Raises:
             LeaseLostError: Another deployment acts now.
@@ -325,12 +330,14 @@ class _TurnUnderWay:
             until = now + self._keeper.claim_timeout
             begin = transitions.begin_superseding if superseding else transitions.begin_giving_up
             self._step(begin(self._incident, sighting.row, until, now))
+            self._ensure_still_ours()
             removed = self._keeper.registry.remove_orphan(
                 self._incident.resource_id, sighting.row["properties"]
             )
             if not removed and self._look().row is not None:
                 return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
         kept = self._keeper.ledger.removed_row(self._incident.incident_id)
+        self._ensure_still_ours()
         notes = self._release(orphan_of(kept)) if kept else []
         if superseding:
             told = "its group was refilled without it; its row is kept in the ledger"

@@ -12,7 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from orchestration.containers.calls import start, stop
-from orchestration.errors import KeeperError, LeaseLostError, StartFailedError
+from orchestration.errors import ContainerError, KeeperError, LeaseLostError, PropertiesError
 from orchestration.keeper import Keeper
 from orchestration.keeping import groups
 from orchestration.keeping.groups import Group
@@ -144,12 +144,13 @@ def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Refill]:
     """Claims for this run what was requested under the key; as `attempt.take_up` does."""
     until = keeper.clock() + keeper.claim_timeout
     handed_over = [r for r in keeper.ledger.refills().values() if r.claimed_by == run_key]
-    won = []
-    for refill in handed_over:
-        after = refill.evolve(claimed_by=run_id, claimed_until=until)
-        with keeper.ledger.writing(refill.fence) as ledger:
-            won += [after] if ledger.move_refill(refill, after) else []
-    return won
+    claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in handed_over]
+    fence = next((refill.fence for refill in handed_over), None)
+    try:
+        with keeper.ledger.writing(fence) as ledger:
+            return [after for before, after in claims if ledger.move_refill(before, after)]
+    except LeaseLostError:
+        return []
 
 
 def take_turn(keeper: Keeper, group_name: str, run_id: str) -> Filled:
@@ -195,15 +196,13 @@ class _FillingUnderWay:
         return self._start(group, threads)
 
     def _start(self, group: Group, threads: int) -> Filled:
+        if not self._is_ours():
+            return _not_ours(group.name)
         try:
             resource = self._resource(group, threads)
             container = self._keeper.containers.get(resource.container_name)
-            if not self._is_ours():
-                return _not_ours(group.name)
             startup = start(container, resource)
-        except (StartFailedError, KeeperError) as error:
-            if isinstance(error, LeaseLostError):
-                raise
+        except (ContainerError, PropertiesError) as error:
             return self._end(Filling.FAILED, EventKind.REFILL_FAILED, f"failed: {error}")
         started = resource.with_properties(startup)
         try:
