@@ -42,8 +42,8 @@ class Replacements:
         floor = self._floors.get(group)
         if floor is None or incident.newest_start is None:
             return StandIn.NONE
-        if group in self._refilling:
-            return StandIn.COMING
+        if group in self._refilling and incident.last_error is not None:
+            return StandIn.COMING  # a refill brings the threads of those alone that failed
         return stand_in(
             incident,
             self._looked().get(group, []),

@@ -1,16 +1,17 @@
 """One tick: look at the registry, open and close incidents, hand over what is due."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 
 from orchestration.gate import ensure_answer, ensure_continuity, hold_lease
 from orchestration.keeper import Keeper
 from orchestration.keeping.continuity import Watch
 from orchestration.keeping.model import Incident, Transition
-from orchestration.keeping.pauses import Pauses
+from orchestration.keeping.pauses import Pause, Pauses
 from orchestration.keeping.policy import RunState, holds_claim
 from orchestration.keeping.refill import Refill, RefillState
 from orchestration.keeping.sizing import Sizing, size
@@ -101,10 +102,28 @@ def tick(
     survey = keeper.registry.survey()
     now = keeper.clock()
     watch = ensure_continuity(keeper, watch, now)
-    surroundings = Surroundings(
+    runs = _runs(run_states, [*incidents, *refills.values()])
+    surroundings = surroundings_of(
+        keeper, survey, pauses=pauses, runs=runs, now=now, fence=fence, turn=turn
+    )
+    return _TickUnderWay(keeper, survey, surroundings, refills).finish(incidents, watch)
+
+
+def surroundings_of(  # noqa: PLR0913 - what decisions depend on
+    keeper: Keeper,
+    survey: Survey,
+    *,
+    pauses: Iterable[Pause],
+    runs: Mapping[str, RunState],
+    now: datetime,
+    fence: int | None,
+    turn: str | None = None,
+) -> Surroundings:
+    """What the decisions on a survey depend on, without what came in the place of orphans."""
+    return Surroundings(
         policy=keeper.policy,
         obstacle=cache(keeper.containers.obstacle),  # once a tick, not once an orphan
-        runs=_runs(run_states, [*incidents, *refills.values()]),
+        runs=runs,
         now=now,
         fence=fence,
         pauses=Pauses(pauses, now),
@@ -113,7 +132,40 @@ def tick(
         turn=turn,
         group_obstacle=cache(lambda name: group_obstacle(keeper, survey.sized.get(name or ""))),
     )
-    return _TickUnderWay(keeper, survey, surroundings, refills).finish(incidents, watch)
+
+
+def sizings_of(
+    keeper: Keeper,
+    survey: Survey,
+    incidents: Sequence[Incident],
+    refills: Mapping[str, Refill],
+    surroundings: Surroundings,
+) -> list[Sizing]:
+    """The groups below their floor; in attached mode they are AMS's business."""
+    if keeper.ams is not None or not keeper.policy.enabled or not (survey.sized or refills):
+        return []
+    return size(survey, incidents, refills, surroundings, keeper.max_keeping_attempts)
+
+
+def assessment_of(  # noqa: PLR0913, PLR0917 - what decisions depend on
+    keeper: Keeper,
+    survey: Survey,
+    incidents: Sequence[Incident],
+    refills: Mapping[str, Refill],
+    started: Iterable[str],
+    surroundings: Surroundings,
+) -> Assessment:
+    """The decisions on all open incidents; a round begins in the groups of `started`."""
+    if not survey.sized:
+        return assess(survey, incidents, surroundings)
+    now, runs, fence = surroundings.now, surroundings.runs, surroundings.fence
+    refilling = set(started) | {
+        name
+        for name, each in refills.items()
+        if each.state is RefillState.REQUESTED and holds_claim(each, runs, now, fence)
+    }
+    others = Replacements(keeper, survey.sized, incidents, refilling)
+    return assess(survey, incidents, replace(surroundings, stand_in=others.stand_in))
 
 
 def _runs(run_states: RunStates, claimed: Sequence[Incident | Refill]) -> Mapping[str, RunState]:
@@ -206,36 +258,15 @@ class _TickUnderWay:
         ]
 
     def _sizings(self, incidents: Sequence[Incident]) -> list[Sizing]:
-        """The groups below their floor; in attached mode they are AMS's business."""
-        keeper = self._keeper
-        if keeper.ams is not None or not keeper.policy.enabled:
-            return []
-        if not self._survey.sized and not self._refills:
-            return []
-        return size(
-            self._survey,
-            incidents,
-            self._refills,
-            self._surroundings,
-            keeper.max_keeping_attempts,
-        )
+        return sizings_of(self._keeper, self._survey, incidents, self._refills, self._surroundings)
 
     def _assess(
         self, incidents: Sequence[Incident], refill: RefillOrder | None = None
     ) -> Assessment:
-        if not self._survey.sized:
-            return assess(self._survey, incidents, self._surroundings)
-        now, runs = self._surroundings.now, self._surroundings.runs
-        refilling = {
-            name
-            for name, each in self._refills.items()
-            if each.state is RefillState.REQUESTED
-            and holds_claim(each, runs, now, self._surroundings.fence)
-        }
-        refilling |= {each.group_name for each in refill.refills} if refill else set()
-        others = Replacements(self._keeper, self._survey.sized, incidents, refilling)
-        surroundings = replace(self._surroundings, stand_in=others.stand_in)
-        return assess(self._survey, incidents, surroundings)
+        started = [each.group_name for each in refill.refills] if refill else []
+        return assessment_of(
+            self._keeper, self._survey, incidents, self._refills, started, self._surroundings
+        )
 
     def _hand_over(self, ledger: Writing, assessment: Assessment) -> list[Order]:
         """Gives what is due to runs; returns the orders with the incidents that were won."""

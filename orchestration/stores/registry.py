@@ -5,7 +5,7 @@ belong to AMS; in standalone mode they are ours, with two indexes more than AMS 
 in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import starmap
@@ -164,7 +164,9 @@ class Registry:
             expired = self._expire_heartbeats(self.heartbeat_timeout)
         with self.database.snapshot() as connection:
             orphans = _by_id(connection.execute(self._anti_join(connection)))
-            count = connection.scalar(sa.select(sa.func.count()).select_from(resource))
+            count = connection.scalar(
+                self._counting(sa.select(sa.func.count()).select_from(resource))
+            )
             groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
             sized = _sized_groups(connection)
             ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
@@ -211,7 +213,7 @@ class Registry:
     def capacity(self, groups: Collection[str]) -> dict[str, tuple[int, int]]:
         """The threads of some groups: wanted, by their resources, and live, by their optimizers."""
         with self.database.reading() as connection:
-            wanted = _threads(connection, resource, groups)
+            wanted = _threads(connection, resource, groups, self._counting)
             live = _threads(connection, self._optimizers(connection), groups)
         return {name: (wanted.get(name, 0), live.get(name, 0)) for name in groups}
 
@@ -230,7 +232,8 @@ class Registry:
         """How many resources each group has; those of no group count under an empty name."""
         counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
         with self.database.reading() as connection:
-            return {name or "": number for name, number in connection.execute(counts)}
+            found = connection.execute(self._counting(counts))
+            return {name or "": number for name, number in found}
 
     def newest_starts(self, groups: Collection[str]) -> dict[str, str]:
         """When the newest resource of each of these groups was recorded, as the database says it.
@@ -374,6 +377,9 @@ class Registry:
         with self.database.writing() as connection:
             connection.execute(sa.insert(resource).values(values))
 
+    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        return query  # all resources count
+
     def _optimizers(self, _connection: sa.Connection) -> sa.FromClause:
         return optimizer  # all of them count; what is too old was removed
 
@@ -451,7 +457,10 @@ def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
 
 
 def _threads(
-    connection: sa.Connection, table: sa.FromClause, groups: Collection[str]
+    connection: sa.Connection,
+    table: sa.FromClause,
+    groups: Collection[str],
+    counting: Callable[[sa.Select[Any]], sa.Select[Any]] = lambda query: query,
 ) -> dict[str, int]:
     """The threads of these groups, and maybe of others."""
     # Not the column itself: MySQL would follow its index and fetch the rows one by one, which
@@ -460,7 +469,7 @@ def _threads(
     query = sa.select(name, sa.func.sum(table.c.thread_count)).group_by(name)
     if len(groups) <= _FEW_GROUPS:
         query = query.where(table.c.group_name.in_(groups))
-    return {group: int(threads or 0) for group, threads in connection.execute(query)}
+    return {group: int(threads or 0) for group, threads in connection.execute(counting(query))}
 
 
 def _plain(value: object) -> object:

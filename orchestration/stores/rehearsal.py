@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from orchestration.keeping.model import Resource
 from orchestration.keeping.survey import Survey
 from orchestration.stores.database import Database, utc_now
-from orchestration.stores.registry import Registry, Sighting, optimizer
+from orchestration.stores.inspection import has_tables
+from orchestration.stores.registry import Registry, Sighting, optimizer, resource
 
 
 class RehearsedRegistry(Registry):
@@ -34,6 +35,9 @@ class RehearsedRegistry(Registry):
 
     def survey(self) -> Survey:
         """One look at everything but what would have been removed."""
+        ours = self.heartbeat_timeout is not None
+        if ours and not has_tables(self.database, resource):
+            return Survey(resources=0, groups=(), orphans={})  # it would have been created
         return self._without_removed(super().survey())
 
     def survey_group(self, name: str) -> Survey:
@@ -84,6 +88,10 @@ class RehearsedRegistry(Registry):
         removed = set(self._removed())
         orphans = {key: each for key, each in survey.orphans.items() if key not in removed}
         return replace(survey, orphans=orphans)
+
+    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        removed = self._removed()
+        return query.where(resource.c.resource_id.not_in(removed)) if removed else query
 
     def _optimizers(self, connection: sa.Connection) -> sa.FromClause:
         if self.heartbeat_timeout is None:
