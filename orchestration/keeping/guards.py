@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 from orchestration.keeping.model import Incident
@@ -52,26 +51,17 @@ def wave(due: Sequence[Incident], most: int | None, turn: str | None) -> Wave:
     """
     if most is None or len(due) <= most:
         return Wave(list(due), [], None)
-    groups: dict[str, list[Incident]] = {}
-    for incident in due:
-        groups.setdefault(incident.group_name, []).append(incident)
-    ring = sorted(groups, key=lambda name: (turn is not None and name <= turn, name))
-    chosen = list(islice(_rounds([groups[name] for name in ring]), most))
+    rounds: Counter[str] = Counter()
+
+    def place(incident: Incident) -> tuple[int, bool, str]:
+        name = incident.group_name
+        rounds[name] += 1
+        return rounds[name], turn is not None and name <= turn, name
+
+    chosen = sorted(due, key=place)[:most]
     ids = {incident.incident_id for incident in chosen}
     later = [incident for incident in due if incident.incident_id not in ids]
     return Wave(chosen, later, chosen[-1].group_name)
-
-
-def _rounds(groups: Iterable[Sequence[Incident]]) -> Iterable[Incident]:
-    """One of each, then a second of each that has one, and so on."""
-    rest = [iter(group) for group in groups]
-    while rest:
-        still = []
-        for group in rest:
-            if (incident := next(group, None)) is not None:
-                yield incident
-                still.append(group)
-        rest = still
 
 
 def refusals(
@@ -93,14 +83,15 @@ def refusals(
         return {}
     dead, resources = Counter(name or "" for name in orphans), count()
     everywhere = _refusal(dead.total(), sum(resources.values()), guards.max_orphaned_overall)
-    found = {
-        name: _refusal(dead[name], resources.get(name, 0), limit) for name, limit in limits.items()
-    }
     overall = f"of all groups {everywhere}" if everywhere else None
-    return {name: why for name in found if (why := found[name] or overall)}
+    found = {
+        name: _refusal(dead[name], resources.get(name, 0), limit) or overall
+        for name, limit in limits.items()
+    }
+    return {name: why for name, why in found.items() if why}
 
 
 def _refusal(orphans: int, resources: int, limit: float) -> str | None:
-    if limit >= 1 or orphans <= limit * resources:
+    if limit >= 1 or orphans / max(resources, 1) <= limit:
         return None
-    return f"{orphans} of {resources} orphaned, allowed {limit:.0%}"
+    return f"{orphans} of {resources} orphaned, allowed {limit * 100:g}%"

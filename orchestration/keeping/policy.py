@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 from orchestration.keeping.model import Incident, Ordered, State
 
-_MOST_DOUBLINGS: Final = 40  # more would be longer than any cap
+_MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
 
 
 class Backoff(StrEnum):
@@ -62,6 +62,10 @@ class Decision(NamedTuple):
     until: datetime | None = None  # WAIT: when it is worth looking again; None: unknown
 
 
+_FINISHES: Final = {
+    State.GIVING_UP: Verdict.GIVE_UP,
+    State.SUPERSEDING: Verdict.SUPERSEDE,
+}
 IN_A_RUN: Final = "in the hands of a run"
 IN_GRACE: Final = "in its grace period"
 EXHAUSTED_AND_KEPT: Final = "its attempts are used up, and keeper.on-exhausted is keep"
@@ -126,7 +130,8 @@ def _pause(incident: Incident, policy: RestartPolicy) -> timedelta:
     if policy.backoff is Backoff.CONSTANT:
         return policy.grace_period
     doublings = min(incident.spent, _MOST_DOUBLINGS)
-    pause: timedelta = min(policy.grace_period * 2**doublings, policy.backoff_cap)
+    grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
+    pause = timedelta(seconds=min(grace * 2.0**doublings, cap))
     return pause * (1 + policy.backoff_jitter * _chance(incident))
 
 
@@ -182,9 +187,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     if claimed:
         return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
     if removing:
-        superseding = incident.state is State.SUPERSEDING
-        verdict = Verdict.SUPERSEDE if superseding else Verdict.GIVE_UP
-        return Decision(verdict, "its removal was begun and not finished")
+        return Decision(_FINISHES[incident.state], "its removal was begun and not finished")
     if incident.ordered == Ordered.GIVE_UP:
         return Decision(Verdict.GIVE_UP, "an operator wants it given up")
     if incident.ordered == Ordered.RESTART:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, Final, NamedTuple, Self
 
-from orchestration.keeping.model import Incident, Orphan, State
+from orchestration.keeping.model import Incident, Ordered, Orphan, State
 from orchestration.keeping.policy import RestartPolicy, due_at
 
 ON_ITS_WAY: Final = frozenset({State.WAITING, State.HANDED_OVER, State.CLAIMED})
@@ -72,6 +72,8 @@ def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -
     if incident is None:
         return True
     if incident.state not in ON_ITS_WAY or incident.last_error is not None:
+        return False
+    if incident.ordered == Ordered.GIVE_UP:
         return False
     return incident.spent < policy.max_retries or now < due_at(incident, policy)
 
@@ -148,9 +150,8 @@ def next_round(  # noqa: PLR0913 - what a round is made of
     now: datetime,
 ) -> Refill:
     """The next round, counted before it is made; the pause after it grows with their number."""
-    same = refill is not None and refill.floor == floor
     before = refill or Refill(group_name, floor)
-    rounds = (before.rounds if same else 0) + 1
+    rounds = before.rounds + 1 if before.floor == floor else 1
     return before.evolve(
         floor=floor,
         rounds=rounds,

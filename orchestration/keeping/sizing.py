@@ -85,7 +85,7 @@ def size(
 
 def _by_group(survey: Survey) -> dict[str | None, list[Orphan]]:
     found: dict[str | None, list[Orphan]] = {}
-    for orphan in survey.orphans.values() if survey.sized else ():
+    for orphan in survey.orphans.values():
         if orphan.group_name in survey.sized:
             found.setdefault(orphan.group_name, []).append(orphan)
     return found

@@ -73,9 +73,11 @@ def story(
         return "; ".join([since, *tried, row])
     if not incident.spent:
         return f"{since}, and no attempts are allowed; {row}"
-    attempts = f"{incident.attempts} attempts, at least {duration(policy.grace_period)} apart"
+    made = counted(incident.attempts, "attempt")
+    attempts = f"{made}, at least {duration(policy.grace_period)} apart"
     if incident.carried > 0:
-        attempts = f"{incident.carried} attempts before it was orphaned again, and {attempts}"
+        before = counted(incident.carried, "attempt")
+        attempts = f"{before} before it was orphaned again, and {attempts}"
     return "; ".join([f"{since}; {attempts}, did not bring it back", *tried, row])
 
 

@@ -15,6 +15,7 @@ from orchestration.keeping.model import (
     Transition,
 )
 from orchestration.keeping.policy import RestartPolicy
+from orchestration.keeping.wording import counted
 from orchestration.secrets import without_secrets
 
 _CLOSING_KIND = {
@@ -159,7 +160,7 @@ def begin_giving_up(
 ) -> Transition:
     """Its row goes into the ledger, whole, before it is removed."""
     after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
-    message = f"giving up after {incident.spent} attempts; its row is kept in the ledger"
+    message = f"giving up after {_attempts(incident)}; its row is kept in the ledger"
     step = _in_run(incident, after, EventKind.GIVING_UP, message, now)
     return replace(step, row=row)
 
@@ -178,7 +179,7 @@ def keep(incident: Incident, now: datetime) -> Transition:
     """Its attempts are used up, which is said once; then it is left to a person."""
     after = incident.evolve(state=State.KEPT, claimed_by=None, claimed_until=None)
     message = (
-        f"its {incident.spent} attempts are used up; it is left as it is, and its row is kept "
+        f"{_attempts(incident)} did not help; it is left as it is, and its row is kept "
         "(keeper.on-exhausted)"
     )
     return _in_run(incident, after, EventKind.KEPT, message, now)
@@ -229,8 +230,12 @@ def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transitio
     """An operator gives it a fresh budget of attempts; `by` as in `order`."""
     state = State.WAITING if incident.state is State.KEPT else incident.state
     after = incident.evolve(state=state, carried=-incident.attempts)
-    what = f"{incident.spent} attempts no longer count"
+    what = f"a fresh budget: {_attempts(incident)} counted until now"
     return _by_operator(incident, after, EventKind.RESET, what, by, now)
+
+
+def _attempts(incident: Incident) -> str:
+    return counted(incident.spent, "attempt")
 
 
 def _by_operator(  # noqa: PLR0913, PLR0917 - the fields of an event

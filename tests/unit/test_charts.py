@@ -144,6 +144,26 @@ def test_incidents_of_one_moment_and_of_all_lengths() -> None:
     assert None not in drawn([incident(1, took=-0.5)])
 
 
+def with_notes(events: pd.DataFrame) -> pd.DataFrame:
+    """The same with events of the group, which belong to no incident, as the audit stores them."""
+    note = {"kind": "paused", "at": NOW - timedelta(minutes=9), "event": len(events)}
+    notes = pd.DataFrame([note], columns=events.columns).astype({"at": "datetime64[us, UTC]"})
+    types = {"incident": "Int64", "attempt": "Int64", "wanted": "Int64", "live": "Int64"}
+    return pd.concat([events.astype(types), notes.astype(types)], ignore_index=True)
+
+
+def test_events_of_the_group_change_no_chart() -> None:
+    """A timeline shows incidents, and threads are noted by ticks."""
+    incidents, events = frames([incident(), incident(2, outcome=None, resource="s")])
+    told = with_notes(events)
+    assert told["incident"].isna().sum() == 1
+    assert charts.timeline(incidents, told, NOW) == charts.timeline(incidents, events, NOW)
+    assert charts.capacity(told, NOW) == charts.capacity(events, NOW)
+    alone = told.tail(1)
+    assert charts.timeline(incidents.head(0), alone, NOW) is None
+    assert charts.capacity(alone, NOW) is None
+
+
 @pytest.mark.parametrize("grace", [timedelta(0), timedelta(days=3)])
 def test_any_grace_period_has_its_place(grace: timedelta) -> None:
     """Also none, and one that is longer than all recoveries."""

@@ -1,17 +1,33 @@
 """What the checks find, and what they tell whoever gets the alert."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from assets.checks import Ended, below_floor, flapping, freshness, given_up, overdue, restarts
+from assets.checks import (
+    Ended,
+    below_floor,
+    flapping,
+    freshness,
+    given_up,
+    overdue,
+    restarts,
+    unrefused,
+)
+from assets.refusals import Refusals
 from orchestration.keeping.model import Incident, State
-from orchestration.keeping.policy import RestartPolicy
+from orchestration.keeping.pauses import EVERYTHING, Pause, Pauses
+from orchestration.keeping.policy import Backoff, RestartPolicy
+from orchestration.keeping.refill import Refill, RefillState
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 POLICY = RestartPolicy(enabled=True, max_retries=3, grace_period=timedelta(minutes=5))
 MINUTE = timedelta(minutes=1)
+NOT_PAUSED = Pauses()
 
 
 def ended(number: int, state: State = State.EXHAUSTED, attempts: int = 3) -> Ended:
@@ -36,17 +52,30 @@ def test_what_was_given_up_is_named_once() -> None:
     assert not first.passed
     assert first.severity is dg.AssetCheckSeverity.ERROR
     assert first.told.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
-    assert first.numbers == {"given up": 2, "newest end in s since 1970": 3}
+    assert first.numbers == {"given up": 2, "kept": 0, "newest end in s since 1970": 3}
     again = given_up([ended(1), ended(3)], 3)
     assert again.passed
-    assert again.numbers == {"given up": 0, "newest end in s since 1970": 3}
+    assert again.numbers == {"given up": 0, "kept": 0, "newest end in s since 1970": 3}
     assert again.told.endswith("within a day r1 (group g), r3 (group g)")
     assert not given_up([ended(1), ended(3), ended(4)], 3).passed
 
 
 def test_the_mark_stays_when_a_day_has_passed() -> None:
     """Otherwise an old one would be told again."""
-    assert given_up([], 7).numbers == {"given up": 0, "newest end in s since 1970": 7}
+    assert given_up([], 7).numbers == {"given up": 0, "kept": 0, "newest end in s since 1970": 7}
+
+
+def test_what_is_kept_without_attempts_left_is_told_beside_it() -> None:
+    """A person is needed for both; each is told once."""
+    finding = given_up([ended(1), ended(2, State.KEPT)], 0)
+    assert not finding.passed
+    assert finding.told.startswith(
+        "1 resource given up and removed: r1 (group g); 1 resource out of attempts and kept: "
+        "r2 (group g). "
+    )
+    assert finding.numbers == {"given up": 1, "kept": 1, "newest end in s since 1970": 2}
+    assert given_up([ended(1), ended(2, State.KEPT)], 2).passed
+    assert given_up([ended(2, State.KEPT)], 0).told.startswith("1 resource out of attempts")
 
 
 def test_many_names_are_counted() -> None:
@@ -60,7 +89,7 @@ def test_many_names_are_counted() -> None:
 @pytest.mark.parametrize(("seconds", "passed"), [(1200, True), (1200.001, False)])
 def test_an_orphan_is_overdue_after_all_its_attempts(*, seconds: float, passed: bool) -> None:
     """Grace period x (max-retries + 1): 20 minutes here."""
-    finding = overdue([opened(1, timedelta(seconds=seconds))], POLICY, NOW)
+    finding = overdue([opened(1, timedelta(seconds=seconds))], POLICY, NOW, NOT_PAUSED)
     assert finding.passed is passed
     assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.told) is not passed
 
@@ -68,7 +97,7 @@ def test_an_orphan_is_overdue_after_all_its_attempts(*, seconds: float, passed: 
 def test_the_longest_overdue_is_named_first() -> None:
     """With the reason, where it cannot be restarted."""
     stuck = opened(2, timedelta(days=2))._replace(state=State.UNSUPPORTED, note="it opts out")
-    told = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW).told
+    told = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW, NOT_PAUSED).told
     assert told.startswith("2 orphans open for longer than 20 min: r2 (since ")
     assert "it opts out), r1 (" in told
 
@@ -76,7 +105,92 @@ def test_the_longest_overdue_is_named_first() -> None:
 def test_nothing_is_overdue_where_nothing_is_restarted() -> None:
     """Auto-restart is off: orphans are recorded only."""
     off = RestartPolicy(enabled=False, max_retries=3, grace_period=timedelta(minutes=5))
-    assert overdue([opened(1, timedelta(days=9))], off, NOW).passed
+    assert overdue([opened(1, timedelta(days=9))], off, NOW, NOT_PAUSED).passed
+
+
+def test_what_is_left_alone_on_purpose_is_not_overdue() -> None:
+    """Paused, kept without attempts left, or noted by a dry run; it is open all the same."""
+    pause = Pause(target=EVERYTHING, author="ann", reason="", paused_at=NOW, until=None)
+    old = opened(1, timedelta(days=1))
+    assert not overdue([old], POLICY, NOW, NOT_PAUSED).passed
+    assert overdue([old], POLICY, NOW, Pauses([pause], NOW)).passed
+    left = [old._replace(state=State.KEPT), old._replace(dry_run=True)]
+    finding = overdue(left, POLICY, NOW, NOT_PAUSED)
+    assert finding.passed
+    assert finding.numbers == {"overdue": 0, "open incidents": 2}
+
+
+@given(
+    retries=st.integers(0, 1000),
+    grace=st.integers(0, 10**6),
+    cap=st.integers(1, 10**7),
+    jitter=st.floats(0, 1),
+)
+def test_growing_pauses_take_longer(retries: int, grace: int, cap: int, jitter: float) -> None:
+    """One second more than all pauses together, each at its longest, is too long."""
+    policy = RestartPolicy(
+        enabled=True,
+        max_retries=retries,
+        grace_period=timedelta(seconds=grace),
+        backoff=Backoff.EXPONENTIAL,
+        backoff_cap=timedelta(seconds=cap),
+        backoff_jitter=jitter,
+    )
+    longest, pause = 0.0, grace
+    for _ in range(retries + 1):
+        longest += min(pause, cap) * (1 + jitter)
+        pause *= 2
+    open_for = [opened(1, timedelta(seconds=longest + more)) for more in (-1, 1)]
+    assert overdue(open_for[:1], policy, NOW, NOT_PAUSED).passed
+    assert not overdue(open_for[1:], policy, NOW, NOT_PAUSED).passed
+
+
+NOTHING = Refusals(guarded={}, held=[], failed=[], stopped=[], pauses=[])
+
+
+def test_where_nothing_is_refused_the_check_passes() -> None:
+    """Also where something is paused, which is said."""
+    assert unrefused(NOTHING).told == "no restart is refused"
+    pause = Pause(target=EVERYTHING, author="ann", reason="upgrade", paused_at=NOW, until=None)
+    finding = unrefused(replace(NOTHING, pauses=[pause]))
+    assert finding.passed
+    assert finding.told.endswith("is no refusal: everything is paused by ann: upgrade")
+    assert finding.numbers == {"refused restarts": 0, "groups not refilled": 0, "paused": 1}
+
+
+def test_every_kind_of_refusal_fails_the_check() -> None:
+    """Each by itself, and told with its reason; together, an orphan is counted once."""
+    orphan = opened(1, MINUTE)._replace(last_error="exit code 3")
+    stuck = Refill("etl", 4, rounds=3, state=RefillState.STOPPED, last_error="no image")
+    guarded = {"g": "7 of 9 orphaned, allowed 50%"}
+    kinds = {
+        "the guards hold 1 orphan back: g (7 of 9 orphaned, allowed 50%)": replace(
+            NOTHING, guarded=guarded, held=[orphan]
+        ),
+        "the last start of 1 orphan failed: r1; newest error: exit code 3": replace(
+            NOTHING, failed=[orphan]
+        ),
+        "1 group could not be refilled: etl (below 4 threads after 3 rounds; newest error: "
+        "no image)": replace(NOTHING, stopped=[stuck]),
+    }
+    for told, found in kinds.items():
+        finding = unrefused(found)
+        assert not finding.passed
+        assert finding.severity is dg.AssetCheckSeverity.ERROR
+        assert finding.told == told
+    together = unrefused(
+        replace(NOTHING, guarded=guarded, held=[orphan], failed=[orphan], stopped=[stuck])
+    )
+    assert together.told == "; ".join(kinds)
+    assert together.numbers == {"refused restarts": 1, "groups not refilled": 1, "paused": 0}
+
+
+def test_ten_of_those_whose_start_failed_are_named() -> None:
+    """With the newest error, cut where it is long."""
+    failed = [opened(n, MINUTE)._replace(last_error="x" * 9999) for n in range(12)]
+    told = unrefused(replace(NOTHING, failed=failed)).told
+    assert "r9 and 2 more; newest error: xxx" in told
+    assert len(told) < 400
 
 
 @pytest.mark.parametrize(("lost", "passed"), [(1, True), (2, True), (3, False), (4, False)])
@@ -127,6 +241,11 @@ def test_a_keeper_that_abstains_all_the_time_is_no_keeper() -> None:
     finding = freshness([*ticks, (NOW - timedelta(hours=2), "")], 5 * MINUTE, NOW)
     assert not finding.passed
     assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.told
+    assert finding.told.endswith("(30 abstentions in a row)")
+    assert finding.numbers == {
+        "seconds since the last completed survey": 7200,
+        "abstentions in a row": 30,
+    }
     assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).told
 
 
@@ -134,6 +253,28 @@ def test_a_sensor_that_is_stopped_is_noticed() -> None:
     """It has no ticks, or none that are new."""
     assert "is the sensor running" in freshness([], MINUTE, NOW).told
     assert "is the sensor running" in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).told
+
+
+def test_abstentions_in_a_row_are_counted_while_the_survey_is_fresh() -> None:
+    """Before three intervals are over, they are told and not more."""
+    ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(2)]
+    finding = freshness([*ticks, (NOW - 2 * MINUTE, ""), *ticks], 5 * MINUTE, NOW)
+    assert finding.passed
+    assert finding.told == "the last survey is 2 min old (2 abstentions in a row)"
+
+
+def test_a_standby_is_fresh_while_it_watches() -> None:
+    """Not if it failed to take over, and not if it is stopped."""
+    watching = "Watching: blue acts, and its lease runs until 12:00"
+    ticks = [(NOW - MINUTE * n, watching) for n in range(100)]
+    finding = freshness(ticks, MINUTE, NOW)
+    assert finding.passed
+    assert finding.told == f"on standby, 0 s ago: {watching}"
+    in_vain = [(NOW - MINUTE * n, "Abstained, nothing was changed: no answer") for n in range(4)]
+    finding = freshness([*in_vain, *((at - 4 * MINUTE, why) for at, why in ticks)], MINUTE, NOW)
+    assert not finding.passed
+    assert "no answer" in finding.told
+    assert "is the sensor running" in freshness(ticks[4:], MINUTE, NOW).told
 
 
 def test_a_very_short_interval_is_not_taken_literally() -> None:

@@ -1,10 +1,11 @@
 """What does one tick leave to the next, and what if it cannot be read?"""
 
+import json
 import string
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestration.cursor import Cursor, dump_cursor, parse_cursor
@@ -18,7 +19,20 @@ watches = st.builds(
 )
 
 
-@given(st.builds(Cursor, event=st.integers(0, 2**63), watch=watches))
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@given(
+    st.builds(
+        Cursor,
+        event=st.integers(0, 2**63 - 1),
+        watch=watches,
+        turn=st.none() | st.text(min_size=1),
+        abstentions=st.integers(0, 2**63 - 1),
+        surveyed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+        told=st.dictionaries(st.text(), numbers, max_size=3),
+    )
+)
 def test_a_cursor_comes_back_as_it_was(cursor: Cursor) -> None:
     """Whatever tokens AMS gives out."""
     assert parse_cursor(dump_cursor(cursor)) == cursor
@@ -46,13 +60,42 @@ def test_older_cursors_are_understood(text: str | None, event: int) -> None:
             '{"settling_since": 5}',
             '{"settling_since": "soon"}',
             '{"witnesses": 7}',
+            '{"event": Infinity}',
+            '{"event": -1}',
+            '{"event": 9223372036854775808}',
+            '{"abstentions": [3]}',
+            '{"surveyed_at": "2026-01-01T00:00:00"}',
+            '{"settling_since": "2026-01-01T00:00:00"}',
+            '{"told": [1]}',
             "[" * 100_000,
         ]
     )
 )
+@example("9" * 100)
 def test_nonsense_is_a_new_cursor(text: str) -> None:
     """It is edited by hand in the UI; nothing but time is lost with it."""
-    assert isinstance(parse_cursor(text), Cursor)
+    cursor = parse_cursor(text)
+    assert 0 <= cursor.event < 2**63
+    assert cursor == Cursor(event=cursor.event)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["event", "witnesses", "settling_since", "turn", "abstentions", "surveyed_at", "told"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON))
+def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object]) -> None:
+    """Times can be compared, numbers can be counted on, and what is told can be told again."""
+    cursor = parse_cursor(json.dumps(values))
+    for moment in (cursor.surveyed_at, cursor.watch.settling_since):
+        assert moment is None or moment.tzinfo is not None
+    assert 0 <= cursor.abstentions < 2**63
+    assert all(isinstance(value, int | float | str) for value in cursor.told.values())
+    assert isinstance(parse_cursor(dump_cursor(cursor)), Cursor)
 
 
 def test_a_quiet_fleet_without_an_ams_leaves_little() -> None:

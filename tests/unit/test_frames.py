@@ -68,6 +68,13 @@ def history(*steps: tuple[int, int, datetime]) -> History:
     )
 
 
+def note(number: int, at: datetime = NOON) -> History:
+    """An event of the group that belongs to no incident."""
+    row: dict[str, object] = {"event": number, "at": at.replace(tzinfo=None), "kind": "paused"}
+    row |= {"incident": None, "resource": None}
+    return History(incidents_frame(incident_rows({}).head(0)), events_frame(event_rows(row)))
+
+
 def folder(base: UPath | Path) -> HistoryFolder:
     """A folder that is not there yet."""
     return HistoryFolder(UPath(base) / str(uuid4()))
@@ -225,6 +232,41 @@ def test_a_file_of_an_older_version_may_lack_a_column(tmp_path: Path) -> None:
     assert files.load().incidents["max_retries"].isna().all()
     files.merge(history((2, 2, NOON)), position, now=NOON)
     assert types(files.load().incidents) == documented(INCIDENT_COLUMNS)
+
+
+def test_what_belongs_to_no_incident_is_stored_too(tmp_path: Path) -> None:
+    """Alone, and among events that do."""
+    files = folder(tmp_path)
+    position, *added = files.merge(note(1), Position(), now=NOON)
+    assert added == [0, 1]
+    position, *added = files.merge(history((2, 1, NOON)), position, now=NOON)
+    assert added == [1, 1]
+    files.merge(note(3, NOON + timedelta(days=1)), position, now=NOON)
+    loaded = files.load().events
+    assert types(loaded) == documented(EVENT_COLUMNS)
+    assert loaded["incident"].fillna(-1).tolist() == [-1, 1, -1]
+    assert loaded["resource"].fillna("").tolist() == ["", "w-1", ""]
+    whole = pd.read_parquet(Path(str(files.path)) / "events")
+    assert types(whole) == documented(EVENT_COLUMNS)
+
+
+def test_files_of_the_version_before_are_read_and_merged(tmp_path: Path) -> None:
+    """There every event had an incident, and its number was a plain integer."""
+    files = folder(tmp_path)
+    position, *_ = files.merge(history((1, 1, NOON), (2, 1, NOON)), Position(), now=NOON)
+    file = files.path / "events" / "2026-03-29.parquet"
+    old = pd.read_parquet(BytesIO(file.read_bytes())).astype({"incident": "int64"})
+    old.to_parquet(str(file))
+    assert types(files.load().events) == documented(EVENT_COLUMNS)
+    again = history((2, 1, NOON), (3, 2, NOON + timedelta(days=1)))
+    position, *added = files.merge(again, position, now=NOON)
+    assert added == [1, 1]
+    _, *added = files.merge(note(4), position, now=NOON)
+    assert added == [0, 1]
+    loaded = files.load().events
+    assert types(loaded) == documented(EVENT_COLUMNS)
+    assert loaded["event"].tolist() == [1, 2, 3, 4]
+    assert loaded["incident"].fillna(-1).tolist() == [1, 1, 2, -1]
 
 
 def test_what_is_read_again_is_not_written_again(tmp_path: Path) -> None:

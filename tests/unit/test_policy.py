@@ -1,6 +1,7 @@
 """The decision table, against a second reading of it, and its boundaries as sentences."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Final, NamedTuple
@@ -9,11 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestration.keeping.model import Incident, State
+from orchestration.keeping.model import Incident, Ordered, State
 from orchestration.keeping.policy import (
+    Backoff,
     Decision,
+    OnExhausted,
     RestartPolicy,
     RunState,
+    StandIn,
     Verdict,
     decide,
     due_at,
@@ -23,6 +27,7 @@ from orchestration.keeping.policy import (
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 GRACE: Final = timedelta(minutes=5)
+HOUR: Final = timedelta(hours=1)
 OPEN_STATES: Final = [state for state in State if state.is_open]
 
 
@@ -53,15 +58,25 @@ def incident(
     )
 
 
-def decided(
+def decided(  # noqa: PLR0913 - what the tests vary
     value: Incident,
     policy: RestartPolicy,
     *,
     obstacle: str | None = None,
     claimed: bool = False,
+    paused: str | None = None,
+    stand_in: StandIn = StandIn.NONE,
 ) -> Decision:
     """The decision at `NOW`."""
-    return decide(value, obstacle=obstacle, policy=policy, claimed=claimed, now=NOW)
+    return decide(
+        value,
+        obstacle=obstacle,
+        policy=policy,
+        claimed=claimed,
+        now=NOW,
+        paused=paused,
+        stand_in=lambda: stand_in,
+    )
 
 
 class Case(NamedTuple):
@@ -71,31 +86,75 @@ class Case(NamedTuple):
     obstacle: str | None
     policy: RestartPolicy
     claimed: bool
+    paused: str | None = None
+    stand_in: StandIn = StandIn.NONE
+
+    @property
+    def left(self) -> int:
+        """The attempts that are left of its budget; not above zero: none."""
+        return self.policy.max_retries - self.incident.carried - self.incident.attempts
 
     @property
     def grace_ends(self) -> datetime:
-        """The last attempt, else the detection, plus the grace period."""
+        """The last attempt, else the detection, plus the pause; where nothing is left to chance."""
         attempted = self.incident.attempted_at
-        return (self.incident.detected_at if attempted is None else attempted) + (
-            self.policy.grace_period
+        since = self.incident.detected_at if attempted is None else attempted
+        if self.policy.backoff is Backoff.CONSTANT:
+            return since + self.policy.grace_period
+        used_up = self.incident.attempts + self.incident.carried
+        return since + pauses(self.policy.grace_period, self.policy.backoff_cap, used_up)[-1]
+
+    def decided(self) -> Decision:
+        """What the code under test decides."""
+        return decided(
+            self.incident,
+            self.policy,
+            obstacle=self.obstacle,
+            claimed=self.claimed,
+            paused=self.paused,
+            stand_in=self.stand_in,
         )
+
+
+def pauses(grace: timedelta, cap: timedelta, attempts: int) -> list[timedelta]:
+    """The exponential pauses after the detection and after each attempt, by doubling them."""
+    found = [min(grace, cap)]
+    for _ in range(attempts):
+        found.append(min(found[-1] + found[-1], cap))
+    return found
 
 
 def removing(case: Case) -> bool:
     """Whether the incident's removal has begun."""
-    return case.incident.state is State.GIVING_UP
+    return case.incident.state in {State.GIVING_UP, State.SUPERSEDING}
+
+
+def is_kept(case: Case) -> bool:
+    """Whether its attempts were used up before, and still are, and it is to be kept."""
+    return (
+        case.incident.state is State.KEPT
+        and case.left <= 0
+        and case.policy.on_exhausted is OnExhausted.KEEP
+    )
 
 
 # The documented table, row by row and in its order, not the code's: each row says when it applies
-# and what is then decided. The fourth row is the documented addition, with the exception that it
-# makes to the second one.
+# and what is then decided. Finishing a removal is the exception that it makes to the obstacles.
 TABLE: Final[list[tuple[Callable[[Case], bool], Verdict]]] = [
     (lambda case: not case.policy.enabled, Verdict.HOLD),
+    (lambda case: case.paused is not None, Verdict.HOLD),
     (lambda case: case.obstacle is not None and not removing(case), Verdict.REPORT),
     (lambda case: case.claimed, Verdict.WAIT),
-    (removing, Verdict.GIVE_UP),
+    (lambda case: case.incident.state is State.GIVING_UP, Verdict.GIVE_UP),
+    (lambda case: case.incident.state is State.SUPERSEDING, Verdict.SUPERSEDE),
+    (lambda case: case.incident.ordered is Ordered.GIVE_UP, Verdict.GIVE_UP),
+    (lambda case: case.incident.ordered is Ordered.RESTART, Verdict.RESTART),
+    (is_kept, Verdict.HOLD),
     (lambda case: case.grace_ends > NOW, Verdict.WAIT),
-    (lambda case: case.incident.attempts < case.policy.max_retries, Verdict.RESTART),
+    (lambda case: case.stand_in is StandIn.LIVE, Verdict.SUPERSEDE),
+    (lambda case: case.stand_in is StandIn.COMING, Verdict.WAIT),
+    (lambda case: case.left > 0, Verdict.RESTART),
+    (lambda case: case.policy.on_exhausted is OnExhausted.KEEP, Verdict.KEEP),
     (lambda _: True, Verdict.GIVE_UP),
 ]
 
@@ -136,61 +195,74 @@ def cases(draw: st.DrawFn) -> Case:
             claimed_by=draw(st.none() | st.just("run")),
             claimed_until=draw(st.none() | st.just(NOW + GRACE)),
             note=draw(st.none() | st.just("as before")),
+            carried=draw(st.integers(-attempts, 4)),
+            ordered=draw(st.none() | st.sampled_from(Ordered)),
         ),
         obstacle=draw(st.none() | st.sampled_from(["", "as before", "unknown container"])),
-        policy=policy(enabled=draw(st.booleans()), max_retries=max_retries, grace=grace),
+        policy=replace(
+            policy(enabled=draw(st.booleans()), max_retries=max_retries, grace=grace),
+            backoff=draw(st.sampled_from(Backoff)),
+            backoff_cap=draw(st.sampled_from([grace, grace * 5, HOUR])),
+            backoff_jitter=0.0,
+            on_exhausted=draw(st.sampled_from(OnExhausted)),
+        ),
         claimed=draw(st.booleans()),
+        paused=draw(st.none() | st.sampled_from(["", "etl is paused by ann"])),
+        stand_in=draw(st.sampled_from(StandIn)),
     )
 
 
 @given(cases())
 def test_decides_what_the_table_says(case: Case) -> None:
     """On any incident, the decision is that of the first row that applies."""
-    decision = decide(
-        case.incident,
-        obstacle=case.obstacle,
-        policy=case.policy,
-        claimed=case.claimed,
-        now=NOW,
-    )
-    assert decision.verdict is verdict_of_table(case)
+    assert case.decided().verdict is verdict_of_table(case)
 
 
 def test_decides_what_the_table_says_in_every_corner() -> None:
     """No combination of the conditions is left to chance."""
     corners = product(
         [False, True],  # enabled
-        [None, "", "an obstacle"],
+        [None, "paused"],
+        [None, "an obstacle"],
         [False, True],  # claimed
         OPEN_STATES,
-        [timedelta(0), GRACE],  # grace period
-        [-MICROSECOND, timedelta(0), MICROSECOND],  # from its end
-        [(0, 0), (0, 1), (1, 1), (1, 2), (2, 1)],  # attempts and max retries
+        [None, *Ordered],
+        [-MICROSECOND, timedelta(0)],  # from the end of the grace period
+        [(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, -1, 1)],  # attempts, carried, max retries
+        list(StandIn),
+        list(OnExhausted),
     )
-    for enabled, obstacle, claimed, state, grace, over, (attempts, most) in corners:
-        age = grace + over
+    for enabled, paused, obstacle, claimed, state, ordered, over, budget, came, after in corners:
+        attempts, carried, most = budget
+        age = GRACE + over
+        value = incident(GRACE * 9, age, attempts) if attempts else incident(age)
         case = Case(
-            incident(GRACE * 9, age, attempts, state) if attempts else incident(age, state=state),
+            value._replace(state=state, carried=carried, ordered=ordered),
             obstacle,
-            policy(enabled=enabled, max_retries=most, grace=grace),
+            replace(policy(enabled=enabled, max_retries=most), on_exhausted=after),
             claimed,
+            paused,
+            came,
         )
-        decision = decided(case.incident, case.policy, obstacle=obstacle, claimed=claimed)
-        assert decision.verdict is verdict_of_table(case), case
+        assert case.decided().verdict is verdict_of_table(case), case
 
 
 @given(cases())
 def test_says_why_and_until_when(case: Case) -> None:
     """A report gives the obstacle, a wait the moment at which it is worth looking again."""
-    decision = decided(case.incident, case.policy, obstacle=case.obstacle, claimed=case.claimed)
+    decision = case.decided()
     if decision.verdict is Verdict.REPORT:
         assert decision.reason == case.obstacle
+    elif case.paused is not None and case.policy.enabled:
+        assert decision == Decision(Verdict.HOLD, case.paused)
     else:
         assert decision.reason
     if decision.verdict is not Verdict.WAIT:
         assert decision.until is None
     elif case.claimed:
         assert decision.until == case.incident.claimed_until
+    elif decision.until is None:  # nobody knows how long AMS takes
+        assert case.stand_in is StandIn.COMING
     else:
         assert decision.until == case.grace_ends == due_at(case.incident, case.policy)
         assert decision.until > NOW
@@ -255,21 +327,227 @@ def test_an_orphan_that_cannot_be_restarted_is_never_given_up() -> None:
 
 
 def test_auto_restart_off_comes_before_everything() -> None:
-    """Neither reports nor removals happen while it is off."""
-    for state in OPEN_STATES:
-        for claimed in (False, True):
-            value = incident(GRACE, GRACE, 9, state)
-            decision = decided(value, policy(enabled=False), obstacle="opts out", claimed=claimed)
-            assert decision == Decision(Verdict.HOLD, "auto-restart is off")
+    """Neither reports nor removals, nor what operators want, happen while it is off."""
+    for state, claimed, ordered in product(OPEN_STATES, (False, True), (None, *Ordered)):
+        value = incident(GRACE, GRACE, 9, state)._replace(ordered=ordered)
+        decision = decided(value, policy(enabled=False), obstacle="opts out", claimed=claimed)
+        assert decision == Decision(Verdict.HOLD, "auto-restart is off")
 
 
-@given(cases())
-def test_a_removal_that_has_begun_is_finished(case: Case) -> None:
-    """Neither an obstacle, nor a grace period, nor attempts left stop it; a claim or a hold do."""
-    value = case.incident._replace(state=State.GIVING_UP)
-    verdict = decided(value, case.policy, obstacle=case.obstacle, claimed=case.claimed).verdict
-    expected = Verdict.GIVE_UP if not case.claimed else Verdict.WAIT
-    assert verdict is (expected if case.policy.enabled else Verdict.HOLD)
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [(State.GIVING_UP, Verdict.GIVE_UP), (State.SUPERSEDING, Verdict.SUPERSEDE)],
+)
+@given(case=cases())
+def test_a_removal_that_has_begun_is_finished(case: Case, state: State, end: Verdict) -> None:
+    """No obstacle, grace period, attempt left or order stops it; a claim, a pause or a hold do."""
+    verdict = case._replace(incident=case.incident._replace(state=state)).decided().verdict
+    expected = end if not case.claimed else Verdict.WAIT
+    is_held = case.paused is not None or not case.policy.enabled
+    assert verdict is (Verdict.HOLD if is_held else expected)
+
+
+# --- What operators want -------------------------------------------------------------------------
+
+
+def test_what_an_operator_paused_is_left_alone_whatever_else_holds() -> None:
+    """Not even a removal that was begun, or what another operator wants, is done meanwhile."""
+    for state, ordered in product(OPEN_STATES, (None, *Ordered)):
+        value = incident(GRACE, state=state)._replace(ordered=ordered)
+        decision = decided(value, policy(), obstacle="opts out", paused="ann paused it")
+        assert decision == Decision(Verdict.HOLD, "ann paused it")
+
+
+def test_what_an_operator_wants_restarted_waits_for_nothing_and_has_no_budget() -> None:
+    """Neither the grace period, nor the attempts, nor a refilled group stand in its way."""
+    for attempts, after in product((0, 5), OnExhausted):
+        value = incident(attempts=attempts)._replace(ordered=Ordered.RESTART)
+        decision = decided(value, replace(policy(), on_exhausted=after), stand_in=StandIn.LIVE)
+        assert decision.verdict is Verdict.RESTART
+
+
+def test_what_an_operator_wants_given_up_is_removed_though_others_are_kept() -> None:
+    """`on-exhausted: keep` is about attempts that are used up, not about a person's word."""
+    value = incident(state=State.KEPT)._replace(ordered=Ordered.GIVE_UP)
+    keeping = replace(policy(), on_exhausted=OnExhausted.KEEP)
+    assert decided(value, keeping).verdict is Verdict.GIVE_UP
+
+
+def test_an_operator_cannot_order_what_cannot_be_done() -> None:
+    """An obstacle is told again, and a run that has it is waited for."""
+    for ordered in Ordered:
+        value = incident(GRACE)._replace(ordered=ordered)
+        assert decided(value, policy(), obstacle="opts out").verdict is Verdict.REPORT
+        assert decided(value, policy(), claimed=True).verdict is Verdict.WAIT
+
+
+# --- Budgets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attempts", "carried", "verdict"),
+    [
+        (0, 4, Verdict.RESTART),
+        (0, 5, Verdict.GIVE_UP),  # a crash loop ends
+        (2, 3, Verdict.GIVE_UP),
+        (5, -5, Verdict.RESTART),  # after a reset
+        (9, -5, Verdict.RESTART),
+        (10, -5, Verdict.GIVE_UP),
+    ],
+)
+def test_attempts_of_earlier_incidents_count_and_those_before_a_reset_do_not(
+    attempts: int, carried: int, verdict: Verdict
+) -> None:
+    """Five of its budget are used up by its own and by those that it carries."""
+    value = incident(GRACE * 9, GRACE if attempts else None, attempts)._replace(carried=carried)
+    assert decided(value, policy()).verdict is verdict
+
+
+def test_what_is_kept_is_told_once_and_then_held() -> None:
+    """A second look at it finds nothing to say."""
+    keeping = replace(policy(), on_exhausted=OnExhausted.KEEP)
+    value = incident(GRACE * 9, GRACE, 5)
+    assert decided(value, keeping).verdict is Verdict.KEEP
+    kept = value._replace(state=State.KEPT)
+    assert decided(kept, keeping).verdict is Verdict.HOLD
+    assert decided(kept, keeping, stand_in=StandIn.LIVE).verdict is Verdict.HOLD
+
+
+def test_what_is_kept_goes_on_when_its_budget_or_the_policy_changes() -> None:
+    """More attempts are made, or it is cleaned up, without anybody's word."""
+    kept = incident(GRACE * 9, GRACE, 5, State.KEPT)
+    more = replace(policy(max_retries=6), on_exhausted=OnExhausted.KEEP)
+    assert decided(kept, more).verdict is Verdict.RESTART
+    assert decided(kept, policy()).verdict is Verdict.GIVE_UP
+
+
+# --- What came in its place ----------------------------------------------------------------------
+
+
+def test_who_came_in_its_place_is_asked_only_when_it_is_due() -> None:
+    """It costs a look at the registry."""
+
+    def must_not_be_asked() -> StandIn:
+        raise AssertionError
+
+    def ask(value: Incident, *, paused: str | None = None, claimed: bool = False) -> Verdict:
+        return decide(
+            value,
+            obstacle=None,
+            policy=policy(),
+            claimed=claimed,
+            now=NOW,
+            paused=paused,
+            stand_in=must_not_be_asked,
+        ).verdict
+
+    assert ask(incident(GRACE - MICROSECOND)) is Verdict.WAIT
+    assert ask(incident(GRACE), claimed=True) is Verdict.WAIT
+    assert ask(incident(GRACE), paused="by ann") is Verdict.HOLD
+    for state in (State.GIVING_UP, State.SUPERSEDING):
+        assert ask(incident(GRACE, state=state)) in {Verdict.GIVE_UP, Verdict.SUPERSEDE}
+    for ordered in Ordered:
+        assert ask(incident(GRACE)._replace(ordered=ordered)) in {Verdict.GIVE_UP, Verdict.RESTART}
+    with pytest.raises(AssertionError):
+        ask(incident(GRACE))
+
+
+@pytest.mark.parametrize("attempts", [0, 5])
+def test_an_orphan_whose_group_was_refilled_is_neither_restarted_nor_given_up(
+    attempts: int,
+) -> None:
+    """Its attempts may be used up or not: others do its work."""
+    value = incident(GRACE * 9, GRACE if attempts else None, attempts)
+    assert decided(value, policy(), stand_in=StandIn.LIVE).verdict is Verdict.SUPERSEDE
+    coming = decided(value, policy(), stand_in=StandIn.COMING)
+    assert coming == Decision(Verdict.WAIT, "its group is being refilled")
+
+
+# --- How the pauses grow -------------------------------------------------------------------------
+
+
+def growing(grace: timedelta = GRACE, cap: timedelta = HOUR, jitter: float = 0.0) -> RestartPolicy:
+    """A policy whose pauses double."""
+    return replace(
+        policy(grace=grace), backoff=Backoff.EXPONENTIAL, backoff_cap=cap, backoff_jitter=jitter
+    )
+
+
+def pause(value: Incident, policy: RestartPolicy) -> timedelta:
+    """How long after the last attempt, or after the detection, it is due."""
+    return due_at(value, policy) - (value.attempted_at or value.detected_at)
+
+
+def test_each_pause_is_twice_the_one_before_up_to_the_cap() -> None:
+    """Five minutes, ten, twenty, forty, and an hour from then on."""
+    found = [pause(incident(GRACE, GRACE if n else None, n), growing()) for n in range(7)]
+    assert found == [timedelta(minutes=m) for m in (5, 10, 20, 40, 60, 60, 60)]
+
+
+@given(
+    grace=st.timedeltas(MICROSECOND, timedelta(days=400)),
+    cap=st.timedeltas(MICROSECOND, timedelta(days=400)),
+    attempts=st.integers(0, 100),
+    carried=st.integers(0, 100),
+)
+@example(grace=GRACE, cap=HOUR, attempts=39, carried=0)
+@example(grace=timedelta(days=400), cap=timedelta(days=400), attempts=100, carried=100)
+def test_pauses_are_those_of_doubling_however_many_attempts_there_are(
+    grace: timedelta, cap: timedelta, attempts: int, carried: int
+) -> None:
+    """Those that are carried count; none is longer than the cap, and none is too long to reckon."""
+    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(carried=carried)
+    found = pause(value, growing(grace, cap))
+    assert found == pauses(grace, cap, attempts + carried)[-1]
+
+
+@given(
+    jitter=st.floats(0, 1),
+    attempts=st.integers(0, 12),
+    number=st.integers(0, 2**40),
+    resource_id=st.text(max_size=100),
+)
+def test_jitter_lengthens_a_pause_by_no_more_than_its_share_and_always_by_the_same(
+    jitter: float, attempts: int, number: int, resource_id: str
+) -> None:
+    """A restarted process, another host and another transition of the incident reckon the same."""
+    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(
+        incident_id=number, resource_id=resource_id
+    )
+    least, found = pauses(GRACE, HOUR, attempts)[-1], pause(value, growing(jitter=jitter))
+    assert least <= found <= least * (1 + jitter) + MICROSECOND
+    moved = value._replace(version=9, state=State.CLAIMED, claimed_by="run", last_error="no")
+    assert pause(moved, growing(jitter=jitter)) == found
+
+
+def test_jitter_parts_those_that_died_together() -> None:
+    """A thousand orphans of one moment are spread evenly over the tenth that is added."""
+    many = [incident()._replace(incident_id=n, resource_id=f"r{n}") for n in range(1000)]
+    found = [pause(value, growing(jitter=0.1)) / GRACE - 1 for value in many]
+    tenths = [sum(n / 100 <= extra < (n + 1) / 100 for extra in found) for n in range(10)]
+    assert sum(tenths) == 1000
+    assert min(tenths) > 50
+
+
+def test_jitter_differs_from_attempt_to_attempt() -> None:
+    """Two that came close to each other once do not stay together."""
+    many = [incident(GRACE, GRACE, attempts) for attempts in range(6, 16)]
+    assert len({pause(value, growing(jitter=0.1)) for value in many}) == len(many)
+
+
+@given(
+    grace=graces, attempts=st.integers(0, 50), carried=st.integers(-50, 50), jitter=st.floats(0, 1)
+)
+def test_constant_pauses_are_the_grace_period_exactly(
+    grace: timedelta, attempts: int, carried: int, jitter: float
+) -> None:
+    """Neither the number of attempts, nor cap, nor jitter change them."""
+    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(carried=carried)
+    constant = replace(policy(grace=grace), backoff_cap=MICROSECOND, backoff_jitter=jitter)
+    assert pause(value, constant) == grace
+
+
+# --- Who has it in hand --------------------------------------------------------------------------
 
 
 class Claim(NamedTuple):
@@ -278,6 +556,8 @@ class Claim(NamedTuple):
     claimed_by: str | None
     claimed_until: datetime | None
     runs: dict[str, RunState]
+    given_under: int | None = None  # the lease of the claim
+    in_force: int | None = None  # the lease of now
 
 
 moments: Final = st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]) | st.datetimes(
@@ -288,6 +568,8 @@ claims: Final = st.builds(
     claimed_by=st.sampled_from([None, "run", "key"]),
     claimed_until=st.none() | moments,
     runs=st.dictionaries(st.sampled_from(["run", "key", "other"]), st.sampled_from(RunState)),
+    given_under=st.none() | st.integers(1, 3),
+    in_force=st.none() | st.integers(1, 3),
 )
 
 
@@ -296,10 +578,19 @@ claims: Final = st.builds(
 @example(Claim("run", NOW + GRACE, {"run": RunState.ENDED}))
 @example(Claim("run", NOW, {"run": RunState.ACTIVE}))
 @example(Claim("run", NOW, {"other": RunState.QUEUED}))
-def test_a_claim_holds_until_it_lapses_or_its_run_ends(claim: Claim) -> None:
-    """A queued run keeps its claim, an ended one loses it, any other has it until it lapses."""
-    value = incident()._replace(claimed_by=claim.claimed_by, claimed_until=claim.claimed_until)
-    if claim.claimed_by is None or claim.claimed_until is None:
+@example(Claim("run", NOW + GRACE, {"run": RunState.QUEUED}, given_under=1, in_force=2))
+@example(Claim("run", NOW + GRACE, {"run": RunState.QUEUED}, given_under=None, in_force=2))
+@example(Claim("run", NOW + GRACE, {"run": RunState.ACTIVE}, given_under=1, in_force=None))
+def test_a_claim_holds_until_it_lapses_or_its_run_or_its_lease_ends(claim: Claim) -> None:
+    """A queued run keeps its claim, an ended one loses it, any other has it until it lapses.
+
+    None has it under another lease than the one in force; without leases that does not matter.
+    """
+    value = incident()._replace(
+        claimed_by=claim.claimed_by, claimed_until=claim.claimed_until, fence=claim.given_under
+    )
+    is_fenced = claim.in_force is not None and claim.in_force != claim.given_under
+    if claim.claimed_by is None or claim.claimed_until is None or is_fenced:
         expected = False
     else:
         lapsed = claim.claimed_until <= NOW
@@ -309,7 +600,7 @@ def test_a_claim_holds_until_it_lapses_or_its_run_ends(claim: Claim) -> None:
             RunState.ENDED: False,
             None: not lapsed,  # Dagster does not know the run
         }[claim.runs.get(claim.claimed_by)]
-    assert holds_claim(value, claim.runs, NOW) is expected
+    assert holds_claim(value, claim.runs, NOW, claim.in_force) is expected
 
 
 @pytest.mark.parametrize("run", [RunState.ACTIVE, None])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.keeping.model import State
-from orchestration.keeping.policy import RestartPolicy
+from orchestration.keeping.policy import Backoff, OnExhausted, RestartPolicy
 from orchestration.keeping.replay import Begun, Recorded, Replayed, replay
 
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
@@ -43,8 +43,13 @@ def recorded(
     )
 
 
-def simulated(random: Random, grace: int, max_retries: int) -> Recorded:
-    """A history made by a little loop of its own, in milliseconds; open after 40 ticks."""
+def simulated(
+    random: Random, grace: int, max_retries: int, cap: int | None = None, *, keep: bool = False
+) -> Recorded:
+    """A history made by a little loop of its own, in milliseconds; open after 40 ticks.
+
+    With a cap its pauses double up to it; with `keep` it stays open when its attempts are used up.
+    """
     now, begun = 0, list[Begun]()
     back_at = random.choice([LONG, random.randrange(3 * grace + 1000)])
     gone_at = random.choice([LONG, LONG, random.randrange(3 * grace + 1000)])
@@ -57,12 +62,12 @@ def simulated(random: Random, grace: int, max_retries: int) -> Recorded:
             outcome, now = State.RECOVERED, now - skew
         elif gone_at <= now:
             outcome, now = random.choice([State.RELEASED, State.SUPERSEDED]), now - skew
-        elif now >= last + grace:
+        elif now >= last + (grace if cap is None else min(grace * 2 ** len(begun), cap)):
             now += random.choice([0, 0, 700, 90_000])  # in the queue
             if back_at <= now:
                 outcome = State.RECOVERED
             elif len(begun) == max_retries:
-                outcome = State.EXHAUSTED
+                outcome = None if keep else State.EXHAUSTED
             else:
                 failed = random.random() < 0.3
                 begun.append(Begun(START + timedelta(milliseconds=now), failed))
@@ -73,23 +78,31 @@ def simulated(random: Random, grace: int, max_retries: int) -> Recorded:
         ended_at=START + timedelta(milliseconds=now),
         outcome=outcome,
         attempts=tuple(begun),
-        policy=policy(grace / 60_000, max_retries),
+        policy=replace(
+            policy(grace / 60_000, max_retries),
+            backoff=Backoff.CONSTANT if cap is None else Backoff.EXPONENTIAL,
+            backoff_cap=timedelta(milliseconds=cap or 0),
+            backoff_jitter=0.0,
+            on_exhausted=OnExhausted.KEEP if keep else OnExhausted.CLEAN_UP,
+        ),
     )
 
 
-histories = st.builds(
+made = (
     simulated,
     st.integers(0, 2**32).map(Random),
     st.sampled_from([0, 1, 1000, 30_000, 120_000]),
     st.integers(0, 4),
+    st.none() | st.sampled_from([120_000, 300_000]),
 )
+histories = st.builds(*made)
 policies = st.builds(
     policy, st.sampled_from([0, 0.5, 1, 2, 5, 30]), st.integers(0, 6), enabled=st.booleans()
 )
 
 
 @settings(max_examples=1000, deadline=None)
-@given(histories)
+@given(st.builds(*made, keep=st.booleans()))
 def test_under_the_recorded_policy_it_gives_what_is_recorded(history: Recorded) -> None:
     """Outcome, attempts, closing time and first wait, for any ticks, queues and skewed clocks."""
     end = max([history.ended_at, history.detected_at, *(begun.at for begun in history.attempts)])
@@ -201,3 +214,19 @@ def test_what_cannot_be_restarted_never_is() -> None:
     assert blocked == replay(record, policy(1, enabled=False))
     assert (blocked.attempts, blocked.closed_at) == (0, at(30))
     assert not replay(recorded(State.RECOVERED, 6, 5), policy(enabled=False)).is_known
+
+
+def test_doubled_pauses_are_replayed_with_their_latency() -> None:
+    """Attempts at 5.5, 16 and 37 minutes, not at 5.5, 11 and 17: 5 + 10 + 20, and the latency."""
+    doubling = replace(policy(), backoff=Backoff.EXPONENTIAL, backoff_jitter=0.0)
+    result = replay(recorded(State.RECOVERED, 18, 5.5, 11, 17), doubling)
+    assert (result.attempts, result.closed_at) == (3, at(38))
+
+
+def test_what_is_kept_is_never_given_up() -> None:
+    """With fewer attempts than brought it back nobody knows; it may have come back all the same."""
+    keeping = replace(policy(5, 2), on_exhausted=OnExhausted.KEEP)
+    result = replay(recorded(State.RECOVERED, 18, 5, 10, 17), keeping)
+    assert (result.is_known, result.outcome, result.attempts) == (False, None, 2)
+    by_itself = replay(recorded(State.RECOVERED, 30), replace(keeping, max_retries=0))
+    assert (by_itself.outcome, by_itself.closed_at) == (State.RECOVERED, at(30))

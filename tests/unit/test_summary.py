@@ -1,22 +1,28 @@
 """What a reader of the UI is told, in the words of the sentences below."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from orchestration.keeping import transitions
-from orchestration.keeping.model import Event, EventKind, Incident, Orphan, State, Transition
-from orchestration.keeping.policy import RestartPolicy, RunState
+from orchestration.keeping.guards import Guards
+from orchestration.keeping.model import (
+    Event,
+    EventKind,
+    Incident,
+    Ordered,
+    Orphan,
+    State,
+    Transition,
+)
+from orchestration.keeping.policy import OnExhausted, RestartPolicy, RunState, StandIn
 from orchestration.keeping.summary import next_step, story, summarize
-from orchestration.keeping.wording import clock_time, duration
 from orchestration.keeping.survey import Surroundings, Survey, assess, orders
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE: Final = timedelta(minutes=5)
 POLICY: Final = RestartPolicy(enabled=True, max_retries=5, grace_period=GRACE)
+KEEPING: Final = replace(POLICY, on_exhausted=OnExhausted.KEEP)
 
 
 def incident(number: int, age: timedelta = GRACE, attempts: int = 0) -> Incident:
@@ -40,19 +46,28 @@ def claimed(number: int, attempts: int, state: State = State.CLAIMED) -> Inciden
     )
 
 
-def line(
+def line(  # noqa: PLR0913 - all that a tick can tell of
     *incidents: Incident,
     resources: int = 120,
     expired: int = 0,
     applied: tuple[Transition, ...] = (),
     obstacle: str | None = None,
     policy: RestartPolicy = POLICY,
+    guards: Guards | None = None,
+    stand_in: StandIn = StandIn.NONE,
+    sizes: tuple[str, ...] = (),
 ) -> str:
     """The line of a tick that saw these incidents and handed over what was due."""
     orphans = {i.resource_id: Orphan(i.resource_id, "g", "c", 1, 0, "{}") for i in incidents}
     seen = Survey(resources=resources, groups=("g",), orphans=orphans, expired=expired)
     around = Surroundings(
-        policy=policy, obstacle=lambda _: obstacle, runs={"run": RunState.ACTIVE}, now=NOW
+        policy=policy,
+        obstacle=lambda _: obstacle,
+        runs={"run": RunState.ACTIVE},
+        now=NOW,
+        guards=guards or Guards(),
+        count=lambda: {"g": len(incidents)},
+        stand_in=lambda _: stand_in,
     )
     assessment = assess(seen, incidents, around)
     return summarize(
@@ -61,6 +76,7 @@ def line(
         handed_over=orders(assessment.due, 100),
         applied=applied,
         surroundings=around,
+        sizes=sizes,
     )
 
 
@@ -116,6 +132,52 @@ def test_says_what_is_held() -> None:
     assert line(incident(1), policy=off).endswith("1 orphan: 1 held (auto-restart is off)")
 
 
+def test_says_what_the_guards_hold_back() -> None:
+    """In the words of the limit, or of the wave that was full."""
+    two = incident(1), incident(2)
+    assert line(*two, guards=Guards(max_orphaned=0.5)).endswith(
+        "2 orphans: 2 held (2 of 2 orphaned, allowed 50%)"
+    )
+    assert line(*two, guards=Guards(max_restarts=1)).endswith(
+        "2 orphans: 1 due for a restart (1 of 5), "
+        "1 waiting (due, and left for the next tick (keeper.max-restarts-per-tick))"
+    )
+
+
+def test_says_what_is_kept_and_that_it_is_held_from_then_on() -> None:
+    """Its attempts are used up, and a person has to look."""
+    exhausted = incident(1, attempts=5)
+    assert line(exhausted, policy=KEEPING).endswith("1 orphan: 1 out of attempts, to be kept")
+    assert line(exhausted._replace(state=State.KEPT), policy=KEEPING).endswith(
+        "1 held (its attempts are used up, and keeper.on-exhausted is keep)"
+    )
+
+
+def test_says_what_others_took_the_place_of() -> None:
+    """Or are about to."""
+    assert line(incident(1), stand_in=StandIn.LIVE).endswith(
+        "1 orphan: 1 to be removed, since others took its place"
+    )
+    assert line(incident(1), stand_in=StandIn.COMING).endswith(
+        "1 orphan: 1 waiting (its group is being refilled)"
+    )
+
+
+def test_attempts_that_it_carries_are_told_as_made() -> None:
+    """It is the budget that its reader has in mind; after a reset it begins anew."""
+    assert line(incident(1)._replace(carried=2)).endswith("1 due for a restart (3 of 5)")
+    assert line(incident(1, attempts=4)._replace(carried=-4)).endswith("(1 of 5)")
+    ordered = incident(1, attempts=5)._replace(ordered=Ordered.RESTART)
+    assert line(ordered).endswith("1 due for a restart (5 of 5)")
+
+
+def test_sizes_of_groups_come_last() -> None:
+    """A sentence for all of them."""
+    assert line(sizes=("a has 1 of 2 threads", "b has 0 of 1 threads")) == (
+        "120 resources, 0 orphans. a has 1 of 2 threads; b has 0 of 1 threads"
+    )
+
+
 def test_says_which_attempt_a_run_makes() -> None:
     """Taken up, it is the attempt that was counted; handed over, the one that follows."""
     assert line(claimed(1, 1, State.HANDED_OVER)).endswith("1 restarting (2 of 5)")
@@ -149,6 +211,14 @@ def test_says_what_follows_an_attempt() -> None:
     )
 
 
+def test_says_what_follows_the_last_attempt_where_it_is_kept() -> None:
+    """Attempts that it carries are attempts."""
+    attempted = incident(1, timedelta(0), attempts=2)._replace(carried=3)
+    assert next_step(attempted, KEEPING) == (
+        "If no optimizer registers for it, it is left to a person after 2026-03-01 12:05:00 UTC."
+    )
+
+
 def event(kind: EventKind, message: str) -> Event:
     """Something that happened at `NOW`."""
     return Event(kind=kind, at=NOW, message=message)
@@ -175,41 +245,29 @@ def test_the_story_without_attempts_has_no_list() -> None:
     assert ", and no attempts are allowed; its row" in story(incident(1), [], POLICY)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-5, "0 s"),
-        (0, "0 s"),
-        (0.4, "0 s"),
-        (42, "42 s"),
-        (119, "119 s"),
-        (119.6, "2 min"),
-        (120, "2 min"),
-        (121, "2 min 1 s"),
-        (300, "5 min"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h"),
-        (3659, "1 h"),
-        (3900, "1 h 5 min"),
-        (86_400, "24 h"),
-    ],
-)
-def test_a_span_is_told_as_a_person_says_it(seconds: float, text: str) -> None:
-    """Seconds while they matter, and never a part that is zero."""
-    assert duration(timedelta(seconds=seconds)) == text
+def test_the_story_of_what_is_kept_says_where_its_row_is() -> None:
+    """Nothing was removed, and the attempts of a crash loop are told."""
+    looping = incident(1, timedelta(0), attempts=2)._replace(carried=3)
+    assert story(looping, [], KEEPING, removed=False) == (
+        "orphaned since 2026-03-01 12:00:00 UTC; 3 attempts before it was orphaned again, and 2 "
+        "attempts, at least 5 min apart, did not bring it back; its row is left where it is "
+        "(keeper.on-exhausted)"
+    )
 
 
-@given(st.timedeltas())
-def test_every_span_can_be_told(span: timedelta) -> None:
-    """It is never empty, and off by no more than what it leaves out."""
-    text = duration(span)
-    units = {"s": 1, "min": 60, "h": 3600}
-    words = text.split()
-    told = sum(int(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
-    off = max(span, timedelta(0)).total_seconds() - told
-    assert -0.5 <= off <= (60 if "h" in text else 0.5)
+def test_the_story_of_what_an_operator_gave_up_says_who_and_why() -> None:
+    """Not that its attempts did not help."""
+    ordered = incident(1, timedelta(0), attempts=2)._replace(ordered=Ordered.GIVE_UP)
+    events = [event(EventKind.GIVE_UP, "to be given up, by ann: the node is gone")]
+    assert story(ordered, events, POLICY) == (
+        "orphaned since 2026-03-01 12:00:00 UTC; 2026-03-01 12:00:00 UTC to be given up, by ann: "
+        "the node is gone; its row was removed from the registry and is kept in the ledger"
+    )
 
 
-def test_a_moment_has_its_zone() -> None:
-    """Without the microseconds, which nobody reads."""
-    assert clock_time(NOW.replace(microsecond=999_999)) == "2026-03-01 12:00:00 UTC"
+def test_the_story_after_a_reset_tells_of_all_its_attempts() -> None:
+    """Those before the reset were made, though they do not count."""
+    again = incident(1, timedelta(0), attempts=7)._replace(carried=-2)
+    assert story(again, [], POLICY).startswith(
+        "orphaned since 2026-03-01 12:00:00 UTC; 7 attempts, at least 5 min apart, did not bring"
+    )

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.keeping.model import EventKind, Incident, Orphan, State
-from orchestration.keeping.policy import RestartPolicy, RunState, Verdict
+from orchestration.keeping.policy import OnExhausted, RestartPolicy, RunState, StandIn, Verdict
 from orchestration.keeping.survey import (
     Assessment,
     Surroundings,
@@ -21,12 +22,14 @@ from orchestration.keeping.survey import (
     orders,
     reconcile,
 )
+from orchestration.keeping.transitions import detect
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND: Final = timedelta(seconds=1)
 GRACE: Final = timedelta(minutes=5)
 IDS: Final = [f"r{number}" for number in range(6)]
 OPEN_STATES: Final = [state for state in State if state.is_open]
+REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING}
 
 
 def orphan(resource_id: str = "r0", properties: str | None = "{}") -> Orphan:
@@ -122,14 +125,15 @@ def test_a_resource_that_stands_again_has_recovered(attempts: int, message: str)
 
 def test_a_resource_whose_row_is_gone_was_released() -> None:
     """Its row is not there: somebody took it back."""
-    for state in set(OPEN_STATES) - {State.GIVING_UP}:
+    for state in set(OPEN_STATES) - REMOVING:
         (step,) = reconcile(survey(), [incident(state=state)], set(), NOW)
         assert step.after.state is State.RELEASED
 
 
 def test_a_resource_that_we_are_removing_is_not_taken_for_released() -> None:
     """Its row is gone because a run removes it; that run, or the next one, says how it ends."""
-    assert reconcile(survey(), [incident(state=State.GIVING_UP)], set(), NOW) == []
+    for state in REMOVING:
+        assert reconcile(survey(), [incident(state=state)], set(), NOW) == []
 
 
 @st.composite
@@ -165,7 +169,7 @@ def test_every_resource_gets_at_most_one_step_and_the_right_one(
         elif key in present:
             expected = EventKind.RECOVERED
         else:
-            expected = None if states[key] is State.GIVING_UP else EventKind.RELEASED
+            expected = None if states[key] in REMOVING else EventKind.RELEASED
         assert kinds.get(key) == expected
 
 
@@ -190,6 +194,15 @@ def test_a_second_look_at_the_same_world_takes_no_step(
     still_open = [known for known in incidents if known.incident_id not in moved]
     opened = [step.after for step in steps if step.after.is_open]
     assert reconcile(seen, still_open + opened, present, NOW) == []
+
+
+def test_steps_of_who_knows_more_of_the_new_orphans_are_taken_as_they_are() -> None:
+    """Those that open incidents; how known ones end is seen as ever."""
+    step = detect(orphan("r1"), NOW, carried=2)
+    found = reconcile(survey(orphan("r1")), [incident()], {"r0"}, NOW, [step])
+    assert found[0] is step
+    assert [each.event.kind for each in found] == [EventKind.DETECTED, EventKind.RECOVERED]
+    assert reconcile(survey(orphan("r1")), [], set(), NOW, []) == []
 
 
 # --- What stands in the way ----------------------------------------------------------------------
@@ -244,6 +257,30 @@ def test_a_claim_of_a_run_that_ended_is_no_claim() -> None:
     known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE)
     result = assess(survey(orphan()), [known], surroundings(runs={"run": RunState.ENDED}))
     assert result.due == (known,)
+
+
+def test_a_claim_under_another_lease_is_no_claim() -> None:
+    """The run of whoever acted before can act no more."""
+    known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE, fence=1)
+    around = surroundings(runs={"run": RunState.QUEUED})
+    assert assess(survey(orphan()), [known], replace(around, fence=1)).due == ()
+    assert assess(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
+    assert assess(survey(orphan()), [known], around).due == ()
+
+
+def test_what_others_took_the_place_of_or_is_to_be_kept_is_due_with_its_verdict() -> None:
+    """A run does both, and writes them down."""
+    known = incident(attempts=5)
+    around = surroundings()
+    live = replace(around, stand_in=lambda _: StandIn.LIVE)
+    keeping = replace(around, policy=replace(around.policy, on_exhausted=OnExhausted.KEEP))
+    for chosen, verdict in (
+        (around, Verdict.GIVE_UP),
+        (live, Verdict.SUPERSEDE),
+        (keeping, Verdict.KEEP),
+    ):
+        result = assess(survey(orphan()), [known], chosen)
+        assert (result.due, result.verdicts) == ((known,), {1: verdict})
 
 
 def test_the_longest_due_come_first() -> None:
@@ -394,7 +431,8 @@ def test_a_hand_over_gives_each_incident_to_the_run() -> None:
     assert tuple(step.before for step in steps) == order.incidents
     for step in steps:
         assert (step.after.claimed_by, step.after.claimed_until) == (order.run_key, NOW + GRACE)
-        assert step.after.state is State.HANDED_OVER
+        assert (step.after.state, step.after.fence) == (State.HANDED_OVER, None)
+    assert {step.after.fence for step in order.hand_over(NOW + GRACE, NOW, 7)} == {7}
 
 
 # More than a fleet of a million resources gets to in its life, and some.

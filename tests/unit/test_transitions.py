@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from orchestration.keeping import transitions
-from orchestration.keeping.model import EventKind, Incident, Orphan, State, Transition
+from orchestration.keeping.model import EventKind, Incident, Ordered, Orphan, State, Transition
 from orchestration.keeping.policy import RestartPolicy
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -27,9 +27,15 @@ CLAIMED: Final = Incident(
     claimed_until=NOW + timedelta(minutes=1),
     last_error="it failed",
     version=9,
+    carried=1,
+    ordered=Ordered.RESTART,
+    newest_start="2026-03-01 10:59:00",
+    fence=3,
 )
 HANDED_OVER: Final = CLAIMED._replace(state=State.HANDED_OVER, claimed_by="key-1")
 GIVING_UP: Final = CLAIMED._replace(state=State.GIVING_UP)
+KEPT: Final = CLAIMED._replace(state=State.KEPT, claimed_by=None, claimed_until=None)
+BY: Final = {"author": "ann", "reason": "the node is back"}
 FREE: Final = {"claimed_by": None, "claimed_until": None}
 
 # A step, what it changes besides the version, and the kind, attempt and run id of its event.
@@ -49,6 +55,18 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
             "hand_overs": 4,
             "claimed_by": "key-2",
             "claimed_until": LATER,
+            "fence": None,
+        },
+        (EventKind.HANDED_OVER, None, None),
+    ),
+    "hand over under a lease": (
+        transitions.hand_over(CLAIMED, "key-2", LATER, NOW, 4),
+        {
+            "state": State.HANDED_OVER,
+            "hand_overs": 4,
+            "claimed_by": "key-2",
+            "claimed_until": LATER,
+            "fence": 4,
         },
         (EventKind.HANDED_OVER, None, None),
     ),
@@ -59,12 +77,18 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
     ),
     "begin attempt": (
         transitions.begin_attempt(CLAIMED, LATER, NOW),
-        {"attempts": 3, "attempted_at": NOW, "claimed_until": LATER},
+        {
+            "attempts": 3,
+            "attempted_at": NOW,
+            "claimed_until": LATER,
+            "last_error": None,
+            "ordered": None,
+        },
         (EventKind.ATTEMPT, 3, "run-1"),
     ),
     "started": (
         transitions.started(CLAIMED, {"pid": "1"}, ["a note"], NOW),
-        {"state": State.WAITING, "last_error": None, **FREE},
+        {"state": State.WAITING, **FREE},
         (EventKind.STARTED, 2, "run-1"),
     ),
     "attempt failed": (
@@ -81,6 +105,46 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         transitions.begin_giving_up(CLAIMED, {"resource_id": "r1"}, LATER, NOW),
         {"state": State.GIVING_UP, "claimed_until": LATER},
         (EventKind.GIVING_UP, 2, "run-1"),
+    ),
+    "begin superseding": (
+        transitions.begin_superseding(CLAIMED, {"resource_id": "r1"}, LATER, NOW),
+        {"state": State.SUPERSEDING, "claimed_until": LATER},
+        (EventKind.SUPERSEDING, 2, "run-1"),
+    ),
+    "keep": (
+        transitions.keep(CLAIMED, NOW),
+        {"state": State.KEPT, **FREE},
+        (EventKind.KEPT, 2, "run-1"),
+    ),
+    "stand in": (
+        transitions.stand_in(CLAIMED, "r2", NOW),
+        {"state": State.WAITING, **FREE},
+        (EventKind.STOOD_IN, None, None),
+    ),
+    "enforce": (
+        transitions.enforce(CLAIMED._replace(note="opted out"), NOW),
+        {"state": State.WAITING, "carried": -2, "note": None, "last_error": None, **FREE},
+        (EventKind.ENFORCED, None, None),
+    ),
+    "restart now": (
+        transitions.order(CLAIMED._replace(ordered=None), Ordered.RESTART, BY, NOW),
+        {"state": State.WAITING, "ordered": Ordered.RESTART, **FREE},
+        (EventKind.RESTART_NOW, None, None),
+    ),
+    "give up": (
+        transitions.order(KEPT, Ordered.GIVE_UP, BY, NOW),
+        {"state": State.WAITING, "ordered": Ordered.GIVE_UP},
+        (EventKind.GIVE_UP, None, None),
+    ),
+    "reset": (
+        transitions.reset(CLAIMED, BY, NOW),
+        {"carried": -2},
+        (EventKind.RESET, None, None),
+    ),
+    "reset what is kept": (
+        transitions.reset(KEPT, BY, NOW),
+        {"state": State.WAITING, "carried": -2},
+        (EventKind.RESET, None, None),
     ),
     "close by a tick": (
         transitions.close(CLAIMED, State.RECOVERED, "back", NOW),
@@ -112,19 +176,63 @@ def test_a_step_has_its_event(name: str) -> None:
     assert step.event.message
 
 
-def test_only_giving_up_keeps_the_row_and_no_event_shows_it() -> None:
+def test_only_a_removal_keeps_the_row_and_no_event_shows_it() -> None:
     """The row may hold secrets, and events are shown to people."""
     kept = {name: step.row for name, (step, _, _) in STEPS.items() if step.row is not None}
-    assert kept == {"begin giving up": {"resource_id": "r1"}}
+    row = {"resource_id": "r1"}
+    assert kept == {"begin giving up": row, "begin superseding": row}
 
 
 def test_details_hold_what_the_columns_do_not() -> None:
-    """The run key, the start-up properties and notes, and the whole row."""
+    """The run key, the start-up properties and notes, and who wanted it and why."""
     details = {name: dict(step.event.details) for name, (step, _, _) in STEPS.items()}
     assert {name: value for name, value in details.items() if value} == {
         "hand over": {"run_key": "key-2"},
+        "hand over under a lease": {"run_key": "key-2"},
         "started": {"startup": {"pid": "1"}, "notes": ["a note"]},
+        **dict.fromkeys(("restart now", "give up", "reset", "reset what is kept"), BY),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("begin attempt", "attempt 4 begins"),  # two of its own before it, and one that it carries
+        ("started", "attempt 3 started it (pid 1)"),
+        ("attempt failed", "attempt 3 failed: again"),
+        ("begin giving up", "giving up after 3 attempts; its row is kept in the ledger"),
+        ("restart now", "to be restarted without further waiting, by ann: the node is back"),
+        ("give up", "to be given up, by ann: the node is back"),
+        ("reset", "a fresh budget: 3 attempts counted until now, by ann: the node is back"),
+        (
+            "stand in",
+            "r2, a new resource, is to take its place, since its last start failed",
+        ),
+    ],
+)
+def test_messages_count_what_is_carried_and_say_who_and_why(name: str, message: str) -> None:
+    """The budget is what its reader has in mind, and an operator's word is signed."""
+    assert STEPS[name][0].event.message == message
+
+
+def test_a_word_without_a_reason_is_signed_all_the_same() -> None:
+    """Nobody has to give one."""
+    assert transitions.signed("reset", {"author": "ann"}) == "reset, by ann"
+    assert transitions.signed("reset", {"author": "ann", "reason": ""}) == "reset, by ann"
+
+
+def test_a_reset_gives_the_whole_budget_back() -> None:
+    """Whatever was spent and carried, and whether or not it was reset before."""
+    for attempts, carried in ((0, 0), (0, 3), (2, 3), (7, -5)):
+        value = CLAIMED._replace(attempts=attempts, carried=carried)
+        for step in (transitions.reset(value, BY, NOW), transitions.enforce(value, NOW)):
+            assert step.after.spent == 0
+
+
+@pytest.mark.parametrize("state", [State.GIVING_UP, State.SUPERSEDING])
+def test_what_is_removed_and_reset_is_removed_all_the_same(state: State) -> None:
+    """A removal that was begun has to be finished, whatever its budget."""
+    assert transitions.reset(CLAIMED._replace(state=state), BY, NOW).after.state is state
 
 
 @pytest.mark.parametrize(
@@ -133,12 +241,14 @@ def test_details_hold_what_the_columns_do_not() -> None:
         lambda incident: transitions.hand_over(incident, "key-2", LATER, NOW),
         lambda incident: transitions.claim(incident, "run-2", LATER, NOW),
         lambda incident: transitions.give_back(incident, "held", NOW),
-        lambda incident: transitions.begin_giving_up(incident, {}, LATER, NOW),
+        lambda incident: transitions.order(incident, Ordered.RESTART, BY, NOW),
+        lambda incident: transitions.order(incident, Ordered.GIVE_UP, BY, NOW),
     ],
 )
 def test_a_removal_that_has_begun_stays_one(step: Callable[[Incident], Transition]) -> None:
     """Whoever holds the incident meanwhile, it does not go back to waiting."""
-    assert step(GIVING_UP).after.state is State.GIVING_UP
+    for state in (State.GIVING_UP, State.SUPERSEDING):
+        assert step(GIVING_UP._replace(state=state)).after.state is state
 
 
 def test_a_new_incident_is_open_and_free() -> None:
@@ -155,6 +265,18 @@ def test_a_new_incident_is_open_and_free() -> None:
         detected_at=NOW,
     )
     assert step.event.kind is EventKind.DETECTED
+
+
+def test_a_new_incident_knows_what_was_there_before_it() -> None:
+    """The attempts that count, which are told, and the newest resource of its group."""
+    orphan = Orphan("r1", "g", "c", 4, 1024, "{}")
+    step = transitions.detect(orphan, NOW, carried=2, newest_start="2026-03-01 11:00:00")
+    assert (step.after.carried, step.after.spent) == (2, 2)
+    assert step.after.newest_start == "2026-03-01 11:00:00"
+    assert step.event.message == (
+        "no optimizer stands for this resource; "
+        "it was not stable since its last recovery, and attempt 2 counts"
+    )
 
 
 def test_a_row_full_of_nulls_has_an_incident_too() -> None:
