@@ -216,11 +216,14 @@ def _objections(row: Row, current: Row) -> int:
 
 
 def _tried(told: Sequence[Told], policy: RestartPolicy) -> pd.DataFrame:
-    rows = [(one.group, *_figures(one.recorded, replay(one.recorded, policy))) for one in told]
+    even = _even(policy)
+    recorded = [replace(one.recorded, policy=_even(one.recorded.policy)) for one in told]
+    results = [_figures(each, replay(each, even)) for each in recorded]
+    rows = [(one.group, *figures) for one, figures in zip(told, results, strict=True)]
     names = ["group", "ending", "closed", "attempts", "wait", "recovery"]
-    results = pd.DataFrame(rows, columns=names).astype({"wait": float, "recovery": float})
-    every = _summed(results.assign(group="")).assign(group=None)
-    return pd.concat([every, _summed(results)]).assign(
+    frame = pd.DataFrame(rows, columns=names).astype({"wait": float, "recovery": float})
+    every = _summed(frame.assign(group="")).assign(group=None)
+    return pd.concat([every, _summed(frame)]).assign(
         grace_seconds=policy.grace_period.total_seconds(), max_retries=policy.max_retries
     )
 
@@ -274,6 +277,11 @@ def _attempts(events: pd.DataFrame) -> dict[int, tuple[Begun, ...]]:
     ):
         found.setdefault(number, []).append(Begun(at, (number, attempt) in failed))
     return {number: tuple(attempts) for number, attempts in found.items()}
+
+
+def _even(policy: RestartPolicy) -> RestartPolicy:
+    """The policy without jitter: what it added once is part of the recorded latency."""
+    return replace(policy, backoff_jitter=0.0)
 
 
 def _policy(grace: float | None, retries: int | None, fallback: RestartPolicy) -> RestartPolicy:

@@ -45,9 +45,17 @@ INCIDENT_COLUMNS: Final = (
 )
 EVENT_COLUMNS: Final = (
     dg.TableColumn("event", "int64", "The ledger's number of the event; a story's order."),
-    dg.TableColumn("incident", "int64", "The incident whose story it belongs to."),
-    dg.TableColumn("resource", "string", "The id of the resource that was orphaned."),
-    dg.TableColumn("kind", "string", "What happened: detected, attempt, started, recovered, …"),
+    dg.TableColumn(
+        "incident",
+        "Int64",
+        "The incident whose story it belongs to; empty: it is the group's, such as a pause.",
+    ),
+    dg.TableColumn(
+        "resource", "string", "The id of the resource that was orphaned; empty where none was."
+    ),
+    dg.TableColumn(
+        "kind", "string", "What happened: detected, attempt, recovered, refill, paused, …"
+    ),
     dg.TableColumn("at", _MOMENT, "When it happened."),
     dg.TableColumn("attempt", "Int64", "The number of the attempt; empty where there was none."),
     dg.TableColumn("run", "string", "The id of the Dagster run that did it; empty: a tick."),

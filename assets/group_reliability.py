@@ -193,10 +193,12 @@ def read_incidents(
 ) -> pd.DataFrame:
     """The incidents of all groups or one, or the newest of them, in the order of their numbers.
 
+    Those of a dry run are left out: what it did not do says nothing about a group.
+
     Raises:
         StoreUnavailableError: The ledger did not answer.
     """
-    query = sa.select(
+    columns = (
         incident.c.group_name.label("group"),
         incident.c.incident_id.label("incident"),
         incident.c.resource_id.label("resource"),
@@ -207,7 +209,9 @@ def read_incidents(
         sa.func.substr(incident.c.last_error, 1, _LONGEST_ERROR).label("last_error"),
         sa.type_coerce(incident.c.state, sa.String).label("outcome"),
         _moment(incident.c.closed_at).label("closed"),
-    ).order_by(incident.c.incident_id.desc())
+    )
+    newest_first = incident.c.incident_id.desc()
+    query = sa.select(*columns).where(incident.c.dry_run == 0).order_by(newest_first)
     if group is not None:
         query = query.where(incident.c.group_name == group)
     frame = _read(ledger, query.limit(newest), _INCIDENT_TYPES, _with_outcomes)
@@ -233,6 +237,8 @@ def read_story(
 ) -> pd.DataFrame:
     """What advice needs of the events of these incidents and of those between them.
 
+    Attempts that a dry run only noted are none.
+
     Args:
         ledger: Where they are told.
         incidents: In the order of their numbers.
@@ -252,6 +258,7 @@ def read_story(
             _DETAILS,
         )
         .where(event.c.incident_id >= first, event.c.kind.in_(kinds))
+        .where(sa.or_(event.c.kind == EventKind.DETECTED, _DETAILS.not_like(_REHEARSED)))
         .order_by(event.c.event_id)
     )
     if group is not None:
@@ -261,6 +268,7 @@ def read_story(
 
 
 _DETAILS: Final = sa.type_coerce(event.c.details, sa.Text).label("details")
+_REHEARSED: Final = '%"dry_run": true}'  # how the ledger ends the details of a dry run's events
 
 
 def _moment(column: "sa.Column[Any]") -> "sa.TypeCoerce[datetime]":

@@ -17,7 +17,9 @@ def sources() -> list[dg.AssetSpec]:
             description=(
                 "Table `resource` of the registry: a row for every optimizer that a container was "
                 "asked to start. A row stays when its optimizer dies; it is an orphan then. "
-                "Written by AMS, or in standalone mode by dagster-amoro."
+                "Written by AMS, or in standalone mode by dagster-amoro. Its observations are what "
+                "orphan_sensor tells of itself whenever it changes: resources, orphans, refused "
+                "restarts, abstentions in a row, the age of the last survey, and who acts."
             ),
         ),
         dg.AssetSpec(

@@ -30,9 +30,11 @@ _DESCRIPTION: Final = """\
 What happened to the orphans of an optimizer group: which resource was orphaned when, what was
 tried, and how it ended. One partition per group; a refresh adds what is new in the ledger.
 
-Two tables: `incidents`, a row per incident, and `events`, the story of each. Both are Parquet
-files by UTC day, in the folder that the metadata name: `pandas.read_parquet("<folder>/incidents")`,
-or `SELECT * FROM '<folder>/events/*.parquet'` in DuckDB.
+Two tables: `incidents`, a row per incident, and `events`, the story of each and of the group: when
+it was refilled, paused or resumed. Events of a dry run are there too, and say so. Both tables are
+Parquet files by UTC day, in the folder that the metadata name:
+`pandas.read_parquet("<folder>/incidents")`, or `SELECT * FROM '<folder>/events/*.parquet'` in
+DuckDB.
 """
 
 
@@ -81,7 +83,7 @@ def _asset(
         kinds={"pandas", "parquet"},
         owners=["team:data-platform"],
         tags={"domain": "optimizers"},
-        code_version="2",
+        code_version="3",
         metadata={
             "dagster/column_schema": dg.TableSchema(columns=list(INCIDENT_COLUMNS)),
             "events: column schema": dg.TableSchema(columns=list(EVENT_COLUMNS)),

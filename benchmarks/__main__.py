@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import attached, history, quiet_tick, survey, thousand, turn
+from benchmarks import attached, history, quiet_tick, survey, thousand, turn, waves
 from benchmarks.figures import Figures, heading
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
@@ -15,6 +15,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
     "quiet_tick": quiet_tick.figures,
     "turn": turn.figures,
     "thousand": thousand.figures,
+    "waves": waves.figures,
     "history": history.figures,
 }
 

@@ -7,6 +7,7 @@ from typing import Final
 import dagster as dg
 
 from benchmarks.world import keeper_of
+from orchestration.refill_job import build_refill_job
 from orchestration.restart import build_restart_job
 from orchestration.sensor import build_orphan_sensor
 
@@ -30,5 +31,6 @@ def default() -> dg.Definitions:
 def _restarts(name: str) -> dg.Definitions:
     """What restarts; the audit, which is refreshed beside it, is left out."""
     keeper = keeper_of(Path(os.environ[FOLDER]) / name)
-    job = build_restart_job(keeper)
-    return dg.Definitions(jobs=[job], sensors=[build_orphan_sensor(keeper, job)])
+    restart, refill = build_restart_job(keeper), build_refill_job(keeper)
+    sensor = build_orphan_sensor(keeper, restart, refill)
+    return dg.Definitions(jobs=[restart, refill], sensors=[sensor])

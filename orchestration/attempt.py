@@ -32,9 +32,10 @@ from orchestration.keeping.model import (
     Transition,
 )
 from orchestration.keeping.pauses import Pauses
-from orchestration.keeping.policy import Decision, StandIn, Verdict, decide, due_at, holds_claim
+from orchestration.keeping.policy import Decision, StandIn, Verdict, decide, due_at
 from orchestration.keeping.properties import parse_properties
-from orchestration.keeping.summary import next_step, story
+from orchestration.keeping.refill import RefillState
+from orchestration.keeping.summary import DRY_RUN, next_step, story
 from orchestration.keeping.survey import obstacle_of, recovery_message
 from orchestration.replacements import Replacements, group_obstacle
 from orchestration.stores.registry import Sighting, orphan_of
@@ -78,11 +79,12 @@ def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
 
     Empty where all of it has been claimed before: a hand-over is good for one run, so a run that
     is executed again, or that comes after its hand-over lapsed, finds nothing to do; nor does one
-    whose deployment lost the lease.
+    whose deployment lost the lease, or began or ended a dry run in between.
     """
     now = keeper.clock()
     until = now + keeper.claim_timeout
-    handed_over = keeper.ledger.claimed_by(run_key)
+    dry_run = keeper.ledger.dry_run
+    handed_over = [i for i in keeper.ledger.claimed_by(run_key) if i.dry_run == dry_run]
     fence = next((incident.fence for incident in handed_over), None)  # one tick's: all have it
     try:
         with keeper.ledger.writing(fence) as ledger:
@@ -200,7 +202,7 @@ class _TurnUnderWay:
             return StandIn.NONE
         keeper, name = self._keeper, group.name
         refill = None if keeper.ams else keeper.ledger.refills().get(name)
-        refilling = refill is not None and holds_claim(refill, {}, keeper.clock())
+        refilling = refill is not None and refill.state is RefillState.REQUESTED
         incidents = keeper.ledger.open_incidents(name)
         others = Replacements(keeper, {name: group}, incidents, [name] if refilling else [])
         return others.stand_in(self._incident)
@@ -220,8 +222,8 @@ class _TurnUnderWay:
         self._step(transitions.begin_attempt(self._incident, now + self._keeper.claim_timeout, now))
         self._look()
         notes = stop(container, resource, "what an earlier start may have left")
-        self._look()
         self._ensure_still_ours()
+        self._look()
         try:
             startup = start(container, resource)
         except StartFailedError as error:
@@ -369,7 +371,8 @@ class _TurnUnderWay:
         self._incident = moved
 
     def _turn(self, ending: Ending, message: str, startup: Mapping[str, str] | None = None) -> Turn:
-        text = f"{self._incident.resource_id} {message}"
+        dry = DRY_RUN if self._keeper.ledger.dry_run else ""
+        text = f"{dry}{self._incident.resource_id} {message}"
         return Turn(
             ending=ending, incident=self._incident, message=text, startup=dict(startup or {})
         )

@@ -13,6 +13,7 @@ from assets.orphan_history import STORE, build_orphan_history
 from assets.storage import HistoryIOManager, io_manager
 from orchestration.config import AuditSettings, load_settings
 from orchestration.keeper import Keeper
+from orchestration.operator_jobs import build_operator_jobs
 from orchestration.refill_job import build_refill_job
 from orchestration.restart import build_restart_job
 from orchestration.sensor import build_orphan_sensor
@@ -38,7 +39,7 @@ def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.
     return dg.Definitions(
         assets=[*sources(), history, reliability],
         asset_checks=[checks],
-        jobs=[restarting, refilling, what_if],
+        jobs=[restarting, refilling, what_if, *build_operator_jobs(keeper)],
         sensors=[
             build_orphan_sensor(keeper, restarting, refilling),
             _automation(keeper.check_interval, [history, reliability], checks),

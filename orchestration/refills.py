@@ -93,6 +93,11 @@ def request(
                 moved |= {incident.incident_id: incident for incident in won}
                 if len(won) == len(steps):  # else one is being restarted at this moment
                     begun += _begin(ledger, keeper, sizing, new_id, run_key, surroundings)
+            case _ if sizing.lapsed and sizing.refill:  # its run may only sleep: it is too late
+                late = sizing.refill.evolve(
+                    state=RefillState.FAILED, claimed_by=None, claimed_until=None
+                )
+                ledger.move_refill(sizing.refill, late)
     order = RefillOrder(run_key=run_key, refills=tuple(begun)) if begun else None
     return order, [moved.get(each.incident_id, each) for each in incidents]
 
@@ -230,7 +235,7 @@ class _FillingUnderWay:
         if self._refill.fence is not None:
             self._keeper.ledger.ensure_lease(self._refill.fence)
         current = self._keeper.ledger.refills().get(self._refill.group_name)
-        return current is not None and current.version == self._refill.version
+        return current == self._refill
 
     def _end(self, ending: Filling, kind: EventKind, told: str) -> Filled:
         now = self._keeper.clock()

@@ -7,6 +7,7 @@ from orchestration.keeping import groups
 from orchestration.keeping.groups import Group
 from orchestration.keeping.model import Incident
 from orchestration.keeping.policy import StandIn
+from orchestration.keeping.refill import is_coming
 from orchestration.keeping.refilled import Newcomer, hopeless, stand_in
 
 
@@ -33,6 +34,7 @@ class Replacements:
         self._incidents = incidents
         self._refilling = frozenset(refilling)
         self._hopeless: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._live: dict[str, int] = {}
         self._newcomers: dict[str, list[Newcomer]] | None = None
 
@@ -46,11 +48,31 @@ class Replacements:
             return StandIn.COMING  # a refill brings the threads of those alone that failed
         return stand_in(
             incident,
-            self._looked().get(group, []),
+            self._newcomers_to(incident),
             hopeless=self._hopeless,
-            live=self._live.get(group, 0),
+            live=self._live.get(group, 0) + self._expected(incident),
             floor=floor,
         )
+
+    def _expected(self, incident: Incident) -> int:
+        """For one that is not expected any more: the threads of the orphans that are.
+
+        AMS does not count them, and refills for them as well.
+        """
+        policy, now = self._keeper.policy, self._keeper.clock()
+        if self._keeper.ams is not None or is_coming(incident, policy, now):
+            return 0
+        mates = (each for each in self._incidents if each.group_name == incident.group_name)
+        return sum(each.thread_count for each in mates if is_coming(each, policy, now))
+
+    def _newcomers_to(self, incident: Incident) -> list[Newcomer]:
+        """The newcomers, but for orphans of longer standing, which could wait for this one too."""
+        newcomers = self._looked().get(incident.group_name, [])
+        return [
+            each
+            for each in newcomers
+            if self._numbers.get(each.resource_id, incident.incident_id) >= incident.incident_id
+        ]
 
     def _looked(self) -> dict[str, list[Newcomer]]:
         if self._newcomers is None:
@@ -60,6 +82,7 @@ class Replacements:
                 if start is not None and self._floors.get(incident.group_name) is not None:
                     since[incident.group_name] = min(start, since.get(incident.group_name, start))
             self._hopeless = hopeless(self._incidents)
+            self._numbers = {each.resource_id: each.incident_id for each in self._incidents}
             self._newcomers = {}
             for each in self._keeper.registry.newcomers(since):
                 self._newcomers.setdefault(each.group_name, []).append(each)

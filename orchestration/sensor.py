@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import dagster as dg
 
 from assets.names import EVENTS, GROUPS, group_name, partition_key
+from assets.self_watch import WATCHING, Numbers, news, of_abstention, of_standby, of_survey
 from orchestration.cursor import Cursor, dump_cursor, parse_cursor
 from orchestration.errors import KeeperError, describe
 from orchestration.gate import DoubtError, StandbyError
@@ -29,6 +31,8 @@ _REPORTED = {
     "recovered": EventKind.RECOVERED,
     "exhausted": EventKind.EXHAUSTED,
     "released": EventKind.RELEASED,
+    "superseded": EventKind.SUPERSEDED,
+    "kept": EventKind.KEPT,
 }
 _QUEUED = {dg.DagsterRunStatus.QUEUED}
 _ENDED = {
@@ -84,12 +88,22 @@ def build_orphan_sensor(
                 instance=_identity(context.instance),
             )
         except StandbyError as standby:
-            return dg.SensorResult(skip_reason=f"Watching: {standby}.", cursor=context.cursor)
+            numbers, following = of_standby(cursor, keeper.clock())
+            return _idle(f"{WATCHING}: {standby}.", numbers, following)
         except KeeperError as error:
-            return _abstention(error, cursor)
+            return _abstention(error, cursor, keeper.clock())
         if seen.orders or seen.refills:
             context.log.info(seen.summary)
-        return _result(seen, _news(keeper.ledger, cursor), known)
+        since = _news(keeper.ledger, cursor)
+        following = Cursor(
+            event=since.newest,
+            watch=seen.watch,
+            turn=seen.turn,
+            surveyed_at=keeper.clock(),
+            told=of_survey(keeper, seen),
+        )
+        told = news(following.told, cursor.told, seen.summary)
+        return _result(seen, known, since.events, told, following)
 
     return orphan_sensor
 
@@ -110,11 +124,20 @@ def _news(ledger: Ledger, cursor: Cursor) -> _News:
         return _News({}, cursor.event)  # the next tick tells it
 
 
-def _abstention(error: KeeperError, cursor: Cursor) -> dg.SensorResult:
+def _abstention(error: KeeperError, cursor: Cursor, now: datetime) -> dg.SensorResult:
     if isinstance(error, DoubtError):
         cursor = replace(cursor, watch=error.watch)
-    reason = f"{ABSTAINED}, nothing was changed: {describe(error)}"
-    return dg.SensorResult(skip_reason=reason, cursor=dump_cursor(cursor))
+    numbers, following = of_abstention(cursor, now)
+    return _idle(f"{ABSTAINED}, nothing was changed: {describe(error)}", numbers, following)
+
+
+def _idle(reason: str, numbers: Numbers, following: Cursor) -> dg.SensorResult:
+    """The result of a tick that did nothing, and says so."""
+    return dg.SensorResult(
+        skip_reason=reason,
+        cursor=dump_cursor(replace(following, told=numbers)),
+        asset_events=news(numbers, following.told, reason),
+    )
 
 
 def run_states(instance: dg.DagsterInstance, owners: Sequence[str]) -> Mapping[str, RunState]:
@@ -143,18 +166,23 @@ def _state(status: dg.DagsterRunStatus) -> RunState:
     return RunState.ENDED if status in _ENDED else RunState.ACTIVE
 
 
-def _result(seen: Tick, news: _News, known: AbstractSet[str]) -> dg.SensorResult:
-    groups = {*seen.survey.groups, *news.events}
-    new = sorted({partition_key(group) for group in groups} - known)
-    events = {**{group_name(key): {} for key in new}, **news.events}
+def _result(
+    seen: Tick,
+    known: AbstractSet[str],
+    happened: Mapping[str, Mapping[str, int]],
+    told: Sequence[dg.AssetObservation],
+    following: Cursor,
+) -> dg.SensorResult:
+    new = sorted({partition_key(group) for group in {*seen.survey.groups, *happened}} - known)
+    events = {**{group_name(key): {} for key in new}, **happened}
     requests = [_request(order) for order in seen.orders]
     requests += [_refill_request(seen.refills)] if seen.refills else []
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
-        cursor=dump_cursor(Cursor(event=news.newest, watch=seen.watch, turn=seen.turn)),
+        cursor=dump_cursor(following),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
-        asset_events=[_report(group, kinds) for group, kinds in events.items()],
+        asset_events=[*(_report(group, kinds) for group, kinds in events.items()), *told],
     )
 
 

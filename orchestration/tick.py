@@ -15,7 +15,7 @@ from orchestration.keeping.pauses import Pause, Pauses
 from orchestration.keeping.policy import RunState, holds_claim
 from orchestration.keeping.refill import Refill, RefillState
 from orchestration.keeping.sizing import Sizing, size
-from orchestration.keeping.summary import summarize
+from orchestration.keeping.summary import DRY_RUN, summarize
 from orchestration.keeping.survey import (
     Assessment,
     Order,
@@ -215,7 +215,7 @@ class _TickUnderWay:
         return Tick(
             survey=self._survey,
             orders=tuple(requested),
-            summary=summary,
+            summary=f"{DRY_RUN}{summary}" if self._keeper.ledger.dry_run else summary,
             watch=watch,
             refills=refill,
             turn=assessment.turn,

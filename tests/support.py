@@ -29,22 +29,21 @@ from orchestration.config import AuditSettings
 from orchestration.containers.testing import RecordingContainer
 from orchestration.definitions import build_definitions
 from orchestration.errors import ContainerError
-from orchestration.fleet import declare
+from orchestration.fleet import declare, declare_group
 from orchestration.keeper import Keeper
 from orchestration.keeping.model import Incident, Resource
 from orchestration.keeping.policy import RestartPolicy
+from orchestration.stores import schema
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry, optimizer, resource
 
 GRACE = timedelta(seconds=30)
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
+LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - the registry's times have no zone
 
 # Where the code of a queued run is; only Dagster's own daemon makes such records.
-_ORIGIN = RemoteJobOrigin(
-    RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__"),
-    "restart_orphans",
-)
+_ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__")
 _POINTER = ModuleCodePointer("orchestration.definitions", "defs")
 
 
@@ -92,10 +91,22 @@ class Fleet:
             Resource(resource_id=resource_id, group_name=group, **(fields | changes)),  # type: ignore[arg-type]
         )
 
-    def register(self, resource_id: str = "w-1") -> str:
+    def group(self, name: str = "g", container: str = "recording", **properties: str) -> None:
+        """A group is made, or is another one from now on; `_` in a name stands for `-`."""
+        named = {key.replace("_", "-"): value for key, value in properties.items()}
+        declare_group(self.keeper, name, container, named)
+
+    def aged(self) -> None:
+        """All resources were recorded long ago."""
+        self.execute(sa.update(resource).values(start_time=LONG_AGO))
+
+    def register(
+        self, resource_id: str | None = "w-1", group: str | None = None, threads: int | None = None
+    ) -> str:
         """An optimizer registers for it."""
         token = str(uuid4())
-        self.execute(sa.insert(optimizer).values(token=token, resource_id=resource_id))
+        told = {"resource_id": resource_id, "group_name": group, "thread_count": threads}
+        self.execute(sa.insert(optimizer).values(token=token, **told))
         return token
 
     def dies(self, resource_id: str = "w-1") -> None:
@@ -150,7 +161,7 @@ class Fleet:
 
     def launch(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         """A real run of the job for a request."""
-        job = self.definitions.resolve_job_def("restart_orphans")
+        job = self.definitions.resolve_job_def(request.job_name or "restart_orphans")
         return job.execute_in_process(
             run_config=request.run_config,
             instance=self.instance,
@@ -162,13 +173,13 @@ class Fleet:
         self, request: dg.RunRequest, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
     ) -> dg.DagsterRun:
         """A run of the job that is known to Dagster and has not begun."""
-        job = self.definitions.resolve_job_def("restart_orphans")
+        job = self.definitions.resolve_job_def(request.job_name or "restart_orphans")
         return self.instance.create_run_for_job(
             job,
             run_config=request.run_config,
             tags=_tags(request),
             status=status,
-            remote_job_origin=_ORIGIN,
+            remote_job_origin=RemoteJobOrigin(_ORIGIN, job.name),
             job_code_origin=JobPythonOrigin(job.name, RepositoryPythonOrigin("python", _POINTER)),
         )
 
@@ -227,6 +238,35 @@ class Fleet:
         """The kinds of the events of a resource's last incident."""
         last = [i.incident_id for i in self.incidents() if i.resource_id == resource_id][-1]
         return [str(event.kind) for event in self.keeper.ledger.events(last)]
+
+    def notes(self, group: str | None = "g") -> list[tuple[str, str]]:
+        """The kinds and messages of the events that are no incident's, in their order."""
+        mine = (
+            schema.event.c.group_name.is_(None)
+            if group is None
+            else schema.event.c.group_name == group
+        )
+        query = sa.select(schema.event.c.kind, schema.event.c.message).where(
+            schema.event.c.incident_id.is_(None), mine
+        )
+        with self.keeper.ledger.reading() as connection:
+            return [
+                (row[0], row[1])
+                for row in connection.execute(query.order_by(schema.event.c.event_id))
+            ]
+
+    def resources(self) -> list[tuple[Any, ...]]:
+        """Id, group, container, threads and properties of every resource row, oldest first."""
+        columns = resource.c
+        query = sa.select(
+            columns.resource_id,
+            columns.group_name,
+            columns.container_name,
+            columns.thread_count,
+            columns.properties,
+        ).order_by(columns.start_time, columns.resource_id)
+        with self.keeper.registry.database.reading() as connection:
+            return [tuple(row) for row in connection.execute(query)]
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Every row of every table of ours and of Amoro's."""

@@ -411,7 +411,8 @@ LEASE_TIME: Final = Setting(
     key="keeper.lease-time",
     parse=or_none(duration_from(timedelta(microseconds=1))),
     default="",
-    accepts=f"{DURATION_ACCEPTS}, at least twice {CHECK_INTERVAL.key} and up to {LONGEST.days} d",
+    accepts=f"{DURATION_ACCEPTS}, at least twice {CHECK_INTERVAL.key}, at least 10 s more than "
+    f"that, and up to {LONGEST.days} d",
     meaning="Set where more than one Dagster deployment works on one registry: one acts, the "
     "others watch, and take over when its lease was not renewed for so long. Left out: no lease.",
     unit="ms",

@@ -2,6 +2,7 @@
 
 import socket
 from datetime import timedelta
+from typing import Final
 
 from orchestration.config.draft import Draft
 from orchestration.config.keys import (
@@ -28,6 +29,9 @@ from orchestration.config.keys import (
 from orchestration.config.settings import DynamicAllocation
 from orchestration.keeping.guards import Guards
 from orchestration.keeping.policy import Backoff, RestartPolicy
+
+# Dagster's daemon looks at its sensors every 5 s at most, and a run takes some to begin.
+_DAEMON_SLACK: Final = timedelta(seconds=10)
 
 
 def read_restart(draft: Draft) -> RestartPolicy:
@@ -114,9 +118,9 @@ def read_dynamic_groups(draft: Draft) -> frozenset[str]:
 
 def read_lease_time(draft: Draft) -> timedelta | None:
     """How long a lease lasts; None: there is none."""
-    lease = draft.get(LEASE_TIME)
-    # One that lapses between two ticks could never be held.
-    if lease is not None and lease < 2 * draft.get(CHECK_INTERVAL):
+    lease, interval = draft.get(LEASE_TIME), draft.get(CHECK_INTERVAL)
+    # One that lapses between two ticks could never be held, and its runs would all come too late.
+    if lease is not None and lease < max(2 * interval, interval + _DAEMON_SLACK):
         _reject_beside(draft, LEASE_TIME, CHECK_INTERVAL)
     return lease
 

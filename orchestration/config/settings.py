@@ -140,8 +140,8 @@ class Settings:
     # it is. At least one. In attached mode AMS sees to that itself, by the same key.
     max_keeping_attempts: int
     # How long after its last renewal this deployment's right to act passes to another one of the
-    # same registry; at least twice the check interval, so that a tick can renew it. None: there is
-    # one deployment, and it always acts.
+    # same registry; at least twice the check interval and 10 s more than it, so that a tick can
+    # renew it. None: there is one deployment, and it always acts.
     lease_time: timedelta | None
     # What this deployment is called where several share a registry; 1 to 80 characters. The name
     # of the host unless it was given one of its own.

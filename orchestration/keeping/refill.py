@@ -71,11 +71,15 @@ def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -
     """
     if incident is None:
         return True
-    if incident.state not in ON_ITS_WAY or incident.last_error is not None:
+    if incident.state not in ON_ITS_WAY:
         return False
-    if incident.ordered == Ordered.GIVE_UP:
+    if incident.ordered is not None:
+        return incident.ordered == Ordered.RESTART
+    if incident.last_error is not None:
         return False
-    return incident.spent < policy.max_retries or now < due_at(incident, policy)
+    until = incident.claimed_until if incident.state is State.CLAIMED else None
+    is_held = until is not None and now < until  # its last attempt may be under way
+    return is_held or incident.spent < policy.max_retries or now < due_at(incident, policy)
 
 
 def coming(

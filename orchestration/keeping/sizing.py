@@ -8,7 +8,15 @@ from orchestration.keeping import groups
 from orchestration.keeping.groups import Group
 from orchestration.keeping.model import Incident, Orphan
 from orchestration.keeping.policy import holds_claim
-from orchestration.keeping.refill import ON_ITS_WAY, Course, Refill, coming, course
+from orchestration.keeping.refill import (
+    ON_ITS_WAY,
+    Course,
+    Refill,
+    RefillState,
+    coming,
+    course,
+    is_coming,
+)
 from orchestration.keeping.survey import Surroundings, Survey
 from orchestration.keeping.wording import counted
 
@@ -26,7 +34,8 @@ class Sizing:
     coming: int  # threads of orphans that can be expected back
     course: Course
     refill: Refill | None = None  # its rounds so far
-    failed: tuple[Incident, ...] = ()  # orphans whose last restart failed
+    failed: tuple[Incident, ...] = ()  # orphans that may be restarted, and are not counted on
+    lapsed: bool = False  # a round was begun, and no run can be expected to finish it
     obstacle: str | None = None  # why nothing can be started for it
 
     @property
@@ -37,7 +46,7 @@ class Sizing:
     @property
     def acts(self) -> bool:
         """Whether there is something to write down."""
-        return self.course in _ACTS
+        return self.course in _ACTS or self.lapsed
 
     def told(self, most_rounds: int) -> str | None:
         """What a tick says about it; None: nothing."""
@@ -102,13 +111,16 @@ def _sizing(  # noqa: PLR0913, PLR0917 - all that a group's course depends on
     most_rounds: int,
 ) -> Sizing:
     expected = coming(dead, known, surroundings.policy, surroundings.now)
+    begun = refill is not None and refill.state is RefillState.REQUESTED
+    claimed = refill is not None and holds_claim(
+        refill, surroundings.runs, surroundings.now, surroundings.fence
+    )
     chosen = course(
         refill,
         floor=floor,
         live=live,
         coming=expected,
-        claimed=refill is not None
-        and holds_claim(refill, surroundings.runs, surroundings.now, surroundings.fence),
+        claimed=claimed,
         most_rounds=most_rounds,
         now=surroundings.now,
     )
@@ -121,6 +133,11 @@ def _sizing(  # noqa: PLR0913, PLR0917 - all that a group's course depends on
         coming=expected,
         course=Course.REST if obstacle else chosen,
         refill=refill,
-        failed=tuple(i for i in incidents if i.last_error is not None and i.state in ON_ITS_WAY),
+        failed=tuple(
+            i
+            for i in incidents
+            if i.state in ON_ITS_WAY and not is_coming(i, surroundings.policy, surroundings.now)
+        ),
+        lapsed=begun and not claimed,
         obstacle=obstacle,
     )

@@ -16,6 +16,8 @@ from orchestration.keeping.policy import (
 from orchestration.keeping.survey import Assessment, Order, Surroundings, Survey
 from orchestration.keeping.wording import clock_time, counted, duration
 
+DRY_RUN = "Dry run, nothing is done: "
+"""How the message of a tick, or of a turn, begins that only rehearsed."""
 ABSTAINED = "Abstained"
 """How the message of a tick begins that concluded nothing."""
 

@@ -186,9 +186,12 @@ def keep(incident: Incident, now: datetime) -> Transition:
 
 
 def stand_in(incident: Incident, resource_id: str, now: datetime) -> Transition:
-    """A new resource is started for its threads; a run that has it in hand loses it."""
+    """A new resource is started for its threads, which it was not expected to bring any more.
+
+    A run that has it in hand loses it.
+    """
     after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
-    message = f"{resource_id}, a new resource, is to take its place, since its last start failed"
+    message = f"{resource_id}, a new resource, is to take its place"
     event = Event(kind=EventKind.STOOD_IN, at=now, message=message)
     return Transition(before=incident, after=after, event=event)
 

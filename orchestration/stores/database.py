@@ -16,6 +16,8 @@ from sqlalchemy.types import TypeDecorator
 from orchestration.errors import ConfigError, StoreUnavailableError
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
+# A process that is paused within a transaction would keep its locks, and the others waiting.
+_IDLE_SECONDS: Final = 30
 _PATIENCE: Final = {
     "connect_timeout": "10",  # s, to connect to a server that does not answer
     "keepalives_idle": "10",  # s, until a silent server is asked whether it is there
@@ -166,10 +168,16 @@ def _server_engine(url: sa.URL) -> sa.Engine:
     engine = sa.create_engine(
         url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True
     )
-    limit_waits = f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS} s'"
+    limit_waits = (
+        f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS} s'; "
+        f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS} s'"
+    )
     if engine.dialect.name != "postgresql":  # one for rows, one for tables
         seconds = max(1, round(LOCK_TIMEOUT_SECONDS))
-        limit_waits = f"SET innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}"
+        limit_waits = (
+            f"SET innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}, "
+            f"wait_timeout = {_IDLE_SECONDS}"
+        )
 
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
         with closing(connection.cursor()) as cursor:

@@ -29,6 +29,9 @@ _RIGHTS: Final[dict[str, Callable[[], sa.Executable]]] = {
         sa.update(resource).where(_NOBODY).values(properties="{}")
     ),
     "remove rows of resource": lambda: sa.delete(resource).where(_NOBODY),
+    "restore rows of resource": lambda: sa.insert(resource).from_select(
+        [*resource.columns.keys()], sa.select(resource).where(_NOBODY)
+    ),
 }
 
 

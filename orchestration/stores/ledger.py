@@ -82,23 +82,36 @@ class Writing:
 
     def move_refill(self, before: Refill | None, after: Refill) -> bool:
         """Takes a step of a group's rounds, if they stand where they were expected to."""
-        values = after._asdict() | {"state": str(after.state)}
+        values = after._asdict() | {"state": str(after.state), "dry_run": int(self._dry_run)}
         if before is None:
             insert = insert_unless_there(schema.refill, self.connection.dialect.name)
             counting = insert.execution_options(preserve_rowcount=True)
             return self.connection.execute(counting, values).rowcount == 1
-        expected = _expected(before)
+        expected = self._expected(before)
         update = sa.update(schema.refill).where(*expected).values(values)
         return self.connection.execute(update).rowcount == 1
 
     def forget_refill(self, refill: Refill) -> bool:
         """Forgets a group's rounds, likewise."""
-        delete = sa.delete(schema.refill).where(*_expected(refill))
+        delete = sa.delete(schema.refill).where(*self._expected(refill))
         return self.connection.execute(delete).rowcount == 1
 
     def note(self, note: Note) -> None:
         """Writes an event that is no step of an incident."""
         self._tell([(None, note.group_name, note.event)])
+
+    def tell(self, of: Incident, told: Event) -> None:
+        """Writes an event into the story of an incident that does not move by it."""
+        self._tell([(of.incident_id, of.group_name, told)])
+
+    def _expected(self, refill: Refill) -> tuple[sa.ColumnElement[bool], ...]:
+        columns = schema.refill.c
+        return (
+            columns.group_name == refill.group_name,
+            columns.dry_run == int(self._dry_run),
+            columns.resource_id == refill.resource_id,
+            columns.version == refill.version,
+        )
 
     def _tell(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
         rows = [_event_row(*told, dry_run=self._dry_run) for told in events]
@@ -110,8 +123,11 @@ class Writing:
 
     def _step(self, transition: Transition) -> Incident | None:
         after = transition.after
-        if after.dry_run != self._dry_run:
-            after = after._replace(dry_run=self._dry_run)
+        # One that ends before the attempts of a dry run were struck out stays one of the dry run.
+        unsettled = transition.before is not None and transition.before.dry_run
+        dry_run = self._dry_run or (unsettled and not after.is_open)
+        if after.dry_run != dry_run:
+            after = after._replace(dry_run=dry_run)
         if transition.before is None:
             return self._open(after)
         return after if self._move(transition.before, after) else None
@@ -206,24 +222,61 @@ class Ledger:
         )
         return self._incidents(query)
 
+    def open_incident(self, resource_id: str) -> Incident | None:
+        """The open incident of a resource; None: it has none."""
+        query = sa.select(*_FIELDS).where(incident.c.open_resource_id == resource_id)
+        return next(iter(self._incidents(query)), None)
+
+    def recovered(self, since: datetime) -> list[Incident]:
+        """The last incidents of resources that recovered since then; they may be open again."""
+        query = (
+            sa.select(*_FIELDS).where(incident.c.closed_at > since).order_by(incident.c.incident_id)
+        )
+        if not self.dry_run:
+            query = query.where(incident.c.dry_run == 0)
+        newest = {each.resource_id: each for each in self._incidents(query)}
+        return [each for each in newest.values() if each.state is State.RECOVERED]
+
+    def last_removed(self, resource_id: str) -> Incident | None:
+        """The incident with which a resource was last removed, in a dry run too; None: never."""
+        query = (
+            sa.select(*_FIELDS)
+            .where(incident.c.resource_id == resource_id, incident.c.state.in_(_REMOVED))
+            .order_by(incident.c.incident_id.desc())
+            .limit(1)
+        )
+        return next(iter(self._incidents(query)), None)
+
+    def removed_resources(self) -> list[str]:
+        """The resources whose rows were ever removed, and not in a dry run; the newest first."""
+        query = (
+            sa.select(incident.c.resource_id)
+            .where(incident.c.state.in_(_REMOVED), incident.c.dry_run == 0)
+            .group_by(incident.c.resource_id)
+            .order_by(sa.func.max(incident.c.incident_id).desc())
+        )
+        with self.reading() as connection:
+            return list(connection.scalars(query))
+
     def pauses(self) -> list[Pause]:
         """What operators paused and did not resume, times that are over included."""
-        with self.reading() as connection:
-            rows = connection.execute(sa.select(schema.pause)).all()
-        return [
-            Pause(
-                target=Target(scope=Scope(row.scope), name=row.name),
-                author=row.author,
-                reason=row.reason,
-                paused_at=row.paused_at,
-                until=row.until,
-            )
-            for row in rows
-        ]
+        with self.reading() as connection, self._understanding():
+            return [
+                Pause(
+                    target=Target(scope=Scope(row.scope), name=row.name),
+                    author=row.author,
+                    reason=row.reason,
+                    paused_at=row.paused_at,
+                    until=row.until,
+                )
+                for row in connection.execute(sa.select(schema.pause))
+            ]
 
     def refills(self) -> dict[str, Refill]:
         """The rounds of every group that did not reach its floor yet, by its name."""
-        query = sa.select(*(schema.refill.c[name] for name in Refill._fields))
+        columns = schema.refill.c
+        ours = columns.dry_run == int(self.dry_run)
+        query = sa.select(*(columns[name] for name in Refill._fields)).where(ours)
         with self.reading() as connection, self._understanding():
             found = [Refill._make(row) for row in connection.execute(query)]
             return {each.group_name: each._replace(state=RefillState(each.state)) for each in found}
@@ -249,13 +302,16 @@ class Ledger:
         return {name: spent for name, (end, spent) in ends.items() if end is State.RECOVERED}
 
     def removed_in_dry_run(self) -> set[str]:
-        """The resources that would not be there any more if this were no dry run."""
-        newest = (
-            sa.select(sa.func.max(incident.c.incident_id))
-            .where(incident.c.dry_run == 1)
-            .group_by(incident.c.resource_id)
+        """The resources that would not be there any more if this were no dry run.
+
+        One that has been an orphan again since then, when it was none, is there.
+        """
+        newest = sa.select(sa.func.max(incident.c.incident_id)).group_by(incident.c.resource_id)
+        ended = (
+            incident.c.incident_id.in_(newest),
+            incident.c.dry_run == 1,
+            incident.c.state.in_(_REMOVED),
         )
-        ended = (incident.c.incident_id.in_(newest), incident.c.state.in_(_REMOVED))
         with self.reading() as connection:
             return set(connection.scalars(sa.select(incident.c.resource_id).where(*ended)))
 
@@ -337,8 +393,9 @@ class Ledger:
     def story(self, group_name: str, after_event: int, limit: int) -> sa.Select[Any]:
         """A query for the next events of a group, in the order they were written.
 
-        Times are UTC without a zone. Details, a JSON text, are only those in which a tick notes
-        threads: others can be long.
+        Those that are no step of an incident have neither its number nor a resource. Times are UTC
+        without a zone. Details, a JSON text, are only those in which a tick notes threads: others
+        can be long.
         """
         details = sa.case((event.c.kind.in_(_NOTED), event.c.details), else_=None)
         return (
@@ -353,7 +410,7 @@ class Ledger:
                 event.c.message,
                 details.label("details"),
             )
-            .join_from(event, incident, event.c.incident_id == incident.c.incident_id)
+            .join_from(event, incident, event.c.incident_id == incident.c.incident_id, isouter=True)
             .where(event.c.group_name == group_name, event.c.event_id > after_event)
             .order_by(event.c.event_id)
             .limit(limit)
@@ -456,11 +513,6 @@ def _scripts() -> ScriptDirectory:
 def _revision(connection: sa.Connection) -> str | None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return context.get_current_revision()
-
-
-def _expected(refill: Refill) -> tuple[sa.ColumnElement[bool], ...]:
-    columns = schema.refill.c
-    return columns.group_name == refill.group_name, columns.version == refill.version
 
 
 def _naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:

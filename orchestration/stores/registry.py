@@ -429,8 +429,8 @@ def _newcomer(row: Sequence[Any]) -> Newcomer:
 
 
 def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
-    """A time as the database said it, for the same database; in SQLite it can be any text."""
-    if database.engine.dialect.name == "sqlite":
+    """A time as the database said it, for the same one: any text in SQLite, zeros in MySQL."""
+    if database.engine.dialect.name != "postgresql":
         return sa.literal(text, sa.String())
     return sa.literal(datetime.fromisoformat(text), sa.DateTime())
 

@@ -137,6 +137,7 @@ refill: Final = sa.Table(
     "keeper_refill",
     metadata,
     sa.Column("group_name", Name, primary_key=True),
+    sa.Column("dry_run", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("floor", sa.Integer, nullable=False),
     sa.Column("rounds", sa.Integer, nullable=False),
     sa.Column("resource_id", Name, nullable=False),
@@ -149,7 +150,10 @@ refill: Final = sa.Table(
     sa.Column("fence", sa.BigInteger),
     sa.Column("version", sa.Integer, nullable=False),
 )
-"""Per group below its floor: the rounds in which a new resource was to be started."""
+"""Per group below its floor: the rounds in which a new resource was to be started.
+
+Those of dry runs are apart: where nothing was started, nothing has failed.
+"""
 lease: Final = sa.Table(
     "keeper_lease",
     metadata,

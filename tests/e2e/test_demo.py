@@ -52,6 +52,7 @@ CHECKS = (
     "nothing_given_up",
     "no_incident_overdue",
     "restarts_succeed",
+    "restarts_are_not_refused",
     "no_resource_flaps",
     "groups_at_their_floor",
     "survey_is_fresh",

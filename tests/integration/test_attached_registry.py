@@ -30,7 +30,6 @@ _FORBIDDEN: Final = (
     "INSERT INTO optimizer (token) VALUES ('t')",
     "UPDATE optimizer SET touch_time = CURRENT_TIMESTAMP",
     "DELETE FROM optimizer",
-    "INSERT INTO resource (resource_id) VALUES ('r')",
     "UPDATE resource SET group_name = 'another'",
     "UPDATE resource SET resource_id = 'another'",
     "INSERT INTO resource_group (group_name) VALUES ('another')",
@@ -168,6 +167,122 @@ def test_startup_properties_are_saved_and_orphans_removed(
     assert stored(amoro_url) == before
     assert attached.remove_orphan("a", '{"k":"1","pid":"7"}')
     assert stored(amoro_url) == before[1:]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"properties": {"memory": "2048", "ä": "/\x1f"}},
+        {"properties": "[ not what it should be", "start_time": datetime(2024, 2, 29, 23, 59, 59)},  # noqa: DTZ001
+        {"properties": None, "group_name": None, "container_name": None, "thread_count": None},
+        {"resource_type": None, "total_memory": None, "properties": ""},
+        {"resource_type": 127, "total_memory": 2**62, "thread_count": -(2**31)},
+        {
+            "container_name": "\U0001f600" * 100,
+            "group_name": "é" * 50,
+            "properties": '{ "a" : 1.50 }',
+        },
+    ],
+    ids=",".join,
+)
+def test_a_row_is_put_back_as_ams_wrote_it(
+    attached: Registry, amoro_url: sa.URL, columns: dict[str, Any]
+) -> None:
+    """Every column of it, by way of the JSON that the ledger keeps; beside all the others."""
+    insert_resource(amoro_url, "another")
+    insert_resource(amoro_url, "r", **columns)
+    before = stored(amoro_url)
+    row = attached.look("r").row
+    assert row is not None
+    kept = json.loads(json.dumps(dict(row)))
+    assert not attached.restore(kept)
+    assert attached.remove_orphan("r", row["properties"])
+    assert len(stored(amoro_url)) == 1
+    assert attached.restore(kept)
+    assert stored(amoro_url) == before
+    assert attached.look("r").row == row
+
+
+@pytest.mark.parametrize("zone", ["-05:00", "+09:00"])
+def test_a_row_is_put_back_where_ams_has_a_zone_of_its_own(
+    attached: Registry, amoro_url: sa.URL, zone: str
+) -> None:
+    """What was read in one zone of the server is written in the same."""
+    insert_resource(amoro_url, "r", start_time=datetime(2024, 7, 1, 2, 30))  # noqa: DTZ001
+    with server_in(zone, amoro_url):
+        attached.database.close()  # sessions that began before keep their zone
+        row = attached.look("r").row
+        assert row is not None
+        before = stored(amoro_url)
+        assert attached.remove_orphan("r", "{}")
+        assert attached.restore(row)
+        assert stored(amoro_url) == before
+    attached.database.close()
+
+
+def test_a_time_of_zeros_is_one_like_any_other(
+    mariadb_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """As MySQL and MariaDB may hold one: it is older than all others, and it is put back."""
+    create_amoro(mariadb_url)
+    insert_resource(mariadb_url, "r", start_time="0000-00-00 00:00:00")
+    attached = Registry(open_database(mariadb_url), None)
+    since = attached.newest_starts(["g"])
+    assert attached.newcomers(since) == []
+    row = attached.look("r").row
+    assert row is not None
+    assert attached.remove_orphan("r", "{}")
+    assert attached.restore(row)
+    assert attached.look("r").row == row
+    insert_resource(mariadb_url, "new")
+    assert [each.resource_id for each in attached.newcomers(since)] == ["new"]
+
+
+@contextmanager
+def server_in(zone: str, url: sa.URL) -> Iterator[None]:
+    """A server whose new sessions have this time zone."""
+    before, after = f"SET GLOBAL time_zone = '{zone}'", "SET GLOBAL time_zone = 'SYSTEM'"
+    if url.get_backend_name() == "postgresql":
+        before = f"ALTER DATABASE {url.database} SET timezone = '{zone}'"
+        after = f"ALTER DATABASE {url.database} RESET timezone"
+    execute(url, before)
+    yield
+    execute(url, after)
+
+
+def test_newcomers_are_known_by_the_times_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
+    """As its database writes them; only the groups that are asked about, and registered or not."""
+    long_ago = datetime(2020, 1, 1)  # noqa: DTZ001 - as the database has it
+    insert_resource(amoro_url, "old", start_time=long_ago)
+    insert_resource(amoro_url, "in h", group_name="h", start_time=long_ago)
+    since = attached.newest_starts(["g", "h", "none"])
+    assert since == {"g": "2020-01-01 00:00:00", "h": "2020-01-01 00:00:00"}
+    assert attached.newcomers(since) == []
+    for resource_id in ("new", "there"):
+        insert_resource(amoro_url, resource_id)
+    insert_optimizer(amoro_url, "there")
+    insert_resource(amoro_url, "in another", group_name="another")
+    found = {each.resource_id: each for each in attached.newcomers(since)}
+    assert {name: (each[1:3], each.registered) for name, each in found.items()} == {
+        "new": (("g", 2), False),
+        "there": (("g", 2), True),
+    }
+    newest = attached.newest_starts(["g"])
+    assert newest["g"] == max(each.start_time for each in found.values()) > since["g"]
+    assert attached.newcomers(newest) == []
+
+
+def test_a_survey_of_a_group_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
+    """Its orphans, its size and its threads, with the rights that the keeper has."""
+    insert_group(amoro_url, "g", {"min-parallelism": "8"})
+    for resource_id in ("a", "b"):
+        insert_resource(amoro_url, resource_id)
+    insert_optimizer(amoro_url, "a", thread_count=3)
+    survey = attached.survey_group("g")
+    assert (survey.resources, list(survey.orphans), survey.live) == (2, ["b"], {"g": 3})
+    assert list(survey.sized) == list(attached.sized_groups()) == ["g"]
+    assert attached.group("g") == survey.sized["g"]
+    assert attached.resource_counts() == {"g": 2}
 
 
 def test_the_ledger_has_a_place_of_its_own(
@@ -311,7 +426,18 @@ def test_the_check_finds_every_right(attached: Registry) -> None:
 def test_the_check_names_the_rights_that_are_missing(amoro_url: sa.URL, attached: Registry) -> None:
     """With what the database says, so that the administrator knows what to grant."""
     grantee = "keeper"
-    execute(amoro_url, f"REVOKE DELETE ON resource FROM {grantee}")
+    execute(amoro_url, f"REVOKE DELETE, INSERT ON resource FROM {grantee}")
     refused = inspection.missing_rights(attached.database)
-    assert list(refused) == ["remove rows of resource"]
-    assert "denied" in refused["remove rows of resource"]
+    assert list(refused) == ["remove rows of resource", "restore rows of resource"]
+    assert all("denied" in reason for reason in refused.values())
+
+
+@pytest.mark.parametrize("right", inspection._RIGHTS)
+def test_the_check_changes_nothing(attached: Registry, amoro_url: sa.URL, right: str) -> None:
+    """Even if somebody committed what it does; there are rows that it could have touched."""
+    for resource_id in ("a", "b"):
+        insert_resource(amoro_url, resource_id)
+    before = stored(amoro_url)
+    with attached.database.writing() as connection:
+        connection.execute(inspection._RIGHTS[right]())
+    assert stored(amoro_url) == before

@@ -1,5 +1,6 @@
 """The checks as Dagster makes them: on a real instance, over what really happened."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from assets.lineage import sources
 from assets.orphan_history import STORE, build_orphan_history
 from assets.storage import HistoryIOManager, io_manager
 from orchestration.config import AuditSettings
+from orchestration.keeping.model import State
+from orchestration.keeping.policy import OnExhausted
 from orchestration.stores.registry import resource_group
 
 NAMES = {
     "nothing_given_up",
     "no_incident_overdue",
+    "restarts_are_not_refused",
     "restarts_succeed",
     "no_resource_flaps",
     "groups_at_their_floor",
@@ -83,6 +87,50 @@ def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
         world.later(timedelta(seconds=1)).launch(late)
         told = failed(check(world))["nothing_given_up"]
         assert told.startswith("1 resource given up and removed: first (group g)")
+
+
+def test_what_is_kept_without_attempts_left_is_told_once(
+    tmp_path: Path, database_url: sa.URL
+) -> None:
+    """It stays open, and a person is needed; neither is it overdue, nor told once it is back."""
+    with fleet(tmp_path, url=database_url, max_retries=1) as world:
+        policy = replace(world.keeper.policy, on_exhausted=OnExhausted.KEEP)
+        world.keeper = replace(world.keeper, policy=policy)
+        world.worker("stuck")
+        world.tick()
+        for _ in range(2):
+            for request in world.later().tick():
+                world.launch(request)
+        assert world.incidents()[0].state is State.KEPT
+        first = failed(check(world))
+        assert first["nothing_given_up"].startswith(
+            "1 resource out of attempts and kept: stuck (group g). "
+        )
+        assert "0% of 1 restarted resource" in first["restarts_succeed"]
+        second = check(world)
+        assert second["nothing_given_up"].passed
+        assert "stuck" in (second["nothing_given_up"].description or "")
+        world.later(timedelta(hours=2)).tick()
+        third = check(world)
+        assert third["no_incident_overdue"].passed
+        assert third["no_incident_overdue"].metadata["open incidents"].value == 1
+        world.register("stuck")
+        world.tick()
+        told = check(world)["nothing_given_up"].description
+        assert told == "nothing was given up since the last check"
+
+
+def test_what_a_dry_run_did_not_do_alarms_nobody(tmp_path: Path) -> None:
+    """Nothing was given up, nothing flaps, and nothing is overdue that nobody may restart."""
+    with fleet(tmp_path, max_retries=0) as world:
+        world.worker("lost")
+        world.keeper = world.keeper.rehearsing()
+        world.tick()
+        for request in world.later().tick():
+            world.launch(request)
+        assert {each.state for each in world.incidents()} == {State.EXHAUSTED}
+        world.later()
+        assert list(failed(check(world, flapping=1))) == ["survey_is_fresh"]
 
 
 def test_an_orphan_that_nobody_restarts_is_overdue(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support import Fleet, fleet, watched
+import sqlalchemy as sa
+from support import START, Fleet, fleet, watched
 
 from orchestration.attempt import take_turn
+from orchestration.cursor import parse_cursor
 from orchestration.errors import StoreUnavailableError
 from orchestration.keeping.model import State
 from orchestration.stores import database
+from orchestration.stores.leases import acquire
+from orchestration.stores.schema import lease
 
 RUN = "the-run"
 
@@ -21,11 +25,14 @@ RUN = "the-run"
 RESTART = [
     "ledger.incident",
     "registry.look",
+    "registry.group",
     "containers.obstacle",
+    "ledger.pauses",
     "containers.get",
     "ledger.apply",
     "registry.look",
     "container.release_resource",
+    "ledger.incident",
     "registry.look",
     "container.request_resource",
     "registry.save_startup",
@@ -34,30 +41,55 @@ RESTART = [
 GIVE_UP = [
     "ledger.incident",
     "registry.look",
+    "registry.group",
     "containers.obstacle",
+    "ledger.pauses",
     "ledger.apply",
+    "ledger.incident",
     "registry.remove_orphan",
-    "ledger.events",
     "ledger.removed_row",
+    "ledger.incident",
     "containers.get",
     "container.release_resource",
+    "ledger.events",
     "ledger.apply",
 ]
+
+
+def under_a_lease(calls: list[str]) -> list[str]:
+    """The same where several deployments share the registry: the lease is looked at, too."""
+    look = "ledger.incident"
+    return calls[:1] + [
+        each for call in calls[1:] for each in (["ledger.ensure_lease"] * (call == look) + [call])
+    ]
+
+
+KINDS = {
+    "restart": RESTART,
+    "give up": GIVE_UP,
+    "restart under a lease": under_a_lease(RESTART),
+    "give up under a lease": under_a_lease(GIVE_UP),
+}
 PLACES = {
     name: [f"{when} {call}" for call in calls for when in ("before", "after")]
-    for name, calls in {"restart": RESTART, "give up": GIVE_UP}.items()
+    for name, calls in KINDS.items()
 }
-CASES = [
+ALL_CASES = [
     pytest.param(kind, number, id=f"{kind}, {number} {place}")
     for kind, places in PLACES.items()
     for number, place in enumerate(places)
 ]
+LEASED_CASES = [case for case in ALL_CASES if "lease" in str(case.values[0])]
+CASES = [case for case in ALL_CASES if case not in LEASED_CASES]
 
 
 @contextmanager
 def claimed(tmp_path: Path, kind: str) -> Iterator[Fleet]:
     """A fleet with one orphan, due for a restart or to be given up, claimed by a run."""
-    with fleet(tmp_path, max_retries=1 if kind == "restart" else 0) as world:
+    with fleet(tmp_path, max_retries=1 if "restart" in kind else 0) as world:
+        if "lease" in kind:
+            leased = {"deployment": "one", "lease_time": timedelta(hours=1)}
+            world.keeper = replace(world.keeper, **leased)  # type: ignore[arg-type]
         world.worker()
         world.tick()
         (request,) = world.later().tick()
@@ -102,8 +134,8 @@ def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         started_while: list[bool] = []
         turn_with(world, kind, at, world.register)
         # The one place where nobody can know: after the last look, within the call itself.
-        unseen = PLACES["restart"].index("after registry.look", 15)
-        assert kind == "give up" or not any(started_while) or at in {unseen, unseen + 1}
+        call = PLACES["restart"].index("before container.request_resource")
+        assert kind == "give up" or not any(started_while) or at in {call - 1, call}
         settle(world)
         (incident,) = world.incidents()
         removed = world.keeper.registry.look("w-1").row is None
@@ -174,6 +206,37 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
         assert kept["resource_id"] == "w-1"
 
 
+def taken_over(world: Fleet) -> None:
+    """This process slept: its lease ran out, and another deployment has acted since."""
+    ended = timedelta(0)  # so that the first one can take over again
+    with world.keeper.ledger.writing() as ledger:
+        ledger.connection.execute(sa.update(lease).values(expires_at=START))
+        acquire(ledger.connection, "two", ended)
+
+
+@pytest.mark.parametrize(("kind", "at"), LEASED_CASES)
+def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
+    """Nothing is started or removed that the lease was not looked at for, and nothing runs on."""
+    with claimed(tmp_path, kind) as world:
+        before = world.keeper.registry.look("w-1").row
+        turn_with(world, kind, at, lambda: taken_over(world))
+        places = PLACES[kind]
+        is_over = at == len(places) - 1  # everything is written by then
+        assert is_over or not world.container.running
+        asked = len(places) - 1 - places[::-1].index("after ledger.ensure_lease")
+        first = places.index("after ledger.ensure_lease")
+        assert world.container.requested == (["w-1"] if "restart" in kind and at >= asked else [])
+        assert at >= first or world.keeper.registry.look("w-1").row == before
+        (incident,) = world.incidents()
+        assert incident.is_open or (is_over and "give up" in kind)
+        settle(world)
+        assert world.incidents()[0].state is State.EXHAUSTED
+        assert world.keeper.registry.look("w-1").row is None
+        kept = world.keeper.ledger.removed_row(1)
+        assert kept is not None
+        assert not world.container.running
+
+
 def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> None:
     """The late one finds out before it records anything, and undoes its own start only."""
     with claimed(tmp_path, "restart") as world:
@@ -221,13 +284,14 @@ def test_a_tick_abstains_while_the_database_is_locked(tmp_path: Path) -> None:
         world.worker()
         world.tick()
         world.later()
-        before, cursor = world.dump(), world.cursor
+        before, cursor = world.dump(), parse_cursor(world.cursor)
         with locked(world):
             assert world.tick() == []
         assert world.message.startswith("Abstained, nothing was changed: the ")
         assert "locked" in world.message
         assert world.dump() == before
-        assert world.cursor == cursor
+        after = parse_cursor(world.cursor)
+        assert replace(after, told=cursor.told) == replace(cursor, abstentions=1)
         assert len(world.tick()) == 1
 
 
@@ -238,7 +302,7 @@ def test_what_was_handed_over_is_requested_though_the_ledger_is_away_by_then(
     with fleet(tmp_path) as world:
         world.worker()
         world.tick()
-        real, cursor = world.keeper, world.cursor
+        real, cursor = world.keeper, parse_cursor(world.cursor)
 
         def announce(place: str) -> None:
             if place == "before ledger.changed_groups":
@@ -246,7 +310,7 @@ def test_what_was_handed_over_is_requested_though_the_ledger_is_away_by_then(
 
         world.keeper = watched(real, announce)
         (request,) = world.later().tick()
-        assert world.cursor == cursor
+        assert parse_cursor(world.cursor).event == cursor.event
         world.keeper = replace(real, clock=lambda: world.now)
         assert world.launch(request).success
         assert world.container.requested == ["w-1"]

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from support import START, Fleet, fleet
 from upath import UPath
 
-from assets.advice import records
+from assets.advice import Told, records
 from assets.frames import FrameIOManager
 from assets.group_reliability import (
     KEY,
@@ -27,6 +27,8 @@ from assets.group_reliability import (
 from assets.names import GROUPS, HISTORY
 from orchestration.attempt import Ending, take_turn
 from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.model import State
+from orchestration.keeping.policy import Backoff
 from orchestration.keeping.replay import Replayed, replay
 from orchestration.stores.ledger import Ledger
 
@@ -115,27 +117,86 @@ def lived(world: Fleet, random: Random) -> None:
         ]
 
 
+def replayed_exactly(world: Fleet) -> list[Told]:
+    """Replays what was recorded, incident by incident, and compares it with what happened."""
+    incidents = read_incidents(world.keeper.ledger)
+    story = read_story(world.keeper.ledger, incidents)
+    detected = story[story["kind"] == "detected"].set_index("incident")
+    noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
+    # Every incident has its own number of attempts; what jitter added is recorded as latency.
+    unused = replace(world.keeper.policy, max_retries=99, backoff_jitter=0)
+    told = records(noted, story, unused, world.now)
+    for (_, recorded), lived_through in zip(told, world.incidents(), strict=True):
+        result = replay(recorded, recorded.policy)
+        assert result == Replayed(
+            outcome=None if lived_through.is_open else lived_through.state,
+            attempts=lived_through.attempts,
+            closed_at=lived_through.closed_at,
+            waited=result.waited,
+        )
+    return told
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_lived_history_replays_exactly_under_its_own_policy(tmp_path: Path, seed: int) -> None:
     """What the real loop did is what the replay of its record gives, incident by incident."""
     random = Random(seed)  # noqa: S311 - not for secrets
     with fleet(tmp_path, max_retries=random.choice([0, 1, 2, 3])) as world:
         lived(world, random)
+        assert len(replayed_exactly(world)) > 20
+
+
+@pytest.mark.parametrize("backoff", Backoff)
+@pytest.mark.parametrize("seed", range(2))
+def test_attempts_that_were_carried_over_do_not_change_the_replay(
+    tmp_path: Path, seed: int, backoff: Backoff
+) -> None:
+    """A worker that was not stable has fewer attempts left; its detection says how many."""
+    random = Random(seed)  # noqa: S311 - as above
+    with fleet(tmp_path, max_retries=4) as world:
+        policy = replace(
+            world.keeper.policy,
+            stable_after=timedelta(minutes=20),
+            backoff=backoff,
+            backoff_cap=timedelta(minutes=5),
+            backoff_jitter=0.5,
+        )
+        world.keeper = replace(world.keeper, policy=policy)
+        lived(world, random)
+        told = replayed_exactly(world)
+        carried = [incident.carried for incident in world.incidents()]
+        assert len(set(carried)) > 2
+        allowed = [each.recorded.policy.max_retries for each in told]
+        assert allowed == [max(4 - number, 0) for number in carried]
+
+
+def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL) -> None:
+    """What it did not do is neither counted nor replayed, also not once it is over."""
+    with fleet(tmp_path, url=database_url, max_retries=1) as world:
+        acting, rehearsing = world.keeper, world.keeper.rehearsing()
+        healed(world, 2)
+        for name, group in (("given-up", "h"), ("goes-on", "i")):
+            world.keeper = acting
+            world.worker(name, group)
+            world.keeper = rehearsing
+            world.tick()
+            for request in world.later().tick():
+                world.launch(request)
+        given_up, goes_on = world.incidents()[2:]
+        assert (given_up.state, goes_on.attempts) == (State.EXHAUSTED, 1)
+        assert read_incidents(world.keeper.ledger)["incident"].tolist() == [1, 2]
+
+        world.keeper = acting
+        world.release("given-up")
+        world.tick()
+        for request in world.later().tick():
+            world.launch(request)
+        assert world.container.requested[-1] == "goes-on"
         incidents = read_incidents(world.keeper.ledger)
-        story = read_story(world.keeper.ledger, incidents)
-        detected = story[story["kind"] == "detected"].set_index("incident")
-        noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
-        unused = replace(world.keeper.policy, max_retries=99)  # every incident has its own
-        told = records(noted, story, unused, world.now)
-        assert len(told) > 20
-        for (_, recorded), lived_through in zip(told, world.incidents(), strict=True):
-            result = replay(recorded, recorded.policy)
-            assert result == Replayed(
-                outcome=None if lived_through.is_open else lived_through.state,
-                attempts=lived_through.attempts,
-                closed_at=lived_through.closed_at,
-                waited=result.waited,
-            )
+        assert incidents["incident"].tolist() == [1, 2, goes_on.incident_id]
+        story = read_story(world.keeper.ledger, incidents, group="i")
+        assert story["kind"].tolist() == ["detected", "attempt"]
+        assert story["attempt"].tolist()[-1] == 2
 
 
 def test_the_asset_shows_figures_and_advice(world: Fleet) -> None:

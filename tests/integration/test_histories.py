@@ -26,12 +26,13 @@ from enum import Enum, auto
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from threading import Semaphore, Thread
+from threading import Semaphore, Thread, local
 from typing import Any, Final, NamedTuple, TypeVar
 
 import pytest
 import sqlalchemy as sa
 
+from orchestration import refills
 from orchestration.attempt import Ending, take_turn, take_up
 from orchestration.containers.base import Container
 from orchestration.errors import ContainerError, ReleaseFailedError, StartFailedError
@@ -45,14 +46,22 @@ from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry
 from orchestration.tick import Tick, tick
 
-HISTORIES: Final = int(os.environ.get("DAGSTER_AMORO_HISTORIES", "200"))
+HISTORIES: Final = int(os.environ.get("DAGSTER_AMORO_HISTORIES", "300"))
 SEED: Final = int(os.environ.get("DAGSTER_AMORO_SEED", "0"))
 LENGTH: Final = 60  # deeds of a history
 FEW: Final = 25  # deeds, of which every pair is tried to be left out
 START: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND: Final = timedelta(seconds=1)
 PATIENCE: Final = 60  # seconds of real time until a step that does not return is a deadlock
-TABLES: Final = ("resource", "optimizer", "resource_group", "keeper_incident", "keeper_event")
+TABLES: Final = (
+    "resource",
+    "optimizer",
+    "resource_group",
+    "keeper_incident",
+    "keeper_event",
+    "keeper_removed_row",
+    "keeper_refill",
+)
 BROKEN: Final = '{"a":'
 _T = TypeVar("_T")
 _Method = TypeVar("_Method", bound=Callable[..., None])
@@ -184,6 +193,7 @@ class StagedDatabase(Database):
         super().__init__(url, name)
         self._stage: Final = stage
         self._fails_in: int | None = None
+        self._writing: Final = local()  # whether this thread's transaction is open
         sa.event.listen(self.engine, "connect", _forget_durability)
         sa.event.listen(self.engine, "before_cursor_execute", self._count)
         sa.event.listen(self.engine, "commit", self._count)
@@ -198,8 +208,12 @@ class StagedDatabase(Database):
     def writing(self) -> Iterator[sa.Connection]:
         """As in production, when its turn has come."""
         with self._staged():
-            with super().writing() as connection:
-                yield connection
+            self._writing.is_open = True
+            try:
+                with super().writing() as connection:
+                    yield connection
+            finally:
+                self._writing.is_open = False
             self._stage.commits += 1
             self._stage.committed()
             if self._stage.step.answer_is_lost:
@@ -207,6 +221,9 @@ class StagedDatabase(Database):
 
     @contextmanager
     def _staged(self) -> Iterator[None]:
+        if getattr(self._writing, "is_open", False):  # a look from within: others cannot write
+            yield
+            return
         self._stage.pause()
         self._fails_in = self._stage.step.fails_in
         try:
@@ -234,6 +251,8 @@ class Launch:
 
     launch_id: str
     resource_id: str
+    group: str
+    threads: int = 1
     token: str | None = None  # of its optimizer row
     is_alive: bool = True
     is_settled: bool = False  # the turn that started it has ended with that
@@ -249,9 +268,10 @@ class FakeContainer:
         self._history: Final = history
         self.launches: Final[list[Launch]] = []
 
-    def launch(self, resource_id: str) -> Launch:
+    def launch(self, resource_id: str, group: str, threads: int = 1) -> Launch:
         """A new worker."""
-        new = Launch(launch_id=f"launch-{len(self.launches)}", resource_id=resource_id)
+        launch_id = f"launch-{len(self.launches)}"
+        new = Launch(launch_id=launch_id, resource_id=resource_id, group=group, threads=threads)
         self.launches.append(new)
         return new
 
@@ -266,7 +286,7 @@ class FakeContainer:
             sys.exit(3)
         if outcome is Outcome.FAILS_UNSPEAKABLY:
             raise OSError("half a character \ud800 and a NUL \0")
-        new = self.launch(resource.resource_id)
+        new = self.launch(resource.resource_id, resource.group_name, resource.thread_count)
         new.is_lost = outcome is Outcome.STARTS_AND_FAILS
         self._history.note_launch(new)
         if outcome is Outcome.STARTS_AND_FAILS:
@@ -314,26 +334,32 @@ class Run:
     run_id: str
     run_key: str
     keeper: int
+    refills: bool = False  # it is one of refill_groups
     state: RunState | None = RunState.QUEUED  # None: it was deleted
     actor: Actor | None = None
 
 
 _ANY_OPEN: Final = frozenset(state for state in State if state.is_open)
-_NOT_REMOVING: Final = _ANY_OPEN - {State.GIVING_UP}
+_REMOVING: Final = frozenset(state for state in State if state.is_removing)
+_NOT_REMOVING: Final = _ANY_OPEN - _REMOVING
+_WORKING: Final = frozenset({State.WAITING, State.HANDED_OVER, State.CLAIMED})
 _CLAIMED: Final = frozenset({State.CLAIMED})
 # Which states each kind of event may follow, and the state that follows it.
 LIFE: Final[dict[EventKind, tuple[frozenset[State], State]]] = {
     EventKind.REPORTED: (_NOT_REMOVING, State.UNSUPPORTED),
     EventKind.HANDED_OVER: (_ANY_OPEN, State.HANDED_OVER),
-    EventKind.CLAIMED: (frozenset({State.HANDED_OVER, State.GIVING_UP}), State.CLAIMED),
+    EventKind.CLAIMED: (_REMOVING | {State.HANDED_OVER}, State.CLAIMED),
     EventKind.ATTEMPT: (_CLAIMED, State.CLAIMED),
     EventKind.STARTED: (_CLAIMED, State.WAITING),
     EventKind.ATTEMPT_FAILED: (_CLAIMED, State.CLAIMED),
-    EventKind.GIVEN_BACK: (_CLAIMED | {State.GIVING_UP}, State.WAITING),
+    EventKind.GIVEN_BACK: (_CLAIMED | _REMOVING, State.WAITING),
     EventKind.GIVING_UP: (_CLAIMED | {State.GIVING_UP}, State.GIVING_UP),
+    EventKind.SUPERSEDING: (_CLAIMED | {State.SUPERSEDING}, State.SUPERSEDING),
+    EventKind.STOOD_IN: (_WORKING, State.WAITING),
     EventKind.RECOVERED: (_ANY_OPEN, State.RECOVERED),
     EventKind.RELEASED: (_NOT_REMOVING, State.RELEASED),
     EventKind.EXHAUSTED: (frozenset({State.GIVING_UP}), State.EXHAUSTED),
+    EventKind.SUPERSEDED: (frozenset({State.SUPERSEDING}), State.SUPERSEDED),
 }
 IN_A_RUN: Final = {
     EventKind.ATTEMPT,
@@ -342,6 +368,8 @@ IN_A_RUN: Final = {
     EventKind.GIVEN_BACK,
     EventKind.GIVING_UP,
     EventKind.EXHAUSTED,
+    EventKind.SUPERSEDING,
+    EventKind.SUPERSEDED,
 }
 Row = dict[str, Any]
 
@@ -366,8 +394,8 @@ class Story:
         kind = EventKind(event["kind"])
         may_follow, after = LIFE[kind]
         assert self.state in may_follow, f"{kind} follows {self.state}"
-        removing = self.state is State.GIVING_UP and after.is_open
-        self.state = State.GIVING_UP if removing else after
+        removing = self.state.is_removing and after.is_open
+        self.state = self.state if removing else after
         self.length += 1
         if kind in IN_A_RUN:
             assert event["run_id"] == self.run_id, f"{kind} by a run that has no claim"
@@ -397,6 +425,13 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
+class Answering:
+    """An AMS that is always there."""
+
+    def ping(self) -> None:
+        """It answers."""
+
+
 class Stores:
     """The database of all histories, emptied before each."""
 
@@ -405,8 +440,9 @@ class Stores:
         self.stage = Stage()
         self.databases = [StagedDatabase(url, "registry", self.stage) for _ in range(2)]
         self.registries = [Registry(database, None) for database in self.databases]
+        self.standalone = [Registry(each, timedelta(days=1000)) for each in self.databases]
         self.ledgers = [Ledger(database) for database in self.databases]
-        for registry, ledger in zip(self.registries, self.ledgers, strict=True):
+        for registry, ledger in zip(self.standalone, self.ledgers, strict=True):
             registry.create()
             ledger.open_incidents()
         self.eye = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
@@ -508,7 +544,8 @@ class History:
         self.sensing: dict[int, Actor] = {}  # by keeper
         self.wrong: list[str] = []  # seen where nothing can be raised
         self.requested: set[tuple[int, int]] = set()  # incident and attempt
-        self.turns: dict[str, tuple[int, list[Launch]]] = {}  # by run: incident and its launches
+        # By run: the incident, what was launched for it, and the group that is refilled.
+        self.turns: dict[str, tuple[int, list[Launch], str]] = {}
         self.resources: dict[str, Row] = {}  # as they should be
         self.intact: dict[str, str | None] = {}  # properties before they were broken
         self.names: list[str] = []
@@ -517,6 +554,12 @@ class History:
         self.stories: dict[int, Story] = {}
         self.told: list[Row] = []  # all events so far
         self.closed: dict[int, Row] = {}
+        self.floors: dict[str, int] = {}  # of groups that have one
+        self.births = 0  # of resources, in the order of their start times
+        self.newcomers: dict[str, int] = {}  # the newest event when they came, by resource
+        self.missing: dict[str, int] = {}  # by refilling run: most threads missing in its turn
+        self.starting: dict[str, str] = {}  # what a refilling run is just starting
+        self.stood: dict[str, bool] = {}  # by restarting run: whether its turn began too late
         stores.reset()
 
     # --- The beginning ---------------------------------------------------------------------------
@@ -532,6 +575,8 @@ class History:
         claim=(600, 600, 30),
         most=(1, 2),
         heals=BOTH,
+        floor=(0, 0, 1, 2, 3),
+        attached=BOTH,
     )
     def begins(  # noqa: PLR0913 - what differs from history to history
         self,
@@ -544,9 +589,14 @@ class History:
         claim: int,
         most: int,
         heals: bool,
+        floor: int,
+        attached: bool,
     ) -> None:
         """A fleet, some of whose workers have died, and two daemons that look after it."""
         self.heals = heals
+        self.attached = attached
+        sized = bool(floor) and not attached
+        registries = self.stores.standalone if sized else self.stores.registries
         self.stage.committed = self.check_resources
         self.keepers = [
             Keeper(
@@ -560,13 +610,19 @@ class History:
                 claim_timeout=claim * SECOND,
                 max_restarts_per_run=most,
                 clock=lambda: self.now,
+                ams=Answering() if floor and attached else None,  # type: ignore[arg-type]
             )
-            for registry, ledger in zip(self.stores.registries, self.stores.ledgers, strict=True)
+            for registry, ledger in zip(registries, self.stores.ledgers, strict=True)
         ]
+        if floor:
+            self.floors = {f"g{number}": floor for number in range(groups)}
+            for group in self.floors:
+                self._write("INSERT INTO resource_group VALUES (?, 'c', '{}')", group)
+            self._write_floors()
         for number in range(size):
             self.names.append(f"r{number}")
             self._declare(f"r{number}", f"g{number % groups}")
-            launch = self.container.launch(f"r{number}")
+            launch = self.container.launch(f"r{number}", f"g{number % groups}")
             launch.is_settled = True
             self._set_properties(f"r{number}", json.dumps({"launch": launch.launch_id}))
             launch.is_alive = number >= missed
@@ -588,9 +644,12 @@ class History:
         """
         self.now += self.policy.grace_period if waits else timedelta(0)
         self._request(keeper, self._tick(keeper))
+        for _ in range(2 if self.floors else 0):  # what is hopeless is known to the next tick
+            self._request(keeper, self._tick(keeper))
         before = self.stores.dump()
         again = self._tick(1 - keeper)
         assert again.orders == (), "a second tick requests runs"
+        assert again.refills is None, "a second tick refills"
         assert self.stores.dump() == before, "a second tick changes something"
         for run in self._launchable() if launches else []:
             self._launch(run)
@@ -631,7 +690,7 @@ class History:
         """Dagster, or who uses it, does what the restarts do not expect."""
         run = _pick(self.runs[::-1], which)
         if mishap is Mishap.EXECUTED_AGAIN:
-            self._new_run(run.run_key, run.keeper)
+            self._new_run(run.run_key, run.keeper, refills=run.refills)
         else:
             run.state = RunState.ENDED if mishap is Mishap.ENDED else None
 
@@ -671,7 +730,7 @@ class History:
     def actor_dies(self, which: int) -> None:
         """The process of a tick or a run is killed, and nobody is told."""
         actor = _pick(self._actors(), which)
-        for launch in self.turns.get(actor.name, (0, []))[1]:
+        for launch in self.turns.get(actor.name, (0, [], ""))[1]:
             launch.is_lost = launch.is_lost or not launch.is_settled
         self.stage.kill(actor)
         self._sweep()
@@ -725,6 +784,25 @@ class History:
         self.containers.opts_out = opts_out and not changed
         self._switch(on=changed or opts_out)
 
+    @can_happen(1, 1, lambda self: self.floors, floor=range(4))
+    def floor_changes(self, floor: int) -> None:
+        """An operator wants another number of threads, or AMS resets it."""
+        self.floors = dict.fromkeys(self.floors, floor)
+        self._write_floors()
+
+    @can_happen(3, 3, lambda self: self.attached and self.floors, which=WHICH)
+    def ams_refills(self, which: int) -> None:
+        """AMS starts and records a resource for the threads that have no optimizer."""
+        group = _pick(list(self.floors), which)
+        missing = self.floors[group] - self._live(group)
+        if missing > 0:
+            key = f"a{self.births}"
+            launch = self.container.launch(key, group, missing)
+            launch.is_settled = True
+            self._declare(key, group, missing)
+            self._set_properties(key, json.dumps({"launch": launch.launch_id}))
+            self.newcomers[key] = self._newest_event()
+
     # --- The end ---------------------------------------------------------------------------------
 
     def ends(self) -> None:
@@ -741,11 +819,12 @@ class History:
 
     def _goes_quiet(self) -> None:
         self._switch(on=True)
-        for _ in range(4 * (self.policy.max_retries + 3)):
+        for _ in range((16 if self.floors else 4) * (self.policy.max_retries + 3)):
             self._run_everything(Step())
             self._expire()
             done = self._tick(0)
-            if not self._actors() and not done.orders and not self._unfinished():
+            busy = self._actors() or done.orders or done.refills
+            if not busy and not self._unfinished() and not self._refilling():
                 break
             self._request(0, done)
             self._run_everything(Step())
@@ -758,6 +837,15 @@ class History:
             if launch.is_alive and not launch.is_lost:
                 assert launch.launch_id == self._named(launch.resource_id), f"{launch} is forgotten"
         assert self._unfinished() == []
+        for group, floor in self.floors.items() if self.heals and not self.attached else ():
+            stopped = "SELECT * FROM keeper_refill WHERE group_name = ? AND state = 'stopped'"
+            reached = self._live(group) >= floor or self.stores.rows(stopped, group)
+            assert reached or self.containers.opts_out, f"{group} does not reach its floor"
+
+    def _refilling(self) -> list[Row]:
+        """The groups whose rounds are not over; where nobody registers, they come to a stop."""
+        query = "SELECT * FROM keeper_refill WHERE state <> 'stopped'"
+        return self.stores.rows(query) if not self.containers.opts_out else []
 
     def _named(self, key: str) -> str | None:
         """The worker that a resource's row names, or named before it was broken."""
@@ -794,6 +882,8 @@ class History:
         events = self.stores.rows("SELECT * FROM keeper_event ORDER BY event_id")
         assert events[: len(self.told)] == self.told, "an event was changed"
         for event in events[len(self.told) :]:
+            if event["incident_id"] is None:
+                continue  # it is a group's
             if event["kind"] == EventKind.DETECTED:
                 assert event["incident_id"] not in self.stories
                 self.stories[event["incident_id"]] = Story(self.policy, _time(event["at"]))
@@ -831,14 +921,20 @@ class History:
 
     def check_resources(self) -> None:
         """After each commit: a row is removed only when it is kept, and only properties change."""
+        self._date_newcomers()
         found = {row["resource_id"]: row for row in self.stores.rows("SELECT * FROM resource")}
+        for run_id in self.missing:
+            self.missing[run_id] = max(self.missing[run_id], self._missing(run_id))
         for key, expected in self.resources.items():
             if key not in found:
                 self._check_removal(key, expected)
             elif found[key] != expected:
                 self._check_change(expected, found[key])
-        self._note(found.keys() <= self.resources.keys(), "a resource was added")
-        for row in self.stores.rows("SELECT * FROM keeper_incident WHERE state = 'exhausted'"):
+        ours = {json.loads(row["details"])["resource"] for row in self._events(EventKind.REFILL)}
+        added = found.keys() - self.resources.keys()
+        self._note(added <= ours, f"{added} were added")
+        removed = "SELECT * FROM keeper_incident WHERE state IN ('exhausted', 'superseded')"
+        for row in self.stores.rows(removed):
             key = row["resource_id"]
             done = row["incident_id"] in self.closed or key not in found or key in self.redeclared
             self._note(done, f"{key} is given up and its row is still there")
@@ -846,6 +942,8 @@ class History:
         self.intact = {key: text for key, text in self.intact.items() if key in found}
 
     def _check_removal(self, key: str, expected: Row) -> None:
+        if key in self.starting.values():
+            return  # whoever has just recorded it takes it back
         kept = [
             json.loads(row["content"])
             for row in self.stores.rows(
@@ -871,6 +969,10 @@ class History:
     def check_request(self, resource: Resource) -> None:
         """Before each start: it was counted, it is the only one, and nobody stands there."""
         key = resource.resource_id
+        assert self.stage.actor is not None
+        if self.stage.actor.name in self.missing:
+            self._check_refill(self.stage.actor.name, resource)
+            return
         standing = self.stores.rows("SELECT * FROM optimizer WHERE resource_id = ?", key)
         self._note(not standing, f"{key} is started though an optimizer stands for it")
         there = self.stores.rows("SELECT * FROM resource WHERE resource_id = ?", key)
@@ -901,6 +1003,127 @@ class History:
             alone or lapsed or run.state is RunState.ENDED,
             f"{key} is started by {run_id} while {incident['claimed_by']} has it",
         )
+        late = self.stood.get(run_id, False) and self._is_stood_in(incident)
+        self._note(not late, f"{key} is started though others took its place")
+
+    def _check_refill(self, run_id: str, resource: Resource) -> None:
+        """Before a refill: so many threads were missing at one moment of its turn."""
+        missing = max(self.missing[run_id], self._missing(run_id))
+        self._note(
+            resource.thread_count <= missing,
+            f"{resource.thread_count} threads are started in {resource.group_name}, "
+            f"where {missing} are missing",
+        )
+        self.starting[run_id] = resource.resource_id
+
+    def _missing(self, run_id: str) -> int:
+        """The threads that nobody brings to the group of a refilling run, by the raw tables."""
+        group = self._group_of(run_id)
+        query = """
+            SELECT r.thread_count, i.state, i.last_error, i.attempts, i.claimed_by,
+                   i.claimed_until, coalesce(i.attempted_at, i.detected_at) AS since,
+                   (SELECT kind FROM keeper_event e WHERE e.incident_id = i.incident_id
+                    ORDER BY event_id DESC LIMIT 1) AS newest
+            FROM resource r LEFT JOIN keeper_incident i ON i.open_resource_id = r.resource_id
+            WHERE r.group_name = ?
+              AND NOT EXISTS (SELECT 1 FROM optimizer o WHERE o.resource_id = r.resource_id)
+        """
+        dead = self.stores.rows(query, group)
+        coming: int = sum(row["thread_count"] for row in dead if self._is_coming(row))
+        return self.floors.get(group, 0) - self._live(group) - coming
+
+    def _is_coming(self, row: Row) -> bool:
+        if row["state"] is None:
+            return True
+        if row["state"] not in _WORKING or row["last_error"] is not None:
+            return False
+        has_time = self.now < _time(row["since"]) + self.policy.grace_period
+        trying = row["newest"] == EventKind.ATTEMPT and self.now < _time(row["claimed_until"])
+        return has_time or trying or row["attempts"] < self.policy.max_retries
+
+    def _live(self, group: str) -> int:
+        query = "SELECT coalesce(sum(thread_count), 0) AS n FROM optimizer WHERE group_name = ?"
+        threads: int = self.stores.rows(query, group)[0]["n"]
+        return threads
+
+    def _group_of(self, run_id: str) -> str:
+        return self.turns[run_id][2]
+
+    def _events(self, kind: EventKind) -> list[Row]:
+        return self.stores.rows("SELECT * FROM keeper_event WHERE kind = ? ORDER BY 1", kind)
+
+    def _newest_event(self) -> int:
+        newest = self.stores.rows("SELECT coalesce(max(event_id), 0) AS n FROM keeper_event")
+        found: int = newest[0]["n"]
+        return found
+
+    def _is_stood_in(self, incident: Row) -> bool:
+        """Whether its threads came, or are about to come, with another resource."""
+        return self._is_replaced(incident) or self._is_outnumbered(incident)
+
+    def _is_replaced(self, incident: Row) -> bool:
+        """Whether the very resource that was started for it is there, or about to be."""
+        told = [
+            e
+            for e in self._events(EventKind.STOOD_IN)
+            if e["incident_id"] == incident["incident_id"]
+        ]
+        new = told[-1]["message"].split(",")[0] if told else None
+        return new in self.starting.values() or (new in self.resources and self._has_hope(new))
+
+    def _is_outnumbered(self, incident: Row) -> bool:
+        """Whether its group got as many threads after its detection, and has what it must have."""
+        (detected,) = [
+            e["event_id"]
+            for e in self._events(EventKind.DETECTED)
+            if e["incident_id"] == incident["incident_id"]
+        ]
+        group = incident["group_name"]
+        newer = [
+            self.resources[key]
+            for key, at in self.newcomers.items()
+            if at >= detected and key in self.resources and key != incident["resource_id"]
+        ]
+        mine = [
+            row
+            for row in newer
+            if row["group_name"] == group and self._has_hope(row["resource_id"])
+        ]
+        standing = [row for row in mine if self._stands(row["resource_id"])]
+        enough = sum(row["thread_count"] for row in standing) >= incident["thread_count"]
+        reached = self._live(group) >= self.floors[group] if group in self.floors else False
+        return enough and reached
+
+    def _has_hope(self, key: str) -> bool:
+        query = "SELECT state FROM keeper_incident WHERE open_resource_id = ?"
+        states = [row["state"] for row in self.stores.rows(query, key)]
+        return all(state in _WORKING for state in states)
+
+    def _stands(self, key: str) -> bool:
+        return bool(self.stores.rows("SELECT 1 FROM optimizer WHERE resource_id = ?", key))
+
+    def _date_newcomers(self) -> None:
+        """Lets what was just recorded be newer than all else, whatever the database's clock."""
+        for row in self.stores.rows("SELECT resource_id FROM resource"):
+            key = row["resource_id"]
+            if key not in self.resources and key not in self.newcomers:
+                self.newcomers[key] = self._newest_event()
+                self._date(key)
+
+    def _date(self, key: str) -> None:
+        self.births += 1
+        self._write(
+            "UPDATE resource SET start_time = ? WHERE resource_id = ?",
+            (START + self.births * SECOND).replace(tzinfo=None).isoformat(sep=" "),
+            key,
+        )
+
+    def _write_floors(self) -> None:
+        for group, floor in self.floors.items():
+            text = json.dumps({"min-parallelism": str(floor)})
+            self._write(
+                "UPDATE resource_group SET properties = ? WHERE group_name = ?", text, group
+            )
 
     def check_release(self, launch: Launch) -> None:
         """Before each stop: no worker that stands is stopped, unless it is one's own."""
@@ -948,13 +1171,17 @@ class History:
         for order in done.orders:
             if order.run_key not in {run.run_key for run in self.runs}:
                 self._new_run(order.run_key, keeper)
+        if done.refills:
+            self._new_run(done.refills.run_key, keeper, refills=True)
 
-    def _new_run(self, run_key: str, keeper: int) -> None:
-        self.runs.append(Run(run_id=f"run-{len(self.runs)}", run_key=run_key, keeper=keeper))
+    def _new_run(self, run_key: str, keeper: int, *, refills: bool = False) -> None:
+        run_id = f"run-{len(self.runs)}"
+        self.runs.append(Run(run_id=run_id, run_key=run_key, keeper=keeper, refills=refills))
 
     def _launch(self, run: Run) -> None:
         run.state = RunState.ACTIVE
-        run.actor = Actor(run.run_id, partial(self._work, run, self.keepers[run.keeper]))
+        work = self._refill if run.refills else self._work
+        run.actor = Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))
 
     def _work(self, run: Run, keeper: Keeper, actor: Actor) -> None:
         """What Dagster does with `restart_orphans`: a step for each, tried again after a while."""
@@ -970,6 +1197,42 @@ class History:
             if self._takes_turn(run, keeper, incident_id) and tries < keeper.policy.max_retries:
                 turns.append((self.now + keeper.policy.grace_period, tries + 1, incident_id))
 
+    def _refill(self, run: Run, keeper: Keeper, actor: Actor) -> None:
+        """What Dagster does with `refill_groups`: a step for each group."""
+        del actor
+        try:
+            taken = refills.take_up(keeper, run.run_key, run.run_id)
+        except UnavailableError:
+            return
+        for refill in taken:
+            launches: list[Launch] = []
+            self.turns[run.run_id] = (0, launches, refill.group_name)
+            self.missing[run.run_id] = self._missing(run.run_id)
+            try:
+                filled = refills.take_turn(keeper, refill.group_name, run.run_id)
+            except UnavailableError:
+                continue
+            finally:
+                del self.missing[run.run_id]
+                self.starting.pop(run.run_id, None)
+            is_started = filled.ending is refills.Filling.STARTED
+            for launch in launches:
+                launch.is_settled = is_started
+            if is_started:
+                self._check_replaced(refill.resource_id)
+
+    def _check_replaced(self, new: str) -> None:
+        """After a refill: none of those in whose place it came was restarted meanwhile."""
+        for told in self._events(EventKind.STOOD_IN):
+            if told["message"].startswith(f"{new},"):
+                restarted = [
+                    each
+                    for each in self._events(EventKind.ATTEMPT)
+                    if each["incident_id"] == told["incident_id"]
+                    and each["event_id"] > told["event_id"]
+                ]
+                self._note(not restarted, f"{new} came in the place of what was restarted")
+
     def _sleep(self, actor: Actor, until: datetime) -> None:
         while self.now < until:
             actor.sleeps_until = until
@@ -979,7 +1242,10 @@ class History:
     def _takes_turn(self, run: Run, keeper: Keeper, incident_id: int) -> bool:
         """Takes a turn; returns whether it is to be tried again."""
         launches: list[Launch] = []
-        self.turns[run.run_id] = (incident_id, launches)
+        self.turns[run.run_id] = (incident_id, launches, "")
+        self.stood[run.run_id] = self._is_stood_in(
+            self.stores.rows("SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id)[0]
+        )
         try:
             turn = take_turn(keeper, incident_id, run.run_id)
         except UnavailableError:
@@ -1044,9 +1310,12 @@ class History:
         self.tokens += 1
         launch.token = f"token-{self.tokens}"
         self._write(
-            "INSERT INTO optimizer (token, resource_id, group_name) VALUES (?, ?, 'g')",
+            "INSERT INTO optimizer (token, resource_id, group_name, thread_count) "
+            "VALUES (?, ?, ?, ?)",
             launch.token,
             launch.resource_id,
+            launch.group,
+            launch.threads,
         )
 
     def _unregister(self, launch: Launch) -> None:
@@ -1058,14 +1327,15 @@ class History:
             if not launch.is_alive:
                 self._unregister(launch)
 
-    def _declare(self, key: str, group: str) -> None:
+    def _declare(self, key: str, group: str, threads: int = 1) -> None:
         self._write(
             "INSERT INTO resource (resource_id, group_name, container_name, thread_count, "
-            "total_memory, start_time, properties) VALUES (?, ?, 'c', 1, 0, ?, '{}')",
+            "total_memory, start_time, properties) VALUES (?, ?, 'c', ?, 0, '', '{}')",
             key,
             group,
-            START.isoformat(sep=" "),
+            threads,
         )
+        self._date(key)
         (self.resources[key],) = self.stores.rows(
             "SELECT * FROM resource WHERE resource_id = ?", key
         )
@@ -1190,7 +1460,8 @@ def _rule(error: Exception) -> tuple[object, ...]:
 def _fleet(**changes: int) -> Deed:
     """One worker that is dead and that nobody may try to restart more often than once."""
     usual = {"size": 1, "groups": 1, "missed": 1, "max_retries": 1, "grace": 60, "claim": 600}
-    return Deed("begins", {**usual, "most": 1, "heals": False, **changes})
+    usual |= {"most": 1, "heals": False, "floor": 0}
+    return Deed("begins", {**usual, "attached": False, **changes})
 
 
 def _goes_on(which: int, steps: int, outcome: Outcome = Outcome.STARTS) -> Deed:
@@ -1218,6 +1489,15 @@ _TO_THE_END: Final = 15
 
 # Histories that broke a rule once, or would if one line were missing.
 KNOWN: Final[dict[str, list[Deed]]] = {
+    "two that were declared anew wait for each other": [
+        _fleet(size=3, missed=3, max_retries=0, floor=1),
+        Deed("operator_acts", {"which": 2, "act": Act.REMOVE}),
+        _TICK,
+        Deed("operator_acts", {"which": 2, "act": Act.EDIT}),
+        _TICK,
+        Deed("operator_acts", {"which": 0, "act": Act.REMOVE}),
+        Deed("operator_acts", {"which": 0, "act": Act.EDIT}),
+    ],
     "the row is broken while its worker is started": [
         _fleet(),
         _TICK,

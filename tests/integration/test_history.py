@@ -1,6 +1,7 @@
 """The audit of a group: what the ledger tells is in its files, whatever went wrong between."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from assets.names import EVENTS, HISTORY, OPTIMIZERS, RESOURCES
 from assets.orphan_history import refresh
 from assets.storage import HistoryFolder
 from orchestration.errors import StoreUnavailableError
+from orchestration.keeping.model import Event, EventKind, Note
+from orchestration.keeping.policy import OnExhausted
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.schema import event
@@ -63,7 +66,8 @@ def told(ledger: Ledger, group: str = "g") -> list[tuple[object, ...]]:
 
 def stored(history: History) -> list[tuple[object, ...]]:
     """The same from the audit."""
-    columns = history.events[["event", "incident", "kind", "message"]]
+    columns = history.events[["event", "incident", "kind", "message"]].astype(object)
+    columns = columns.where(columns.notna(), None)
     return list(columns.itertuples(index=False, name=None))
 
 
@@ -179,6 +183,61 @@ def test_a_history_is_what_the_ledger_tells(world: Fleet) -> None:
             assert (row.grace_seconds, row.max_retries) == (30, 3)
         noted = history.events.dropna(subset=["wanted"])
         assert set(noted["kind"]) == {"detected", "recovered"}
+
+
+def paused(world: Fleet, group: str | None = "g") -> None:
+    """An operator pauses a group, or everything."""
+    event = Event(kind=EventKind.PAUSED, at=world.now, message="paused, by ann: upgrade")
+    with world.keeper.ledger.writing() as ledger:
+        ledger.note(Note(event=event, group_name=group))
+
+
+def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:
+    """Beside the stories of its incidents, on every backend; what concerns all is in none."""
+    paused(world)
+    paused(world, None)
+    world.tick()
+    assert world.instance.get_dynamic_partitions("optimizer_group") == ["g"]
+    metadata = materializations(world.refresh("g"))["g"]
+    assert (metadata["dagster/row_count"], metadata["new events"]) == (0, 1)
+    dies_and_recovers(world)
+    paused(world)
+    metadata = materializations(world.refresh("g"))["g"]
+    assert (metadata["dagster/row_count"], metadata["new events"]) == (1, 7)
+    history = world.history("g")
+    assert stored(history) == told(world.keeper.ledger)
+    events = history.events
+    assert events["kind"].tolist().count("paused") == 2
+    assert events["resource"].isna().tolist() == (events["kind"] == "paused").tolist()
+
+
+def test_a_dry_run_is_in_the_history_and_says_so(local: Fleet) -> None:
+    """What it would have done, and that it did not do it."""
+    local.worker()
+    local.keeper = local.keeper.rehearsing()
+    local.tick()
+    for request in local.later().tick():
+        local.launch(request)
+    local.refresh("g")
+    messages = local.history("g").events["message"]
+    assert len(messages) > 3
+    assert messages.str.startswith("dry run, nothing is done: ").all()
+    assert local.container.requested == []
+
+
+def test_the_sensor_counts_what_is_kept(local: Fleet) -> None:
+    """As it counts what is given up; the numbers can be plotted."""
+    policy = replace(local.keeper.policy, max_retries=0, on_exhausted=OnExhausted.KEEP)
+    local.keeper = replace(local.keeper, policy=policy)
+    local.worker()
+    local.tick()
+    (request,) = local.later().tick()
+    local.launch(request)
+    local.tick()
+    (record,) = local.instance.fetch_materializations(EVENTS, limit=1).records
+    assert record.asset_materialization is not None
+    counts = {name: v.value for name, v in record.asset_materialization.metadata.items()}
+    assert (counts["kept"], counts["superseded"], counts["exhausted"]) == (1, 0, 0)
 
 
 def test_what_a_materialization_says(local: Fleet) -> None:

@@ -126,6 +126,67 @@ def test_a_second_death_is_a_second_incident_with_a_fresh_budget(world: Fleet) -
     assert world.container.requested == ["w-1", "w-1"]
 
 
+STABLE_AFTER = timedelta(hours=1)
+
+
+def with_stability(world: Fleet) -> None:
+    """An optimizer has to live for an hour before its attempts are forgotten."""
+    policy = replace(world.keeper.policy, stable_after=STABLE_AFTER)
+    world.keeper = replace(world.keeper, policy=policy)
+
+
+def comes_back(world: Fleet) -> None:
+    """Its restart is requested and made, it registers, and that is seen."""
+    (request,) = due(world)
+    assert world.launch(request).success
+    world.register()
+    world.tick()
+
+
+@pytest.mark.parametrize("early", [timedelta(microseconds=1), timedelta(0)])
+def test_a_second_death_soon_after_the_first_continues_its_count(
+    world: Fleet, early: timedelta
+) -> None:
+    """Until it has lived for `stable-after`; from then on it has a fresh budget."""
+    with_stability(world)
+    world.worker()
+    comes_back(world)
+    world.dies()
+    world.later(STABLE_AFTER - early)
+    comes_back(world)
+    first, second = world.incidents()
+    assert (first.attempts, first.carried) == (1, 0)
+    assert (second.attempts, second.carried) == (1, 1 if early else 0)
+    assert second.state is State.RECOVERED
+
+
+def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> None:
+    """Three starts, each of which helped for a while; then it is removed and nothing follows."""
+    with_stability(world)
+    world.worker()
+    for _ in range(3):
+        comes_back(world)
+        world.later(STABLE_AFTER / 2)
+        world.dies()
+    (request,) = due(world)
+    assert not world.launch(request).success
+    assert world.container.requested == ["w-1"] * 3
+    assert [(i.state, i.attempts, i.carried) for i in world.incidents()] == [
+        (State.RECOVERED, 1, 0),
+        (State.RECOVERED, 1, 1),
+        (State.RECOVERED, 1, 2),
+        (State.EXHAUSTED, 0, 3),
+    ]
+    assert world.keeper.registry.look("w-1").row is None
+    assert world.keeper.ledger.removed_row(4) is not None
+    for _ in range(3):
+        assert world.later(STABLE_AFTER).tick() == []
+    # Whoever makes it again means it: it begins anew.
+    world.worker()
+    comes_back(world)
+    assert world.incidents()[-1].carried == 0
+
+
 def test_grace_and_retries_of_zero_give_up_at_once(tmp_path: Path) -> None:
     """No patience, no attempts: the first tick hands over what is then given up."""
     with fleet(tmp_path, grace=timedelta(0), max_retries=0) as world:

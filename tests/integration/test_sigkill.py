@@ -26,8 +26,8 @@ from orchestration.tick import tick
 
 GRACE = timedelta(seconds=30)
 WORKER = "w-1"
-TURN_CALLS = 11  # that a turn makes on the registry, the ledger and the container
-TICK_CALLS = 4  # that the tick makes which hands the orphan over
+TURN_CALLS = 14  # that a turn makes on the registry, the ledger and the container
+TICK_CALLS = 6  # that the tick makes which hands the orphan over
 
 
 def keeper_at(folder: Path, later: timedelta) -> Keeper:

@@ -24,21 +24,35 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.dialects import sqlite
 
-from orchestration.errors import ConfigError, KeeperError, PropertiesError, StoreUnavailableError
+from orchestration.errors import (
+    ConfigError,
+    KeeperError,
+    LeaseLostError,
+    PropertiesError,
+    StoreUnavailableError,
+)
 from orchestration.keeping import transitions
+from orchestration.keeping.groups import Group
 from orchestration.keeping.model import (
+    Event,
     EventKind,
     Incident,
+    Note,
     Orphan,
     Resource,
     State,
     Transition,
 )
+from orchestration.keeping.pauses import EVERYTHING, Pause, Scope, Target
 from orchestration.keeping.properties import dump_properties
+from orchestration.keeping.refill import Refill, RefillState
+from orchestration.keeping.refilled import Newcomer
+from orchestration.keeping.survey import Survey
 from orchestration.stores import database as database_module
 from orchestration.stores import ledger as ledger_module
 from orchestration.stores import schema
 from orchestration.stores.database import Database, is_mysql, utc_now
+from orchestration.stores.leases import acquire
 from orchestration.stores.ledger import VERSION_TABLE, Ledger
 from orchestration.stores.registry import (
     Registry,
@@ -48,7 +62,7 @@ from orchestration.stores.registry import (
     resource,
     resource_group,
 )
-
+from orchestration.stores.rehearsal import RehearsedRegistry
 from orchestration.stores.schema import event as event_table
 from orchestration.stores.schema import incident as incident_table
 
@@ -130,6 +144,66 @@ def closed(ledger: Ledger, incident: Incident) -> Incident:
     return taken(ledger, transitions.close(incident, State.RECOVERED, "it is back", NOW))
 
 
+def ended(ledger: Ledger, resource_id: str, outcome: State, at: datetime = NOW) -> Incident:
+    """An incident that had two attempts and this outcome."""
+    incident = claimed(ledger, resource_id)
+    for _ in range(2):
+        incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+    return taken(ledger, transitions.close(incident, outcome, "over", at))
+
+
+def rehearsed(ledger: Ledger) -> Ledger:
+    """The same ledger in a dry run."""
+    return Ledger(ledger.database, dry_run=True)
+
+
+def a_row(resource_id: str = "r-1", **changes: object) -> dict[str, object]:
+    """A whole resource row, as a look reads it."""
+    row = {
+        "resource_id": resource_id,
+        "resource_type": 0,
+        "container_name": "local",
+        "group_name": "g",
+        "thread_count": 2,
+        "total_memory": 1024,
+        "start_time": "2026-03-29 01:00:00",
+        "properties": "{}",
+    }
+    return row | changes
+
+
+def a_pause(name: str = "r-1", **changes: Any) -> Pause:  # noqa: ANN401 - of any field
+    """A pause of a resource."""
+    target = Target(scope=Scope.RESOURCE, name=name)
+    fields = {"author": "ann", "reason": "moving", "paused_at": NOW, "until": UNTIL}
+    return Pause(**{"target": target, **fields, **changes})
+
+
+def add_pause(ledger: Ledger, pause: Pause) -> None:
+    """An operator pauses something."""
+    with ledger.writing() as writing:
+        writing.add_pause(pause)
+
+
+def a_refill(**changes: Any) -> Refill:  # noqa: ANN401 - of any field
+    """The first round of group g."""
+    fields = {"group_name": "g", "floor": 8, "rounds": 1, "resource_id": "new", "threads": 3}
+    return Refill(**{**fields, "state": RefillState.REQUESTED, **changes})
+
+
+def move_refill(ledger: Ledger, before: Refill | None, after: Refill) -> bool:
+    """Takes a step of a group's rounds; whether it was expected."""
+    with ledger.writing() as writing:
+        return writing.move_refill(before, after)
+
+
+def note(ledger: Ledger, group_name: str | None, kind: EventKind = EventKind.REFILL) -> None:
+    """Tells something of a group, or of everything."""
+    event = Event(kind=kind, at=NOW, message=f"about {group_name}", details={"k": ODD_TEXT})
+    with ledger.writing() as writing:
+        writing.note(Note(event=event, group_name=group_name))
+
+
 def taken(ledger: Ledger, step: Transition) -> Incident:
     """The incident after a step that nobody else takes."""
     moved = ledger.apply(step)
@@ -171,6 +245,13 @@ def statements(database: Database) -> Iterator[list[str]]:
     sa.event.listen(database.engine, "before_cursor_execute", note)
     yield sent
     sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+def later(registry: Registry, resource_id: str, start: datetime, **columns: object) -> None:
+    """A resource that was recorded at some time."""
+    values = {"group_name": "g", "thread_count": 2, "start_time": start, **columns}
+    statement = sa.insert(resource).values(resource_id=resource_id, properties="{}", **values)
+    execute(registry.database, statement)
 
 
 def is_write(statement: str) -> bool:
@@ -257,7 +338,39 @@ def claim(database: Database) -> Callable[[], object]:
     return lambda: ledger.apply(step) is not None
 
 
-RACES: Final = {do.__name__: do for do in (create, add_group, migrate, detect, claim)}
+def refill(database: Database) -> Callable[[], object]:
+    """Begins the first round of a group; whether that was this process."""
+    ledger = Ledger(database)
+    ledger.open_incidents()
+    return lambda: move_refill(ledger, None, a_refill(resource_id=str(uuid4())))
+
+
+def refill_again(database: Database) -> Callable[[], object]:
+    """Begins the next round of the only group; whether that was this process."""
+    ledger = Ledger(database)
+    (before,) = ledger.refills().values()
+    after = before.evolve(resource_id=str(uuid4()))
+    return lambda: move_refill(ledger, before, after)
+
+
+def lease(database: Database) -> Callable[[], object]:
+    """Asks for the lease; the name of its holder, and whether that is this process."""
+    ledger = Ledger(database)
+    ledger.open_incidents()
+    name = str(uuid4())
+
+    def ask() -> object:
+        with ledger.writing() as writing:
+            _, held = acquire(writing.connection, name, timedelta(hours=1))
+        return held.holder, held.fence, held.holder == name
+
+    return ask
+
+
+RACES: Final = {
+    do.__name__: do
+    for do in (create, add_group, migrate, detect, claim, refill, refill_again, lease)
+}
 
 
 def take_part() -> None:
@@ -498,6 +611,301 @@ def test_capacity_counts_the_threads_of_groups(registry: Registry, others: int) 
         execute(registry.database, sa.insert(optimizer).values({"token": str(uuid4()), **row}))
     empty = {f"empty-{number}": (0, 0) for number in range(others)}
     assert registry.capacity({"g", "h", *empty}) == {"g": (5, 5), "h": (4, 0), **empty}
+
+
+def sized(
+    registry: Registry, name: str, properties: str | None = '{"min-parallelism":"8"}'
+) -> None:
+    """A group that says something about its size."""
+    values = {"group_name": name, "container_name": "local", "properties": properties}
+    execute(registry.database, sa.insert(resource_group).values(values))
+
+
+def live(registry: Registry, resource_id: str | None, threads: int, group_name: str = "g") -> None:
+    """An optimizer with threads."""
+    values = {"resource_id": resource_id, "group_name": group_name, "thread_count": threads}
+    execute(registry.database, sa.insert(optimizer).values({"token": str(uuid4()), **values}))
+
+
+def test_a_survey_tells_the_groups_that_have_a_size(registry: Registry) -> None:
+    """With the threads that live there, in groups of any other kind too if it is the one."""
+    sized(registry, "g", '{"a":"b", "dynamic-allocation.enabled":"true"}')
+    sized(registry, "h")
+    for name, properties in (("plain", "{}"), ("empty", ""), ("none", None), ("bad", "[")):
+        sized(registry, name, properties)
+    for group_name, threads in (("g", 2), ("g", 3), ("h", 4), ("plain", 5)):
+        live(registry, None, threads, group_name)
+    survey = registry.survey()
+    assert {name: each.name for name, each in survey.sized.items()} == {"g": "g", "h": "h"}
+    assert survey.sized == registry.sized_groups()
+    assert survey.sized["h"] == Group(
+        name="h", container_name="local", properties='{"min-parallelism":"8"}'
+    )
+    assert {name: survey.live[name] for name in ("g", "h")} == {"g": 5, "h": 4}
+    assert registry.group("plain") == Group(name="plain", container_name="local", properties="{}")
+    assert registry.group("gone") is None
+
+
+def test_a_survey_of_an_attached_registry_counts_no_threads(
+    registry: Registry, open_database: OpenDatabase
+) -> None:
+    """AMS keeps its groups at their size itself; that they have one is told all the same."""
+    sized(registry, "g")
+    live(registry, None, 5)
+    survey = Registry(open_database(registry.database.url), None).survey()
+    assert (list(survey.sized), survey.live) == (["g"], {})
+
+
+def test_a_survey_of_a_group_tells_that_group_only(registry: Registry) -> None:
+    """Its resources, orphans, size and live threads; it removes nothing first."""
+    sized(registry, "g")
+    sized(registry, "h")
+    for name, group_name in (("a", "g"), ("b", "g"), ("c", "h")):
+        registry.add_resource(a_resource(name, group_name=group_name))
+    live(registry, "b", 3)
+    live(registry, "outside", 4)
+    register(registry, "old", silent=TIMEOUT * 2)
+    survey = registry.survey_group("g")
+    assert (survey.resources, survey.groups, list(survey.orphans)) == (2, ("g",), ["a"])
+    assert (list(survey.sized), survey.live, survey.expired) == (["g"], {"g": 7}, 0)
+    assert len(rows(registry.database, optimizer)) == 3
+    empty = registry.survey_group("gone")
+    assert (empty.resources, empty.orphans, empty.sized, empty.live) == (0, {}, {}, {})
+
+
+@pytest.mark.parametrize("look", [Registry.survey, lambda registry: registry.survey_group("g")])
+def test_a_survey_sees_one_moment(
+    registry: Registry, open_database: OpenDatabase, look: Callable[[Registry], Survey]
+) -> None:
+    """Whatever others commit between two of its statements, it shows all of that or nothing."""
+    sized(registry, "g")
+    registry.add_resource(a_resource("r-1"))
+    live(registry, "r-2", 4)
+    other = Registry(open_database(registry.database.url), TIMEOUT)
+    before = look(registry)
+    with statements(registry.database) as sent:
+        look(registry)
+    number, seen = len(sent), []
+
+    def change() -> None:
+        with other.database.writing() as connection:
+            connection.execute(sa.delete(optimizer))
+            connection.execute(sa.update(resource_group).values(properties='{"min-parallelism":1}'))
+            values = {"group_name": "g", "thread_count": 2}
+            connection.execute(sa.insert(resource).values(resource_id="r-2", **values))
+            connection.execute(sa.insert(resource_group).values(group_name="new"))
+
+    def undo() -> None:
+        with other.database.writing() as connection:
+            connection.execute(sa.delete(resource).where(resource.c.resource_id == "r-2"))
+            connection.execute(
+                sa.delete(resource_group).where(resource_group.c.group_name == "new")
+            )
+            connection.execute(
+                sa.update(resource_group).values(properties='{"min-parallelism":"8"}')
+            )
+        live(other, "r-2", 4)
+
+    for at in range(number):
+        with after_statement(registry.database, at, change):
+            seen.append(look(registry))
+        after = look(registry)
+        assert after != before
+        assert seen[-1] in (before, after)
+        undo()
+    assert before in seen  # so something was committed in the midst of one
+
+
+@contextmanager
+def after_statement(database: Database, at: int, act: Callable[[], None]) -> Iterator[None]:
+    """Lets something happen right after a statement of that number, counted from 0."""
+    passed = iter(range(at + 1))
+
+    def note(*_arguments: Any) -> None:  # noqa: ANN401 - of SQLAlchemy's hook
+        if next(passed, None) == at:
+            act()
+
+    sa.event.listen(database.engine, "after_cursor_execute", note)
+    yield
+    sa.event.remove(database.engine, "after_cursor_execute", note)
+
+
+def test_resources_are_counted_by_group(registry: Registry) -> None:
+    """Those of no group under an empty name; a group without any is not told."""
+    registry.add_group("empty", "local")
+    for name, group_name in (("a", "g"), ("b", "g"), ("c", "h"), ("d", None)):
+        execute(
+            registry.database, sa.insert(resource).values(resource_id=name, group_name=group_name)
+        )
+    assert registry.resource_counts() == {"g": 2, "h": 1, "": 1}
+
+
+def test_a_group_is_saved_as_it_is_to_be(registry: Registry) -> None:
+    """Whether it was there or not; others stay."""
+    registry.add_group("other", "local")
+    registry.save_group("g", "local", {"min-parallelism": "8"})
+    registry.save_group("g", "another", {"k": ODD_TEXT})
+    properties = dump_properties({"k": ODD_TEXT})
+    assert registry.group("g") == Group(name="g", container_name="another", properties=properties)
+    assert registry.group("other") == Group(name="other", container_name="local", properties="{}")
+
+
+# --- Registry: who came later ------------------------------------------------------------------
+
+START: Final = datetime(2026, 3, 29, 1, 0, 0)  # noqa: DTZ001 - as the database has it
+
+
+@pytest.mark.parametrize("others", [0, 30])
+def test_the_newest_start_is_that_of_each_group(registry: Registry, others: int) -> None:
+    """Of few groups or many; a group without resources has none."""
+    for number, (name, group) in enumerate((("a", "g"), ("b", "g"), ("c", "h"), ("d", "other"))):
+        later(registry, name, START + timedelta(seconds=number), group_name=group)
+    asked = {"g", "h", *(f"empty-{number}" for number in range(others))}
+    found = registry.newest_starts(asked)
+    assert found.keys() & asked == {"g", "h"}
+    assert {name: datetime.fromisoformat(found[name]) for name in ("g", "h")} == {
+        "g": START + timedelta(seconds=1),
+        "h": START + timedelta(seconds=2),
+    }
+
+
+def test_newcomers_are_what_came_after_a_moment(registry: Registry) -> None:
+    """With their threads, and whether they have registered; in their groups only."""
+    for number, name in enumerate(("before", "newest")):
+        later(registry, name, START + timedelta(seconds=number))
+    later(registry, "elsewhere", START, group_name="h")
+    since = registry.newest_starts(["g", "h"])
+    assert registry.newcomers(since) == []
+    later(registry, "new", START + timedelta(seconds=2), thread_count=3)
+    later(registry, "there", START + timedelta(seconds=3), thread_count=None)
+    later(registry, "in h", START + timedelta(seconds=4), group_name="h")
+    later(registry, "in another", START + timedelta(days=4), group_name="another")
+    register(registry, "there", "there", None)
+    found = {each.resource_id: each for each in registry.newcomers(since)}
+    assert set(found) == {"new", "there", "in h"}
+    assert found["new"][1:3] == ("g", 3)
+    assert found["there"][1:3] == ("g", 0)
+    assert {name: each.registered for name, each in found.items()} == {
+        "new": False, "there": True, "in h": False,
+    }  # fmt: skip
+    assert all(found[name].start_time > since[found[name].group_name] for name in found)
+    assert registry.newcomers({}) == []
+
+
+def test_times_are_compared_as_finely_as_the_database_has_them(registry: Registry) -> None:
+    """In MySQL that is a second: what came within the same one is not known to have come later."""
+    later(registry, "newest", START)
+    since = registry.newest_starts(["g"])
+    later(registry, "at once", START + timedelta(milliseconds=300))
+    later(registry, "a second later", START + timedelta(seconds=1))
+    expected = {"at once", "a second later"}
+    if is_mysql(registry.database.engine.dialect):
+        expected = {"a second later"}
+    found = registry.newcomers(since)
+    assert {each.resource_id for each in found} == expected
+    assert all(each.start_time > since["g"] for each in found)
+
+
+def test_times_of_the_databases_own_can_be_compared(registry: Registry) -> None:
+    """As it writes them by itself when a resource is recorded; texts are compared as times are."""
+    later(registry, "long ago", datetime(2020, 1, 1))  # noqa: DTZ001 - as the database has it
+    since = registry.newest_starts(["g"])
+    registry.add_resource(a_resource("now"))
+    (found,) = registry.newcomers(since)
+    assert found == Newcomer("now", "g", 2, registry.newest_starts(["g"])["g"], registered=False)
+    assert found.start_time > since["g"]
+    assert registry.newcomers({"g": found.start_time}) == []
+
+
+@pytest.mark.parametrize("text", ["soon", "", "2026-03-29T01:00:00Z", "17"])
+def test_a_time_that_is_none_stops_nobody(
+    sqlite_url: sa.URL, open_database: OpenDatabase, text: str
+) -> None:
+    """In SQLite a time can be any text; it is compared as one."""
+    registry = Registry(open_database(sqlite_url), TIMEOUT)
+    registry.create()
+    execute(
+        registry.database,
+        sa.text("INSERT INTO resource (resource_id, group_name, start_time) VALUES ('r', 'g', :t)")
+        .bindparams(t=text),
+    )  # fmt: skip
+    since = registry.newest_starts(["g"])
+    assert since == {"g": text}
+    assert registry.newcomers(since) == []
+    row = registry.look("r").row
+    assert row is not None
+    before = rows_as_stored(registry)
+    execute(registry.database, sa.delete(resource))
+    assert registry.restore(row)
+    assert rows_as_stored(registry) == before
+
+
+def rows_as_stored(registry: Registry) -> list[tuple[object, ...]]:
+    """All resource rows, without any conversion."""
+    with registry.database.reading() as connection:
+        found = connection.exec_driver_sql("SELECT * FROM resource ORDER BY resource_id")
+        return [tuple(row) for row in found]
+
+
+# --- Registry: what is put back ----------------------------------------------------------------
+
+NULLS: Final = dict.fromkeys(
+    ("resource_type", "container_name", "group_name", "thread_count", "total_memory", "properties")
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        NULLS,
+        {"resource_id": "x" * 100, "container_name": "\U0001f600" * 100, "group_name": ODD_TEXT},
+        {"resource_type": 1, "thread_count": 0, "total_memory": 2**62},
+        {"resource_type": -1, "thread_count": -1, "total_memory": -1},
+        {"properties": ""},
+        {"properties": "[ not what it should be"},
+        {"properties": '{ "memory" : 64, "a": "\\u0000 ' + ODD_TEXT.replace('"', "") + '" }'},
+        {"properties": json.dumps({"long": "é" * 1_000_000})},
+        {"start_time": START + timedelta(microseconds=1)},
+        {"start_time": datetime(2000, 2, 29, 23, 59, 59)},  # noqa: DTZ001 - as above
+        *({"resource_id": name, "properties": name} for name in HOSTILE),
+    ],
+    ids=lambda changes: ",".join(changes)[:30],
+)
+def test_a_row_is_put_back_as_it_was(registry: Registry, changes: dict[str, object]) -> None:
+    """Every column, by way of the JSON that the ledger keeps of it; beside all the others."""
+    registry.add_resource(a_resource("another"))
+    values = a_row() | {"start_time": START} | changes
+    execute(registry.database, sa.insert(resource).values(values))
+    before = rows_as_stored(registry)
+    name = str(values["resource_id"])
+    row = registry.look(name).row
+    assert row is not None
+    kept = json.loads(json.dumps(dict(row), ensure_ascii=False))
+    execute(registry.database, sa.delete(resource).where(resource.c.resource_id == name))
+    assert registry.restore(kept)
+    assert rows_as_stored(registry) == before
+    assert registry.look(name).row == row
+
+
+def test_a_row_is_not_put_back_where_one_is(registry: Registry) -> None:
+    """The one that is there stays as it is, whether it is registered or not."""
+    registry.add_resource(a_resource(properties={"k": "mine"}))
+    before = rows_as_stored(registry)
+    assert not registry.restore(a_row())
+    register(registry, "r-1")
+    assert not registry.restore(a_row())
+    assert rows_as_stored(registry) == before
+    assert registry.restore(a_row("r-2"))
+
+
+def test_columns_that_are_only_on_one_side_are_no_obstacle(registry: Registry) -> None:
+    """What is kept and has no column is left out; a column that AMS got since has its default."""
+    execute(registry.database, "ALTER TABLE resource ADD COLUMN colour VARCHAR(10) DEFAULT 'red'")
+    assert registry.restore(a_row(size="large"))
+    (stored,) = rows_as_stored(registry)
+    assert stored[:2] == ("r-1", 0)
+    assert stored[-1] == "red"
 
 
 def test_witnesses_are_tokens_that_are_there(registry: Registry) -> None:
@@ -1179,6 +1587,242 @@ def test_a_history_is_that_of_one_group(ledger: Ledger) -> None:
     assert found[0].closed.replace(tzinfo=UTC) == first.closed_at
 
 
+# --- Ledger: what is told of groups and of everything ------------------------------------------
+
+
+def test_a_note_is_an_event_without_an_incident(ledger: Ledger) -> None:
+    """Of a group, or of every group; it comes back as it was written."""
+    for group_name in ("g", "another", None):
+        note(ledger, group_name)
+    assert [
+        (row["incident_id"], row["group_name"], row["kind"], row["at"], row["message"])
+        for row in rows(ledger.database, event_table)
+    ] == [(None, name, "refill", NOW, f"about {name}") for name in ("g", "another", None)]
+    assert {row["details"] for row in rows(ledger.database, event_table)} == {
+        json.dumps({"k": ODD_TEXT}, ensure_ascii=False)
+    }
+    assert rows(ledger.database, incident_table) == []
+
+
+def test_changed_groups_are_not_those_of_events_of_everything(ledger: Ledger) -> None:
+    """These change no group's history; one of a group does, be it of no incident."""
+    note(ledger, None, EventKind.LEASE_TAKEN)
+    assert ledger.changed_groups(0) == ({}, 0)
+    note(ledger, "g")
+    note(ledger, None, EventKind.PAUSED)
+    changed, newest = ledger.changed_groups(0)
+    assert (changed, newest) == ({"g": {"refill": 1}}, 2)
+    assert ledger.changed_groups(newest) == ({}, newest)
+
+
+def test_what_a_dry_run_writes_says_so(ledger: Ledger) -> None:
+    """In each event and in the incident; and what is no dry run takes the mark off again."""
+    dry = rehearsed(ledger)
+    incident = opened(dry)
+    note(dry, "g")
+    told = dry.events(incident.incident_id)[0]
+    assert incident.dry_run
+    assert ledger.open_incidents() == dry.open_incidents() == [incident]
+    assert told.message == f"dry run, nothing is done: {detected().event.message}"
+    assert all('"dry_run": true' in row["details"] for row in rows(ledger.database, event_table))
+    assert all("dry run, " in row["message"] for row in rows(ledger.database, event_table))
+    moved = taken(ledger, transitions.enforce(incident, NOW))
+    assert not moved.dry_run
+    assert ledger.open_incidents() == [moved]
+    told = ledger.events(incident.incident_id)[1]
+    assert told == transitions.enforce(incident, NOW).event
+
+
+# --- Ledger: past incidents --------------------------------------------------------------------
+
+SINCE: Final = NOW - timedelta(hours=1)
+
+
+def test_what_recovered_of_late_keeps_its_count(ledger: Ledger) -> None:
+    """The spent attempts of each, from right after that moment on."""
+    ended(ledger, "late", State.RECOVERED, SINCE + timedelta(microseconds=1))
+    ended(ledger, "at it", State.RECOVERED, SINCE)
+    ended(ledger, "long ago", State.RECOVERED, SINCE - timedelta(days=1))
+    opened(ledger, "open")
+    assert ledger.unstable(SINCE) == {"late": 2}
+
+
+def test_a_count_goes_on_from_incident_to_incident(ledger: Ledger) -> None:
+    """What was carried counts as well, and the newest incident says it."""
+    ended(ledger, "r-1", State.RECOVERED)
+    again = taken(ledger, transitions.detect(an_orphan(), NOW, carried=2))
+    assert ledger.unstable(SINCE) == {"r-1": 2}  # while that one is open, nobody asks
+    again = taken(ledger, transitions.claim(again, "run", UNTIL, NOW))
+    again = taken(ledger, transitions.begin_attempt(again, UNTIL, NOW))
+    taken(ledger, transitions.close(again, State.RECOVERED, "back", NOW))
+    assert ledger.unstable(SINCE) == {"r-1": 3}
+
+
+@pytest.mark.parametrize("outcome", [State.EXHAUSTED, State.RELEASED, State.SUPERSEDED])
+def test_whatever_else_became_of_it_ends_the_count(ledger: Ledger, outcome: State) -> None:
+    """A resource that was removed since, and is there again, begins anew; until it recovers."""
+    ended(ledger, "r-1", State.RECOVERED)
+    closing = transitions.close(opened(ledger), outcome, "over", NOW + timedelta(minutes=1))
+    taken(ledger, closing)
+    assert ledger.unstable(SINCE) == {}
+    ended(ledger, "r-1", State.RECOVERED, NOW + timedelta(minutes=2))
+    assert ledger.unstable(SINCE) == {"r-1": 2}
+
+
+def test_a_reset_is_kept(ledger: Ledger) -> None:
+    """Attempts before it do not count in the next incident either."""
+    incident = claimed(ledger)
+    incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+    incident = taken(ledger, transitions.reset(incident, {"author": "ann"}, NOW))
+    incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+    closed(ledger, incident)
+    assert ledger.unstable(SINCE) == {"r-1": 1}
+
+
+def test_attempts_of_a_dry_run_count_in_a_dry_run_only(ledger: Ledger) -> None:
+    """To others they are none; and neither do they hide what was before them."""
+    dry = rehearsed(ledger)
+    ended(dry, "dry", State.RECOVERED)
+    ended(ledger, "both", State.RECOVERED)
+    taken(dry, transitions.close(opened(dry, "both"), State.EXHAUSTED, "over", NOW))
+    assert ledger.unstable(SINCE) == {"both": 2}
+    assert dry.unstable(SINCE) == {"dry": 2}
+
+
+def test_what_a_dry_run_removed_is_known(ledger: Ledger) -> None:
+    """By the newest of its incidents; whoever was not removed, or by others, is not among them."""
+    dry = rehearsed(ledger)
+    for name, outcome in {
+        "exhausted": State.EXHAUSTED,
+        "superseded": State.SUPERSEDED,
+        "recovered": State.RECOVERED,
+        "released": State.RELEASED,
+    }.items():
+        ended(dry, name, outcome)
+    opened(dry, "open")
+    ended(ledger, "really", State.EXHAUSTED)
+    assert ledger.removed_in_dry_run() == {"exhausted", "superseded"}
+    opened(dry, "exhausted")  # it was made again
+    assert ledger.removed_in_dry_run() == {"superseded"}
+
+
+# --- Ledger: pauses ----------------------------------------------------------------------------
+
+
+def test_a_pause_comes_back_as_it_was_written(ledger: Ledger) -> None:
+    """Of everything, a group and a resource; with an end and without, whatever was said."""
+    pauses = [
+        a_pause(target=EVERYTHING, reason=ODD_TEXT, author=ODD_TEXT, until=None),
+        a_pause(target=Target(scope=Scope.GROUP, name="r-1")),
+        a_pause(),
+        *(a_pause(name, reason=name, author=name) for name in HOSTILE),
+        a_pause(until=NOW - timedelta(days=1), target=Target(scope=Scope.GROUP, name="over")),
+    ]
+    for each in pauses:
+        add_pause(ledger, each)
+    assert ledger.pauses() == pauses
+
+
+def test_a_target_is_paused_once(ledger: Ledger) -> None:
+    """The newer pause takes the place of the older one; others, though alike, stay."""
+    names = ["worker", "Worker", "worker ", "wörker"]
+    for name in names:
+        add_pause(ledger, a_pause(name))
+    newer = a_pause("worker", reason="longer", until=None)
+    add_pause(ledger, newer)
+    assert sorted(ledger.pauses(), key=str) == sorted([newer, *map(a_pause, names[1:])], key=str)
+
+
+def test_a_pause_is_ended_once(ledger: Ledger) -> None:
+    """The second time there is nothing to end, and others stay."""
+    group = a_pause(target=Target(scope=Scope.GROUP, name="r-1"))
+    for each in (group, a_pause()):
+        add_pause(ledger, each)
+    with ledger.writing() as writing:
+        assert [writing.end_pause(a_pause().target) for _ in range(2)] == [True, False]
+        assert not writing.end_pause(EVERYTHING)
+    assert ledger.pauses() == [group]
+
+
+# --- Ledger: refills ---------------------------------------------------------------------------
+
+
+def test_a_refill_comes_back_as_it_was_written(ledger: Ledger) -> None:
+    """Every field of it, by the name of its group."""
+    full = a_refill(
+        group_name=ODD_TEXT,
+        state=RefillState.FAILED,
+        claimed_by="run",
+        claimed_until=UNTIL,
+        next_at=NOW,
+        last_error=ODD_TEXT,
+        fence=7,
+        version=3,
+    )
+    assert ledger.refills() == {}
+    for each in (full, a_refill(), *(a_refill(group_name=name) for name in HOSTILE)):
+        assert move_refill(ledger, None, each)
+    kept = {name: a_refill(group_name=name) for name in HOSTILE}
+    assert ledger.refills() == {ODD_TEXT: full, "g": a_refill(), **kept}
+
+
+def test_a_refill_is_moved_from_where_it_is_expected(ledger: Ledger) -> None:
+    """Whoever saw it earlier, or believes that there is none, writes nothing."""
+    first = a_refill()
+    second = first.evolve(state=RefillState.STARTED)
+    assert move_refill(ledger, None, first)
+    assert not move_refill(ledger, None, a_refill(resource_id="another"))
+    assert ledger.refills() == {"g": first}
+    assert move_refill(ledger, first, second)
+    assert not move_refill(ledger, first, first.evolve(state=RefillState.FAILED))
+    assert not move_refill(ledger, a_refill(group_name="h"), a_refill(group_name="h"))
+    assert ledger.refills() == {"g": second}
+
+
+def test_a_refill_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
+    """Not if it went on meanwhile, and not twice; then the group can begin anew."""
+    first = a_refill()
+    second = first.evolve(state=RefillState.STARTED)
+    move_refill(ledger, None, first)
+    move_refill(ledger, first, second)
+    move_refill(ledger, None, a_refill(group_name="h"))
+    with ledger.writing() as writing:
+        found = [writing.forget_refill(each) for each in (first, second, second)]
+    assert found == [False, True, False]
+    assert ledger.refills() == {"h": a_refill(group_name="h")}
+    assert move_refill(ledger, None, first)
+
+
+@pytest.mark.parametrize("action", ["refill", "refill_again"])
+def test_exactly_one_of_two_processes_refills_a_group(
+    ledger: Ledger, database_url: sa.URL, racers: Racers, action: str
+) -> None:
+    """The other one sees that it lost."""
+    ledger.open_incidents()
+    for number in range(3):
+        if action == "refill_again" and not number:
+            move_refill(ledger, None, a_refill())
+        assert sorted(map(str, racers.race(action, database_url))) == ["False", "True"]
+        (moved,) = ledger.refills().values()
+        assert moved.version == (number + 1 if action == "refill_again" else 0)
+        if action == "refill":
+            execute(ledger.database, sa.delete(schema.refill))
+
+
+def test_exactly_one_of_two_processes_takes_the_lease(
+    ledger: Ledger, database_url: sa.URL, racers: Racers
+) -> None:
+    """When nobody ever had it, and when it ran out; the other one is told who has it."""
+    ledger.open_incidents()
+    for fence in range(1, 4):
+        first, second = racers.race("lease", database_url)
+        assert isinstance(first, list)
+        assert isinstance(second, list)
+        assert first[:2] == second[:2] == [first[0], fence]
+        assert sorted([first[2], second[2]]) == [False, True]
+        execute(ledger.database, sa.update(schema.lease).values(expires_at=NOW))
+
+
 # --- Errors -----------------------------------------------------------------------------------
 
 
@@ -1199,12 +1843,19 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "survey": lambda registry: registry.survey(),
     "present": lambda registry: registry.present([SECRET]),
     "capacity": lambda registry: registry.capacity([SECRET]),
-    "group_properties": lambda registry: registry.group_properties(),
+    "survey_group": lambda registry: registry.survey_group(SECRET),
+    "group": lambda registry: registry.group(SECRET),
+    "sized_groups": lambda registry: registry.sized_groups(),
+    "resource_counts": lambda registry: registry.resource_counts(),
+    "newest_starts": lambda registry: registry.newest_starts([SECRET]),
+    "newcomers": lambda registry: registry.newcomers({SECRET: "2026-03-29 01:00:00"}),
+    "restore": lambda registry: registry.restore(a_row(SECRET)),
     "witnesses": lambda registry: registry.witnesses([SECRET], 1),
     "look": lambda registry: registry.look(SECRET),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
     "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
     "add_group": lambda registry: registry.add_group(SECRET, SECRET),
+    "save_group": lambda registry: registry.save_group(SECRET, SECRET, {"password": SECRET}),
     "add_resource": lambda registry: registry.add_resource(
         a_resource(SECRET, properties={"password": SECRET})
     ),
@@ -1214,7 +1865,16 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "writing": write,
     "reading": read,
     "apply": lambda ledger: ledger.apply(transitions.claim(STORED, SECRET, UNTIL, NOW)),
+    "ensure_lease": lambda ledger: ledger.ensure_lease(1),
     "open_incidents": lambda ledger: ledger.open_incidents(),
+    "open_incident": lambda ledger: ledger.open_incident(SECRET),
+    "recovered": lambda ledger: ledger.recovered(NOW),
+    "last_removed": lambda ledger: ledger.last_removed(SECRET),
+    "removed_resources": lambda ledger: ledger.removed_resources(),
+    "pauses": lambda ledger: ledger.pauses(),
+    "refills": lambda ledger: ledger.refills(),
+    "unstable": lambda ledger: ledger.unstable(NOW),
+    "removed_in_dry_run": lambda ledger: ledger.removed_in_dry_run(),
     "claimed_by": lambda ledger: ledger.claimed_by(SECRET),
     "incident": lambda ledger: ledger.incident(1),
     "removed_row": lambda ledger: ledger.removed_row(1),
@@ -1355,6 +2015,19 @@ def test_a_file_that_cannot_be_switched_to_wal_is_read_all_the_same(
 
 
 @pytest.mark.parametrize("call", [pytest.param(c, id=n) for n, c in REGISTRY_CALLS.items()])
+def test_in_a_dry_run_the_registry_is_only_read(
+    registry: Registry, open_database: OpenDatabase, call: Callable[[Registry], object]
+) -> None:
+    """By each of its methods: not one statement writes, be there anything to write or not."""
+    registry.add_resource(a_resource())
+    register(registry, "r-1", silent=TIMEOUT * 2)
+    dry = RehearsedRegistry(open_database(registry.database.url), TIMEOUT, set)
+    with statements(dry.database) as sent:
+        call(dry)
+    assert not any(map(is_write, sent))
+
+
+@pytest.mark.parametrize("call", [pytest.param(c, id=n) for n, c in REGISTRY_CALLS.items()])
 def test_missing_tables_are_unavailable(
     database_url: sa.URL, open_database: OpenDatabase, call: Callable[[Registry], object]
 ) -> None:
@@ -1483,6 +2156,15 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
         lambda: registry.save_startup(half, "{}", {half: half}),
         lambda: registry.add_group(half, half),
         lambda: registry.add_resource(a_resource(half)),
+        lambda: registry.survey_group(half),
+        lambda: registry.group(half),
+        lambda: registry.newest_starts([half]),
+        lambda: registry.newcomers({half: "2026-03-29 01:00:00"}),
+        lambda: registry.restore(a_row(half)),
+        lambda: add_pause(ledger, a_pause(half)),
+        lambda: move_refill(ledger, None, a_refill(group_name=half)),
+        lambda: note(ledger, half),
+        lambda: ledger.open_incidents(half),
         lambda: ledger.apply(detected(half)),
         lambda: ledger.claimed_by(half),
         lambda: ledger.renew(half, UNTIL),
@@ -1494,6 +2176,8 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
             assert ledger.incident(number) is None
         with suppress(StoreUnavailableError):
             assert ledger.events(number) == []
+        with pytest.raises((LeaseLostError, StoreUnavailableError)):
+            ledger.ensure_lease(number)
         with suppress(StoreUnavailableError):
             assert ledger.changed_groups(number) == ({}, number)
 
@@ -1504,6 +2188,8 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
         (incident_table, "state", "asleep"),
         (event_table, "kind", "dreamt"),
         (event_table, "details", "{"),
+        (schema.refill, "state", "asleep"),
+        (schema.pause, "scope", "the universe"),
     ],
 )
 def test_rows_of_another_world_are_refused(
@@ -1511,9 +2197,13 @@ def test_rows_of_another_world_are_refused(
 ) -> None:
     """A state, a kind of event or details that cannot be understood are no foreign error either."""
     incident = opened(ledger)
+    move_refill(ledger, None, a_refill())
+    add_pause(ledger, a_pause())
     execute(ledger.database, f"UPDATE {table.name} SET {column} = '{value}'")  # noqa: S608
+    number = incident.incident_id
+    reads = (ledger.open_incidents, lambda: ledger.events(number), ledger.refills, ledger.pauses)
     with pytest.raises(StoreUnavailableError, match="the ledger holds what cannot be understood"):
-        assert ledger.open_incidents() and ledger.events(incident.incident_id)  # noqa: PT018
+        assert not [read() for read in reads]
 
 
 @pytest.mark.parametrize("way", ["reading", "writing"])

@@ -206,7 +206,7 @@ def test_details_hold_what_the_columns_do_not() -> None:
         ("reset", "a fresh budget: 3 attempts counted until now, by ann: the node is back"),
         (
             "stand in",
-            "r2, a new resource, is to take its place, since its last start failed",
+            "r2, a new resource, is to take its place",
         ),
     ],
 )

@@ -23,6 +23,7 @@ _options: dict[str, Any] = {
     "mariadb_charset": "utf8mb4",
     "mariadb_collate": "utf8mb4_bin",
 }
+_sequence = sa.table("sqlite_sequence", sa.column("name"), sa.column("seq"))
 _NEW_COLUMNS = ("carried", "ordered", "newest_start", "fence", "dry_run")
 _NEW_TABLES = ("keeper_pause", "keeper_refill", "keeper_lease")
 
@@ -41,14 +42,26 @@ def upgrade() -> None:
     )
     op.create_index("keeper_incident_detected", "keeper_incident", ["detected_at"])
     op.create_index("keeper_incident_closed", "keeper_incident", ["closed_at"])
-    # SQLite cannot change a column: the table is copied there.
-    kept = {"sqlite_autoincrement": True}
-    with op.batch_alter_table("keeper_event", table_kwargs=kept) as table:
-        table.alter_column("incident_id", existing_type=_number, nullable=True)
-        table.alter_column("group_name", existing_type=_name, nullable=True)
+    _change_event(nullable=True)
     _create_pause()
     _create_refill()
     _create_lease()
+
+
+def _change_event(*, nullable: bool) -> None:
+    # SQLite cannot change a column: the table is copied there. The copy would go on from its last
+    # row, but a number is never used again, be it that of an event that was deleted.
+    connection = op.get_bind()
+    on_sqlite = connection.dialect.name == "sqlite"
+    last = sa.select(_sequence.c.seq).where(_sequence.c.name == "keeper_event")
+    number = connection.scalar(last) if on_sqlite else None
+    kept = {"sqlite_autoincrement": True}
+    with op.batch_alter_table("keeper_event", table_kwargs=kept) as table:
+        table.alter_column("incident_id", existing_type=_number, nullable=nullable)
+        table.alter_column("group_name", existing_type=_name, nullable=nullable)
+    if number is not None:
+        op.execute(sa.delete(_sequence).where(_sequence.c.name == "keeper_event"))
+        op.execute(sa.insert(_sequence).values(name="keeper_event", seq=number))
 
 
 def _create_pause() -> None:
@@ -70,6 +83,7 @@ def _create_refill() -> None:
     op.create_table(
         "keeper_refill",
         sa.Column("group_name", _name, primary_key=True),
+        sa.Column("dry_run", sa.SmallInteger, primary_key=True, autoincrement=False),
         sa.Column("floor", sa.Integer, nullable=False),
         sa.Column("rounds", sa.Integer, nullable=False),
         sa.Column("resource_id", _name, nullable=False),
@@ -104,11 +118,7 @@ def downgrade() -> None:
     event = sa.table("keeper_event", sa.column("incident_id"), sa.column("group_name"))
     nobodys = event.c.incident_id.is_(None) | event.c.group_name.is_(None)
     op.execute(sa.delete(event).where(nobodys))
-    with op.batch_alter_table(
-        "keeper_event", table_kwargs={"sqlite_autoincrement": True}
-    ) as events:
-        events.alter_column("incident_id", existing_type=_number, nullable=False)
-        events.alter_column("group_name", existing_type=_name, nullable=False)
+    _change_event(nullable=False)
     op.drop_index("keeper_incident_closed", "keeper_incident")
     op.drop_index("keeper_incident_detected", "keeper_incident")
     for column in _NEW_COLUMNS:

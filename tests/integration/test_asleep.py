@@ -1,0 +1,42 @@
+"""A deployment that is paused within a transaction holds the others up, but not for ever."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import wait_until
+from support import Fleet, fleet
+
+from orchestration.errors import StoreUnavailableError
+from orchestration.stores import database
+from orchestration.stores.leases import acquire
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+HOUR = timedelta(hours=1)
+
+
+def sleep_within_a_transaction(beta: Fleet) -> None:
+    """Alpha takes the lease and never gets to commit it, until beta has completed a tick."""
+    with beta.keeper.ledger.writing() as asleep:
+        acquire(asleep.connection, "alpha", HOUR)
+        wait_until(lambda: beta.tick() == [] and "0 orphans" in beta.message)
+
+
+@pytest.mark.parametrize("backend", ["postgresql", "mariadb"])
+def test_a_holder_that_sleeps_in_a_transaction_is_cut_off(
+    tmp_path: Path,
+    backend: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its locks go with its connection, the other takes over, and what it wrote is lost."""
+    monkeypatch.setattr(database, "_IDLE_SECONDS", 1)
+    url: sa.URL = request.getfixturevalue(f"{backend}_url")
+    with fleet(tmp_path, url=url) as beta:
+        beta.keeper = replace(beta.keeper, deployment="beta", lease_time=HOUR)
+        with pytest.raises(StoreUnavailableError):
+            sleep_within_a_transaction(beta)
