@@ -28,6 +28,8 @@ _MYSQL: Final[dict[str, Any]] = {  # its defaults may hold neither a transaction
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
 _PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+# MySQL drops the fraction of a second unless told otherwise; AMS's own tables are without it there.
+_TIME: Final = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 # Every database takes as many bound values; where `resource_id` has no index, each statement
 # reads the whole table, which is why they are not fewer.
 _IDS_PER_STATEMENT: Final = 10_000
@@ -42,7 +44,7 @@ resource: Final = sa.Table(
     sa.Column("group_name", sa.String(100)),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
-    sa.Column("start_time", sa.DateTime, nullable=False, server_default=utc_now()),
+    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
     sa.Column("properties", _PROPERTIES),
     sa.Index("resource_resource_group_index", "group_name"),
     **_MYSQL,
@@ -54,8 +56,8 @@ optimizer: Final = sa.Table(
     sa.Column("resource_id", sa.String(100)),
     sa.Column("group_name", sa.String(100)),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("start_time", sa.DateTime, nullable=False, server_default=utc_now()),
-    sa.Column("touch_time", sa.DateTime, nullable=False, server_default=utc_now()),
+    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
+    sa.Column("touch_time", _TIME, nullable=False, server_default=utc_now()),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
     sa.Column("properties", _PROPERTIES),
