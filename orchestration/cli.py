@@ -20,9 +20,9 @@ from orchestration.keeper import Keeper
 from orchestration.keeping.pauses import Target
 from orchestration.operations import end_of, target_of
 from orchestration.secrets import hide_assigned
-from orchestration.status import as_json as status_as_json
-from orchestration.status import render as render_status
 from orchestration.status import take_status
+from orchestration.status_view import as_json as status_as_json
+from orchestration.status_view import render as render_status
 
 REFUSED: Final = 1  # exit code where a verb is refused
 UNUSABLE: Final = 2  # exit code where the configuration cannot be used

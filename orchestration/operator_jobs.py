@@ -14,7 +14,8 @@ from orchestration.keeper import Keeper
 from orchestration.keeping.pauses import Target
 from orchestration.operations import end_of, target_of
 from orchestration.secrets import hide_assigned
-from orchestration.status import as_json, render, take_status
+from orchestration.status import take_status
+from orchestration.status_view import as_json, render
 
 _GROUP = "The name of a group, as the registry has it"
 _RESOURCE = "The id of a resource, as the registry has it"

@@ -22,7 +22,7 @@ from browser import THEMES, browser, viewer
 from playwright.sync_api import Browser
 
 from orchestration.demo.fleet import processes
-from orchestration.keeping.model import Event, Incident, State
+from orchestration.keeping.model import Event, Incident, Orphan, State
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry, optimizer
@@ -155,10 +155,21 @@ def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:
     assert set(heard) <= {"127.0.0.1", "::1"}
 
 
+def test_a_group_is_filled_up_to_its_floor(demo: Demo) -> None:
+    """One worker of the threads that it lacks, started and recorded by a run of its own."""
+
+    def look() -> list[Orphan] | None:
+        survey = demo.registry.survey_group("reports")
+        return list(survey.orphans.values()) if survey.live.get("reports") == 2 else None
+
+    assert until("the worker of reports", look) == []
+    assert demo.registry.survey_group("reports").resources == 1
+
+
 def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
     """A new process, a green run, a recovered incident; and nothing else is started."""
     before = until(
-        "five workers", lambda: demo.registered() if len(demo.registered()) == 5 else None
+        "six workers", lambda: demo.registered() if len(demo.registered()) == 6 else None
     )
     said = subprocess.run(
         [sys.executable, "-m", "orchestration.demo", "chaos", "--folder", str(demo.folder)],
@@ -185,7 +196,9 @@ def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
 def test_the_history_of_a_group_refreshes_by_itself(demo: Demo) -> None:
     """The frame of the killed worker's group has its recovery, with nobody materializing it."""
     name = until("a recovery", lambda: _recovered(demo))
-    group = name.rpartition("-")[0]
+    incident = demo.closed(name)
+    assert incident is not None
+    group = incident.group_name
 
     def look() -> pd.DataFrame | None:
         found = list(demo.folder.glob(f"**/orphan_history/{group}/incidents"))

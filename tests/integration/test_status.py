@@ -24,7 +24,8 @@ from orchestration.keeping.policy import OnExhausted
 from orchestration.keeping.refill import Refill, RefillState
 from orchestration.keeping.transitions import attempt_failed, begin_attempt, claim, give_back, order
 from orchestration.keeping.wording import clock_time
-from orchestration.status import OrphanStatus, Status, as_json, render, take_status
+from orchestration.status import OrphanStatus, Status, take_status
+from orchestration.status_view import as_json, render
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry, optimizer, resource_group

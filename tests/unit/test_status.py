@@ -11,15 +11,13 @@ from orchestration.keeping.model import State
 from orchestration.keeping.pauses import Pause, Scope, Target
 from orchestration.keeping.refill import RefillState
 from orchestration.status import (
-    SHOWN,
     Acting,
     GroupStatus,
     OrphanStatus,
     Rounds,
     Status,
-    as_json,
-    render,
 )
+from orchestration.status_view import SHOWN, as_json, render
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 PAUSE = Pause(
