@@ -22,7 +22,8 @@ from browser import THEMES, browser, viewer
 from playwright.sync_api import Browser
 
 from orchestration.demo.fleet import processes
-from orchestration.keeping.model import Event, Incident, Orphan, State
+from orchestration.keeping.model import Event, Incident, State
+from orchestration.keeping.survey import Survey
 from orchestration.stores.database import Database
 from orchestration.stores.ledger import Ledger
 from orchestration.stores.registry import Registry, optimizer
@@ -158,12 +159,13 @@ def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:
 def test_a_group_is_filled_up_to_its_floor(demo: Demo) -> None:
     """One worker of the threads that it lacks, started and recorded by a run of its own."""
 
-    def look() -> list[Orphan] | None:
+    def look() -> Survey | None:
         survey = demo.registry.survey_group("reports")
-        return list(survey.orphans.values()) if survey.live.get("reports") == 2 else None
+        is_there = survey.resources and survey.live.get("reports") and not survey.orphans
+        return survey if is_there else None
 
-    assert until("the worker of reports", look) == []
-    assert demo.registry.survey_group("reports").resources == 1
+    survey = until("the worker of reports", look)
+    assert (survey.resources, survey.live["reports"]) == (1, 2)
 
 
 def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
@@ -271,7 +273,7 @@ def test_the_pages_tell_what_happened(
     with viewer(chromium, demo.address, theme, tmp_path) as ui:
         sensor = "/locations/dagster-amoro/sensors/orphan_sensor"
         ui.open("sensor", sensor, ["orphan_sensor", "0 runs requested"])
-        ui.click("sensor-tick", "0 runs requested", "5 resources, 0 orphans")
+        ui.click("sensor-tick", "0 runs requested", "6 resources, 0 orphans")
         step = f"{name.replace('-', '_')}_incident_{incident.incident_id}"
         ui.open("run", f"/runs/{attempt.run_id}", ["Success", "claim_orphans", step])
         ui.open("history", history, [name, "recovered", took, "chart: timeline"])
