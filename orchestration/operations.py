@@ -338,7 +338,8 @@ def _ensure_possible(keeper: Keeper, incident: Incident, ordered: Ordered, now: 
     """
     name = incident.resource_id
     held = Pauses(keeper.ledger.pauses(), now).of(name, incident.group_name)
-    if incident.state is State.UNSUPPORTED:
+    duplicates = ordered is Ordered.GIVE_UP and keeper.registry.look(name).copies > 1
+    if incident.state is State.UNSUPPORTED and (ordered is Ordered.RESTART or duplicates):
         raise UnknownTargetError(f"{name} is left alone: {incident.note}")
     if not keeper.policy.enabled:
         raise UnknownTargetError(

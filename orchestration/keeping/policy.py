@@ -156,7 +156,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | when | decision |
     |---|---|
     | auto-restart is off, or an operator paused it | hold |
-    | `obstacle`: the resource cannot be restarted | report |
+    | `obstacle`: the resource cannot be restarted, and nobody wants it given up | report |
     | `claimed`: another run has it | wait |
     | its removal has begun | finish it |
     | an operator wants it given up, or restarted now | that |
@@ -178,17 +178,18 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
         stand_in: Says what came to its group since; asked only where it matters.
     """
     removing = incident.state.is_removing
+    unwanted = incident.ordered == Ordered.GIVE_UP
     if not policy.enabled:
         return Decision(Verdict.HOLD, "auto-restart is off")
     if paused is not None:
         return Decision(Verdict.HOLD, paused)
-    if obstacle is not None and not removing:
+    if obstacle is not None and not (removing or unwanted):
         return Decision(Verdict.REPORT, obstacle)
     if claimed:
         return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
     if removing:
         return Decision(_FINISHES[incident.state], "its removal was begun and not finished")
-    if incident.ordered == Ordered.GIVE_UP:
+    if unwanted:
         return Decision(Verdict.GIVE_UP, "an operator wants it given up")
     if incident.ordered == Ordered.RESTART:
         return Decision(Verdict.RESTART, "an operator wants it restarted now")

@@ -289,6 +289,21 @@ def test_restart_now_takes_it_from_a_run_that_has_not_begun(world: Fleet) -> Non
     assert world.container.requested == ["w-1"]
 
 
+def test_what_is_left_alone_can_be_given_up(world: Fleet) -> None:
+    """An unknown container, or properties that nobody can read, are no reason to keep it."""
+    world.worker("odd", container_name="else")
+    world.worker("spoilt")
+    world.properties("[]", "spoilt")
+    world.tick()
+    for name in ("odd", "spoilt"):
+        give_up(world.keeper, name, **BY)
+    (request,) = world.tick()
+    assert world.launch(request).success
+    assert {each.state for each in world.incidents()} == {State.EXHAUSTED}
+    assert world.keeper.registry.survey().resources == 0
+    assert restore(world.keeper, "odd", **BY)
+
+
 def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> None:
     """Unknown, healthy, not noticed yet, or unsupported."""
     orphaned(world, "w-1")
@@ -301,12 +316,13 @@ def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> No
         "nobody": "^there is no resource 'nobody'; orphans are new, odd, w-1$",
         "alive": "^alive is no orphan: an optimizer stands for it$",
         "new": "^new was not noticed as an orphan yet: the next tick opens its incident, at most 5",
-        "odd": "^odd is left alone: container 'else' is not configured$",
     }
     for verb in (restart_now, give_up):
         for name, refusal in refusals.items():
             with pytest.raises(UnknownTargetError, match=refusal):
                 verb(world.keeper, name, **BY)
+    with pytest.raises(UnknownTargetError, match=r"^odd is left alone: container 'else' is not co"):
+        restart_now(world.keeper, "odd", **BY)
     assert all(incident.ordered is None for incident in world.incidents())
 
 

@@ -139,11 +139,19 @@ def is_kept(case: Case) -> bool:
 
 
 # The documented table, row by row and in its order, not the code's: each row says when it applies
-# and what is then decided. Finishing a removal is the exception that it makes to the obstacles.
+# and what is then decided. Removing is the exception that it makes to the obstacles: finishing it,
+# or doing it because an operator wants it.
 TABLE: Final[list[tuple[Callable[[Case], bool], Verdict]]] = [
     (lambda case: not case.policy.enabled, Verdict.HOLD),
     (lambda case: case.paused is not None, Verdict.HOLD),
-    (lambda case: case.obstacle is not None and not removing(case), Verdict.REPORT),
+    (
+        lambda case: (
+            case.obstacle is not None
+            and not removing(case)
+            and case.incident.ordered is not Ordered.GIVE_UP
+        ),
+        Verdict.REPORT,
+    ),
     (lambda case: case.claimed, Verdict.WAIT),
     (lambda case: case.incident.state is State.GIVING_UP, Verdict.GIVE_UP),
     (lambda case: case.incident.state is State.SUPERSEDING, Verdict.SUPERSEDE),
@@ -371,13 +379,15 @@ def test_what_an_operator_wants_given_up_is_removed_though_others_are_kept() -> 
     value = incident(state=State.KEPT)._replace(ordered=Ordered.GIVE_UP)
     keeping = replace(policy(), on_exhausted=OnExhausted.KEEP)
     assert decided(value, keeping).verdict is Verdict.GIVE_UP
+    assert decided(value, keeping, obstacle="opts out").verdict is Verdict.GIVE_UP
 
 
 def test_an_operator_cannot_order_what_cannot_be_done() -> None:
-    """An obstacle is told again, and a run that has it is waited for."""
+    """What cannot be restarted is not, and a run that has it is waited for."""
+    value = incident(GRACE)._replace(ordered=Ordered.RESTART)
+    assert decided(value, policy(), obstacle="opts out").verdict is Verdict.REPORT
     for ordered in Ordered:
         value = incident(GRACE)._replace(ordered=ordered)
-        assert decided(value, policy(), obstacle="opts out").verdict is Verdict.REPORT
         assert decided(value, policy(), claimed=True).verdict is Verdict.WAIT
 
 
