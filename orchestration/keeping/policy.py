@@ -123,12 +123,12 @@ def holds_claim(
 
 def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
     """When the pause after the detection, or after the last attempt, is over."""
-    return (incident.attempted_at or incident.detected_at) + _pause(incident, policy)
+    since = incident.attempted_at or incident.detected_at
+    is_constant = policy.backoff is Backoff.CONSTANT
+    return since + (policy.grace_period if is_constant else _growing_pause(incident, policy))
 
 
-def _pause(incident: Incident, policy: RestartPolicy) -> timedelta:
-    if policy.backoff is Backoff.CONSTANT:
-        return policy.grace_period
+def _growing_pause(incident: Incident, policy: RestartPolicy) -> timedelta:
     doublings = min(incident.spent, _MOST_DOUBLINGS)
     grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
     pause = timedelta(seconds=min(grace * 2.0**doublings, cap))

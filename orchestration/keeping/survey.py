@@ -151,7 +151,9 @@ def assess(survey: Survey, incidents: Iterable[Incident], surroundings: Surround
     reports: list[Transition] = []
     waiting: list[tuple[Incident, Decision]] = []
     for incident in incidents:
-        claimed = holds_claim(incident, surroundings.runs, surroundings.now, surroundings.fence)
+        claimed = incident.claimed_by is not None and holds_claim(
+            incident, surroundings.runs, surroundings.now, surroundings.fence
+        )
         decision = _decide(survey, incident, surroundings, claimed=claimed)
         if decision.verdict in _ACTS:
             due.append(incident)
@@ -258,7 +260,8 @@ def _decide(
         is_resting = _is_resting(incident, surroundings)
         lookup = surroundings.obstacle
         obstacle = lookup(orphan.container_name) if is_resting else obstacle_of(orphan, lookup)
-    pause = surroundings.pauses.of(incident.resource_id, incident.group_name)
+    pauses = surroundings.pauses
+    pause = pauses.of(incident.resource_id, incident.group_name) if pauses.holding else None
     return decide(
         incident,
         obstacle=obstacle,

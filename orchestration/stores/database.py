@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -261,6 +261,16 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"{value!r} has no time zone; times in the ledger are aware UTC")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Adds the zone that the column does not hold."""
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(
+        self, dialect: sa.Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None]:
+        """Adds the zone that the column does not hold; in one call, as a tick reads thousands."""
+        parse: Any = self.impl_instance.result_processor(dialect, coltype)
+
+        def aware(value: Any) -> datetime | None:  # noqa: ANN401 - as the driver has it
+            if value is None:
+                return None
+            moment: datetime = value if parse is None else parse(value)
+            return moment.replace(tzinfo=UTC)
+
+        return aware

@@ -12,6 +12,9 @@ from orchestration.stores.database import UtcDateTime, is_mysql
 metadata: Final = sa.MetaData()
 
 
+_STATES: Final = {str(state): state for state in State}  # quicker than to ask the enumeration
+
+
 class StateName(TypeDecorator[State]):
     """A state's name in the database."""
 
@@ -24,7 +27,7 @@ class StateName(TypeDecorator[State]):
 
     def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> State | None:
         """The state; a ValueError where this version knows none of that name."""
-        return None if value is None else State(value)
+        return _STATES.get(value) or State(value) if value is not None else None
 
 
 class Name(TypeDecorator[str]):
@@ -36,6 +39,10 @@ class Name(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401
         """Bytes for MySQL."""
         return value.encode() if value is not None and is_mysql(dialect) else value
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ANN401
+        """None where it is a text already: a tick reads thousands."""
+        return super().result_processor(dialect, coltype) if is_mysql(dialect) else None
 
     def process_result_value(self, value: Any, _dialect: sa.Dialect) -> str | None:  # noqa: ANN401
         """The name again."""
