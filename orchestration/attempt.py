@@ -202,9 +202,10 @@ class _TurnUnderWay:
             return StandIn.NONE
         keeper, name = self._keeper, group.name
         refill = None if keeper.ams else keeper.ledger.refills().get(name)
-        refilling = refill is not None and refill.state is RefillState.REQUESTED
+        refilling = [name] if refill and refill.state is RefillState.REQUESTED else []
         incidents = keeper.ledger.open_incidents(name)
-        others = Replacements(keeper, {name: group}, incidents, [name] if refilling else [])
+        now = keeper.clock()
+        others = Replacements(keeper, {name: group}, incidents, refilling=refilling, now=now)
         return others.stand_in(self._incident)
 
     def _leave(self, decision: Decision) -> Turn:

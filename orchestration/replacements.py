@@ -1,13 +1,15 @@
 """Did others come in the place of an orphan, by what registry and ledger say?"""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from orchestration.keeper import Keeper
 from orchestration.keeping import groups
 from orchestration.keeping.groups import Group
 from orchestration.keeping.model import Incident
 from orchestration.keeping.policy import StandIn
-from orchestration.keeping.refill import is_coming
+from orchestration.keeping.refill import ON_ITS_WAY, is_coming
 from orchestration.keeping.refilled import Newcomer, hopeless, stand_in
 
 
@@ -19,7 +21,9 @@ class Replacements:
         keeper: Keeper,
         sized: Mapping[str, Group],
         incidents: Iterable[Incident],
-        refilling: Iterable[str] = (),
+        *,
+        refilling: Iterable[str],
+        now: datetime,
     ) -> None:
         """What came to the groups of these incidents.
 
@@ -28,14 +32,17 @@ class Replacements:
             sized: The groups that may have a floor, by name.
             incidents: The open incidents of these groups, or more.
             refilling: The groups that a run is about to give a new resource.
+            now: Aware UTC.
         """
         self._keeper = keeper
         self._floors = {name: groups.floor(group) for name, group in sized.items()}
         self._incidents = incidents
         self._refilling = frozenset(refilling)
+        self._now = now
         self._hopeless: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._live: dict[str, int] = {}
+        self._coming: Counter[str] = Counter()  # threads by group
         self._newcomers: dict[str, list[Newcomer]] | None = None
 
     def stand_in(self, incident: Incident) -> StandIn:
@@ -59,11 +66,12 @@ class Replacements:
 
         AMS does not count them, and refills for them as well.
         """
-        policy, now = self._keeper.policy, self._keeper.clock()
-        if self._keeper.ams is not None or is_coming(incident, policy, now):
+        if self._keeper.ams is not None or self._is_coming(incident):
             return 0
-        mates = (each for each in self._incidents if each.group_name == incident.group_name)
-        return sum(each.thread_count for each in mates if is_coming(each, policy, now))
+        return self._coming[incident.group_name]
+
+    def _is_coming(self, incident: Incident) -> bool:
+        return is_coming(incident, self._keeper.policy, self._now)
 
     def _newcomers_to(self, incident: Incident) -> list[Newcomer]:
         """The newcomers, but for orphans of longer standing, which could wait for this one too."""
@@ -78,9 +86,13 @@ class Replacements:
         if self._newcomers is None:
             since: dict[str, str] = {}
             for incident in self._incidents:
-                start = incident.newest_start
-                if start is not None and self._floors.get(incident.group_name) is not None:
-                    since[incident.group_name] = min(start, since.get(incident.group_name, start))
+                group, start = incident.group_name, incident.newest_start
+                # Those that wait for a person, maybe for long, ask for no newcomers.
+                if self._floors.get(group) is None or incident.state not in ON_ITS_WAY:
+                    continue
+                self._coming[group] += incident.thread_count * self._is_coming(incident)
+                if start is not None:
+                    since[group] = min(start, since.get(group, start))
             self._hopeless = hopeless(self._incidents)
             self._numbers = {each.resource_id: each.incident_id for each in self._incidents}
             self._newcomers = {}

@@ -164,7 +164,7 @@ def assessment_of(  # noqa: PLR0913, PLR0917 - what decisions depend on
         for name, each in refills.items()
         if each.state is RefillState.REQUESTED and holds_claim(each, runs, now, fence)
     }
-    others = Replacements(keeper, survey.sized, incidents, refilling)
+    others = Replacements(keeper, survey.sized, incidents, refilling=refilling, now=now)
     return assess(survey, incidents, replace(surroundings, stand_in=others.stand_in))
 
 

@@ -6,7 +6,7 @@ Real ticks of the sensor and real runs of its jobs.
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -14,10 +14,13 @@ import pytest
 import sqlalchemy as sa
 from support import GRACE, Fleet, fleet
 
-from orchestration import attempt, refills
-from orchestration.keeping.model import Incident, Resource, State
+from orchestration import attempt, refills, replacements
+from orchestration.keeping.model import Incident, Orphan, Resource, State
 from orchestration.keeping.pauses import EVERYTHING, Pause, Scope, Target
-from orchestration.keeping.refill import RefillState
+from orchestration.keeping.policy import RestartPolicy, StandIn
+from orchestration.keeping.refill import RefillState, is_coming
+from orchestration.keeping.transitions import detect
+from orchestration.replacements import Replacements
 
 INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper
 LONG = timedelta(hours=1)
@@ -457,3 +460,27 @@ def _group_properties(world: Fleet) -> list[dict[str, str]]:
     with world.keeper.registry.database.reading() as connection:
         found = connection.scalars(sa.text("SELECT properties FROM resource_group"))
         return [json.loads(text) for text in found]
+
+
+def test_many_orphans_are_looked_at_once_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work grows with the orphans of a group, and not with their square."""
+    looks: list[Incident] = []
+
+    def counted(incident: Incident, policy: RestartPolicy, now: datetime) -> bool:
+        looks.append(incident)
+        return is_coming(incident, policy, now)
+
+    monkeypatch.setattr(replacements, "is_coming", counted)
+    with fleet(tmp_path) as world:
+        world.group("g", min_parallelism="1000")
+        steps = [detect(Orphan(f"w-{n}", "g", "c", 2, 0, "{}"), world.now) for n in range(200)]
+        failed = [
+            step.after._replace(incident_id=number, last_error="x", newest_start="2026-01-01")
+            for number, step in enumerate(steps)
+        ]
+        sized = world.keeper.registry.sized_groups()
+        others = Replacements(world.keeper, sized, failed, refilling=[], now=world.now)
+        assert {others.stand_in(incident) for incident in failed} == {StandIn.NONE}
+    assert len(looks) <= 2 * len(failed)
