@@ -13,10 +13,8 @@ import dagster as dg
 
 from assets.names import RESOURCES
 from orchestration.cursor import Cursor, Number
-from orchestration.errors import KeeperError
 from orchestration.keeper import Keeper
 from orchestration.keeping.groups import floor
-from orchestration.keeping.pauses import Pauses
 from orchestration.keeping.policy import Verdict
 from orchestration.keeping.refill import ON_ITS_WAY
 from orchestration.keeping.survey import Assessment, Survey
@@ -48,7 +46,7 @@ def of_survey(keeper: Keeper, seen: Tick) -> Numbers:
         ABSTENTIONS: 0,
         AGE: 0,
         ACTS: keeper.deployment or "this deployment",
-        **_paused(keeper),
+        PAUSED: seen.pauses,
     }
 
 
@@ -95,11 +93,3 @@ def _refused(assessment: Assessment) -> int:
 def _below_floor(survey: Survey) -> int:
     floors = {name: floor(group) or 0 for name, group in survey.sized.items()}
     return sum(survey.live.get(name, 0) < least for name, least in floors.items())
-
-
-def _paused(keeper: Keeper) -> Numbers:
-    """How many pauses hold; nothing if the ledger is away by now."""
-    try:
-        return {PAUSED: len(Pauses(keeper.ledger.pauses(), keeper.clock()).holding)}
-    except KeeperError:
-        return {}

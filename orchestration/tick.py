@@ -47,6 +47,7 @@ class Tick:
     turn: str | None  # likewise: the group that was served last
     refills: RefillOrder | None  # a run that refills groups; None: none is needed
     assessment: Assessment
+    pauses: int  # that hold
 
 
 @contextmanager
@@ -220,6 +221,7 @@ class _TickUnderWay:
             refills=refill,
             turn=assessment.turn,
             assessment=assessment,
+            pauses=len(self._surroundings.pauses.holding),
         )
 
     def _steps(self, incidents: Sequence[Incident]) -> list[Transition]:
