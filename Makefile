@@ -18,10 +18,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 .PHONY: run chaos test engines lint bench clean
 
 run: $(VENV)/ready
-	@$(BIN)/python -m orchestration.demo run --folder $(FOLDER)
+	@$(BIN)/python -m dagster_amoro.demo run --folder $(FOLDER)
 
 chaos: $(VENV)/ready
-	@$(BIN)/python -m orchestration.demo chaos --folder $(FOLDER)
+	@$(BIN)/python -m dagster_amoro.demo chaos --folder $(FOLDER)
 
 test: $(VENV)/ready
 	@$(BIN)/python -m pytest

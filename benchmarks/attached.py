@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.servers import mariadb, mariadb_is_here, postgresql
 from benchmarks.world import PROPERTIES
-from orchestration.stores.database import Database
-from orchestration.stores.registry import Registry
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import Registry
 
 _RESOURCES: Final = 1_000_000
 _ONE_IN: Final = 100  # is an orphan

@@ -12,12 +12,12 @@ import pandas as pd
 import sqlalchemy as sa
 from upath import UPath
 
-from assets.orphan_history import refresh
-from assets.storage import HistoryFolder
 from benchmarks.figures import Figure, Figures, interleaved, seconds
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.schema import event, incident
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event, incident
+from dagster_amoro_audit.history_store import HistoryFolder
+from dagster_amoro_audit.orphan_history import refresh
 
 _GROUPS: Final = 1_000
 _INCIDENTS: Final = 2_000_000  # of these groups, with five events each

@@ -7,9 +7,9 @@ from typing import Final
 import dagster as dg
 
 from benchmarks.world import keeper_of
-from orchestration.refill_job import build_refill_job
-from orchestration.restart import build_restart_job
-from orchestration.sensor import build_orphan_sensor
+from dagster_amoro.defs.restart_job import build_restart_job
+from dagster_amoro.defs.scale_up_job import build_refill_job
+from dagster_amoro.defs.sensor import build_orphan_sensor
 
 FOLDER: Final = "BENCHMARK_FOLDER"  # in the environment: where the folder of each location is
 RUN_PER_ORPHAN: Final = "run_per_orphan"

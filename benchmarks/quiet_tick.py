@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures
 from benchmarks.world import close, configure, fill, keeper_of
-from orchestration.definitions import build_definitions
-from orchestration.keeper import Keeper
-from orchestration.stores.database import Database
-from orchestration.stores.registry import optimizer, resource
+from dagster_amoro.definitions import build_definitions
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import optimizer, resource
 
 _RESOURCES: Final = 1_000
 _QUIET_TICKS: Final = 3

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.servers import postgresql
 from benchmarks.world import close, configure, fill, keeper_of, no_runs
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.stores.database import Database
-from orchestration.stores.registry import ORPHANS
-from orchestration.tick import tick
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.tick import tick
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import ORPHANS
 
 _BOUND: Final = 1.5
 _MEMORY_BOUND: Final = 1.25

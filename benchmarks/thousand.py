@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from benchmarks import locations
 from benchmarks.figures import Figure, Figures, interleaved
 from benchmarks.world import close, configure, keeper_of, neglect, stamps
-from orchestration.keeping.model import EventKind
-from orchestration.stores.schema import event
+from dagster_amoro.core.model import EventKind
+from dagster_amoro.stores.schema import event
 
 _CHECKOUT: Final = Path(__file__).parents[1]
 _DAEMON: Final = Path(sys.executable).with_name("dagster-daemon")

@@ -9,11 +9,11 @@ import dagster as dg
 
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.world import close, configure, keeper_of, neglect, no_runs
-from orchestration.attempt import take_turn, take_up
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.restart import CLAIM_OP, build_restart_job
-from orchestration.tick import tick
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.defs.restart_job import CLAIM_OP, build_restart_job
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.tick import tick
 
 _ORPHANS: Final = 100
 _REPETITIONS: Final = 5

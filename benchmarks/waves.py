@@ -15,11 +15,11 @@ import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures, seconds
 from benchmarks.world import close, configure, fill, keeper_of, no_runs
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.keeping.guards import Guards
-from orchestration.stores.schema import incident
-from orchestration.tick import Tick, tick
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.limits import Guards
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.tick import Tick, tick
+from dagster_amoro.stores.schema import incident
 
 _ORPHANS: Final = 1_000
 _WAVE: Final = 50

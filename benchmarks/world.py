@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from orchestration.config import load_settings
-from orchestration.keeper import Keeper
-from orchestration.keeping.model import Orphan, Resource
-from orchestration.keeping.policy import RunState
-from orchestration.keeping.transitions import detect
-from orchestration.stores.ledger import Writing
-from orchestration.stores.registry import optimizer, resource, resource_group
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.model import Orphan, Resource
+from dagster_amoro.core.policy import RunState
+from dagster_amoro.core.transitions import detect
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.stores.ledger import Writing
+from dagster_amoro.stores.registry import optimizer, resource, resource_group
 
 CONTAINER: Final = "benchmark"
 PROPERTIES: Final = (

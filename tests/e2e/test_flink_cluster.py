@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import requests
-from ams import AmsLookAlike, Registration
-from conftest import wait_until
-from engines.clusters import FlinkSession, flink_session, job_jar, missing
 
-from orchestration.containers.flink import FlinkContainer
-from orchestration.errors import ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.amoro.flink import FlinkContainer
+from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from tests.conftest import wait_until
+from tests.engines.clusters import FlinkSession, flink_session, job_jar, missing
+from tests.helpers.ams import AmsLookAlike, Registration
 
 _MISSING = missing("flink")
 pytestmark = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))

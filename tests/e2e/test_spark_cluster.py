@@ -11,14 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from ams import AmsLookAlike
-from conftest import wait_until
-from engines.clusters import SparkStandalone, job_jar, missing, spark_standalone
 
-from orchestration.containers import processes
-from orchestration.containers.spark import SparkContainer
-from orchestration.errors import StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers import processes
+from dagster_amoro.containers.amoro.spark import SparkContainer
+from dagster_amoro.core.errors import StartFailedError
+from dagster_amoro.core.model import Resource
+from tests.conftest import wait_until
+from tests.engines.clusters import SparkStandalone, job_jar, missing, spark_standalone
+from tests.helpers.ams import AmsLookAlike
 
 pytestmark = pytest.mark.skipif(missing("spark") is not None, reason=str(missing("spark")))
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import requests
 import yaml
-from conftest import wait_until
+
+from tests.conftest import wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
 _HOST: Final = "127.0.0.1"

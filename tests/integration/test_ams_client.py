@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from ams import AmsLookAlike, Canned
 
-from orchestration.ams import client
-from orchestration.ams.client import Ams
-from orchestration.ams.servers import Server, always
-from orchestration.dialect import Dialect
-from orchestration.errors import AmsUnavailableError, ContainerError
+from dagster_amoro.ams import client
+from dagster_amoro.ams.client import Ams
+from dagster_amoro.ams.leader import Server, always
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import AmsUnavailableError, ContainerError
+from tests.helpers.ams import AmsLookAlike, Canned
 
 SLACK: Final = 5.0  # seconds that a busy machine may take on top of a timeout
 PATH: Final = "/api/ams/v1/versionInfo"

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from ams import Canned
-from conftest import wait_until
 
-from orchestration.ams.servers import Server, always, from_lease, from_zookeeper
-from orchestration.errors import AmsUnavailableError, ConfigError
-from orchestration.stores.database import Database
+from dagster_amoro.ams.leader import Server, always, from_lease, from_zookeeper
+from dagster_amoro.core.errors import AmsUnavailableError, ConfigError
+from dagster_amoro.stores.database import Database
+from tests.conftest import wait_until
+from tests.helpers.ams import Canned
 
 # As AMS's ams-mysql-init.sql and ams-postgres-init.sql have it.
 HA_LEASE: Final = """
@@ -280,7 +280,7 @@ def test_zookeeper_without_a_leader(zookeeper: str, nodes: Any) -> None:  # noqa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """ZooKeeper is given less time than usual."""
-    zookeeper = pytest.importorskip("orchestration.ams.zookeeper", reason="there is no kazoo")
+    zookeeper = pytest.importorskip("dagster_amoro.ams.zookeeper", reason="there is no kazoo")
     monkeypatch.setattr(zookeeper, "_SECONDS", 0.5)
     monkeypatch.setattr(zookeeper, "_SESSION_SECONDS", 0.3)
 
@@ -314,8 +314,8 @@ def test_silent_zookeeper() -> None:
 
 def test_no_kazoo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the client library the error says how to get it, before anything else happens."""
-    monkeypatch.delitem(sys.modules, "orchestration.ams.zookeeper", raising=False)
+    monkeypatch.delitem(sys.modules, "dagster_amoro.ams.zookeeper", raising=False)
     monkeypatch.setitem(sys.modules, "kazoo.client", None)
-    monkeypatch.delattr("orchestration.ams.zookeeper", raising=False)
+    monkeypatch.delattr("dagster_amoro.ams.zookeeper", raising=False)
     with pytest.raises(ConfigError, match=r"pip install dagster-amoro\[zookeeper\]"):
         from_zookeeper("127.0.0.1:2181", "default", 1630)

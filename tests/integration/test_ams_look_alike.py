@@ -5,12 +5,12 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from ams import IDL, AmsLookAlike, client, register, touch
 from thriftpy2.thrift import TApplicationException
 from thriftpy2.transport import TTransportException
 
-from orchestration.stores.database import Database
-from orchestration.stores.registry import metadata, optimizer, resource_group
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import metadata, optimizer, resource_group
+from tests.helpers.ams import IDL, AmsLookAlike, client, register, touch
 
 GROUP: Final = {"group_name": "g", "container_name": "flink"}
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC).replace(tzinfo=None)

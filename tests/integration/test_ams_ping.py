@@ -7,13 +7,13 @@ from itertools import count
 from typing import Final
 
 import pytest
-from ams import AmsLookAlike, Canned
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from orchestration.ams.ping import ping
-from orchestration.ams.servers import Server
-from orchestration.errors import AmsUnavailableError
+from dagster_amoro.ams.leader import Server
+from dagster_amoro.ams.ping import ping
+from dagster_amoro.core.errors import AmsUnavailableError
+from tests.helpers.ams import AmsLookAlike, Canned
 
 SLACK: Final = 5.0  # seconds that a busy machine may take on top of a timeout
 REPLY: Final = b"\x80\x01\x00\x02\x00\x00\x00\x04ping\x00\x00\x00\x00\x00"  # as AMS sends it

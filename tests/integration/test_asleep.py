@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import wait_until
-from support import Fleet, fleet
 
-from orchestration.errors import StoreUnavailableError
-from orchestration.stores import database
-from orchestration.stores.leases import acquire
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.stores import database
+from dagster_amoro.stores.leases import acquire
+from tests.conftest import wait_until
+from tests.helpers.fleet import Fleet, fleet
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ams import Behaviour, register
-from attached import Amoro, amoro
-from conftest import BACKENDS, wait_until
-from support import GRACE, Fleet
 
-from orchestration.attempt import take_turn
-from orchestration.keeping.model import Resource, State
-from orchestration.stores.registry import optimizer, resource
+from dagster_amoro.core.model import Resource, State
+from dagster_amoro.healing.restart import take_turn
+from dagster_amoro.stores.registry import optimizer, resource
+from tests.conftest import BACKENDS, wait_until
+from tests.helpers.ams import Behaviour, register
+from tests.helpers.attached import Amoro, amoro
+from tests.helpers.fleet import GRACE, Fleet
 
 SERVERS = [each for each in BACKENDS if each != "sqlite"]
 MINUTE = timedelta(minutes=1)

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
 
-from orchestration.errors import StoreUnavailableError
-from orchestration.keeping.model import Orphan
-from orchestration.keeping.transitions import detect
-from orchestration.stores import inspection
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.registry import Registry, Sighting, metadata, resource
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import Orphan
+from dagster_amoro.core.transitions import detect
+from dagster_amoro.stores import inspection
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry, Sighting, metadata, resource
+from tests.helpers.amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
 
 _DOCUMENT: Final = Path(__file__).parents[2] / "docs/amoro.md"
 _PASSWORD: Final = "only here"  # noqa: S105 - it opens a database that is thrown away

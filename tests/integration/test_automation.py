@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.automation import whenever
+from dagster_amoro_audit.automation import whenever
 
 GROUPS = dg.DynamicPartitionsDefinition(name="optimizer_group")
 UP = dg.AssetKey("events")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import dagster as dg
 import sqlalchemy as sa
-from support import GRACE, Fleet, fleet
 
-from assets.checks import build_checks
-from assets.lineage import sources
-from assets.orphan_history import STORE, build_orphan_history
-from assets.storage import HistoryIOManager, io_manager
-from orchestration.config import AuditSettings
-from orchestration.keeping.model import State
-from orchestration.keeping.policy import OnExhausted
-from orchestration.stores.registry import resource_group
+from dagster_amoro.config import AuditSettings
+from dagster_amoro.core.model import State
+from dagster_amoro.core.policy import OnExhausted
+from dagster_amoro.stores.registry import resource_group
+from dagster_amoro_audit.checks import build_checks
+from dagster_amoro_audit.history_store import HistoryIOManager, io_manager
+from dagster_amoro_audit.lineage import sources
+from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
+from tests.helpers.fleet import GRACE, Fleet, fleet
 
 NAMES = {
     "nothing_given_up",

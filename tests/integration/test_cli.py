@@ -16,16 +16,16 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
-from orchestration.attempt import take_turn, take_up
-from orchestration.cli import REFUSED, UNUSABLE, main
-from orchestration.config import load_settings
-from orchestration.fleet import declare
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.keeping.model import Event, EventKind, Incident, Resource
-from orchestration.keeping.pauses import Scope, Target
-from orchestration.stores.schema import event
-from orchestration.tick import tick
+from dagster_amoro.cli import REFUSED, UNUSABLE, main
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.model import Event, EventKind, Incident, Resource
+from dagster_amoro.core.pauses import Scope, Target
+from dagster_amoro.healing.fleet import declare
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.tick import tick
+from dagster_amoro.stores.schema import event
 
 CONFIG = """
 ams:
@@ -33,7 +33,7 @@ ams:
   optimizer: {auto-restart-enabled: true, auto-restart-grace-period: 1h}
   optimizer-group: {min-parallelism-check-interval: 5s}
 containers:
-  - {name: recording, container-impl: orchestration.containers.testing.RecordingContainer}
+  - {name: recording, container-impl: dagster_amoro.testing.RecordingContainer}
 """
 BY = ("--reason", "a move", "--author", "ann")
 
@@ -160,7 +160,7 @@ def test_the_author_is_whoever_runs_it(site: Site, monkeypatch: pytest.MonkeyPat
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found")
 
-    monkeypatch.setattr("orchestration.cli.getuser", nobody)
+    monkeypatch.setattr("dagster_amoro.cli.getuser", nobody)
     assert "say who wants it" in site.refuses("resume", "--reason", "a move")
 
 

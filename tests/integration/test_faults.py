@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from support import START, Fleet, fleet, watched
 
-from orchestration.attempt import take_turn
-from orchestration.cursor import parse_cursor
-from orchestration.errors import StoreUnavailableError
-from orchestration.keeping.model import State
-from orchestration.stores import database
-from orchestration.stores.leases import acquire
-from orchestration.stores.schema import lease
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import State
+from dagster_amoro.defs.cursor import parse_cursor
+from dagster_amoro.healing.restart import take_turn
+from dagster_amoro.stores import database
+from dagster_amoro.stores.leases import acquire
+from dagster_amoro.stores.schema import lease
+from tests.helpers.fleet import START, Fleet, fleet, watched
 
 RUN = "the-run"
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestration.containers.flink import FlinkContainer
-from orchestration.containers.flink_rest import FlinkRestError, base_url
-from orchestration.errors import ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.amoro.flink import FlinkContainer
+from dagster_amoro.containers.amoro.flink_rest import FlinkRestError, base_url
+from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
 
 JOB = "e2a18fec415f14f3e73478412a872f29"
 NAME = "amoro-flink-optimizer-r1"
@@ -327,7 +327,7 @@ class TestFailedStart:
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("orchestration.containers.flink._require_alive", interrupted)
+        monkeypatch.setattr("dagster_amoro.containers.amoro.flink._require_alive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.request_resource(resource())
         assert flink.lines[-1] == CANCEL

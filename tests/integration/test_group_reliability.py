@@ -10,12 +10,16 @@ import dagster as dg
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from support import START, Fleet, fleet
 from upath import UPath
 
-from assets.advice import Told, records
-from assets.frames import FrameIOManager
-from assets.group_reliability import (
+from dagster_amoro.asset_keys import GROUPS, HISTORY
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import State
+from dagster_amoro.core.policy import Backoff
+from dagster_amoro.healing.restart import Ending, take_turn
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro_audit.frames import FrameIOManager
+from dagster_amoro_audit.group_reliability import (
     KEY,
     STORE,
     build_group_reliability,
@@ -24,13 +28,9 @@ from assets.group_reliability import (
     read_incidents,
     read_story,
 )
-from assets.names import GROUPS, HISTORY
-from orchestration.attempt import Ending, take_turn
-from orchestration.errors import StoreUnavailableError
-from orchestration.keeping.model import State
-from orchestration.keeping.policy import Backoff
-from orchestration.keeping.replay import Replayed, replay
-from orchestration.stores.ledger import Ledger
+from dagster_amoro_audit.what_if.advice import Told, records
+from dagster_amoro_audit.what_if.replay import Replayed, replay
+from tests.helpers.fleet import START, Fleet, fleet
 
 
 @pytest.fixture

@@ -11,20 +11,21 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import GRACE, START, Fleet, fleet
 from upath import UPath
 
-from assets import orphan_history, storage
-from assets.frames import History
-from assets.names import EVENTS, HISTORY, OPTIMIZERS, RESOURCES
-from assets.orphan_history import refresh
-from assets.storage import HistoryFolder
-from orchestration.errors import StoreUnavailableError
-from orchestration.keeping.model import Event, EventKind, Note
-from orchestration.keeping.policy import OnExhausted
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.schema import event
+from dagster_amoro.asset_keys import EVENTS, HISTORY, OPTIMIZERS, RESOURCES
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import Event, EventKind, Note
+from dagster_amoro.core.policy import OnExhausted
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event
+from dagster_amoro_audit import history_store as storage
+from dagster_amoro_audit import orphan_history
+from dagster_amoro_audit.frames import History
+from dagster_amoro_audit.history_store import HistoryFolder
+from dagster_amoro_audit.orphan_history import refresh
+from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from conftest import wait_until
-from engines.clusters import engines_folder, missing
 from kubernetes.config import incluster_config
 
-from orchestration.containers.kubernetes import KubernetesContainer
-from orchestration.errors import ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
+from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from tests.conftest import wait_until
+from tests.engines.clusters import engines_folder, missing
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"amoro-optimizer-{ID}"

@@ -10,19 +10,19 @@ from typing import Final
 
 import pytest
 import sqlalchemy as sa
-from support import fleet_keeper
 
-from orchestration.errors import LeaseLostError, StoreUnavailableError
-from orchestration.gate import StandbyError, hold_lease
-from orchestration.keeper import Keeper
-from orchestration.keeping import transitions
-from orchestration.keeping.model import Event, EventKind, Incident, Note, Orphan
-from orchestration.stores.database import Database, is_mysql
-from orchestration.stores.leases import Lease, acquire, ensure
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.schema import event as event_table
-from orchestration.stores.schema import incident as incident_table
-from orchestration.stores.schema import lease as lease_table
+from dagster_amoro.core import transitions
+from dagster_amoro.core.errors import LeaseLostError, StoreUnavailableError
+from dagster_amoro.core.model import Event, EventKind, Incident, Note, Orphan
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.preconditions import StandbyError, hold_lease
+from dagster_amoro.stores.database import Database, is_mysql
+from dagster_amoro.stores.leases import Lease, acquire, ensure
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event as event_table
+from dagster_amoro.stores.schema import incident as incident_table
+from dagster_amoro.stores.schema import lease as lease_table
+from tests.helpers.fleet import fleet_keeper
 
 NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
 UNTIL: Final = NOW + timedelta(minutes=10)
@@ -68,7 +68,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, ledger: Ledger, now: datetime) ->
     clock: sa.ColumnElement[datetime] = said
     if is_mysql(dialect):
         clock = sa.cast(said, sa.dialects.mysql.DATETIME(fsp=6))
-    monkeypatch.setattr("orchestration.stores.leases.utc_now", lambda: clock)
+    monkeypatch.setattr("dagster_amoro.stores.leases.utc_now", lambda: clock)
 
 
 def an_incident(ledger: Ledger, fence: int | None = None) -> Incident:
@@ -270,7 +270,7 @@ def test_nobody_takes_over_in_the_middle_of_a_transaction(
     ledger: Ledger, open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who wants it waits until what the holder writes is committed, though the time is over."""
-    monkeypatch.setattr("orchestration.stores.database.LOCK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("dagster_amoro.stores.database.LOCK_TIMEOUT_SECONDS", 0.05)
     other = Ledger(open_database(ledger.database.url, "ledger"))
     other.open_incidents()
     set_clock(monkeypatch, ledger, NOW)

@@ -12,15 +12,16 @@ from typing import Final
 
 import psutil
 import pytest
-from conftest import wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestration.containers import local, processes
-from orchestration.containers.local import LocalContainer
-from orchestration.containers.processes import end, started_with
-from orchestration.errors import ContainerError, ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers import processes
+from dagster_amoro.containers.amoro import local
+from dagster_amoro.containers.amoro.local import LocalContainer
+from dagster_amoro.containers.processes import end, started_with
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from tests.conftest import wait_until
 
 # No other test's, so that what is left of this one can be found.
 URI = f"thrift://127.0.0.1:1261?connectTimeout={os.getpid()}&socketTimeout=2"
@@ -360,7 +361,7 @@ def test_this_process_and_its_ancestors_are_never_found() -> None:
     """Somebody may have started them with such options."""
     code = (
         "import subprocess, sys, os\n"
-        "from orchestration.containers.processes import started_with\n"
+        "from dagster_amoro.containers.processes import started_with\n"
         "if len(sys.argv) == 3:\n"
         "    sys.exit(subprocess.run([sys.executable, *sys.orig_argv[1:], 'x']).returncode)\n"
         "sys.exit(len(started_with({'-id': sys.argv[2]})))\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from support import GRACE, Fleet, Shelf, fleet
 
-from assets.names import group_name
-from orchestration.attempt import Ending, take_turn
-from orchestration.errors import StartFailedError
-from orchestration.keeping.model import State
+from dagster_amoro.asset_keys import group_name
+from dagster_amoro.core.errors import StartFailedError
+from dagster_amoro.core.model import State
+from dagster_amoro.healing.restart import Ending, take_turn
+from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
 
 
 @pytest.fixture

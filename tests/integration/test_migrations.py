@@ -9,14 +9,14 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from orchestration.keeping.model import Event, EventKind, Note, Orphan
-from orchestration.keeping.pauses import EVERYTHING, Pause
-from orchestration.keeping.transitions import detect
-from orchestration.stores import ledger as ledger_module
-from orchestration.stores.database import Database
-from orchestration.stores.leases import acquire
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.schema import event, incident, removed_row
+from dagster_amoro.core.model import Event, EventKind, Note, Orphan
+from dagster_amoro.core.pauses import EVERYTHING, Pause
+from dagster_amoro.core.transitions import detect
+from dagster_amoro.stores import ledger as ledger_module
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.leases import acquire
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event, incident, removed_row
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ROW = {"resource_id": "r-1", "properties": '{"password":"x"}', "thread_count": 2}

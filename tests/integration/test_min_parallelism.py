@@ -12,15 +12,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from support import GRACE, Fleet, fleet
 
-from orchestration import attempt, refills, replacements
-from orchestration.keeping.model import Incident, Orphan, Resource, State
-from orchestration.keeping.pauses import EVERYTHING, Pause, Scope, Target
-from orchestration.keeping.policy import RestartPolicy, StandIn
-from orchestration.keeping.refill import RefillState, is_coming
-from orchestration.keeping.transitions import detect
-from orchestration.replacements import Replacements
+from dagster_amoro.core.model import Incident, Orphan, Resource, State
+from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
+from dagster_amoro.core.policy import RestartPolicy, StandIn
+from dagster_amoro.core.scale_up import RefillState, is_coming
+from dagster_amoro.core.transitions import detect
+from dagster_amoro.healing import replacements
+from dagster_amoro.healing import restart as attempt
+from dagster_amoro.healing import scaling as refills
+from dagster_amoro.healing.replacements import Replacements
+from tests.helpers.fleet import GRACE, Fleet, fleet
 
 INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper
 LONG = timedelta(hours=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import yaml
-from attached import LOCAL, Amoro, amoro
 from click.testing import CliRunner
-from support import GRACE
 
-from orchestration.cli import main
-from orchestration.keeping.model import State
+from dagster_amoro.cli import main
+from dagster_amoro.core.model import State
+from tests.helpers.attached import LOCAL, Amoro, amoro
+from tests.helpers.fleet import GRACE
 
 SECRETS = {
     "database": "pw-of-the-database",

@@ -8,17 +8,14 @@ from typing import Any, TypedDict
 
 import pytest
 import sqlalchemy as sa
-from attached import amoro
-from support import GRACE, START, Fleet, fleet, watched
 
-from orchestration.attempt import take_turn
-from orchestration.errors import KeeperError, UnknownTargetError
-from orchestration.fleet import declare_group
-from orchestration.keeping.model import EventKind, Incident, Ordered, State
-from orchestration.keeping.pauses import EVERYTHING, Scope, Target
-from orchestration.keeping.policy import OnExhausted
-from orchestration.keeping.refill import Refill, RefillState
-from orchestration.operations import (
+from dagster_amoro.core.errors import KeeperError, UnknownTargetError
+from dagster_amoro.core.model import EventKind, Incident, Ordered, State
+from dagster_amoro.core.pauses import EVERYTHING, Scope, Target
+from dagster_amoro.core.policy import OnExhausted
+from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.healing.fleet import declare_group
+from dagster_amoro.healing.operations import (
     end_of,
     give_up,
     pause,
@@ -28,7 +25,10 @@ from orchestration.operations import (
     resume,
     target_of,
 )
-from orchestration.stores.schema import event
+from dagster_amoro.healing.restart import take_turn
+from dagster_amoro.stores.schema import event
+from tests.helpers.attached import amoro
+from tests.helpers.fleet import GRACE, START, Fleet, fleet, watched
 
 
 class By(TypedDict):

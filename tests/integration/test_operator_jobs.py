@@ -17,19 +17,19 @@ from urllib.error import URLError
 
 import pytest
 import sqlalchemy as sa
-from conftest import wait_until
 
-from orchestration import operations
-from orchestration.attempt import take_turn, take_up
-from orchestration.config import load_settings
-from orchestration.demo.fleet import MARKER, stop_all
-from orchestration.fleet import declare
-from orchestration.keeper import Keeper
-from orchestration.keeping import transitions
-from orchestration.keeping.continuity import Watch
-from orchestration.keeping.model import EventKind, Incident, Ordered, Resource, State, Transition
-from orchestration.stores.schema import event
-from orchestration.tick import tick
+from dagster_amoro.config import load_settings
+from dagster_amoro.core import transitions
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.model import EventKind, Incident, Ordered, Resource, State, Transition
+from dagster_amoro.demo.fleet import MARKER, stop_all
+from dagster_amoro.healing import operations
+from dagster_amoro.healing.fleet import declare
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.tick import tick
+from dagster_amoro.stores.schema import event
+from tests.conftest import wait_until
 
 CHECKOUT: Final = Path(__file__).parents[2]
 CONFIG = """
@@ -37,7 +37,7 @@ ams:
   database: {type: sqlite, url: "sqlite:///registry.db"}
   optimizer: {auto-restart-enabled: true, auto-restart-grace-period: 1h}
 containers:
-  - {name: recording, container-impl: orchestration.containers.testing.RecordingContainer}
+  - {name: recording, container-impl: dagster_amoro.testing.RecordingContainer}
 """
 DAGSTER = """
 telemetry: {enabled: false}

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
 
-from orchestration.containers import programs
-from orchestration.containers.processes import end, spawn, started_with
-from orchestration.containers.programs import Program, ProgramError, launch, run
-from orchestration.secrets import Mask
+from dagster_amoro.containers import programs
+from dagster_amoro.containers.processes import end, spawn, started_with
+from dagster_amoro.containers.programs import Program, ProgramError, launch, run
+from dagster_amoro.core.secrets import Mask
+from tests.conftest import wait_until
 
 STARTED = re.compile(r"started as (\w+)")
 SLEEPER = "import time; time.sleep(60)"

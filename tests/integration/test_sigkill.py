@@ -12,17 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import START, fleet_keeper, watched
 
-from orchestration.attempt import take_turn, take_up
-from orchestration.config import ContainerSettings
-from orchestration.containers.resolve import Containers
-from orchestration.fleet import declare
-from orchestration.keeper import Keeper
-from orchestration.keeping.continuity import Watch
-from orchestration.keeping.model import Resource, State
-from orchestration.keeping.policy import RunState
-from orchestration.tick import tick
+from dagster_amoro.config import ContainerSettings
+from dagster_amoro.containers.resolve import Containers
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.model import Resource, State
+from dagster_amoro.core.policy import RunState
+from dagster_amoro.healing.fleet import declare
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.tick import tick
+from tests.helpers.fleet import START, fleet_keeper, watched
 
 GRACE = timedelta(seconds=30)
 WORKER = "w-1"
@@ -35,7 +35,7 @@ def keeper_at(folder: Path, later: timedelta) -> Keeper:
     command = ["sleep", "600"]
     settings = ContainerSettings(
         name="local",
-        implementation="orchestration.containers.CommandContainer",
+        implementation="dagster_amoro.containers.CommandContainer",
         properties={
             "command": str(command).replace("'", '"'),
             "log-dir": str(folder / "workers"),
@@ -122,7 +122,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         died = subprocess.run(
             [sys.executable, __file__, str(number), str(tmp_path), what],
             check=False,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         assert died.returncode == -signal.SIGKILL
         assert len(workers(tmp_path)) <= 1

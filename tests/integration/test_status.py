@@ -11,24 +11,24 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from attached import amoro
-from support import GRACE, START, Fleet, fleet
 
-from orchestration.config import Mode
-from orchestration.errors import StoreUnavailableError, UnknownTargetError
-from orchestration.gate import hold_lease
-from orchestration.keeping.guards import Guards
-from orchestration.keeping.model import Incident, Ordered, State, Transition
-from orchestration.keeping.pauses import EVERYTHING, Pause, Scope, Target
-from orchestration.keeping.policy import OnExhausted
-from orchestration.keeping.refill import Refill, RefillState
-from orchestration.keeping.transitions import attempt_failed, begin_attempt, claim, give_back, order
-from orchestration.keeping.wording import clock_time
-from orchestration.status import OrphanStatus, Status, take_status
-from orchestration.status_view import as_json, render
-from orchestration.stores.database import Database
-from orchestration.stores.ledger import Ledger
-from orchestration.stores.registry import Registry, optimizer, resource_group
+from dagster_amoro.cli.status_table import as_json, render
+from dagster_amoro.config import Mode
+from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
+from dagster_amoro.core.formatting import clock_time
+from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.model import Incident, Ordered, State, Transition
+from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
+from dagster_amoro.core.policy import OnExhausted
+from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
+from dagster_amoro.healing.preconditions import hold_lease
+from dagster_amoro.healing.status import OrphanStatus, Status, take_status
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry, optimizer, resource_group
+from tests.helpers.attached import amoro
+from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
 DUE = clock_time(START + GRACE)
 

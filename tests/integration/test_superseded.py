@@ -12,16 +12,16 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
-from ams import AmsLookAlike
-from support import Fleet, fleet
 
-from orchestration.ams.client import Ams
-from orchestration.ams.servers import Server, always
-from orchestration.attempt import take_turn
-from orchestration.keeping.model import Incident, State
-from orchestration.keeping.properties import dump_properties
-from orchestration.stores.registry import Registry, resource_group
+from dagster_amoro.ams.client import Ams
+from dagster_amoro.ams.leader import Server, always
+from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.properties import dump_properties
+from dagster_amoro.healing.restart import take_turn
+from dagster_amoro.stores.registry import Registry, resource_group
+from tests.helpers.amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
+from tests.helpers.ams import AmsLookAlike
+from tests.helpers.fleet import Fleet, fleet
 
 MINUTE = timedelta(minutes=1)
 GRACE = 6 * MINUTE  # longer than AMS's first check takes, 5 minutes

@@ -12,14 +12,14 @@ from typing import Final
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from support import GRACE, Fleet, fleet
 
-from orchestration.keeper import utc_clock
-from orchestration.keeping.guards import Guards
-from orchestration.keeping.model import EventKind, Incident, Ordered, State
-from orchestration.keeping.policy import Backoff, RestartPolicy
-from orchestration.keeping.transitions import order
-from orchestration.stores.registry import resource, resource_group
+from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.model import EventKind, Incident, Ordered, State
+from dagster_amoro.core.policy import Backoff, RestartPolicy
+from dagster_amoro.core.transitions import order
+from dagster_amoro.healing.keeper import utc_clock
+from dagster_amoro.stores.registry import resource, resource_group
+from tests.helpers.fleet import GRACE, Fleet, fleet
 
 WAVE: Final = 50
 GROUPS: Final = 100

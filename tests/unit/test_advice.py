@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.advice import COLUMNS, advice, compare, grid, recommend, records
-from orchestration.keeping.model import State
-from orchestration.keeping.policy import RestartPolicy
-from orchestration.keeping.replay import Begun, Recorded, replay
+from dagster_amoro.core.model import State
+from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro_audit.what_if.advice import COLUMNS, advice, compare, grid, recommend, records
+from dagster_amoro_audit.what_if.replay import Begun, Recorded, replay
 
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
 NOW = START + timedelta(days=1)

@@ -13,19 +13,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.config import (
+from dagster_amoro.config import (
     AmsSettings,
     HighAvailability,
     RegistryMode,
     Settings,
     load_settings,
 )
-from orchestration.config.shade import _from_base64
-from orchestration.config.urls import parse_url
-from orchestration.config.values import parse_host, parse_keywords
-from orchestration.dialect import Dialect
-from orchestration.errors import ConfigError
-from orchestration.stores.database import Database
+from dagster_amoro.config.shade import _from_base64
+from dagster_amoro.config.urls import parse_url
+from dagster_amoro.config.values import parse_host, parse_keywords
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import ConfigError
+from dagster_amoro.stores.database import Database
 
 SECRET = "hunter2"  # noqa: S105 - it opens nothing
 ENCODED = base64.b64encode(SECRET.encode()).decode()

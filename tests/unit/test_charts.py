@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets import charts
+from dagster_amoro_audit import charts
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 GRACE = timedelta(minutes=5)

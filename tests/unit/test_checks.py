@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.checks import (
+from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
+from dagster_amoro.core.policy import Backoff, RestartPolicy
+from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro_audit.checks import (
     Ended,
     below_floor,
     flapping,
@@ -18,11 +22,7 @@ from assets.checks import (
     restarts,
     unrefused,
 )
-from assets.refusals import Refusals
-from orchestration.keeping.model import Incident, State
-from orchestration.keeping.pauses import EVERYTHING, Pause, Pauses
-from orchestration.keeping.policy import Backoff, RestartPolicy
-from orchestration.keeping.refill import Refill, RefillState
+from dagster_amoro_audit.refusals import Refusals
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 POLICY = RestartPolicy(enabled=True, max_retries=3, grace_period=timedelta(minutes=5))

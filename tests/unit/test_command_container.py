@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.containers import CommandContainer
-from orchestration.containers.base import Container
-from orchestration.containers.command import fill, parse_command
-from orchestration.containers.launches import (
+from dagster_amoro.containers import CommandContainer
+from dagster_amoro.containers.base import Container
+from dagster_amoro.containers.command.container import fill, parse_command
+from dagster_amoro.containers.command.launches import (
     LaunchFiles,
     Record,
     dump_record,
@@ -22,9 +22,9 @@ from orchestration.containers.launches import (
     parse_record,
     properties_of,
 )
-from orchestration.containers.processes import Launch
-from orchestration.errors import ConfigError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.processes import Launch
+from dagster_amoro.core.errors import ConfigError, StartFailedError
+from dagster_amoro.core.model import Resource
 
 
 def container(**properties: str) -> CommandContainer:

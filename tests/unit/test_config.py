@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.config import (
+from dagster_amoro.config import (
     SETTINGS,
     RegistryMode,
     Setting,
@@ -18,11 +18,11 @@ from orchestration.config import (
     load_settings,
     parse_duration,
 )
-from orchestration.config.draft import environment_key, show
-from orchestration.config.keys import RESTART_KEYS
-from orchestration.errors import ConfigError
-from orchestration.keeping.groups import UNITS
-from orchestration.keeping.policy import Backoff, OnExhausted, RestartPolicy
+from dagster_amoro.config.draft import environment_key, show
+from dagster_amoro.config.keys import RESTART_KEYS
+from dagster_amoro.core.errors import ConfigError
+from dagster_amoro.core.groups import UNITS
+from dagster_amoro.core.policy import Backoff, OnExhausted, RestartPolicy
 
 SQLITE = "ams: {database.type: sqlite}\n"
 POSTGRES = (
@@ -96,12 +96,16 @@ def test_the_bundled_configuration_is_standalone_and_starts_nothing(tmp_path: Pa
 
 def test_the_bundled_configuration_lies_in_the_package() -> None:
     """What is inside the package is inside the wheel."""
-    assert files("orchestration").joinpath("conf", "config.yaml").is_file()
+    assert files("dagster_amoro.config").joinpath("standalone", "config.yaml").is_file()
 
 
 def test_the_bundled_configuration_is_a_template_for_every_key() -> None:
     """Each key is in it, set or as a comment."""
-    text = files("orchestration").joinpath("conf", "config.yaml").read_text(encoding="utf-8")
+    text = (
+        files("dagster_amoro.config")
+        .joinpath("standalone", "config.yaml")
+        .read_text(encoding="utf-8")
+    )
     for setting in SETTINGS:
         assert f"{setting.key.rpartition('.')[2]}:" in text
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestration.cursor import Cursor, dump_cursor, parse_cursor
-from orchestration.keeping.continuity import Watch
+from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
 
 watches = st.builds(
     Watch,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration import errors
-from orchestration.errors import KeeperError, describe, shorten
+from dagster_amoro.core import errors
+from dagster_amoro.core.errors import KeeperError, describe, shorten
 
 OURS: Final = [
     value

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.containers.base import Container
-from orchestration.containers.flink import FlinkContainer, Target
-from orchestration.containers.flink_conf import flattened, parse_lines, read_conf
-from orchestration.containers.flink_rest import essence
-from orchestration.containers.yarn import end_application
-from orchestration.dialect import Dialect
-from orchestration.errors import ConfigError, ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
-from orchestration.secrets import Mask
+from dagster_amoro.containers.amoro.flink import FlinkContainer, Target
+from dagster_amoro.containers.amoro.flink_conf import flattened, parse_lines, read_conf
+from dagster_amoro.containers.amoro.flink_rest import essence
+from dagster_amoro.containers.amoro.yarn import end_application
+from dagster_amoro.containers.base import Container
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.secrets import Mask
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"Amoro-flink-optimizer-flinkGroup-{ID}"

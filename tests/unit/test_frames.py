@@ -10,9 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from assets.frames import EVENT_COLUMNS, INCIDENT_COLUMNS, History, events_frame, incidents_frame
-from assets.names import folder_name, group_name, partition_key
-from assets.storage import HistoryFolder, HistoryIOManager, Position, first_day
+from dagster_amoro.asset_keys import folder_name, group_name, partition_key
+from dagster_amoro_audit.frames import (
+    EVENT_COLUMNS,
+    INCIDENT_COLUMNS,
+    History,
+    events_frame,
+    incidents_frame,
+)
+from dagster_amoro_audit.history_store import HistoryFolder, HistoryIOManager, Position, first_day
 
 NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
 GROUP_NAMES = st.text(max_size=50) | st.text(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.config.values import parse_duration
-from orchestration.keeping import groups
-from orchestration.keeping.groups import UNITS, Group, floor, is_dynamic
+from dagster_amoro.config.values import parse_duration
+from dagster_amoro.core import groups
+from dagster_amoro.core.groups import UNITS, Group, floor, is_dynamic
 
 FLAT: Final = "min-parallelism"
 DYNAMIC: Final = "dynamic-allocation."

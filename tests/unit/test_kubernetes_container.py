@@ -15,11 +15,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestration.containers import kubernetes
-from orchestration.containers.base import Container
-from orchestration.containers.kubernetes import KubernetesContainer
-from orchestration.errors import ConfigError, ContainerError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.amoro import kubernetes
+from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
+from dagster_amoro.containers.base import Container
+from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
+from dagster_amoro.core.model import Resource
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"amoro-optimizer-{ID}"
@@ -469,7 +469,8 @@ def test_says_how_to_install_the_client(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_module_is_imported_without_the_client() -> None:
     """Whoever does not use Kubernetes does not pay for it."""
-    code = "import sys, orchestration.containers.kubernetes; sys.exit('kubernetes' in sys.modules)"
+    module = "dagster_amoro.containers.amoro.kubernetes"
+    code = f"import sys, {module}; sys.exit('kubernetes' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

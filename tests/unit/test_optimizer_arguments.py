@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.containers.amoro import OptimizerContainer, as_text, is_true, usable
-from orchestration.containers.local import LocalContainer, log_folder
-from orchestration.dialect import Dialect
-from orchestration.errors import ConfigError, ContainerError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true, usable
+from dagster_amoro.containers.amoro.local import LocalContainer, log_folder
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
+from dagster_amoro.core.model import Resource
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 URI = "thrift://127.0.0.1:1261"

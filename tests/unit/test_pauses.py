@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.keeping.pauses import EVERYTHING, Pause, Pauses, Scope, Target
+from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestration.keeping.model import Incident, Ordered, State
-from orchestration.keeping.policy import (
+from dagster_amoro.core.model import Incident, Ordered, State
+from dagster_amoro.core.policy import (
     Backoff,
     Decision,
     OnExhausted,

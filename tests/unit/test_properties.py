@@ -8,12 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestration.errors import PropertiesError
-from orchestration.keeping.properties import (
-    dump_properties,
-    merge_properties,
-    parse_properties,
-)
+from dagster_amoro.core.errors import PropertiesError
+from dagster_amoro.core.properties import dump_properties, merge_properties, parse_properties
 
 # What a database can store: anything but half a character.
 texts: Final = st.text(st.characters(exclude_categories=["Cs"]))

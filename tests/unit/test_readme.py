@@ -6,10 +6,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from orchestration.cli import main
-from orchestration.config import SETTINGS
-from orchestration.keeper import Keeper
-from orchestration.keeping.groups import floor
+from dagster_amoro.cli import main
+from dagster_amoro.config import SETTINGS
+from dagster_amoro.core.groups import floor
+from dagster_amoro.healing.keeper import Keeper
 
 CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()

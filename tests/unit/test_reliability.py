@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.reliability import COLUMNS, WINDOWS, reliability
+from dagster_amoro_audit.reliability import COLUMNS, WINDOWS, reliability
 
 ORIGIN = datetime(2026, 10, 25, 0, 59, tzinfo=UTC)  # a minute before a clock change
 NOW = 120  # s after it

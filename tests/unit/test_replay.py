@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.keeping.model import State
-from orchestration.keeping.policy import Backoff, OnExhausted, RestartPolicy
-from orchestration.keeping.replay import Begun, Recorded, Replayed, replay
+from dagster_amoro.core.model import State
+from dagster_amoro.core.policy import Backoff, OnExhausted, RestartPolicy
+from dagster_amoro_audit.what_if.replay import Begun, Recorded, Replayed, replay
 
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
 LONG = 10**9  # ms; later than anything that happens in these histories

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from dagster import DagsterExecutionInterruptedError
 
-from orchestration.config import ContainerSettings
-from orchestration.containers import CommandContainer
-from orchestration.containers.amoro import OptimizerContainer
-from orchestration.containers.resolve import Containers, build_container
-from orchestration.containers.testing import RecordingContainer
-from orchestration.dialect import Dialect
-from orchestration.errors import ContainerError, ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.config import ContainerSettings
+from dagster_amoro.containers import CommandContainer
+from dagster_amoro.containers.amoro.base import OptimizerContainer
+from dagster_amoro.containers.resolve import Containers, build_container
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from dagster_amoro.testing import RecordingContainer
 
-RECORDING = "orchestration.containers.testing.RecordingContainer"
+RECORDING = "dagster_amoro.testing.RecordingContainer"
 JAVA = "org.apache.amoro.server.manager.FlinkOptimizerContainer"
 HERE = "containers_of_this_test"
 
@@ -116,7 +116,7 @@ def test_builds_a_class_with_name_and_properties() -> None:
 
 def test_builds_the_command_container_by_its_public_name() -> None:
     """The name that a config.yaml has."""
-    entry = settings("orchestration.containers.CommandContainer", command='["w"]')
+    entry = settings("dagster_amoro.containers.CommandContainer", command='["w"]')
     assert isinstance(build_container(entry), CommandContainer)
 
 
@@ -134,7 +134,7 @@ def test_builds_the_command_container_by_its_public_name() -> None:
         (f"{HERE}.Raising", "RuntimeError: no luck"),
         (f"{HERE}.Incomplete", "it has no release_resource"),
         ("collections.abc.Sized", "TypeError"),
-        ("orchestration.containers.CommandContainer", "property 'command' is missing"),
+        ("dagster_amoro.containers.CommandContainer", "property 'command' is missing"),
         (JAVA, "container 'c': property 'ams-optimizing-uri' is required"),
         ("org.apache.amoro.Other", f"no such class of Amoro is known; known are {JAVA[:31]}"),
     ],

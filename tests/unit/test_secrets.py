@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.secrets import HIDDEN, Mask, hide_assigned, is_secret, without_secrets
+from dagster_amoro.core.secrets import HIDDEN, Mask, hide_assigned, is_secret, without_secrets
 
 COMMON = {"true", "false", "none", "null", "yes", "no"}
 SECRETS = st.text(min_size=4, max_size=40).filter(

@@ -14,11 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.containers import processes
-from orchestration.containers.spark import DRIVER_HOST, SparkContainer
-from orchestration.dialect import Dialect
-from orchestration.errors import ConfigError, ContainerError, ReleaseFailedError, StartFailedError
-from orchestration.keeping.model import Resource
+from dagster_amoro.containers import processes
+from dagster_amoro.containers.amoro.spark import DRIVER_HOST, SparkContainer
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import (
+    ConfigError,
+    ContainerError,
+    ReleaseFailedError,
+    StartFailedError,
+)
+from dagster_amoro.core.model import Resource
 
 RID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 YARN_APPLICATION = "application_1700000000000_0007"

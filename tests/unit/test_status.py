@@ -6,18 +6,12 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from orchestration.config import Mode
-from orchestration.keeping.model import State
-from orchestration.keeping.pauses import Pause, Scope, Target
-from orchestration.keeping.refill import RefillState
-from orchestration.status import (
-    Acting,
-    GroupStatus,
-    OrphanStatus,
-    Rounds,
-    Status,
-)
-from orchestration.status_view import SHOWN, as_json, render
+from dagster_amoro.cli.status_table import SHOWN, as_json, render
+from dagster_amoro.config import Mode
+from dagster_amoro.core.model import State
+from dagster_amoro.core.pauses import Pause, Scope, Target
+from dagster_amoro.core.scale_up import RefillState
+from dagster_amoro.healing.status import Acting, GroupStatus, OrphanStatus, Rounds, Status
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 PAUSE = Pause(

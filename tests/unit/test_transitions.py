@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import pytest
 
-from orchestration.keeping import transitions
-from orchestration.keeping.model import EventKind, Incident, Ordered, Orphan, State, Transition
-from orchestration.keeping.policy import RestartPolicy
+from dagster_amoro.core import transitions
+from dagster_amoro.core.model import EventKind, Incident, Ordered, Orphan, State, Transition
+from dagster_amoro.core.policy import RestartPolicy
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER: Final = NOW + timedelta(minutes=5)

@@ -1,0 +1,315 @@
+"""Where is a group's history kept? In Parquet files by day, in a folder or an object store.
+
+The folder of a group holds `events/<day>.parquet` by the day an event happened,
+`incidents/<day>.parquet` by the day of detection (both UTC), and `position.json`. A refresh
+rewrites the days that it touches, so it costs as much as what is new.
+
+A refresh can die anywhere, or meet another one of the same group, and the content ends right.
+Rows are put in by number, so to repeat a refresh changes nothing. The position is written after
+the rows that it stands for, each file at once or not at all. Where two refreshes rewrite one day,
+the later one can undo the other's rows only if it had not read them from the ledger, that is if
+they were new; and what is new is read again by the next refresh, see `SETTLING`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from typing import Final
+from uuid import uuid4
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from upath import UPath
+
+from dagster_amoro.asset_keys import folder_name
+from dagster_amoro_audit.frames import EVENT_SCHEMA, INCIDENT_SCHEMA, History
+
+SETTLING: Final = timedelta(minutes=10)
+"""How long after it happened an event can still come to light.
+
+PostgreSQL and MySQL give out numbers before the commit, so an event can appear after one with a
+higher number was read, and "what is newer than the position" would lose it for ever. Its time is
+read from a clock shortly before its transaction, and no transaction lives for minutes: a lock is
+waited for 10 s, a tick has 60 s. So events younger than this at the last refresh are read again,
+with all that came after them. Hosts' clocks may differ by some minutes.
+"""
+OPEN: Final = "open"  # how incidents without an outcome are counted
+_TAIL_DAYS: Final = timedelta(days=30)
+_TAIL_INCIDENTS: Final = range(100, 10_000)  # at least, if there are; at most, but for a day's rest
+_SUFFIX: Final = ".parquet"
+_POSITION: Final = "position.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """How far a group's history was read from the ledger, and how many incidents it has."""
+
+    event: int = 0  # the newest that is stored
+    told_at: str = ""  # when it happened, in ISO 8601; tells its ledger from another
+    settled: int = 0  # no event up to this one can still come to light
+    # Incidents by day of detection, then by outcome or `OPEN`.
+    incidents: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many incidents ended how, or are open, over the whole history."""
+        total: dict[str, int] = {}
+        for day in self.incidents.values():
+            for outcome, number in day.items():
+                total[outcome] = total.get(outcome, 0) + number
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One of the two frames as files."""
+
+    name: str
+    schema: pa.Schema
+    key: str  # what a row is known by
+    moment: str  # whose UTC day says which file it is in
+
+
+_INCIDENTS: Final = _Table("incidents", INCIDENT_SCHEMA, "incident", "detected")
+_EVENTS: Final = _Table("events", EVENT_SCHEMA, "event", "at")
+
+
+@dataclass(frozen=True, slots=True)
+class _Day:
+    """The rows of one file after a merge."""
+
+    name: str
+    rows: pa.Table
+    added: int  # rows that were not there before
+
+
+class HistoryFolder:
+    """The files of one group."""
+
+    def __init__(self, path: UPath) -> None:
+        """Files at or to be at `path`; nothing is touched yet."""
+        self.path = path
+
+    def position(self) -> Position:
+        """How far the files go; the very beginning where there are none, or nobody can tell."""
+        try:
+            return Position(**json.loads((self.path / _POSITION).read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return Position()  # what is there already is put in again, over itself
+
+    def keep(self, position: Position) -> None:
+        """Writes the position; the rows that it stands for were written before."""
+        _write(self.path / _POSITION, json.dumps(asdict(position)).encode())
+
+    def merge(
+        self, increment: History, position: Position, *, now: datetime, oldest: str = ""
+    ) -> tuple[Position, int, int]:
+        """Puts rows in, over those of the same number, and then keeps the position.
+
+        Args:
+            increment: Events that follow in the ledger, at least one, and their incidents.
+            position: How far the files go.
+            now: When the increment was read.
+            oldest: Rows of earlier days (`YYYY-MM-DD`) are left out.
+
+        Returns:
+            The new position; how many incidents are new, and how many events.
+        """
+        events = list(self._merge(_EVENTS, increment.events, oldest))
+        incidents = list(self._merge(_INCIDENTS, increment.incidents, oldest))
+        days = {day.name: _outcomes(day.rows) for day in incidents}
+        moved = replace(
+            _advanced(position, increment.events, now), incidents={**position.incidents, **days}
+        )
+        self.keep(moved)
+        return moved, sum(day.added for day in incidents), sum(day.added for day in events)
+
+    def expire(self, position: Position, oldest: str) -> Position:
+        """Deletes the files of days before `oldest` (`YYYY-MM-DD`, or "") and what they count."""
+        for table in (_INCIDENTS, _EVENTS) if oldest else ():
+            for day in self._days(table):
+                if day < oldest:
+                    self._file(table, day).unlink(missing_ok=True)
+        left = {day: number for day, number in position.incidents.items() if day >= oldest}
+        if len(left) < len(position.incidents):
+            position = replace(position, incidents=left)
+            self.keep(position)
+        return position
+
+    def set_aside(self, position: Position) -> None:
+        """Moves the files into a folder of their own: they are of a ledger that is gone."""
+        aside = self.path / f"replaced-{position.event}-{position.told_at[:10]}"
+        for table in (_INCIDENTS, _EVENTS):
+            for day in self._days(table):
+                file = self._file(table, day)
+                _write(aside / table.name / file.name, file.read_bytes())
+                file.unlink()
+        (self.path / _POSITION).unlink(missing_ok=True)
+
+    def load(self) -> History:
+        """The whole history."""
+        return self._history(since="")
+
+    def tail(self, position: Position, now: datetime) -> History:
+        """The newest incidents and the events since: what a refresh can afford to look at.
+
+        Whole days, from today back: 30, or more until 100 incidents are found; no further than
+        10,000 incidents.
+        """
+        earliest = f"{now - _TAIL_DAYS:%Y-%m-%d}"
+        days: list[str] = []
+        found = 0
+        for day in sorted(position.incidents, reverse=True):
+            is_enough = day < earliest and found >= _TAIL_INCIDENTS.start
+            if is_enough or found >= _TAIL_INCIDENTS.stop:
+                break
+            days.append(day)
+            found += sum(position.incidents[day].values())
+        return self._history(min(days, default="9"))
+
+    def _history(self, since: str) -> History:
+        days = ([d for d in self._days(table) if d >= since] for table in (_INCIDENTS, _EVENTS))
+        incidents, events = map(self._read, (_INCIDENTS, _EVENTS), days)
+        return History(incidents.to_pandas(), events.to_pandas())
+
+    def _merge(self, table: _Table, frame: pd.DataFrame, oldest: str) -> Iterator[_Day]:
+        there = set(self._days(table))
+        rows = pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
+        days = pc.floor_temporal(rows[table.moment], unit="day")
+        in_order = pc.sort_indices(days)  # by number within a day, as they come
+        rows = rows.take(in_order)
+        offset = 0
+        for midnight in pc.value_counts(days.take(in_order)).to_pylist():
+            day, length = f"{midnight['values']:%Y-%m-%d}", midnight["counts"]
+            if day >= oldest:
+                yield self._put(table, day, rows.slice(offset, length), is_there=day in there)
+            offset += length
+
+    def _put(self, table: _Table, day: str, new: pa.Table, *, is_there: bool) -> _Day:
+        if not is_there:
+            _write(self._file(table, day), _parquet(new))
+            return _Day(day, new, new.num_rows)
+        before = self._read(table, [day])
+        untouched = pc.invert(pc.is_in(before[table.key], value_set=new[table.key]))
+        merged = pa.concat_tables([before.filter(untouched), new]).sort_by(table.key)
+        if not merged.equals(before):  # what is read again is there, most of the time
+            _write(self._file(table, day), _parquet(merged))
+        return _Day(day, merged, merged.num_rows - before.num_rows)
+
+    def _read(self, table: _Table, days: list[str]) -> pa.Table:
+        files = [pq.ParquetFile(BytesIO(self._file(table, day).read_bytes())) for day in days]
+        read = [file.read(use_threads=False) for file in files]  # they are small
+        # A file of an older version may lack a column.
+        empty = table.schema.empty_table()
+        every = pa.concat_tables([empty, *read], promote_options="default")
+        return every.select(table.schema.names).cast(table.schema).sort_by(table.key)
+
+    def _file(self, table: _Table, day: str) -> UPath:
+        return self.path / table.name / f"{day}{_SUFFIX}"
+
+    def _days(self, table: _Table) -> list[str]:
+        folder = self.path / table.name
+        folder.fs.invalidate_cache(folder.path)  # other processes write there too
+        try:
+            names = [file.name for file in folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):  # an object store says the latter
+            return []
+        return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+
+class HistoryIOManager(dg.UPathIOManager):
+    """Hands out the folders of the groups, and loads them as `History`.
+
+    The asset writes through its group's folder: it needs the position there before it reads the
+    ledger, and a first refresh puts in part after part.
+    """
+
+    def folder(self, asset: dg.AssetKey, partition: str) -> HistoryFolder:
+        """The files of one group."""
+        return HistoryFolder(self._base_path.joinpath(*asset.path, folder_name(partition)))
+
+    def dump_to_path(self, context: dg.OutputContext, obj: History, path: UPath) -> None:  # noqa: ARG002 - as the base class
+        """Refuses: a history comes from the ledger, by and by.
+
+        Raises:
+            DagsterInvariantViolationError: Always.
+        """
+        raise dg.DagsterInvariantViolationError(f"write to {path.name} through its folder")
+
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> History:  # noqa: ARG002 - as above
+        """The whole history of a group; an empty one if it was never refreshed."""
+        return HistoryFolder(path).load()
+
+    def get_path_for_partition(
+        self,
+        context: dg.InputContext | dg.OutputContext,  # noqa: ARG002 - as above
+        path: UPath,
+        partition: str,
+    ) -> UPath:
+        """The folder of a partition."""
+        return path / folder_name(partition)
+
+
+def io_manager(kind: type[dg.UPathIOManager], base: str | None = None) -> dg.IOManagerDefinition:
+    """The resource that keeps histories, or single frames.
+
+    Args:
+        kind: `HistoryIOManager` or `FrameIOManager`.
+        base: A folder, or a URL that fsspec knows. None: the Dagster instance's storage folder.
+    """
+
+    @dg.io_manager(description="Keeps the audit's frames as Parquet files.")
+    def manager(context: dg.InitResourceContext) -> dg.UPathIOManager:
+        return kind(UPath(base or _instance_folder(context.instance)))
+
+    return manager
+
+
+def _instance_folder(instance: dg.DagsterInstance | None) -> str:
+    if instance is None:
+        raise dg.DagsterInvariantViolationError("histories are kept in an instance's folder")
+    return instance.storage_directory()
+
+
+def _advanced(position: Position, events: pd.DataFrame, now: datetime) -> Position:
+    newest = events.iloc[-1]
+    settled = events["event"][events["at"] < now - SETTLING]
+    moved = replace(position, settled=max(position.settled, *settled.tail(1).tolist(), 0))
+    if newest["event"] < position.event:
+        return moved
+    return replace(moved, event=int(newest["event"]), told_at=newest["at"].isoformat())
+
+
+def _outcomes(incidents: pa.Table) -> dict[str, int]:
+    counted = pc.value_counts(pc.fill_null(incidents["outcome"], OPEN))
+    return {row["values"]: row["counts"] for row in counted.to_pylist()}
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: UPath, content: bytes) -> None:
+    """Writes a file at once or not at all, which an object store does by itself."""
+    if path.protocol not in {"", "file", "local"}:
+        path.write_bytes(content)
+        return
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # not taken for one of the files
+    try:
+        draft.write_bytes(content)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+    draft.rename(path)
+
+
+def first_day(now: datetime, retention: timedelta | None) -> str:
+    """The oldest day that is kept, as `YYYY-MM-DD`; "" where all are."""
+    return "" if retention is None else f"{now.astimezone(UTC) - retention:%Y-%m-%d}"

@@ -1,0 +1,231 @@
+"""How reliable was each group lately: what died, what came back, how fast, and what did not?"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import dagster as dg
+import pandas as pd
+
+from dagster_amoro.core.model import State
+
+WINDOWS: Final[Mapping[str, timedelta | None]] = {  # None: since the first record of the group
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(weeks=1),
+    "all": None,
+}
+COLUMNS: Final = (
+    dg.TableColumn("group", "string", "The optimizer group."),
+    dg.TableColumn("container", "string", "The container that starts the resources."),
+    dg.TableColumn("window", "string", "The time before the refresh: hour, day, week or all."),
+    dg.TableColumn(
+        "incidents", "int64", "Incidents that were open in the window, from before it or not."
+    ),
+    dg.TableColumn("self_recovered", "int64", "Of them, recovered without an attempt."),
+    dg.TableColumn("recovered_first", "int64", "Recovered after one attempt."),
+    dg.TableColumn("recovered_later", "int64", "Recovered after more than one attempt."),
+    dg.TableColumn("given_up", "int64", "Given up: the resource was released and removed."),
+    dg.TableColumn("released", "int64", "Ended because somebody removed the resource."),
+    dg.TableColumn("superseded", "int64", "Ended because the group was refilled without it."),
+    dg.TableColumn("open", "int64", "Without an outcome yet."),
+    dg.TableColumn("median_seconds", "float64", "Time to recover in s, median of those recovered."),
+    dg.TableColumn("p95_seconds", "float64", "Time to recover in s that 95 % did not exceed."),
+    dg.TableColumn(
+        "full_strength", "float64", "Share of the time, 0 to 1, in which no thread was missing."
+    ),
+    dg.TableColumn(
+        "strength",
+        "float64",
+        "Share of the threads wanted by the group, 0 to 1, that were not missing through this "
+        "container, averaged over the time; empty where none were wanted or nobody noted it.",
+    ),
+    dg.TableColumn("last_errors", "string", "The most frequent last errors, each with its count."),
+    dg.TableColumn(
+        "flapping",
+        "string",
+        "Resources with three incidents or more, each with their number, worst first.",
+    ),
+)
+_TYPES: Final = {column.name: column.type for column in COLUMNS}
+_NAMES: Final = list(_TYPES)
+FLAPPING: Final = 3  # incidents of one resource in a window
+_KEYS: Final = ["group", "container"]
+_OUTCOMES: Final = {
+    State.EXHAUSTED: "given_up",
+    State.RELEASED: "released",
+    State.SUPERSEDED: "superseded",
+}
+_MOST_ERRORS: Final = 3
+_MOST_RESOURCES: Final = 10
+_LONGEST_ERROR: Final = 120  # characters; those that agree so far count as one
+
+
+def reliability(
+    incidents: pd.DataFrame,
+    capacity: pd.DataFrame,
+    now: datetime,
+    windows: Mapping[str, timedelta | None] = WINDOWS,
+) -> pd.DataFrame:
+    """The figures of `COLUMNS`, a row per group, container and window.
+
+    An incident belongs to a window if it overlaps it: detected by `now`, and open or closed after
+    the window's start. Its outcome counts if it closed by `now`; else it is open. One that seems to
+    have closed before its detection (clocks of two hosts) took no time.
+
+    Args:
+        incidents: Of all groups: group, resource, container, threads, detected, attempts,
+            last_error, outcome and closed, as in `orphan_history`.
+        capacity: What ticks saw: group, at, and the threads it `wanted` then. Between two of them
+            the first holds, before the first of all it holds too.
+        now: Aware UTC; nothing later is counted.
+        windows: Their lengths, back from `now`, by name.
+    """
+    until = pd.Timestamp(now).tz_convert("UTC")
+    known = _known(incidents, until)
+    if known.empty:
+        return pd.DataFrame(columns=_NAMES).astype(_TYPES)
+    wanted = capacity.dropna(subset=["wanted"])
+    wanted = wanted[wanted["at"] <= until].sort_values("at", kind="stable")
+    frames = [
+        _window(known, wanted, span, until).assign(window=name) for name, span in windows.items()
+    ]
+    return _typed(pd.concat(frames), list(windows))
+
+
+def _typed(frame: pd.DataFrame, windows: Sequence[str]) -> pd.DataFrame:
+    order = frame.reset_index().assign(nth=lambda rows: rows["window"].map(windows.index))
+    rows = order.sort_values([*_KEYS, "nth"], ignore_index=True)
+    return rows.astype(_TYPES)[_NAMES]
+
+
+def _known(incidents: pd.DataFrame, until: pd.Timestamp) -> pd.DataFrame:
+    """What is known by `until`, with when each `end`s and how many `seconds` it takes by then."""
+    rows = incidents[incidents["detected"] <= until]
+    closed = rows["closed"].where(~(rows["closed"] < rows["detected"]), rows["detected"])
+    closed = closed.where(closed <= until)
+    end = closed.fillna(until)
+    return rows.assign(
+        closed=closed,
+        end=end,
+        outcome=rows["outcome"].where(closed.notna()),
+        seconds=(end - rows["detected"]).dt.total_seconds(),
+    )
+
+
+def _window(
+    known: pd.DataFrame, wanted: pd.DataFrame, span: timedelta | None, until: pd.Timestamp
+) -> pd.DataFrame:
+    since = _since(known, wanted, span, until)
+    rows = known if span is None else known[~(known["closed"] <= until - span)]
+    every = pd.MultiIndex.from_frame(known[_KEYS].drop_duplicates())
+    errors = rows.assign(last_error=rows["last_error"].str.slice(0, _LONGEST_ERROR))
+    figures: list[pd.DataFrame] = [
+        _counts(rows).reindex(every, fill_value=0),
+        _recovery(rows),
+        _strength(rows, wanted, since, until, every),
+        _most(errors, "last_error", 1, _MOST_ERRORS, "; ").to_frame("last_errors"),
+        _most(rows, "resource", FLAPPING, _MOST_RESOURCES, ", ").to_frame("flapping"),
+    ]
+    frame = pd.concat([part.reindex(every) for part in figures], axis="columns")
+    return frame.fillna({"last_errors": "", "flapping": ""})
+
+
+def _since(
+    known: pd.DataFrame, wanted: pd.DataFrame, span: timedelta | None, until: pd.Timestamp
+) -> "pd.Series[pd.Timestamp]":
+    """When the window begins for each group."""
+    detected = known.groupby("group")["detected"].min()
+    noted = wanted.groupby("group")["at"].min().reindex(detected.index)
+    first = noted.where(noted < detected, detected)
+    return first if span is None else first.where(first.isna(), until - span)
+
+
+def _counts(rows: pd.DataFrame) -> pd.DataFrame:
+    recovered = rows["outcome"] == State.RECOVERED
+    attempts = rows["attempts"]
+    flags = pd.DataFrame({
+        "incidents": True,
+        "self_recovered": recovered & (attempts == 0),
+        "recovered_first": recovered & (attempts == 1),
+        "recovered_later": recovered & (attempts > 1),
+        **{name: rows["outcome"] == outcome for outcome, name in _OUTCOMES.items()},
+        "open": rows["outcome"].isna(),
+    }, index=rows.index)  # fmt: skip
+    flags = flags.fillna(value=False).astype("int64")
+    return flags.groupby([rows[key] for key in _KEYS]).sum()
+
+
+def _recovery(rows: pd.DataFrame) -> pd.DataFrame:
+    recovered = rows[rows["outcome"].eq(State.RECOVERED).fillna(value=False)]
+    by_key = recovered.groupby(_KEYS)["seconds"]
+    return pd.DataFrame({
+        "median_seconds": by_key.quantile(0.5),
+        "p95_seconds": by_key.quantile(0.95),
+    })  # fmt: skip
+
+
+def _strength(
+    rows: pd.DataFrame,
+    wanted: pd.DataFrame,
+    since: "pd.Series[pd.Timestamp]",
+    until: pd.Timestamp,
+    every: pd.MultiIndex,
+) -> pd.DataFrame:
+    lacking = rows[rows["threads"] > 0].sort_values("detected")
+    start = _later(lacking["detected"], lacking["group"].map(since))
+    spans = lacking[[*_KEYS, "threads"]].assign(start=start, end=lacking["end"])
+    groups = every.get_level_values("group")
+    missing = _missing(spans).reindex(every, fill_value=0.0)
+    all_wanted = _thread_seconds(wanted, since, until).reindex(groups).to_numpy()
+    length = (until - since).dt.total_seconds().reindex(groups).to_numpy()
+    return pd.DataFrame({
+        "full_strength": 1 - missing["seconds"] / length,
+        "strength": (1 - missing["thread_seconds"] / all_wanted).clip(0, 1),
+    })  # fmt: skip
+
+
+def _missing(spans: pd.DataFrame) -> pd.DataFrame:
+    """By group and container: thread-seconds that were missing, and seconds in which any were.
+
+    Args:
+        spans: From `start` to `end` so many `threads` were missing; in the order of `start`.
+    """
+    latest = spans.groupby(_KEYS)["end"].cummax()
+    before = latest.groupby([spans[key] for key in _KEYS]).shift()
+    fresh = _later(spans["start"], before.fillna(spans["start"]))
+    alone = (spans["end"] - fresh).dt.total_seconds().clip(lower=0)
+    each = (spans["end"] - spans["start"]).dt.total_seconds() * spans["threads"]
+    sums = spans[_KEYS].assign(seconds=alone, thread_seconds=each)
+    return sums.groupby(_KEYS)[["seconds", "thread_seconds"]].sum()
+
+
+def _thread_seconds(
+    wanted: pd.DataFrame, since: "pd.Series[pd.Timestamp]", until: pd.Timestamp
+) -> "pd.Series[float]":
+    """By group: the integral of `wanted` over the window; `wanted` in the order of `at`."""
+    rows = wanted[wanted["group"].isin(since.index)]
+    by_group = rows.groupby("group")
+    begins = rows["group"].map(since)
+    start = rows["at"].where(by_group.cumcount() > 0, begins)
+    end = by_group["at"].shift(-1).fillna(until)
+    seconds = (_later(end, begins) - _later(start, begins)).dt.total_seconds()
+    return (seconds * rows["wanted"].astype("float64")).groupby(rows["group"]).sum()
+
+
+def _later(
+    one: "pd.Series[pd.Timestamp]", other: "pd.Series[pd.Timestamp]"
+) -> "pd.Series[pd.Timestamp]":
+    return one.where(one > other, other)
+
+
+def _most(
+    rows: pd.DataFrame, column: str, least: int, most: int, separator: str
+) -> "pd.Series[str]":
+    """By group and container: the most frequent values, each with its number, as one text."""
+    counts = rows.groupby([*_KEYS, column]).size().rename("number").reset_index()
+    counts = counts[counts["number"] >= least]
+    counts = counts.sort_values(["number", column], ascending=[False, True])
+    top = counts.groupby(_KEYS).head(most)
+    texts = top[column] + " (" + top["number"].astype("string") + ")"
+    return texts.groupby([top[key] for key in _KEYS]).agg(separator.join)

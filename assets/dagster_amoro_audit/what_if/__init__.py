@@ -1,0 +1,1 @@
+"""What other policies would have made of the recorded incidents, and the advice from that."""

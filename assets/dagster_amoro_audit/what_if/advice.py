@@ -1,0 +1,298 @@
+"""What should be changed? The recorded incidents under other grace periods, and a sentence on it.
+
+How another policy is replayed, and what the record cannot tell, says
+`dagster_amoro_audit.what_if.replay`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import dagster as dg
+import pandas as pd
+
+from dagster_amoro.core.formatting import duration
+from dagster_amoro.core.model import EventKind, State
+from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro_audit.what_if.replay import Begun, Recorded, Replayed, replay
+
+GRACES: Final = tuple(timedelta(seconds=s) for s in (0, 30, 60, 120, 300, 600, 900, 1800))
+KINDS: Final = (EventKind.ATTEMPT, EventKind.ATTEMPT_FAILED, EventKind.REPORTED)
+"""The events that advice needs."""
+COLUMNS: Final = (
+    dg.TableColumn("group", "string", "The optimizer group; empty: all of them."),
+    dg.TableColumn("grace_seconds", "float64", "The grace period tried, in s."),
+    dg.TableColumn("max_retries", "int64", "The attempts tried."),
+    dg.TableColumn("in_force", "bool", "Whether this is the policy that is in force."),
+    dg.TableColumn("orphans", "int64", "Incidents that were replayed."),
+    dg.TableColumn("closed", "int64", "Of them, closed in the record."),
+    dg.TableColumn("by_itself", "int64", "Back without an attempt."),
+    dg.TableColumn("restarted", "int64", "Back after attempts."),
+    dg.TableColumn(
+        "unneeded_restarts", "int64", "Restarted, though they were coming back by themselves."
+    ),
+    dg.TableColumn("given_up", "int64", "Given up."),
+    dg.TableColumn("otherwise", "int64", "Released, superseded or open at the end of the record."),
+    dg.TableColumn("unknown", "int64", "The record does not say how they would have ended."),
+    dg.TableColumn("attempts", "int64", "Starts, as far as they are known."),
+    dg.TableColumn("median_wait", "float64", "Until the first attempt in s, median."),
+    dg.TableColumn("p95_wait", "float64", "Until the first attempt in s, not exceeded by 95 %."),
+    dg.TableColumn("median_recovery", "float64", "Until those restarted were back in s, median."),
+    dg.TableColumn(
+        "p95_recovery", "float64", "Until those restarted were back in s, not exceeded by 95 %."
+    ),
+)
+LEAST_HISTORY: Final = 10  # closed incidents; fewer say nothing
+_TYPES: Final = {column.name: column.type for column in COLUMNS}
+_ENDINGS: Final = (
+    "by_itself",
+    "restarted",
+    "unneeded_restarts",
+    "given_up",
+    "otherwise",
+    "unknown",
+)
+_OBSTACLE: Final = "it was reported and left alone"
+_TOLERATED: Final = 0.1  # share of the orphans that a better policy may restart in vain
+
+
+Row = Mapping[str, Any]
+"""One row of `advice`, by column."""
+
+
+class Told(NamedTuple):
+    """A recorded incident and the group it belongs to."""
+
+    group: str
+    recorded: Recorded
+
+
+def grid(policy: RestartPolicy, graces: Iterable[timedelta] = GRACES) -> list[RestartPolicy]:
+    """The policies to try: the one in force first, then others that only differ in patience."""
+    in_force = replace(policy, enabled=True)
+    others = [replace(in_force, grace_period=grace) for grace in graces]
+    return [in_force, *(other for other in others if other != in_force)]
+
+
+def advice(
+    incidents: pd.DataFrame,
+    events: pd.DataFrame,
+    policies: Sequence[RestartPolicy],
+    now: datetime,
+) -> pd.DataFrame:
+    """What each policy would have done: the figures of `COLUMNS`, per group and for all together.
+
+    The six endings from `by_itself` to `unknown` add up to `orphans`.
+
+    Args:
+        incidents: With group, incident, detected, outcome, closed, grace_seconds and max_retries.
+        events: With incident, kind, at and attempt; those of the kinds in `KINDS` matter.
+        policies: To try; the first is in force, and stands in for those that were not recorded.
+        now: Until when the record goes; aware UTC.
+    """
+    told = records(incidents, events, policies[0], now)
+    frame = pd.concat([_tried(told, policy) for policy in policies])
+    in_force = policies[0].grace_period.total_seconds(), policies[0].max_retries
+    frame["in_force"] = (frame["grace_seconds"] == in_force[0]) & (
+        frame["max_retries"] == in_force[1]
+    )
+    order = ["group", "grace_seconds", "max_retries"]
+    rows = frame.astype(_TYPES)[list(_TYPES)]
+    return rows.sort_values(order, na_position="first", ignore_index=True)
+
+
+def records(
+    incidents: pd.DataFrame, events: pd.DataFrame, fallback: RestartPolicy, now: datetime
+) -> list[Told]:
+    """The incidents of the frames, see `advice`, as records.
+
+    Args:
+        incidents: One row each.
+        events: Their attempts, each followed by its failure.
+        fallback: The policy of those whose own was not recorded.
+        now: Until when the record goes.
+    """
+    attempts = _attempts(events)
+    reported = set(events.loc[events["kind"] == EventKind.REPORTED, "incident"])
+    columns = zip(
+        *(incidents[name] for name in ("group", "incident")),
+        *(_plain(incidents[name]) for name in ("detected", "outcome", "closed")),
+        *(_plain(incidents[name]) for name in ("grace_seconds", "max_retries")),
+        strict=True,
+    )
+    return [
+        Told(
+            group,
+            Recorded(
+                detected_at=detected,
+                ended_at=closed or now,
+                outcome=State(outcome) if outcome else None,
+                attempts=attempts.get(number, ()),
+                policy=_policy(grace, retries, fallback),
+                obstacle=_OBSTACLE if number in reported and number not in attempts else None,
+            ),
+        )
+        for group, number, detected, outcome, closed, grace, retries in columns
+    ]
+
+
+def recommend(frame: pd.DataFrame) -> str:
+    """What an operator should know of an `advice`, in a sentence or two.
+
+    The better policy is the one with the shortest grace period that gives up no more orphans than
+    the one in force, and that has little to be said against it: those it restarts in vain, and
+    those that the record knows nothing about, unlike for the one in force, are one in ten at most.
+    """
+    rows: list[Row] = frame[frame["group"].isna()].to_dict("records")  # type: ignore[assignment]
+    closed = max((row["closed"] for row in rows), default=0)
+    if closed < LEAST_HISTORY:
+        return f"Too little history: {_count(closed, 'closed incident')}, {LEAST_HISTORY} needed."
+    current = next(row for row in rows if row["in_force"])
+    good = [
+        row
+        for row in rows
+        if row["given_up"] <= current["given_up"]
+        and _objections(row, current) <= _TOLERATED * row["orphans"]
+    ]
+    best = good[0] if good else min(rows, key=lambda row: _objections(row, current))
+    return _confirmed(current) if best["in_force"] else compare(best, current)
+
+
+def compare(other: Row, current: Row) -> str:
+    """What another policy would have meant next to the one in force, by their rows of `advice`."""
+    orphans = _count(other["orphans"], "orphan")
+    in_vain = f"{other['unneeded_restarts']} of {orphans} would have been restarted though they"
+    told = [f"{in_vain} came back by themselves", _sooner(other, current)]
+    if other["given_up"] != current["given_up"]:
+        told.append(f"{other['given_up']} instead of {current['given_up']} would be given up")
+    sentence = f"With {_difference(other, current)}, {', and '.join(filter(None, told))}."
+    if other["unknown"]:
+        sentence += f" Of {other['unknown']} the record does not say how they would have ended."
+    return sentence
+
+
+def _confirmed(current: Row) -> str:
+    return (
+        f"The grace period of {_grace(current)} suits this history: of "
+        f"{_count(current['orphans'], 'orphan')}, {current['by_itself']} came back by themselves "
+        f"and {current['restarted']} after a restart. A shorter one would have restarted too many "
+        "in vain, or cut them off while they started."
+    )
+
+
+def _difference(other: Row, current: Row) -> str:
+    parts = []
+    if other["grace_seconds"] != current["grace_seconds"]:
+        parts.append(f"a grace period of {_grace(other)} instead of {_grace(current)}")
+    if other["max_retries"] != current["max_retries"]:
+        attempts = _count(other["max_retries"], "attempt")
+        parts.append(f"{attempts} instead of {current['max_retries']}")
+    return " and ".join(parts) or "the policy in force"
+
+
+def _sooner(other: Row, current: Row) -> str:
+    """How much sooner those restarted would have been back; "" where there is nothing to say."""
+    gain = current["median_recovery"] - other["median_recovery"]
+    if pd.isna(gain):
+        return ""
+    when = f"{duration(timedelta(seconds=abs(gain)))} {'sooner' if gain > 0 else 'later'}"
+    return (
+        f"the {other['restarted']} that needed a restart would have been back "
+        f"{when if round(gain) else 'as soon as they were'} (median)"
+    )
+
+
+def _grace(row: Row) -> str:
+    return duration(timedelta(seconds=row["grace_seconds"]))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _objections(row: Row, current: Row) -> int:
+    return int(row["unneeded_restarts"] + max(0, row["unknown"] - current["unknown"]))
+
+
+def _tried(told: Sequence[Told], policy: RestartPolicy) -> pd.DataFrame:
+    even = _even(policy)
+    recorded = [replace(one.recorded, policy=_even(one.recorded.policy)) for one in told]
+    results = [_figures(each, replay(each, even)) for each in recorded]
+    rows = [(one.group, *figures) for one, figures in zip(told, results, strict=True)]
+    names = ["group", "ending", "closed", "attempts", "wait", "recovery"]
+    frame = pd.DataFrame(rows, columns=names).astype({"wait": float, "recovery": float})
+    every = _summed(frame.assign(group="")).assign(group=None)
+    return pd.concat([every, _summed(frame)]).assign(
+        grace_seconds=policy.grace_period.total_seconds(), max_retries=policy.max_retries
+    )
+
+
+def _figures(
+    recorded: Recorded, result: Replayed
+) -> tuple[str, bool, int, float | None, float | None]:
+    ending = _ending(result)
+    recovery = None
+    if ending == "restarted" and result.closed_at is not None:
+        recovery = (result.closed_at - recorded.detected_at).total_seconds()
+    wait = None if result.waited is None else result.waited.total_seconds()
+    return ending, recorded.outcome is not None, result.attempts, wait, recovery
+
+
+def _ending(result: Replayed) -> str:
+    if not result.is_known:
+        return "unknown"
+    if result.outcome is State.EXHAUSTED:
+        return "given_up"
+    if result.outcome is not State.RECOVERED:
+        return "otherwise"
+    if result.is_unneeded:
+        return "unneeded_restarts"
+    return "restarted" if result.attempts else "by_itself"
+
+
+def _summed(results: pd.DataFrame) -> pd.DataFrame:
+    by_group = results.groupby("group")
+    endings = pd.crosstab(results["group"], results["ending"])
+    figures = pd.DataFrame({
+        "orphans": by_group.size(),
+        "closed": by_group["closed"].sum(),
+        "attempts": by_group["attempts"].sum(),
+        "median_wait": by_group["wait"].quantile(0.5),
+        "p95_wait": by_group["wait"].quantile(0.95),
+        "median_recovery": by_group["recovery"].quantile(0.5),
+        "p95_recovery": by_group["recovery"].quantile(0.95),
+    })  # fmt: skip
+    return figures.join(endings.reindex(columns=_ENDINGS, fill_value=0)).reset_index()
+
+
+def _attempts(events: pd.DataFrame) -> dict[int, tuple[Begun, ...]]:
+    """The attempts of each incident, in their order."""
+    failures = events[events["kind"] == EventKind.ATTEMPT_FAILED]
+    failed = set(zip(failures["incident"], failures["attempt"], strict=True))
+    begun = events[events["kind"] == EventKind.ATTEMPT]
+    found: dict[int, list[Begun]] = {}
+    for number, at, attempt in zip(
+        begun["incident"], _plain(begun["at"]), begun["attempt"], strict=True
+    ):
+        found.setdefault(number, []).append(Begun(at, (number, attempt) in failed))
+    return {number: tuple(attempts) for number, attempts in found.items()}
+
+
+def _even(policy: RestartPolicy) -> RestartPolicy:
+    """The policy without jitter: what it added once is part of the recorded latency."""
+    return replace(policy, backoff_jitter=0.0)
+
+
+def _policy(grace: float | None, retries: int | None, fallback: RestartPolicy) -> RestartPolicy:
+    if grace is None or retries is None:
+        return fallback
+    return replace(fallback, max_retries=int(retries), grace_period=timedelta(seconds=grace))
+
+
+def _plain(column: "pd.Series[Any]") -> list[Any]:
+    """The values as Python's own, None where there is none."""
+    return [
+        None if missing else value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+        for value, missing in zip(column, column.isna(), strict=True)
+    ]

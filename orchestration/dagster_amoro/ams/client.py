@@ -1,0 +1,144 @@
+"""Which version of AMS runs, and is it there at all?"""
+
+import json
+import threading
+import time
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from typing import Final
+
+from dagster_amoro.ams import ping
+from dagster_amoro.ams.leader import FindLeader, Server
+from dagster_amoro.ams.sockets import Deadline, connect
+from dagster_amoro.core.ams_version import Dialect, parse_version
+from dagster_amoro.core.errors import AmsUnavailableError, ContainerError, describe, shorten
+
+_KNOWN_FOR: Final = 60.0  # seconds until the version is asked for again
+_PATHS: Final = ("/api/ams/v1/versionInfo", "/ams/v1/versionInfo")  # the second one before 0.8
+_LARGEST_BODY: Final = 1 << 20  # bytes
+_LONGEST_QUOTE: Final = 200  # characters
+
+
+class Ams:
+    """The AMS that leads. Threads may share it."""
+
+    def __init__(
+        self, find_leader: FindLeader, *, dialect: Dialect | None = None, timeout: float = 5.0
+    ) -> None:
+        """Asks whom `find_leader` names, and AMS for its version unless `dialect` says it.
+
+        `timeout` is the number of seconds for each question, whatever AMS sends.
+        """
+        self._find_leader = find_leader
+        self._configured = dialect
+        self._timeout = timeout
+        self._asking = threading.Lock()
+        self._learned: Dialect | None = None
+        self._ask_again_at = 0.0
+
+    def ping(self) -> Server:
+        """Which AMS leads and answers its optimizers.
+
+        Raises:
+            AmsUnavailableError: None does.
+        """
+        server = self._find_leader()
+        ping.ping(server, self._timeout)
+        return server
+
+    def dialect(self) -> Dialect:
+        """The configured one, else that of the version which AMS says it has.
+
+        An answer holds for a minute; where AMS does not answer then, the last answer holds on.
+
+        Raises:
+            ContainerError: AMS never answered.
+        """
+        if self._configured is not None:
+            return self._configured
+        with self._asking:
+            if self._learned is None or time.monotonic() >= self._ask_again_at:
+                self._learned = self._ask()
+                self._ask_again_at = time.monotonic() + _KNOWN_FOR
+            return self._learned
+
+    def version(self) -> str:
+        """The version as AMS writes it, such as `0.9.0-incubating(abc1234)`.
+
+        Raises:
+            AmsUnavailableError: It does not say.
+        """
+        return _version_of(self._find_leader(), Deadline(self._timeout))
+
+    def _ask(self) -> Dialect:
+        try:
+            return self._read_dialect()
+        except AmsUnavailableError as error:
+            if self._learned is not None:
+                return self._learned
+            raise ContainerError(
+                f"the version of AMS is not known: {error}; "
+                "set keeper.ams-version, for example to 0.9"
+            ) from error
+
+    def _read_dialect(self) -> Dialect:
+        version = self.version()
+        try:
+            return parse_version(version)
+        except ValueError as error:
+            quoted = shorten(repr(version), _LONGEST_QUOTE)
+            raise AmsUnavailableError(f"AMS says that it is {quoted}: {error}") from error
+
+
+class _NoVersionError(Exception):
+    """There is an answer, and no version in it."""
+
+
+def _version_of(server: Server, deadline: Deadline) -> str:
+    """The first version that one of the paths gives; where none does, why the first did not."""
+    problems = []
+    for path in _PATHS:
+        url = f"http://{server.http_address}{path}"
+        try:
+            return _version_in(_get(server, path, deadline))
+        except _NoVersionError as error:
+            problems.append(f"{url} gives no version: {error}")
+        except TimeoutError as error:
+            problems.append(f"{url} does not answer within {deadline.seconds:g} s")
+            raise AmsUnavailableError(problems[0]) from error
+        except (OSError, HTTPException, ValueError, OverflowError) as error:
+            problems.append(f"{url} cannot be read: {shorten(describe(error), _LONGEST_QUOTE)}")
+    raise AmsUnavailableError(problems[0])
+
+
+def _get(server: Server, path: str, deadline: Deadline) -> bytes:
+    """The body behind a path, asked for directly: no proxy, no redirect, no login."""
+    with closing(HTTPConnection(server.host, server.http_port)) as connection:
+        connection.sock = connect(server.host, server.http_port, deadline)
+        connection.request("GET", path, headers={"Connection": "close"})
+        with connection.getresponse() as response:
+            body = response.read(_LARGEST_BODY + 1)
+            if response.status != 200:  # noqa: PLR2004 - AMS answers with 200 whatever it means
+                raise _NoVersionError(f"status {response.status}")
+    if len(body) > _LARGEST_BODY:
+        raise _NoVersionError(f"more than {_LARGEST_BODY} bytes")
+    return body
+
+
+def _version_in(body: bytes) -> str:
+    """What `VersionController` of AMS puts into an answer; an error comes with status 200 too."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _NoVersionError(f"{_quote(body)} is not JSON") from None
+    if not isinstance(answer, dict) or answer.get("code") != 200:  # noqa: PLR2004 - as above
+        raise _NoVersionError(f"it says {_quote(body)}")
+    result = answer.get("result")
+    version = result.get("version") if isinstance(result, dict) else None
+    if not isinstance(version, str) or not version:
+        raise _NoVersionError(f"there is none in {_quote(body)}")
+    return version
+
+
+def _quote(body: bytes) -> str:
+    return shorten(repr(body.decode(errors="replace")), _LONGEST_QUOTE)

@@ -1,0 +1,112 @@
+"""How does a person, or a program, read a status?"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Final
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dagster_amoro.config import Mode
+from dagster_amoro.core.errors import shorten
+from dagster_amoro.core.formatting import clock_time, duration
+from dagster_amoro.healing.status import GroupStatus, OrphanStatus, Status
+
+SHOWN: Final = 20  # orphans of a group that a table shows
+_WIDE: Final = 160  # columns of what is no terminal: a file, a pipe
+_LONGEST_ERROR: Final = 200  # characters of an error in a table; JSON has all
+_NUMBERS: Final = ("resources", "wanted", "live", "floor", "orphans")
+_GROUP_COLUMNS: Final = ("group", *_NUMBERS, "refills", "state")
+_ORPHAN_COLUMNS: Final = ("orphan", "state", "for", "attempts", "next", "last error")
+
+
+def as_json(status: Status) -> str:
+    """The status for programs: the fields of `Status` as keys, times as `2026-03-29T00:59:30Z`."""
+    return json.dumps(asdict(status), ensure_ascii=False, indent=2, default=_iso)
+
+
+def _iso(value: datetime) -> str:
+    return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def render(status: Status) -> str:
+    """The status as tables, as wide as the terminal; without colours where there is none."""
+    is_wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    console = Console(width=_WIDE if is_wide else None, highlight=False)
+    with console.capture() as capture:
+        for part in _parts(status):
+            console.print(part)
+            console.print()
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+
+
+def _parts(status: Status) -> Iterator[RenderableType]:
+    yield _table("", ("", ""), _head(status))
+    if status.groups:
+        yield _table("", _GROUP_COLUMNS, map(_group_row, status.groups))
+    by_group: dict[str, list[OrphanStatus]] = {}
+    for orphan in status.orphans:
+        by_group.setdefault(orphan.group_name, []).append(orphan)
+    for name, found in sorted(by_group.items()):
+        rows = (_orphan_row(orphan, status.at) for orphan in found[:SHOWN])
+        yield _table(f"group {name}", _ORPHAN_COLUMNS, rows)
+        if len(found) > SHOWN:
+            yield Text(f" and {len(found) - SHOWN:,} more")
+
+
+def _head(status: Status) -> Iterator[tuple[str, str]]:
+    dry = status.mode is Mode.DRY_RUN
+    ams = f"does not answer, nothing is concluded before it does: {status.silence}"
+    yield "at", clock_time(status.at)
+    yield "acts", status.acting.told
+    yield "mode", "dry run: nothing is started or removed" if dry else str(status.mode)
+    yield "auto-restart", "on" if status.auto_restart else "off"
+    yield "AMS", (ams if status.silence else "answers") if status.attached else "none"
+    yield from (("pause", str(pause)) for pause in status.pauses)
+    yield from ((group.name, group.told) for group in status.groups if group.told)
+
+
+def _group_row(group: GroupStatus) -> tuple[str, ...]:
+    numbers = [getattr(group, name) for name in _NUMBERS]
+    rounds = f"{group.refill.rounds} of {group.refill.most}" if group.refill else ""
+    shown = ("" if number is None else f"{number:,}" for number in numbers)
+    return group.name, *shown, rounds, group.trouble or "ok"
+
+
+def _orphan_row(orphan: OrphanStatus, now: datetime) -> tuple[str, ...]:
+    since = orphan.orphaned_since
+    return (
+        orphan.resource_id,
+        orphan.state or "new",
+        duration(now - since) if since else "",
+        "" if orphan.spent is None else f"{orphan.spent} of {orphan.max_attempts}",
+        orphan.next,
+        shorten(orphan.last_error or "", _LONGEST_ERROR),
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose columns break lines where the terminal ends."""
+    table = Table(
+        title=_text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
+        show_edge=False,
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
+def _text(text: str) -> Text:
+    """One line of what anybody may have written; nothing in it drives the terminal."""
+    return Text("".join(each if each.isprintable() else " " for each in text))

@@ -1,0 +1,165 @@
+"""What a JDBC URL of Amoro's comes to for Python's drivers."""
+
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl, unquote
+
+import sqlalchemy as sa
+
+from dagster_amoro.config.values import JAVA_INT_MAX, FlawError
+
+DRIVERS: Final = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+_SERVER: Final = re.compile(
+    r"jdbc:(?P<backend>postgresql|mysql|mariadb)://"
+    r"(?P<host>\[[^\]]+\]|[^\[\]:/,?@]*)(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:,[^/?@]*)?"  # further hosts, for fail-over: the first one serves
+    r"/(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
+)
+_CREDENTIALS: Final = ("user", "password")  # parameters in which an `@` may stand
+_SPREAD: Final = re.compile(r"jdbc:(?:mysql|mariadb):(?P<how>[a-z]+)://.*", re.DOTALL)
+_SQLITE: Final = re.compile(r"jdbc:sqlite:(?P<path>[^?]*)(?:\?.*)?")
+_SSL_MODES: Final = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
+_ESCAPED: Final = re.compile(r"([\s\\])")
+
+
+def parse_jdbc(text: str) -> sa.URL | None:
+    """The database that a JDBC URL means; None: it is none, or cannot be read.
+
+    Raises:
+        FlawError: It asks for something that cannot be had.
+    """
+    if text.startswith("jdbc:derby:"):  # so that it can be told apart from nonsense
+        return sa.URL.create("derby")
+    if match := _SQLITE.fullmatch(text):
+        return sa.URL.create("sqlite", database=match["path"])
+    if match := _SPREAD.fullmatch(text):
+        raise FlawError(f"and of the kind {match['how']}, for several hosts; name one host")
+    match = _SERVER.fullmatch(text)
+    given = _parameters(match) if match else None
+    return None if match is None or given is None else _server_url(match, given)
+
+
+def _parameters(match: re.Match[str]) -> dict[str, str] | None:
+    """The parameters; None where an `@` is in them that ends credentials which were not escaped.
+
+    What passes for the database then is a part of the password.
+    """
+    given = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
+    astray = "@" in (match["query"] or "") and not any(
+        "@" in given.get(key, "") for key in _CREDENTIALS
+    )
+    return None if astray else given
+
+
+def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL:
+    if match["backend"] == "postgresql":
+        driver, query = DRIVERS["postgresql"], _libpq(given)
+    else:
+        given = {key.lower(): value for key, value in given.items()}  # as Connector/J has it
+        driver, query = DRIVERS["mysql"], _pymysql(given)
+    return sa.URL.create(
+        driver,
+        username=given.get("user") or None,
+        password=given.get("password") or None,
+        host=match["host"].strip("[]") or "localhost",  # as both JDBC drivers have it
+        port=int(match["port"]) if match["port"] else None,
+        database=unquote(match["database"]),
+        query=query,
+    )
+
+
+def _libpq(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of pgJDBC that libpq has an equivalent for.
+
+    Its client keys are in a format of Java's, so they are left out. The schema is escaped as the
+    server wants it in `options`.
+    """
+    schema = _ESCAPED.sub(r"\\\1", given.get("currentSchema", ""))
+    query = {
+        "sslmode": _ssl_mode(given),
+        "sslrootcert": given.get("sslrootcert", ""),
+        "options": f"-csearch_path={schema}" if schema else "",
+        "connect_timeout": _count(given.get("connectTimeout")),
+        "tcp_user_timeout": _count(given.get("socketTimeout"), 1000),
+        "application_name": given.get("ApplicationName", ""),
+    }
+    return {key: value for key, value in query.items() if value}
+
+
+def _ssl_mode(given: Mapping[str, str]) -> str:
+    """What libpq calls it; `ssl` alone asks pgJDBC for a certificate and name that are right.
+
+    A socket factory of Java's that checks nothing is libpq's `require`.
+    """
+    asked = "verify-full" if given.get("ssl", "false").lower() in {"", "true"} else ""
+    mode = given.get("sslmode", asked).lower()
+    if mode and mode not in _SSL_MODES:
+        raise FlawError("and asks for an sslmode that PostgreSQL's drivers do not have")
+    unchecked = given.get("sslfactory", "").endswith(".NonValidatingFactory")
+    return "require" if unchecked and mode.startswith("verify-") else mode
+
+
+def _pymysql(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of Connector/J that PyMySQL has an equivalent for."""
+    reading = _count_up(given.get("sockettimeout"))
+    query = {
+        "charset": "utf8mb4",
+        **_tls(given.get("sslmode") or _older_tls(given)),
+        "connect_timeout": _count_up(given.get("connecttimeout")),
+        "read_timeout": reading,
+        "write_timeout": reading,
+    }
+    return {key: value for key, value in query.items() if value}
+
+
+def _older_tls(given: Mapping[str, str]) -> str:
+    """What `useSSL` and its companions mean as an `sslMode`, by Connector/J's own table."""
+
+    def asked(name: str, default: str) -> bool:
+        return given.get(name, default).lower() in {"true", "yes"}
+
+    if not asked("usessl", "true"):
+        return "disabled"
+    if asked("verifyservercertificate", "false"):
+        return "verify_ca"
+    return "required" if asked("requiressl", "false") else "preferred"
+
+
+def _tls(mode: str) -> dict[str, str]:
+    """How PyMySQL, through SQLAlchemy, is told an `sslMode` of Connector/J, or MariaDB's name.
+
+    Any `ssl_` option makes PyMySQL insist on TLS, and one that names authorities makes it check
+    the certificate against them. A Java trust store cannot be read: those of the system serve.
+    """
+    match mode.lower().replace("_", "-"):
+        case "preferred":
+            return {}
+        case "disabled" | "disable":
+            return {"ssl_disabled": "true"}
+        case "required" | "trust":
+            return {"ssl_check_hostname": "false"}
+        case "verify-ca":
+            return {**_authorities(), "ssl_check_hostname": "false"}
+        case "verify-identity" | "verify-full":
+            return _authorities()
+    raise FlawError("and asks for an sslMode that MySQL's drivers do not have")
+
+
+def _authorities() -> dict[str, str]:
+    paths = ssl.get_default_verify_paths()
+    found = {"ssl_ca": paths.cafile, "ssl_capath": paths.capath or paths.openssl_capath}
+    return {key: path for key, path in found.items() if path}
+
+
+def _count(text: str | None, unit: int = 1) -> str:
+    """A number of `unit`s; empty where it is none, or 0, which is Java's way of never giving up."""
+    number = int(text) if text and re.fullmatch("[0-9]{1,10}", text) else 0
+    return str(min(number * unit, JAVA_INT_MAX)) if number else ""
+
+
+def _count_up(text: str | None) -> str:
+    """Milliseconds as whole seconds, rounded up, since 0 would be none; empty as above."""
+    milliseconds = _count(text)
+    return str(-(-int(milliseconds) // 1000)) if milliseconds else ""

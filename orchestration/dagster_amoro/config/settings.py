@@ -1,0 +1,167 @@
+"""What the settings are once they are read: frozen, typed, with the reason and unit of each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.policy import RestartPolicy
+
+
+class RegistryMode(StrEnum):
+    """Whose the registry is."""
+
+    ATTACHED = "attached"  # a running AMS's: we read it and heal what it names
+    STANDALONE = "standalone"  # ours: we create its tables and expire heartbeats
+
+
+class Mode(StrEnum):
+    """Whether what is decided is also done."""
+
+    ENFORCE = "enforce"
+    DRY_RUN = "dry-run"  # it is recorded as if it were done, and nothing is
+
+
+class DynamicAllocation(StrEnum):
+    """What is done about the orphans of a group whose size AMS changes by itself."""
+
+    LEAVE = "leave"  # nothing: AMS starts what it wants
+    RESTART = "restart"  # they are restarted like all others
+
+
+class DatabaseType(StrEnum):
+    """Where the registry is kept."""
+
+    POSTGRES = "postgres"
+    MYSQL = "mysql"
+    SQLITE = "sqlite"  # not one of Amoro's
+    DERBY = "derby"  # Amoro's default; known here only to say why it cannot be used
+
+    @property
+    def is_server(self) -> bool:
+        """Whether AMS and others can use it at once."""
+        return self in {DatabaseType.POSTGRES, DatabaseType.MYSQL}
+
+    @property
+    def backend(self) -> str:
+        """What SQLAlchemy calls it."""
+        return "postgresql" if self is DatabaseType.POSTGRES else self.value
+
+
+class HighAvailability(StrEnum):
+    """How the nodes of AMS agree on a leader."""
+
+    NONE = "none"  # there is one node
+    ZOOKEEPER = "zk"
+    DATABASE = "database"  # Amoro 0.9 and later
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AmsSettings:
+    """Where the running AMS is reached, and how it starts optimizers."""
+
+    # An address or a name, an IPv6 address without brackets. Empty with high availability: the
+    # leader moves, and is looked up.
+    host: str
+    # The port that optimizers register at.
+    thrift_port: int
+    # The port of the REST interface and the dashboard.
+    http_port: int
+    # Where the leader is looked up.
+    high_availability: HighAvailability
+    # Which of the AMS clusters that share a ZooKeeper or a database it is.
+    cluster_name: str
+    # `host:port`, or several with a comma between; empty without ZooKeeper.
+    zookeeper_address: str
+    # The version of AMS as far as it matters. None: AMS is asked.
+    dialect: Dialect | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditSettings:
+    """How the audit is kept, and what it warns of."""
+
+    # A folder, absolute, or the URL of an object store. None: the Dagster instance's own folder.
+    storage: str | None = None
+    # How long its frames are kept; at least a day. None: for ever. The ledger is not touched.
+    retention: timedelta | None = None
+    # A smaller share of a day's restarted resources that came back is worth a warning; 0: never.
+    least_success: float = 0.5
+    # So many incidents of one resource within a day are worth a warning.
+    flapping: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContainerSettings:
+    """One entry of `containers:`: what a container is built from."""
+
+    name: str  # what `resource.container_name` refers to
+    implementation: str  # Amoro's Java class name, or `package.module.Class`; not imported here
+    # As texts, in the form that Java gives them; a list is a JSON array of texts. Not in the
+    # repr, since properties such as `export.AWS_SECRET_ACCESS_KEY` are secrets.
+    # With those that AMS adds itself, where a running AMS is attached to.
+    properties: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything that was configured; nothing reads the file or the environment again."""
+
+    # The config.yaml that was read, absolute. Errors and logs name it.
+    source: Path
+    # The registry, credentials included, SQLite paths absolute. Its text form masks the password,
+    # and its query part was checked to hold none.
+    database_url: sa.URL
+    # The ledger; the registry's database unless it was given one of its own.
+    ledger_url: sa.URL
+    # Whose the registry is: decides whether AMS is asked before acting, and who makes tables.
+    registry: RegistryMode
+    # The AMS whose registry it is. None: there is none, the registry is ours.
+    ams: AmsSettings | None
+    # Whether, how often and how patiently orphans are restarted. Off by default: restarting other
+    # people's workers is asked for, never assumed. Zero retries: an orphan is given up after its
+    # grace period. A grace period of zero: no waiting.
+    restart: RestartPolicy
+    # How much may be restarted at once, by tick, by group and overall. Without a limit of shares
+    # by default: a fleet of a few workers would stand still where it most needs help.
+    guards: Guards
+    # Whether what is decided is also done. Dry-run shows what would happen to a fleet before it
+    # is trusted with it.
+    mode: Mode
+    # The groups whose orphans are restarted although AMS changes their size by itself, by name.
+    # Empty: they are all AMS's, which would start others in the place of the dead ones.
+    dynamic_groups: frozenset[str]
+    # Rounds in a row in which a group may stay below its least parallelism, before it is left as
+    # it is. At least one. In attached mode AMS sees to that itself, by the same key.
+    max_keeping_attempts: int
+    # How long after its last renewal this deployment's right to act passes to another one of the
+    # same registry; at least twice the check interval and 10 s more than it, so that a tick can
+    # renew it. None: there is one deployment, and it always acts.
+    lease_time: timedelta | None
+    # What this deployment is called where several share a registry; 1 to 80 characters. The name
+    # of the host unless it was given one of its own.
+    deployment: str
+    # Between two ticks of the sensor. Whole seconds, at least one, because Dagster counts in them;
+    # a fraction that was configured for AMS is cut off.
+    check_interval: timedelta
+    # How old a heartbeat may be before its optimizer counts as dead. More than zero. In attached
+    # mode AMS expires heartbeats itself, by the same key.
+    heartbeat_timeout: timedelta
+    # How many orphans one run of the job restarts; more are further runs. At least one. It keeps
+    # the event log of a run readable and lets Dagster spread a large outage over a cluster.
+    max_restarts_per_run: int
+    # How long a hand-over to a run, or a run's claim, lasts without a sign of life. More than
+    # zero. A run that died unnoticed holds its orphans up for this long and no longer.
+    claim_timeout: timedelta
+    # What is kept for the morning after, and what it warns of.
+    audit: AuditSettings
+    # By name. A later entry of the same name replaced the earlier one, which is Amoro's rule.
+    containers: Mapping[str, ContainerSettings]
+    # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,
+    # and what would be right. Empty: nothing.
+    warnings: tuple[str, ...]

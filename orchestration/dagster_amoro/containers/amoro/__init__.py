@@ -1,0 +1,1 @@
+"""The containers of Apache Amoro: optimizers started as AMS would have started them."""

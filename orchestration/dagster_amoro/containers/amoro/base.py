@@ -1,0 +1,215 @@
+"""What Amoro's own kinds of container have in common: how AMS builds an optimizer's command line.
+
+The rules are those of `AbstractOptimizerContainer` in Amoro 0.7 to master. Values are put into
+argument lists, never through a shell.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from dagster_amoro.containers.command.launches import file_stem
+from dagster_amoro.core.ams_version import AskDialect, Dialect, parse_version
+from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.secrets import Mask
+
+_EXPORT: Final = "export."
+_SHELL_WORD: Final = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")  # quoted as a whole, nothing in it live
+_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
+
+
+class OptimizerContainer:
+    """A container of Amoro; the base of those in this package.
+
+    Properties that AMS gives every container, and that the configuration adds here as well:
+    `ams-home`, `ams-optimizing-uri`, `master-slave-mode-enabled`; and of our own `ams-version`,
+    the version of AMS where it is not to be asked (the latest, if there is nobody to ask).
+
+    A start keeps to what the row says first and the container second, as AMS does. Neither
+    `memory_mb` nor the thread count of a resource is checked: AMS stored them.
+    """
+
+    def __init__(
+        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+    ) -> None:
+        """Prepares the container; nothing is connected to or looked for before it is used.
+
+        Args:
+            name: What resource rows call it.
+            properties: From config.yaml, with AMS's additions.
+            ask_dialect: Says how the running AMS starts optimizers.
+
+        Raises:
+            ConfigError: A property is missing or cannot be used.
+        """
+        self.name: Final = name
+        self.properties: Final = dict(properties)
+        self._ask_dialect: Final = ask_dialect
+        self._dialect: Final = self._configured_dialect()
+        self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
+        self.exports: Final = {
+            key.removeprefix(_EXPORT): unquoted(value)
+            for key, value in self.properties.items()
+            if key.startswith(_EXPORT)
+        }
+
+    @property
+    def supports_auto_restart(self) -> bool:
+        """Whether its orphans are restarted.
+
+        Raises:
+            ContainerError: Nobody knows the version of AMS, so that a start could be wrong.
+        """
+        return self.dialect is not None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How AMS starts optimizers.
+
+        Raises:
+            ContainerError: Nobody knows.
+        """
+        if self._dialect is not None:
+            return self._dialect
+        return self._ask_dialect() if self._ask_dialect else Dialect.V0_9
+
+    def required(self, key: str) -> str:
+        """A property of the container.
+
+        Raises:
+            ConfigError: It is missing or empty.
+        """
+        value = self.properties.get(key)
+        if not value:
+            raise ConfigError(f"container {self.name!r}: property {key!r} is required")
+        return value
+
+    @property
+    def ams_home(self) -> str:
+        """Where Amoro is installed, on the host that its programs run on.
+
+        Raises:
+            ConfigError: Nobody said so.
+        """
+        if home := self.properties.get("ams-home"):
+            return home
+        raise ConfigError(
+            f"container {self.name!r}: where Amoro is installed is not known; "
+            "set keeper.ams-home to its folder"
+        )
+
+    def mask(self, resource: Resource) -> Mask:
+        """Hides the secrets of the container and of the resource."""
+        return Mask(self.properties, resource.properties)
+
+    def log_of(self, resource: Resource) -> Path:
+        """The file for the output of a program that may outlive us, by resource."""
+        home = os.environ.get("DAGSTER_HOME") or ".dagster-amoro"
+        stem = file_stem(self.name, resource.resource_id)
+        return Path(home, "optimizers", f"{stem}.log").absolute()
+
+    def arguments(self, resource: Resource) -> list[str]:
+        """The optimizer's own arguments, in AMS's order.
+
+        Raises:
+            StartFailedError: AMS would need a property that is not there, or a value cannot be an
+                argument of a program.
+        """
+        given = resource.properties
+        found = [
+            *("-a", given.get("ams-optimizing-uri") or self.required("ams-optimizing-uri")),
+            *("-p", str(resource.thread_count), "-g", resource.group_name),
+            *_option("-hb", given, "heart-beat-interval"),
+        ]
+        latest = self.dialect >= Dialect.V0_9_0
+        if latest:
+            found += _option("-st", given, "shutdown-timeout-ms")
+        if is_true(given.get("extend-disk-storage")):
+            found += ["-eds", "-dsp", required_of(resource, "disk-storage-path")]
+            found += _option("-msz", given, "memory-storage-size")
+        if latest and is_true(given.get("cache-enabled")):
+            found += [
+                "-ce",
+                *_option("-cmts", given, "cache-max-total-size"),
+                *_option("-cmes", given, "cache-max-entry-size"),
+                *_option("-ct", given, "cache-timeout"),
+            ]
+        if resource.resource_id:
+            found += ["-id", resource.resource_id]
+        if latest and is_true(self.properties.get("master-slave-mode-enabled")):
+            found.append("-msm")
+        return usable(found)
+
+    def _configured_dialect(self) -> Dialect | None:
+        version = self.properties.get("ams-version")
+        try:
+            return parse_version(version) if version else None
+        except ValueError as error:
+            raise ConfigError(
+                f"container {self.name!r}: property 'ams-version' is {version!r}: {error}; "
+                "accepted is a version such as 0.8.1"
+            ) from None
+
+
+def as_text(arguments: Iterable[str], quote: Callable[[str], str] = shlex.quote) -> str:
+    """Arguments as the one text that AMS makes of them, which begins with a space.
+
+    `quote` keeps a value together that whoever reads the text would split; AMS does not.
+    """
+    quirk = {"-ce": "-ce "}  # AMS's own space
+    return "".join(f" {quirk.get(each) or quote(each)}" for each in arguments)
+
+
+def is_true(text: str | None) -> bool:
+    """A switch as AMS reads it: `true` in any case, and nothing else, is true."""
+    return text is not None and text.lower() == "true"
+
+
+def required_of(resource: Resource, key: str) -> str:
+    """A property of the resource.
+
+    Raises:
+        StartFailedError: The row has none.
+    """
+    value = resource.properties.get(key)
+    if value is None:
+        raise StartFailedError(
+            f"property {key!r} is missing in the resource's row and is required to start it; "
+            "it is copied from the group when AMS creates the resource"
+        )
+    return value
+
+
+def usable(arguments: list[str]) -> list[str]:
+    """The arguments, if a program can be given them.
+
+    Raises:
+        StartFailedError: One holds a NUL character or half a character.
+    """
+    for before, each in pairwise(("", *arguments)):
+        if _UNUSABLE.search(each):  # its value may be a secret
+            which = f"the argument after {before!r}" if before.startswith("-") else "an argument"
+            raise StartFailedError(
+                f"{which} holds a NUL character or half a character (a lone surrogate) and "
+                "cannot be put on a command line"
+            )
+    return arguments
+
+
+def failed_start(error: ContainerError) -> StartFailedError:
+    """The error of a start, for one of something that it needed."""
+    return StartFailedError(str(error))
+
+
+def _option(option: str, properties: Mapping[str, str], key: str) -> list[str]:
+    return [option, properties[key]] if key in properties else []
+
+
+def unquoted(value: str) -> str:
+    """An exported value as AMS's shell would have set it, where it is quoted as a whole."""
+    return value[1:-1] if _SHELL_WORD.fullmatch(value) else value

@@ -1,0 +1,372 @@
+"""How are Amoro's optimizers started as Flink jobs, and ended?
+
+The counterpart of `org.apache.amoro.server.manager.FlinkOptimizerContainer` in Amoro 0.7 to master.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from dagster_amoro.containers import programs
+from dagster_amoro.containers.amoro import yarn
+from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, failed_start, usable
+from dagster_amoro.containers.amoro.flink_conf import PREFIX, options_of, read_conf, with_sizes
+from dagster_amoro.containers.amoro.flink_rest import FlinkRest, FlinkRestError, Job, base_url
+from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.core.ams_version import AskDialect, Dialect
+from dagster_amoro.core.errors import (
+    ConfigError,
+    ContainerError,
+    ReleaseFailedError,
+    StartFailedError,
+    describe,
+)
+from dagster_amoro.core.model import Resource
+
+MAIN_CLASS: Final = "org.apache.amoro.optimizer.flink.FlinkOptimizer"
+YARN_ID: Final = "yarn-application-id"
+KUBERNETES_ID: Final = "kubernetes-cluster-id"
+SESSION_ID: Final = "session-cluster-job-id"
+
+_IMAGE: Final = "kubernetes.container.image"
+_DEFAULT_JOB: Final = "/plugin/optimizer/flink/optimizer-job.jar"
+_CLIENT_TIMEOUT: Final = "flink-client-timeout-second"
+_JOB_NAME: Final = "amoro-flink-optimizer-"  # what the optimizer calls its job, its id follows
+_JOB_ID: Final = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
+_SPLIT_BY_FLINK: Final = re.compile(r"[\s\"']|\A\Z")  # what does not survive as a word of a text
+_SCRIPT_TIMEOUT: Final = 120.0  # seconds
+_UNMAKEABLE: Final = {"jobmanager.memory.process.size": "1 kb"}
+_REFUSED_TO_MAKE: Final = "IllegalConfigurationException"
+
+
+class Target(StrEnum):
+    """Where Flink runs the job."""
+
+    YARN_PER_JOB = "yarn-per-job"
+    YARN_APPLICATION = "yarn-application"
+    KUBERNETES_APPLICATION = "kubernetes-application"
+    SESSION = "session"
+
+    @property
+    def is_application(self) -> bool:
+        """Whether a cluster is made for the job, which loads the job's jar itself."""
+        return self in (Target.YARN_APPLICATION, Target.KUBERNETES_APPLICATION)
+
+    @property
+    def is_on_yarn(self) -> bool:
+        """Whether YARN runs it."""
+        return self in (Target.YARN_PER_JOB, Target.YARN_APPLICATION)
+
+
+class FlinkContainer(OptimizerContainer):
+    """Starts optimizers as Flink jobs: on YARN, on Kubernetes, or in a session cluster.
+
+    | property | meaning |
+    |---|---|
+    | `flink-home` | where Flink is installed on this host; required |
+    | `target` | `yarn-per-job` (default), `yarn-application`, `kubernetes-application`, `session` |
+    | `job-uri` | the optimizer's jar; required for the two applications, otherwise Amoro's own |
+    | `export.*` | environment of Flink's programs; `export.FLINK_CONF_DIR`: Flink's configuration |
+    | `flink-conf.*` | options of Flink; those in a resource's row come first |
+    | `flink-client-timeout-second` | for each request to a session cluster; 30 by default |
+
+    It does what AMS does, apart from this: it works without any `export.*`; a failed program is a
+    failed start; a size that AMS would give as `0 bytes`, since none is configured, is left out
+    (Flink would refuse it); a session cluster gets a jar that has changed.
+    """
+
+    start_timeout: float = 600.0
+    """Seconds that Flink's program has to submit a job; AMS's limit."""
+    release_timeout: float = 30.0
+    """Seconds that a job has to end after it was cancelled, or a cluster after its stop."""
+    withdraw_timeout: float = 5.0
+    """Seconds to look for a job whose submission was broken off, to cancel it."""
+
+    def __init__(
+        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+    ) -> None:
+        """Prepares the container, as the base class does.
+
+        Raises:
+            ConfigError: A property is missing or cannot be used.
+        """
+        super().__init__(name, properties, ask_dialect)
+        self.home: Final = self.required("flink-home").removesuffix("/")
+        self.conf_folder: Final = Path(self.exports.get("FLINK_CONF_DIR") or f"{self.home}/conf")
+        self.target: Final = self._target()
+        self.job_uri: Final = self._job_uri()
+        self._client_timeout: Final = self._seconds()
+        if self.target is Target.KUBERNETES_APPLICATION:
+            self._require_image()
+
+    def command(self, resource: Resource) -> list[str]:
+        """The program and arguments that submit the job; not for target `session`.
+
+        Raises:
+            StartFailedError: A size cannot be read, a property is missing, a value cannot be an
+                argument, or the target is `session`.
+        """
+        if self.target is Target.SESSION:
+            raise StartFailedError("target session has no command line: it is submitted over REST")
+        action = "run-application" if self.target.is_application else "run"
+        return usable(
+            [
+                *(f"{self.home}/bin/flink", action, f"--target={self.target}"),
+                *_as_arguments(self._options(resource)),
+                *("-c", MAIN_CLASS, self.job_uri, *self.arguments(resource)),
+            ]
+        )
+
+    def submission(self, resource: Resource, job_id: str) -> dict[str, Any]:
+        """What a session cluster is sent to run the job under this id.
+
+        The arguments are AMS's one text, unless Flink would split or join some of them.
+
+        Raises:
+            StartFailedError: A property is missing, or a value cannot be an argument.
+        """
+        arguments = self.arguments(resource)
+        text = as_text(arguments, quote=str)
+        split = any(map(_SPLIT_BY_FLINK.search, arguments))
+        return {
+            "entryClass": MAIN_CLASS,
+            **({"programArgsList": arguments} if split else {"programArgs": text}),
+            "jobId": job_id,
+            "allowNonRestoredState": True,
+        }
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Submits the job.
+
+        Returns:
+            `yarn-application-id`, `kubernetes-cluster-id` or `session-cluster-job-id`.
+
+        Raises:
+            StartFailedError: It was not submitted; the message has what Flink said.
+        """
+        try:
+            return self._start(resource)
+        except ContainerError as error:
+            raise failed_start(error) from None
+        except OSError as error:  # of the log's folder, or of the jar
+            raise StartFailedError(describe(error)) from None
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends the job or the cluster that the row names, unless it is another optimizer's.
+
+        AMS can save one optimizer's start-up properties in another's row. So the name of a Flink
+        job or of an application on YARN decides, and a cluster on Kubernetes is always the one that
+        has the resource's id in its name. A job in a session cluster that has not Amoro's kind of
+        name is ended too: its id stands in no row but that of its own start.
+
+        Raises:
+            ReleaseFailedError: It may still be running.
+        """
+        try:
+            self._end(resource)
+        except ContainerError as error:
+            raise ReleaseFailedError(str(error)) from None
+
+    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+        """Whether its job runs, which only a session cluster says."""
+        job_id = resource.properties.get(SESSION_ID, "")
+        if self.target is not Target.SESSION or not _JOB_ID.fullmatch(job_id):
+            return "unknown"
+        try:
+            job = self._rest(resource).job(job_id)
+        except ContainerError:
+            return "unknown"
+        if job is not None and _is_anothers(job, resource):
+            return "unknown"
+        return "ended" if job is None or job.is_over else "running"
+
+    def _target(self) -> Target:
+        text = self.properties.get("target", Target.YARN_PER_JOB)
+        try:
+            return Target(text.lower())
+        except ValueError:
+            raise ConfigError(
+                f"container {self.name!r}: property 'target' is {text!r}; accepted are "
+                + ", ".join(Target)
+            ) from None
+
+    def _job_uri(self) -> str:
+        if self.target.is_application:
+            return self.required("job-uri")
+        return self.properties.get("job-uri") or self.ams_home + _DEFAULT_JOB
+
+    def _seconds(self) -> int:
+        text = self.properties.get(_CLIENT_TIMEOUT, "30")
+        if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not int(text):
+            raise ConfigError(
+                f"container {self.name!r}: property {_CLIENT_TIMEOUT!r} is {text!r}; "
+                "accepted is a whole number of seconds, 1 or more"
+            )
+        return int(text)
+
+    def _require_image(self) -> None:
+        """AMS wants an image; which, and under which other names, is Flink's affair."""
+        if _IMAGE not in read_conf(self.conf_folder, Dialect.V0_9):
+            self.required(PREFIX + _IMAGE)
+
+    def _given(self, resource: Resource) -> dict[str, str]:
+        return options_of(self.properties, resource.properties)
+
+    def _options(self, resource: Resource) -> dict[str, str]:
+        dialect = self.dialect
+        conf = read_conf(self.conf_folder, dialect)
+        options = with_sizes(self._given(resource), resource.properties, conf, dialect)
+        options["yarn.application.name"] = _application_name(resource)
+        if self.target.is_on_yarn:
+            options["yarn.per-job-cluster.include-user-jar"] = "FIRST"
+        else:
+            options["kubernetes.cluster-id"] = _cluster_id(resource)
+            options["kubernetes.taskmanager.labels"] = _labels(resource)
+            options["kubernetes.jobmanager.labels"] = _labels(resource)
+        return options
+
+    def _program(self, resource: Resource, argv: list[str], stdin: bytes = b"") -> Program:
+        return Program(argv=argv, exports=self.exports, mask=self.mask(resource), stdin=stdin)
+
+    def _start(self, resource: Resource) -> dict[str, str]:
+        if self.target is Target.SESSION:
+            return {SESSION_ID: self._start_in_session(resource)}
+        program = self._program(resource, self.command(resource))
+        if self.target.is_on_yarn:
+            log = self.log_of(resource)
+            return {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
+        programs.run(program, self.start_timeout)
+        return {KUBERNETES_ID: _cluster_id(resource)}
+
+    def _end(self, resource: Resource) -> None:
+        if self.target is Target.SESSION:
+            self._end_in_session(resource)
+        elif self.target is Target.KUBERNETES_APPLICATION:
+            self._end_on_kubernetes(resource)
+        elif application := resource.properties.get(YARN_ID):
+            name = _application_name(resource)
+            yarn.end_application(application, name, self.exports, self.mask(resource))
+
+    def _end_on_kubernetes(self, resource: Resource) -> None:
+        """Stops the cluster as AMS does, and waits until it is gone: its name is needed again.
+
+        Flink's script makes a new cluster where there is none; a size with which none can be made
+        keeps it from that, and tells us.
+        """
+        if not resource.properties.get(KUBERNETES_ID):
+            return  # nothing was started
+        cluster = _cluster_id(resource)
+        options = {**self._given(resource), "kubernetes.cluster-id": cluster, **_UNMAKEABLE}
+        script = f"{self.home}/bin/kubernetes-session.sh"
+        argv = usable([script, *_as_arguments(options), "-Dexecution.attached=true"])
+        program = self._program(resource, argv, stdin=b"stop\n")
+        deadline = time.monotonic() + self.release_timeout
+        while _was_there_to_stop(program):
+            if time.monotonic() >= deadline:
+                raise ReleaseFailedError(
+                    f"cluster {cluster} is there still, {self.release_timeout:g} s after its stop"
+                )
+
+    # A session cluster.
+
+    def _rest(self, resource: Resource) -> FlinkRest:
+        conf = read_conf(self.conf_folder, self.dialect) | self._given(resource)
+        return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))
+
+    def _start_in_session(self, resource: Resource) -> str:
+        submission = self.submission(resource, job_id=uuid4().hex)
+        rest = self._rest(resource)
+        rest.overview()
+        return self._submit(rest, rest.provide(self._jar()), submission)
+
+    def _jar(self) -> Path:
+        jar = Path(self.job_uri)
+        if jar.is_file():
+            return jar
+        raise StartFailedError(
+            f"there is no file {self.job_uri!r}; for target session, job-uri is the path of a jar "
+            "on this host, from which it is uploaded"
+        )
+
+    def _submit(self, rest: FlinkRest, jar_id: str, submission: Mapping[str, Any]) -> str:
+        job_id = submission["jobId"]
+        try:
+            job_id = rest.run(jar_id, submission)
+            _require_alive(rest, job_id)
+        except BaseException as error:  # interrupted too: nobody else would know of the job
+            answered = not isinstance(error, FlinkRestError) or error.status is not None
+            rest.withdraw(job_id, 0 if answered else self.withdraw_timeout)
+            raise
+        return str(job_id)
+
+    def _end_in_session(self, resource: Resource) -> None:
+        job_id = resource.properties.get(SESSION_ID)
+        if not job_id:
+            return
+        if not _JOB_ID.fullmatch(job_id):
+            raise ReleaseFailedError(f"{job_id!r} is no id of a Flink job; one has 32 hex digits")
+        rest = self._rest(resource)
+        job = rest.job(job_id)
+        if job and not job.is_over and not _is_anothers(job, resource):
+            rest.end(job_id, self.release_timeout)
+
+
+def _require_alive(rest: FlinkRest, job_id: str) -> None:
+    """Looks once at a job that was accepted; where it cannot be seen, its registration decides.
+
+    Raises:
+        FlinkRestError: It is over already, or unknown.
+    """
+    try:
+        job = rest.job(job_id)
+    except FlinkRestError:
+        return
+    if job is None:
+        raise FlinkRestError(f"Flink accepted job {job_id} and does not know it", 404)
+    if job.is_over:
+        why = rest.failure(job_id) or "Flink does not say why"
+        raise FlinkRestError(f"Flink job {job_id} is {job.state} already: {why}", 200)
+
+
+def _was_there_to_stop(program: Program) -> bool:
+    """Runs Flink's script for Kubernetes; returns whether it found a cluster.
+
+    Raises:
+        ProgramError: It failed.
+    """
+    try:
+        programs.run(program, _SCRIPT_TIMEOUT)
+    except ProgramError as error:
+        if _REFUSED_TO_MAKE in str(error):
+            return False
+        raise
+    return True
+
+
+def _is_anothers(job: Job, resource: Resource) -> bool:
+    own = _JOB_NAME + resource.resource_id
+    return job.name.startswith(_JOB_NAME) and job.name != own
+
+
+def _application_name(resource: Resource) -> str:
+    return f"Amoro-flink-optimizer-{resource.group_name}-{resource.resource_id}"
+
+
+def _cluster_id(resource: Resource) -> str:
+    return f"amoro-optimizer-{resource.resource_id}"
+
+
+def _labels(resource: Resource) -> str:
+    return (
+        f"amoro.optimizing-group:{resource.group_name},"
+        "amoro.optimizer-implement:flink-native-kubernetes,"
+        f"amoro.optimizer-id:{resource.resource_id}"
+    )
+
+
+def _as_arguments(options: Mapping[str, str]) -> list[str]:
+    return [f"-D{key}={value}" for key, value in options.items()]

@@ -1,0 +1,142 @@
+"""Which options is Flink given, and what does its own configuration say?"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from dagster_amoro.containers.amoro.sizes import MEBIBYTE, parse_size, parse_size_0_7, print_size
+from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.errors import StartFailedError
+
+PREFIX: Final = "flink-conf."  # of the properties that are options of Flink
+
+_STANDARD: Final = "config.yaml"  # since Flink 1.19
+_LEGACY: Final = "flink-conf.yaml"
+_logger: Final = logging.getLogger(__name__)
+
+
+def read_conf(folder: Path, dialect: Dialect) -> dict[str, str]:
+    """The settings in Flink's conf folder by their dotted names; none where it cannot be read.
+
+    AMS too goes on without them. 0.7 knows flink-conf.yaml alone; later, config.yaml comes first.
+    The older file is YAML to AMS 0.7 and 0.8, and lines of `key: value` to Flink and AMS since.
+    """
+    standard, legacy = folder / _STANDARD, folder / _LEGACY
+    try:
+        if dialect > Dialect.V0_7 and standard.exists():
+            return flattened(_mapping(standard.read_text(encoding="utf-8")))
+        text = legacy.read_text(encoding="utf-8")
+        return parse_lines(text) if dialect >= Dialect.V0_9_0 else flattened(_mapping(text))
+    except FileNotFoundError:
+        return {}
+    except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # An error of YAML would show the line it stands in, which may hold a secret.
+        _logger.warning(
+            "Flink's configuration in %s counts as empty: %s", folder, type(error).__name__
+        )
+        return {}
+
+
+def options_of(container: Mapping[str, str], resource: Mapping[str, str]) -> dict[str, str]:
+    """The options of Flink among the properties; the resource's come first."""
+    return {
+        key.removeprefix(PREFIX): value
+        for properties in (container, resource)
+        for key, value in properties.items()
+        if key.startswith(PREFIX)
+    }
+
+
+def with_sizes(
+    options: Mapping[str, str],
+    resource: Mapping[str, str],
+    conf: Mapping[str, str],
+    dialect: Dialect,
+) -> dict[str, str]:
+    """The options with the memory sizes of Flink's two processes as AMS states them.
+
+    AMS counts whole MiB, and states `0 bytes` where that makes none; here such an option is left
+    out, since Flink would not start with it.
+
+    Args:
+        options: As `options_of` finds them.
+        resource: The properties of the resource, which can state a size first of all.
+        conf: Flink's own configuration, which states it last.
+        dialect: 0.7 has other names, units and forms.
+
+    Raises:
+        StartFailedError: A size cannot be read.
+    """
+    stated = {
+        f"{process}.memory.process.size": _size(process, options, resource, conf, dialect)
+        for process in ("jobmanager", "taskmanager")
+    }
+    others = {key: value for key, value in options.items() if key not in stated}
+    return others | {key: size for key, size in stated.items() if size}
+
+
+def flattened(conf: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by their dotted names; lists as YAML text, and without those left empty."""
+    found: dict[str, str] = {}
+    for key, value in conf.items():
+        if isinstance(value, Mapping):
+            found |= flattened(value, f"{prefix}{key}.")
+        elif text := _text(value):
+            found[f"{prefix}{key}"] = text
+    return found
+
+
+def parse_lines(text: str) -> dict[str, str]:
+    """The settings of an older Flink's file: `key: value`, and `#` begins a comment anywhere."""
+    return dict(_pairs(text.splitlines()))
+
+
+def _size(
+    process: str,
+    options: Mapping[str, str],
+    resource: Mapping[str, str],
+    conf: Mapping[str, str],
+    dialect: Dialect,
+) -> str:
+    """The size that counts, as AMS writes it; empty if it is not a MiB."""
+    is_old = dialect is Dialect.V0_7
+    key = f"{process}.memory.process.size"
+    first = f"{process}.memory" if is_old else key
+    places = (
+        (f"property {first!r} of the resource", resource.get(first)),
+        (f"property {PREFIX + key!r}", options.get(key)),
+        (f"{key!r} in Flink's configuration", conf.get(key)),
+    )
+    place, text = next(((place, text) for place, text in places if text is not None), ("", ""))
+    try:
+        size = (parse_size_0_7 if is_old else parse_size)(text) // MEBIBYTE if text else 0
+    except ValueError as error:
+        raise StartFailedError(f"{place}: {error}") from None
+    if not size:
+        return ""
+    return f"{size}m" if is_old else print_size(size * MEBIBYTE)
+
+
+def _pairs(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for line in lines:
+        key, _, value = line.partition("#")[0].strip().partition(": ")
+        if key.strip() and value.strip():
+            yield key.strip(), value.strip()
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    """The document, its scalars as they are written: `8081`, `true`, `1600m`."""
+    document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - builds nothing but texts
+    if not isinstance(document, Mapping | None):
+        raise TypeError("not a mapping")
+    return document or {}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return dumped.strip()

@@ -1,0 +1,282 @@
+"""What does a Flink cluster say over its REST port, and how is it told to run and to end jobs?"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+from urllib.parse import quote
+from uuid import uuid4
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from dagster_amoro.containers.amoro.base import is_true
+from dagster_amoro.core.errors import ContainerError, describe, shorten
+from dagster_amoro.core.secrets import Mask
+
+_PORT: Final = "8081"  # Flink's default
+_LARGEST_PORT: Final = 65535
+_OVER: Final = frozenset({"FINISHED", "CANCELED", "FAILED"})
+_POLL_SECONDS: Final = 0.2
+_CHUNK: Final = 1 << 20  # bytes of a jar in memory at a time
+_SHOWN: Final = 600  # characters of an error; Flink answers with whole stack traces
+_NOISE: Final = re.compile(
+    r"at \S+\(|\.\.\. \d+ more|<?Exception on server side:|End of exception|Internal server error"
+)
+_GONE: Final = frozenset({404, 409})  # no such job; one that has ended already
+_NOT_FOUND: Final = 404
+
+
+class FlinkRestError(ContainerError):
+    """Flink could not be asked over REST, or refused."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """Says what was asked and why there is no answer.
+
+        Args:
+            message: For a person, without secrets.
+            status: The HTTP status, where it was Flink that answered.
+        """
+        super().__init__(message)
+        self.status: Final = status
+
+
+class Job(NamedTuple):
+    """A job as Flink knows it."""
+
+    name: str
+    state: str  # RUNNING, FAILED, …
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in _OVER
+
+
+def base_url(conf: Mapping[str, str]) -> str:
+    """Where the REST port is, by Flink's settings; a leader of a Flink with HA is not looked up.
+
+    Raises:
+        FlinkRestError: The settings do not say it.
+    """
+    host = conf.get("rest.address") or conf.get("jobmanager.rpc.address")
+    if not host:
+        raise FlinkRestError(
+            "where Flink's REST port is, is not known: neither flink-conf.rest.address in the "
+            "container's properties nor rest.address in Flink's configuration says it"
+        )
+    port = conf.get("rest.port", _PORT)
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= _LARGEST_PORT:
+        raise FlinkRestError(f"rest.port is {port!r}; right is a number from 1 to {_LARGEST_PORT}")
+    scheme = "https" if is_true(conf.get("security.ssl.rest.enabled")) else "http"
+    bare = host.strip("[]")
+    return f"{scheme}://{f'[{bare}]' if ':' in bare else bare}:{port}"
+
+
+class FlinkRest:
+    """The REST port of one Flink cluster. It is gone to directly, whatever proxies are set.
+
+    Certificates are checked against the usual authorities, or those in the file that
+    `REQUESTS_CA_BUNDLE` names.
+    """
+
+    def __init__(self, base: str, timeout: float, mask: Mask) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            base: As `base_url` says it.
+            timeout: Seconds to connect, and again for each wait for an answer.
+            mask: Hides what errors may not show.
+        """
+        self._base: Final = base
+        self._timeout: Final = timeout
+        self._mask: Final = mask
+
+    def overview(self) -> Mapping[str, Any]:
+        """What the cluster has; also the test whether it is one.
+
+        Raises:
+            FlinkRestError: It is none, or does not answer.
+        """
+        return self._ask("GET", "/overview")
+
+    def provide(self, jar: Path) -> str:
+        """The id that a jar has in the cluster, where it is uploaded unless it is there.
+
+        AMS goes by the name alone and so runs an older jar of that name; here the name carries a
+        digest of the content.
+
+        Raises:
+            FlinkRestError: Flink did not take it.
+            OSError: The jar cannot be read.
+        """
+        with jar.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            name = f"{digest[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', jar.name)}"
+            return self._jar_id(name) or self._upload(file, name)
+
+    def run(self, jar_id: str, submission: Mapping[str, Any]) -> str:
+        """Runs a jar as this request says; returns the id of its job.
+
+        Raises:
+            FlinkRestError: Flink refused, or its answer was lost, so that the job may run.
+        """
+        answer = self._ask("POST", f"/jars/{quote(jar_id, safe='')}/run", json=submission)
+        return self._text(answer, "jobid")
+
+    def job(self, job_id: str) -> Job | None:
+        """A job; None if the cluster has none of this id, any more or yet.
+
+        Raises:
+            FlinkRestError: Flink does not say.
+        """
+        try:
+            answer = self._ask("GET", f"/jobs/{job_id}")
+        except FlinkRestError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return Job(str(answer.get("name", "")), self._text(answer, "state"))
+
+    def failure(self, job_id: str) -> str:
+        """Why a job failed; empty if Flink does not say."""
+        with suppress(FlinkRestError):
+            told = self._ask("GET", f"/jobs/{job_id}/exceptions").get("root-exception")
+            return self._mask.hide(essence(told))
+        return ""
+
+    def cancel(self, job_id: str) -> bool:
+        """Asks for the end of a job; returns whether there was one to end.
+
+        Raises:
+            FlinkRestError: Flink refused, or does not answer.
+        """
+        try:
+            self._ask("PATCH", f"/jobs/{job_id}", params={"mode": "cancel"})
+        except FlinkRestError as error:
+            if error.status in _GONE:
+                return False
+            raise
+        return True
+
+    def end(self, job_id: str, patience: float) -> None:
+        """Cancels a job and waits until it is over.
+
+        Raises:
+            FlinkRestError: It was not within `patience` seconds, or Flink does not say.
+        """
+        self.cancel(job_id)
+        deadline = time.monotonic() + patience
+        while (job := self.job(job_id)) and not job.is_over:
+            if time.monotonic() >= deadline:
+                raise FlinkRestError(
+                    f"Flink job {job_id} is {job.state} still, {patience:g} s after its cancelling"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def withdraw(self, job_id: str, patience: float) -> None:
+        """Cancels a job that may run, or may be about to, as far as that can be done.
+
+        Args:
+            job_id: The id it was submitted under.
+            patience: For how many seconds to wait for it to appear.
+        """
+        deadline = time.monotonic() + patience
+        with suppress(FlinkRestError):
+            while not self.cancel(job_id) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+
+    def _jar_id(self, name: str) -> str | None:
+        files = self._ask("GET", "/jars").get("files")
+        known = (
+            [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+        )
+        return next((file.get("id") for file in known if file.get("name") == name), None)
+
+    def _upload(self, file: BinaryIO, name: str) -> str:
+        upload = _Upload(file, name)
+        headers = {"Content-Type": upload.content_type}
+        answer = self._ask("POST", "/jars/upload", data=upload, headers=headers)
+        return self._text(answer, "filename").rpartition("/")[2]
+
+    def _text(self, answer: Mapping[str, Any], key: str) -> str:
+        value = answer.get(key)
+        if not isinstance(value, str) or not value:
+            shown = self._mask.hide(shorten(json.dumps(answer), _SHOWN))
+            raise FlinkRestError(f"{self._base} answered without {key!r}: {shown}")
+        return value
+
+    def _ask(self, method: str, path: str, **content: Any) -> Mapping[str, Any]:  # noqa: ANN401 - those of requests
+        url = f"{self._base}/v1{path}"
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+                answer = session.request(method, url, timeout=self._timeout, **content)
+        except OSError as error:  # those of requests too; others come from the file to upload
+            raise self._error(method, url, self._reason(error)) from None
+        return self._body(method, url, answer)
+
+    def _body(self, method: str, url: str, answer: requests.Response) -> Mapping[str, Any]:
+        try:
+            body = answer.json()
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            kind = answer.headers.get("Content-Type") or "nothing"
+            why = f"answered {answer.status_code} with {kind}, which is not Flink's REST interface"
+            raise self._error(method, url, why)
+        if answer.ok:
+            return body
+        why = essence(body.get("errors")) or answer.reason
+        raise self._error(method, url, f"{answer.status_code}: {why}", answer.status_code)
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, requests.Timeout):
+            return f"no answer within {self._timeout:g} s"
+        while isinstance(error.__context__, OSError | HTTPError):  # what is wrapped says it best
+            error = error.__context__
+        return describe(error)
+
+    def _error(self, method: str, url: str, why: str, status: int | None = None) -> FlinkRestError:
+        return FlinkRestError(self._mask.hide(f"Flink, {method} {url}: {why}"), status)
+
+
+def essence(errors: object) -> str:
+    """The lines of Flink's errors that say something: messages and causes, no stack traces."""
+    texts = errors if isinstance(errors, list) else [errors]
+    lines = [line.strip() for text in texts for line in str(text or "").splitlines()]
+    telling = dict.fromkeys(line for line in lines if line and not _NOISE.match(line))
+    return shorten("\n".join(telling), _SHOWN)
+
+
+class _Upload:
+    """The body of an upload, read from its file while it is sent."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        boundary = uuid4().hex
+        self.content_type: Final = f"multipart/form-data; boundary={boundary}"
+        self._file: Final = file
+        self._size: Final = file.seek(0, os.SEEK_END)
+        self._head: Final = (
+            f"--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="file_0"; filename="{name}"\r\n'
+            "Content-Type: application/java-archive\r\n\r\n"
+        ).encode()
+        self._tail: Final = f"\r\n--{boundary}--\r\n".encode()
+
+    def __len__(self) -> int:
+        """Its bytes, which make the Content-Length."""
+        return len(self._head) + self._size + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its parts."""
+        yield self._head
+        self._file.seek(0)
+        yield from iter(lambda: self._file.read(_CHUNK), b"")
+        yield self._tail

@@ -1,0 +1,169 @@
+"""How is an optimizer started that runs on the host of AMS, as a process of its own?
+
+As AMS's `LocalOptimizerContainer` does it, through `bin/optimizer.sh`, which leaves a Java process
+running in the background. Nobody writes down that process: it is found by its command line.
+"""
+
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import psutil
+
+from dagster_amoro.containers import processes, programs
+from dagster_amoro.containers.amoro.base import OptimizerContainer, failed_start, required_of
+from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.core.ams_version import AskDialect
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError, shorten
+from dagster_amoro.core.model import Resource
+
+_SCRIPT_TIMEOUT: Final = 60.0  # seconds; it only starts something in the background
+_APPEARS_WITHIN: Final = 5.0  # seconds from the end of the script
+_STAYS_FOR: Final = 2.0  # seconds that a process is watched: a wrong option ends it within one
+_PATIENCE: Final = 10.0  # seconds between SIGTERM and SIGKILL
+_POLL: Final = 0.1  # seconds between two looks at all processes of the host
+_MEMORY: Final = re.compile(r"[0-9]{1,18}")  # AMS reads it into 64 bits
+_UNSAFE: Final = re.compile(r"[^\w.\-]+", re.ASCII)
+_LONGEST_NAME: Final = 200  # characters of a folder's name, which may have 255 bytes
+_SHOWN: Final = 2000  # characters of what the script said
+_RESPLIT: Final = re.compile(r"[\s*]|\A\Z")
+
+
+class LocalContainer(OptimizerContainer):
+    """Amoro's local container: optimizers are processes of the host that AMS runs on.
+
+    Dagster has to run there, too, as a user who may run `optimizer.sh`. Unlike AMS, it heeds the
+    container's `export.*` properties, which AMS documents and ignores, and looks whether the
+    optimizer runs.
+
+    The resource's property `memory` is required: MiB per thread, a whole number.
+
+    Raises:
+        ConfigError: A property is missing, or it is not known where Amoro is installed.
+    """
+
+    def __init__(
+        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+    ) -> None:
+        super().__init__(name, properties, ask_dialect)
+        self._script: Final = Path(self.ams_home, "bin", "optimizer.sh")
+
+    @property
+    def supports_auto_restart(self) -> bool:
+        """Whether its orphans are restarted.
+
+        Raises:
+            ContainerError: Amoro is not on this host, or nobody knows the version of AMS.
+        """
+        if not self._is_here():
+            raise ContainerError(
+                f"container {self.name!r}: there is no executable file {str(self._script)!r} on "
+                f"this host ({socket.gethostname()}); local optimizers are started where AMS is "
+                "installed: run Dagster there, set keeper.ams-home if it is in another folder, or "
+                "let the group use another container"
+            )
+        return super().supports_auto_restart
+
+    def command(self, resource: Resource) -> list[str]:
+        """The argv that starts the resource's optimizer; a value is never more than one argument.
+
+        Raises:
+            StartFailedError: `memory` is missing or no whole number, or a value cannot be used.
+        """
+        memory = required_of(resource, "memory")
+        if not _MEMORY.fullmatch(memory):
+            raise StartFailedError(
+                f"property 'memory' is {memory!r} in the resource's row; AMS accepts digits only, "
+                "the MiB per thread"
+            )
+        total = int(memory) * resource.thread_count
+        return [str(self._script), "start", str(total), *self.arguments(resource)]
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Starts the resource's optimizer and sees whether it runs for a moment.
+
+        Returns:
+            Nothing: AMS saves no start-up properties either.
+
+        Raises:
+            StartFailedError: It cannot be started, or ended at once.
+        """
+        argv = self.command(resource)
+        before = set(self._processes(resource))
+        output = self._run(argv, resource)
+        if not _within(_APPEARS_WITHIN, lambda: bool(self._since(before, resource))):
+            raise self._vanished("no process of it appeared", argv, resource, output)
+        if _within(_STAYS_FOR, lambda: not self._since(before, resource)):
+            raise self._vanished("its process ended at once", argv, resource, output)
+        return {}
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends the resource's optimizer, wherever it was started from; none is no error.
+
+        Raises:
+            ReleaseFailedError: It still runs.
+        """
+        left = processes.end(self._processes(resource), _PATIENCE)
+        # What forks and ends during the first look can hide its child from it.
+        left = left or processes.end(self._processes(resource), _PATIENCE)
+        if left:
+            raise ReleaseFailedError(
+                f"still running after SIGKILL, or another user's: {', '.join(map(str, left))}"
+            )
+
+    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+        """Whether the resource's optimizer runs; unknown if Amoro is not on this host."""
+        if self._processes(resource):
+            return "running"
+        return "ended" if self._is_here() else "unknown"
+
+    def _is_here(self) -> bool:
+        return shutil.which(self._script) is not None
+
+    def _processes(self, resource: Resource) -> list[psutil.Process]:
+        return processes.started_with({"-g": resource.group_name, "-id": resource.resource_id})
+
+    def _since(self, before: set[psutil.Process], resource: Resource) -> set[psutil.Process]:
+        return set(self._processes(resource)) - before
+
+    def _run(self, argv: list[str], resource: Resource) -> str:
+        exports = {"OPTIMIZER_LOG_DIR_NAME": log_folder(resource), **self.exports}
+        program = Program(argv=argv, exports=exports, mask=self.mask(resource))
+        try:
+            return programs.run(program, _SCRIPT_TIMEOUT)
+        except ProgramError as error:
+            raise failed_start(error) from None
+
+    def _vanished(
+        self, what: str, argv: list[str], resource: Resource, output: str
+    ) -> StartFailedError:
+        shown = shorten(self.mask(resource).hide(output.strip()), _SHOWN) or "nothing"
+        hint = (
+            "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
+            if any(map(_RESPLIT.search, argv[3:]))
+            else ""
+        )
+        return StartFailedError(
+            f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
+            f"{log_folder(resource)} of Amoro's logs says more{hint}; the script said:\n{shown}"
+        )
+
+
+def log_folder(resource: Resource) -> str:
+    """The name of the folder for an optimizer's logs, below that of AMS: as AMS names it.
+
+    Except that what only odd names hold, such as `/` and blanks, is a hyphen.
+    """
+    name = f"optimizer-{resource.group_name}-{resource.resource_id}"
+    return _UNSAFE.sub("-", name)[:_LONGEST_NAME]
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return met

@@ -1,0 +1,160 @@
+"""What does a Spark standalone master say of a driver over its REST port, and how does it end one?
+
+The port is there if the master runs with `spark.master.rest.enabled`. `spark-submit --kill` and
+`--status` use it too, and end with 0 whatever it answers.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import requests
+
+from dagster_amoro.core.errors import ContainerError, describe, shorten
+from dagster_amoro.core.secrets import Mask
+
+SUBMISSION_ID: Final = re.compile(r"driver-[0-9]{14}-[0-9]{4,}")
+"""What a standalone master calls a driver."""
+
+_NOBODY: Final = "driver-00000000000000-0000"  # an id that no master gives
+_FINAL: Final = frozenset({"FINISHED", "FAILED", "KILLED", "ERROR"})
+_STANDBY: Final = "Current state is not alive"  # how a master says that another one leads
+_POLL_SECONDS: Final = 0.25
+_SHOWN: Final = 600  # characters of what Spark says; it answers with whole stack traces
+
+
+class SparkRestError(ContainerError):
+    """No leading master could be asked over REST."""
+
+
+class Driver(NamedTuple):
+    """A driver as its master knows it."""
+
+    state: str  # SUBMITTED, RUNNING, FAILED, …
+    message: str = ""  # what the cluster says went wrong; often empty
+    worker: str = ""  # host and port of the worker that it runs on; empty if on none
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in _FINAL
+
+
+class SparkRest:
+    """The REST ports of one cluster's masters. They are gone to directly, past any proxies."""
+
+    def __init__(self, urls: Sequence[str], mask: Mask, timeout: float = 10.0) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            urls: One for each master, such as `http://host:6066`; the leading one is used.
+            mask: Hides what errors may not show.
+            timeout: Seconds to connect, and again for each wait for an answer.
+        """
+        self._urls: Final = urls
+        self._mask: Final = mask
+        self._timeout: Final = timeout
+
+    def ping(self) -> None:
+        """Sees whether there is a leading master.
+
+        Raises:
+            SparkRestError: There is none, or it does not answer.
+        """
+        self.driver(_NOBODY)
+
+    def driver(self, submission_id: str) -> Driver | None:
+        """A driver; None if the master has none of this id, any more or yet.
+
+        Raises:
+            SparkRestError: No leading master says.
+        """
+        answer = self._ask("GET", f"status/{submission_id}")
+        if answer.get("success") is not True:
+            return None
+        message = shorten(self._mask.hide(str(answer.get("message", ""))), _SHOWN)
+        state, worker = (str(answer.get(key, "")) for key in ("driverState", "workerHostPort"))
+        return Driver(state, message, worker)
+
+    def kill(self, submission_id: str) -> bool:
+        """Asks for the end of a driver; returns whether there was one to end.
+
+        Raises:
+            SparkRestError: No leading master answers.
+        """
+        return self._ask("POST", f"kill/{submission_id}").get("success") is True
+
+    def end(self, submission_id: str, patience: float) -> None:
+        """Ends a driver and waits until it is over; one that is unknown is no error.
+
+        Raises:
+            SparkRestError: It was not over within `patience` seconds, or nobody says.
+        """
+        if not self.kill(submission_id):
+            return
+        if (driver := self.watch(submission_id, patience)) is not None and not driver.is_over:
+            raise SparkRestError(
+                f"driver {submission_id} is {driver.state} still, {patience:g} s after its kill"
+            )
+
+    def watch(self, submission_id: str, seconds: float) -> Driver | None:
+        """A driver when it is over, or as it is after so many seconds; None if it is unknown.
+
+        Raises:
+            SparkRestError: No leading master says.
+        """
+        deadline = time.monotonic() + seconds
+        while (driver := self.driver(submission_id)) is not None:
+            if driver.is_over or time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return driver
+
+    def _ask(self, method: str, path: str) -> Mapping[str, Any]:
+        """What the leading master answers."""
+        problems = []
+        for base in self._urls:
+            url = f"{base}/v1/submissions/{path}"
+            try:
+                return self._answer(method, url)
+            except SparkRestError as error:
+                problems.append(f"{method} {url}: {error}")
+        raise SparkRestError(self._mask.hide(f"Spark's REST port, {'; '.join(problems)}"))
+
+    def _answer(self, method: str, url: str) -> Mapping[str, Any]:
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                answer = session.request(method, url, timeout=self._timeout)
+        except requests.Timeout:
+            raise SparkRestError(f"no answer within {self._timeout:g} s") from None
+        except OSError as error:  # those of requests are
+            raise SparkRestError(_reason(error)) from None
+        body = _body(answer)
+        message = str(body.get("message", ""))
+        if _STANDBY in message:
+            raise SparkRestError(message)
+        return body
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error.__context__, OSError):  # what is wrapped says it best
+        error = error.__context__
+    return describe(error)
+
+
+def _body(answer: requests.Response) -> Mapping[str, Any]:
+    """The answer, if it is one of those that are asked for here."""
+    try:
+        body = answer.json()
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("success"), bool):
+        kind = answer.headers.get("Content-Type") or "nothing"
+        told = body.get("message") if isinstance(body, dict) else None
+        raise SparkRestError(
+            f"answered {answer.status_code} with "
+            + (shorten(str(told), _SHOWN) if told else f"{kind}, which is not Spark's REST API")
+        )
+    return body

@@ -1,0 +1,34 @@
+"""How is a container called, so that whatever it does wrong is a failure of that call alone?"""
+
+from dagster_amoro.containers.base import INTERRUPTIONS, Container
+from dagster_amoro.core.errors import StartFailedError, describe
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.secrets import Mask
+
+
+def start(container: Container, resource: Resource) -> dict[str, str]:
+    """Starts a resource; returns its start-up properties, as texts.
+
+    Raises:
+        StartFailedError: Whatever the container raised, without the resource's secrets.
+    """
+    try:
+        startup = container.request_resource(resource)
+        # As texts, which not every container of one's own returns: what was started has to be
+        # found again by them.
+        return {str(key): str(value) for key, value in dict(startup).items()}
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:
+        raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
+
+
+def stop(container: Container, resource: Resource, what: str) -> list[str]:
+    """Stops it as well as it can be done; returns what there is to say about it."""
+    try:
+        container.release_resource(resource)
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a container may raise anything
+        return [f"could not stop {what}: {Mask(resource.properties).hide(describe(error))}"]
+    return []

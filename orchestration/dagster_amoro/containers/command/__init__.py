@@ -1,0 +1,1 @@
+"""`CommandContainer`: any command line as a worker, on the host where the run executes."""

@@ -1,0 +1,382 @@
+"""How is any command line run as a worker that outlives the process that started it?
+
+The next start of a resource, from whatever process, finds what the last one left behind and ends
+it first (see `launches`), so that there are never two workers under one id.
+"""
+
+import difflib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Formatter
+from typing import Final, Literal, TypeVar
+from uuid import uuid4
+
+from dagster_amoro.config import parse_duration
+from dagster_amoro.containers import processes
+from dagster_amoro.containers.command.launches import (
+    BusyError,
+    LaunchFiles,
+    Record,
+    distinct,
+    launch_of,
+    launches_of,
+    properties_of,
+)
+from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch, Worker
+from dagster_amoro.core.errors import (
+    ConfigError,
+    ContainerError,
+    ReleaseFailedError,
+    StartFailedError,
+    describe,
+    shorten,
+)
+from dagster_amoro.core.model import Resource
+
+Argument = tuple[tuple[str, str | None], ...]  # pieces: literal text, then a placeholder or none
+
+_T = TypeVar("_T")
+
+_PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb")
+_ACCEPTED_PLACEHOLDERS: Final = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
+_KEYS: Final = (
+    "command",
+    "log-dir",
+    "working-directory",
+    "start-check",
+    "stop-timeout",
+    "auto-restart",
+)
+_EXPORT: Final = "export."  # Amoro's prefix of environment variables
+_DURATIONS: Final = "a whole number with a unit, such as 500ms, 10s or 1min"
+_COMMANDS: Final = (
+    'a JSON array of texts such as ["my-worker", "--id", "{resource_id}"], '
+    f"with the placeholders {_ACCEPTED_PLACEHOLDERS} and {{{{ or }}}} for braces"
+)
+
+
+class CommandContainer:
+    """Runs each worker as a detached process of this host, from an argv list and without a shell.
+
+    | property | meaning | default |
+    |---|---|---|
+    | `command` | JSON array of texts: program and arguments, with placeholders in braces | |
+    | `log-dir` | folder of the workers' logs and launch records | see below |
+    | `working-directory` | where the workers run | the starter's |
+    | `export.X` | environment variable X, on top of what is inherited | |
+    | `start-check` | how long a start is watched for an early end; 0: not at all | 1s |
+    | `stop-timeout` | from SIGTERM to SIGKILL | 10s |
+    | `auto-restart` | false: orphans are reported and never touched | true |
+
+    The placeholders are `{resource_id}`, `{group_name}`, `{thread_count}` and `{memory_mb}`; `{{`
+    and `}}` stand for braces. Logs are kept in `$DAGSTER_HOME/workers`, or in
+    `.dagster-amoro/workers` below the current directory where that variable is not set.
+
+    Everything that a worker starts belongs to its launch and ends with it, unless it leaves both
+    the worker's session and its environment.
+
+    Raises:
+        ConfigError: A property is missing, unknown or cannot be used.
+    """
+
+    def __init__(self, name: str, properties: Mapping[str, str]) -> None:
+        given = _Given(name, properties)
+        given.check_keys()
+        self.name: Final = name
+        self._command: Final = given.read("command", None, parse_command, _COMMANDS)
+        self._log_dir: Final = given.read("log-dir", _default_log_dir(), _folder, "a path")
+        self._directory: Final = given.read("working-directory", "", _optional_folder, "a path")
+        self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
+        self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
+        self._auto_restart: Final = given.read("auto-restart", "true", _switch, "true or false")
+        self.exports: Final = given.exports()
+
+    @property
+    def supports_auto_restart(self) -> bool:
+        """What the property `auto-restart` says."""
+        return self._auto_restart
+
+    def command(self, resource: Resource) -> list[str]:
+        """The argv of the resource's worker; a value never becomes more than one argument.
+
+        Raises:
+            StartFailedError: A value cannot be part of any argument.
+        """
+        values = {name: str(getattr(resource, name)) for name in _PLACEHOLDERS}
+        for field in {field for argument in self._command for _, field in argument if field}:
+            if problem := _unusable(values[field]):
+                raise StartFailedError(
+                    f"{field} {values[field]!r} cannot be put on a command line: it {problem}"
+                )
+        return [fill(argument, values) for argument in self._command]
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Starts the resource's worker, after ending what an earlier launch of it left behind.
+
+        Returns:
+            `command-pid`, `command-started-at`, `command-host` and `command-launch-id`.
+
+        Raises:
+            StartFailedError: It did not start or ended at once, an earlier launch could not be
+                ended, or another start of it is under way.
+        """
+        argv = self.command(resource)
+        with self._alone(resource, StartFailedError) as files:
+            named = launch_of(resource.properties)
+            record = files.read()
+            self._clear(distinct(named, record.launch if record else None))
+            return self._start(argv, files, previous=named.launch_id if named else None)
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends the launch that the resource's properties name, and one that followed it unsaved.
+
+        A launch that followed a later one is somebody else's and stays.
+
+        Raises:
+            ReleaseFailedError: It may still be running.
+        """
+        with self._alone(resource, ReleaseFailedError) as files:
+            launches = launches_of(resource.properties, files.read())
+            problems = [problem for launch in launches if (problem := self._end(launch))]
+        if problems:
+            raise ReleaseFailedError("; ".join(problems))
+
+    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+        """Whether a worker of the resource runs on this host; unknown if it would on another."""
+        try:
+            launches = launches_of(resource.properties, self._files(resource).read())
+        except OSError:
+            return "unknown"
+        if any(processes.is_running(launch) for launch in launches if not launch.is_elsewhere):
+            return "running"
+        if not launches or any(launch.is_elsewhere for launch in launches):
+            return "unknown"
+        return "ended"
+
+    def _files(self, resource: Resource) -> LaunchFiles:
+        return LaunchFiles(self._log_dir, self.name, resource.resource_id)
+
+    @contextmanager
+    def _alone(self, resource: Resource, failure: type[ContainerError]) -> Iterator[LaunchFiles]:
+        """Keeps others on this host from the resource; a system error within is a `failure`."""
+        files = self._files(resource)
+        try:
+            with files.locked():
+                yield files
+        except BusyError as error:
+            raise failure(
+                f"another start of this resource is under way ({resource.resource_id!r})"
+            ) from error
+        except OSError as error:
+            raise failure(f"resource {resource.resource_id!r}: {describe(error)}") from error
+
+    def _clear(self, launches: list[Launch]) -> None:
+        """Makes sure that nothing of these launches runs here.
+
+        A launch of another host is let be: whoever releases the resource is told of it, and to
+        refuse here would be for ever where hosts are pods, whose names never come back.
+        """
+        here = [launch for launch in launches if not launch.is_elsewhere]
+        if problems := [problem for launch in here if (problem := self._end(launch))]:
+            raise StartFailedError(f"an earlier launch is in the way: {'; '.join(problems)}")
+
+    def _end(self, launch: Launch) -> str | None:
+        """Ends a launch, or says why it may still be running."""
+        if launch.is_elsewhere:
+            return f"it was started on host {launch.host!r} and cannot be seen from here"
+        left = processes.stop(launch, self._stop_timeout)
+        return f"still running after SIGKILL: {', '.join(map(str, left))}" if left else None
+
+    def _start(
+        self, argv: list[str], files: LaunchFiles, previous: str | None
+    ) -> Mapping[str, str]:
+        launch = Launch(launch_id=uuid4().hex, host=socket.gethostname())
+        files.write(Record(launch, previous))
+        with files.appending() as log:
+            offset = os.fstat(log).st_size
+            worker = self._spawn(argv, launch, log)
+        launch = replace(launch, pid=worker.pid, started_at=processes.started_at(worker.pid))
+        try:
+            files.write(Record(launch, previous))
+            self._watch(worker, files, offset)
+        except (OSError, StartFailedError) as error:
+            if problem := self._end(launch):
+                raise StartFailedError(f"{describe(error)}\n{problem}") from error
+            raise
+        return properties_of(launch)
+
+    def _spawn(self, argv: list[str], launch: Launch, log: int) -> Worker:
+        try:
+            return processes.spawn(
+                argv,
+                environment={**os.environ, **self.exports, LAUNCH_VARIABLE: str(launch.launch_id)},
+                directory=self._directory,
+                log=log,
+            )
+        except (OSError, ValueError) as error:
+            raise StartFailedError(
+                f"{argv[0]!r} could not be started: {describe(error)}"
+            ) from error
+
+    def _watch(self, worker: Worker, files: LaunchFiles, offset: int) -> None:
+        """Waits out the start check; an end with 0 within it is a launcher that handed over."""
+        if not self._start_check:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            if status := worker.wait(self._start_check):
+                raise StartFailedError(
+                    f"the worker ended at once {_ending(status)}; {_log_shown(files, offset)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The properties as they were given, and errors that say which of them is wrong and how."""
+
+    container: str
+    properties: Mapping[str, str]
+
+    def check_keys(self) -> None:
+        for key in self.properties:
+            if key not in _KEYS and not key.startswith(_EXPORT):
+                near = difflib.get_close_matches(key, [*_KEYS, _EXPORT], n=1)
+                hint = f", did you mean {near[0]!r}?" if near else ";"
+                raise ConfigError(  # without its value, which may be a secret
+                    f"container {self.container!r}: unknown property {key!r}{hint} "
+                    f"accepted are {', '.join(_KEYS)} and {_EXPORT}NAME"
+                )
+
+    def read(self, key: str, default: str | None, parse: Callable[[str], _T], accepted: str) -> _T:
+        value = self.properties.get(key, default)
+        if value is None:
+            raise ConfigError(
+                f"container {self.container!r}: property {key!r} is missing; it is {accepted}"
+            )
+        try:
+            return parse(value)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"container {self.container!r}: property {key!r} is {shorten(repr(value), 300)}: "
+                f"{error}; accepted is {accepted}"
+            ) from error
+
+    def exports(self) -> dict[str, str]:
+        found = {
+            key.removeprefix(_EXPORT): value
+            for key, value in self.properties.items()
+            if key.startswith(_EXPORT)
+        }
+        for name, value in found.items():
+            if problem := _unusable_variable(name, value):
+                raise ConfigError(  # without its value, which may be a secret
+                    f"container {self.container!r}: property {_EXPORT + name!r}: {problem}; "
+                    f"accepted is {_EXPORT} and the name of an environment variable"
+                )
+        return found
+
+
+def _unusable_variable(name: str, value: str) -> str | None:
+    if not name or "=" in name or _unusable(name):
+        return "that is no name of an environment variable"
+    if name == LAUNCH_VARIABLE:
+        return "this variable is set to the launch id"
+    return f"its value {problem}" if (problem := _unusable(value)) else None
+
+
+def _unusable(text: str) -> str | None:
+    """Why no argument or variable can hold the text; None if one can."""
+    if "\0" in text:
+        return "holds a NUL character"
+    if re.search("[\ud800-\udfff]", text):
+        return "holds half a character (a lone surrogate)"
+    return None
+
+
+def _usable(text: str) -> str:
+    if problem := _unusable(text):
+        raise ValueError(f"it {problem}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise ValueError("not a duration") from error
+
+
+def _switch(text: str) -> bool:
+    if text.casefold() not in {"true", "false"}:
+        raise ValueError("neither of the two")
+    return text.casefold() == "true"
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("it is empty")
+    return Path(_usable(text)).expanduser().absolute()
+
+
+def _optional_folder(text: str) -> str | None:
+    return str(_folder(text)) if text else None
+
+
+def _default_log_dir() -> str:
+    home = os.environ.get("DAGSTER_HOME") or ".dagster-amoro"
+    return str(Path(home, "workers"))
+
+
+def parse_command(text: str) -> list[Argument]:
+    """The arguments of a command template, each in pieces.
+
+    Raises:
+        ValueError: It is not a JSON array of texts with known placeholders.
+    """
+    arguments = json.loads(text)
+    if not isinstance(arguments, list) or not all(isinstance(part, str) for part in arguments):
+        raise ValueError("not an array of texts")
+    if not arguments or not arguments[0]:
+        raise ValueError("it names no program")
+    return [_parse_argument(_usable(argument)) for argument in arguments]
+
+
+def _parse_argument(text: str) -> Argument:
+    pieces = []
+    for literal, field, spec, conversion in Formatter().parse(text):
+        if field is not None and (spec or conversion or field not in _PLACEHOLDERS):
+            raise ValueError(
+                f"{{{field}{'!' if conversion else ''}{conversion or ''}"
+                f"{':' if spec else ''}{spec or ''}}} is no placeholder"
+            )
+        pieces.append((literal, field))
+    return tuple(pieces)
+
+
+def fill(argument: Argument, values: Mapping[str, str]) -> str:
+    """The argument with the values in the places of their placeholders."""
+    return "".join(literal + (values[field] if field else "") for literal, field in argument)
+
+
+def _ending(status: int) -> str:
+    if status > 0:
+        return f"with exit code {status}"
+    try:
+        return f"by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"by signal {-status}"
+
+
+def _log_shown(files: LaunchFiles, offset: int) -> str:
+    try:
+        tail = files.tail(offset)
+    except OSError as error:
+        return f"its log {files.log} cannot be read: {describe(error)}"
+    return f"the end of its log {files.log}:\n{tail}" if tail else f"its log {files.log} is empty"

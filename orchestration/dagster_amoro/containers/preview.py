@@ -1,0 +1,42 @@
+"""What would a start look like? For people to read before they let it happen."""
+
+import json
+import shlex
+from typing import Final
+
+import yaml
+
+from dagster_amoro.containers.amoro.flink import FlinkContainer, Target
+from dagster_amoro.containers.base import Container
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.secrets import Mask, is_secret
+
+_JOB_ID: Final = "<32 hex digits, new each time>"
+
+
+def preview(container: Container, resource: Resource) -> str:
+    """The command line, request or manifest with which a container would start a resource.
+
+    Secrets are hidden. A command line can be pasted into a shell, but for those.
+
+    Raises:
+        StartFailedError: It could not be started; the message says why.
+    """
+    mask = Mask(getattr(container, "properties", {}), resource.properties)
+    if isinstance(container, FlinkContainer) and container.target is Target.SESSION:
+        body = json.dumps(container.submission(resource, _JOB_ID), indent=2)
+        return mask.hide(f"{container.job_uri} uploaded to the Flink session, and run with\n{body}")
+    if manifest := getattr(container, "manifest", None):
+        return mask.hide(yaml.safe_dump(manifest(resource), sort_keys=False, width=1000)).rstrip()
+    if command := getattr(container, "command", None):
+        return " ".join([*_exports(container, mask), shlex.join(mask.hide_each(command(resource)))])
+    return f"whatever {type(container).__name__} does to start it"
+
+
+def _exports(container: Container, mask: Mask) -> list[str]:
+    """Its variables, each as a shell would take it."""
+    exports: dict[str, str] = getattr(container, "exports", {})
+    return [
+        f"{name}={'***' if is_secret(name) else shlex.quote(mask.hide(value))}"
+        for name, value in exports.items()
+    ]

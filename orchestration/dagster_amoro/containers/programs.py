@@ -1,0 +1,257 @@
+"""How is a program of Amoro, Flink or Spark run, and what went wrong with it?
+
+Programs are argv lists; no shell ever sees them. Their output goes to a file, not to a pipe: what
+they leave running in the background would hold a pipe open for ever.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from io import RawIOBase
+from pathlib import Path
+from typing import Final
+
+from dagster_amoro.containers import processes
+from dagster_amoro.containers.processes import Worker
+from dagster_amoro.core.errors import ContainerError, describe
+from dagster_amoro.core.secrets import Mask
+
+_POLL_SECONDS: Final = 0.05
+_KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
+_SHOWN: Final = 2000  # characters of the end of a program's output, where its error stands
+_LOOKED_AT: Final = 64 * 1024  # bytes of it that are freed of secrets before it is cut
+_FRAMES: Final = re.compile(r"^[ \t]+(?:at .+\(.*\)|\.\.\. [0-9]+ more)\n?", re.MULTILINE)  # Java's
+_KEPT: Final = 4 * 1024 * 1024  # bytes of the output that `run` returns
+_CHUNK: Final = 1024 * 1024  # bytes that `launch` reads at a time
+_LONGEST_LINE: Final = 64 * 1024  # bytes; longer lines are looked at in pieces
+_UNPRINTABLE: Final = re.compile(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]")  # databases refuse NUL
+
+
+class ProgramError(ContainerError):
+    """A program could not be run, failed, or took too long."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """A program to run."""
+
+    argv: Sequence[str]
+    exports: Mapping[str, str] = field(default_factory=dict)  # on top of what is inherited
+    mask: Mask = field(default_factory=Mask)  # hides what its output and arguments may not show
+    stdin: bytes = b""  # what it gets to read
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return Path(self.argv[0]).name
+
+
+def run(program: Program, timeout: float) -> str:
+    """Runs a program to its end and returns its output, errors included.
+
+    Of an output over 4 MiB it is the end. What it leaves running in the background runs on.
+
+    Args:
+        program: What to run.
+        timeout: Seconds after which it is killed.
+
+    Raises:
+        ProgramError: It cannot be started, ended with another code than 0, or took too long. The
+            message has the end of its output, without secrets.
+    """
+    with _scratch(program) as log, _started(program, log) as worker:
+        try:
+            code = worker.wait(timeout)
+        except subprocess.TimeoutExpired:
+            kill(worker)
+            raise failure(program, f"was not over after {timeout:g} s", end_of(log)) from None
+        if code:
+            raise failure(program, _ending(code), end_of(log))
+        return _text(log, last=_KEPT)
+
+
+def launch(
+    program: Program, *, log: Path, line: re.Pattern[str], timeout: float, stays: bool = False
+) -> re.Match[str] | None:
+    """Starts a program that may outlive us, and waits for a line that says what was started.
+
+    Args:
+        program: What to run.
+        log: The file that gets its output, appended.
+        line: What such a line matches, as a whole.
+        timeout: Seconds to wait.
+        stays: Whether a program that still runs then, without such a line, is well.
+
+    Returns:
+        The first match; None if there was none before it ended with 0, or before the time was up
+        and it `stays`.
+
+    Raises:
+        ProgramError: It cannot be started, ended with another code than 0 before such a line, or
+            was killed because the time was up.
+    """
+    begin = size_of(log)
+    with _started(program, log) as worker, log.open("rb", buffering=0) as file:
+        lines, deadline = _Lines(file, begin), time.monotonic() + timeout
+        while True:
+            code = worker.poll()  # before reading: what it wrote last is read then
+            if found := lines.find(line, ended=code is not None):
+                return found
+            if code is not None and lines.at_end:
+                break
+            late = time.monotonic() >= deadline
+            if late and stays:
+                return None
+            if late:
+                kill(worker)
+                what = f"did not say within {timeout:g} s what it started"
+                raise failure(program, what, end_of(log, begin))
+            if lines.at_end:
+                time.sleep(_POLL_SECONDS)
+        if code:
+            raise failure(program, _ending(code), end_of(log, begin))
+        return None
+
+
+def kill(worker: Worker) -> None:
+    """Ends a program that runs, with everything that is still in its process group."""
+    if worker.poll() is not None:  # its id may be another's by now
+        return
+    with suppress(OSError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # another user's, or the kernel is slow
+        worker.wait(_KILL_WAIT)
+
+
+@contextmanager
+def _scratch(program: Program) -> Iterator[Path]:
+    """A place for the output of a program that ends before us."""
+    try:
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _not_started(program, error) from None
+    with folder as name:
+        yield Path(name, "output")
+
+
+@contextmanager
+def _started(program: Program, log: Path) -> Iterator[Worker]:
+    """A running program; killed if whoever waits for it cannot go on."""
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            with _readable(program.stdin) as stdin:
+                worker = processes.spawn(
+                    list(program.argv),
+                    environment={**os.environ, **program.exports},
+                    directory=None,
+                    log=descriptor,
+                    stdin=stdin,
+                )
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        raise _not_started(program, error) from None
+    try:
+        yield worker
+    except ProgramError:
+        raise
+    except BaseException as error:
+        kill(worker)
+        if isinstance(error, OSError):
+            raise ProgramError(
+                f"{program.name} was ended, its output cannot be read: {describe(error)}"
+            ) from None
+        raise
+
+
+@contextmanager
+def _readable(content: bytes) -> Iterator[int]:
+    """A file descriptor to read these bytes from."""
+    if not content:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
+
+
+class _Lines:
+    """The lines that a log gets, as they come."""
+
+    def __init__(self, file: RawIOBase, begin: int) -> None:
+        self._file: Final = file
+        self._rest = b""  # of the last line, which may go on
+        self.at_end = False  # whether all that is there was read
+        file.seek(begin)
+
+    def find(self, line: re.Pattern[str], *, ended: bool) -> re.Match[str] | None:
+        """The first that matches as a whole among those not read yet; at most 1 MiB is read.
+
+        A line counts once it is complete; the last one also if the program has `ended`.
+        """
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # somebody truncated it
+            self._file.seek(0)
+        chunk = self._file.read(_CHUNK) or b""
+        self.at_end = len(chunk) < _CHUNK
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if (ended and self.at_end) or len(self._rest) > _LONGEST_LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        return next((found for each in lines if (found := line.fullmatch(_decoded(each)))), None)
+
+
+def _not_started(program: Program, error: Exception) -> ProgramError:
+    shown = program.mask.hide(f"{program.argv[0]!r} could not be started: {describe(error)}")
+    return ProgramError(shown)
+
+
+def failure(program: Program, what: str, output: str) -> ProgramError:
+    """The error of a program that did `what`, with the end of its output, without secrets."""
+    shown = program.mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
+    if len(shown) > _SHOWN:
+        shown = f"…{shown[-_SHOWN:]}"
+    told = f"; the end of its output:\n{shown}" if shown else " without any output"
+    return ProgramError(f"{program.name} {what}{told}")
+
+
+def _ending(code: int) -> str:
+    if code > 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-code}"
+
+
+def end_of(log: Path, begin: int = 0) -> str:
+    """The end of what a file got since it was `begin` bytes long, as a text that can be stored."""
+    return _text(log, begin, _LOOKED_AT)
+
+
+def size_of(log: Path) -> int:
+    """How many bytes are in a file; none, if it is not there."""
+    try:
+        return log.stat().st_size
+    except OSError:  # not there yet; what else is wrong shows when it is opened
+        return 0
+
+
+def _text(log: Path, begin: int = 0, last: int = _KEPT) -> str:
+    """What a log holds from `begin` on, at most its `last` bytes."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(begin if begin <= size else 0, size - last))
+        return _UNPRINTABLE.sub("\ufffd", file.read(last).decode(errors="replace"))
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")

@@ -1,0 +1,128 @@
+"""Which container does a name in the database stand for, and can it restart anything?"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any, Final
+
+from dagster_amoro.config import ContainerSettings
+from dagster_amoro.containers.base import INTERRUPTIONS, Container
+from dagster_amoro.core.ams_version import AskDialect
+from dagster_amoro.core.errors import ContainerError, describe
+from dagster_amoro.core.secrets import Mask
+
+_MEMBERS: Final = ("request_resource", "release_resource", "supports_auto_restart")
+_JAVA: Final = "org.apache.amoro."
+_AMORO: Final = {
+    f"org.apache.amoro.server.manager.{kind}OptimizerContainer": (
+        f"dagster_amoro.containers.amoro.{kind.lower()}.{kind}Container"
+    )
+    for kind in ("Local", "Flink", "Spark", "Kubernetes")
+}
+_EXTERNAL: Final = "external"  # what groups name whose optimizers people start by hand
+
+
+def build_container(
+    settings: ContainerSettings, ask_dialect: AskDialect | None = None
+) -> Container:
+    """The container that an entry of `containers:` describes.
+
+    Args:
+        settings: The entry; Amoro's Java class names stand for the classes of this package.
+        ask_dialect: Says how the running AMS starts optimizers, for those of Amoro.
+
+    Raises:
+        ContainerError: Its class cannot be imported, cannot be built or is no container.
+    """
+    try:
+        container = _build(settings, ask_dialect)
+        missing = [member for member in _MEMBERS if not _has(container, member)]
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # a user's code, which may also exit, or panic in Rust
+        raise _unusable(settings, Mask(settings.properties).hide(describe(error))) from error
+    if missing:
+        raise _unusable(settings, f"it has no {' and no '.join(missing)}")
+    return container
+
+
+def _build(settings: ContainerSettings, ask_dialect: AskDialect | None) -> Container:
+    name, properties = settings.name, dict(settings.properties)
+    if settings.implementation in _AMORO:
+        amoro: Any = _class(_AMORO[settings.implementation])
+        built: Container = amoro(name, properties, ask_dialect)
+        return built
+    if settings.implementation.startswith(_JAVA):
+        raise ContainerError(f"no such class of Amoro is known; known are {', '.join(_AMORO)}")
+    return _class(settings.implementation)(name, properties)
+
+
+class Containers:
+    """The containers of a configuration by name, each built when it is first asked for.
+
+    One that can be built is kept. One that cannot is tried again when it is asked for again, since
+    what it lacks (a folder, a client's configuration) may be there by then.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, ContainerSettings], ask_dialect: AskDialect | None = None
+    ) -> None:
+        self._settings: Final = dict(settings)
+        self._ask_dialect: Final = ask_dialect
+        self._lock: Final = Lock()
+        self._built: Final[dict[str, Container]] = {}
+
+    def get(self, name: str) -> Container:
+        """The container of that name.
+
+        Raises:
+            ContainerError: There is none, or it cannot be built.
+        """
+        if name not in self._settings:
+            names = ", ".join(map(repr, self._settings)) or "none"
+            if name == _EXTERNAL:
+                raise ContainerError(f"container {name!r}: what people start by hand is theirs")
+            raise ContainerError(f"container {name!r} is not configured; there are: {names}")
+        with self._lock:
+            if name not in self._built:
+                self._built[name] = build_container(self._settings[name], self._ask_dialect)
+            return self._built[name]
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Why the orphans of a container cannot be restarted; None if they can."""
+        if name is None:
+            return "it names no container"
+        try:
+            supported = bool(self.get(name).supports_auto_restart)
+        except INTERRUPTIONS:
+            raise
+        except ContainerError as error:
+            return str(error)
+        except BaseException as error:  # noqa: BLE001 - a user's code, as in build_container
+            told = Mask(self._settings[name].properties).hide(describe(error))
+            return f"container {name!r} does not say whether it restarts: {told}"
+        return None if supported else f"container {name!r} opts out of restarts"
+
+
+def _class(path: str) -> Callable[[str, Mapping[str, str]], Container]:
+    module, _, name = path.rpartition(".")
+    if not module or not name:
+        raise ValueError("a class is named as package.module.Class")
+    found: Callable[[str, Mapping[str, str]], Container] = getattr(
+        importlib.import_module(module), name
+    )
+    return found
+
+
+def _has(container: Container, member: str) -> bool:
+    try:
+        found = getattr(container, member, None)
+    except Exception:  # noqa: BLE001 - it is there; what it raises is looked at when it is used
+        return True
+    return found is not None if member == "supports_auto_restart" else callable(found)
+
+
+def _unusable(settings: ContainerSettings, why: str) -> ContainerError:
+    return ContainerError(
+        f"container {settings.name!r} cannot be used: {settings.implementation}: {why}"
+    )

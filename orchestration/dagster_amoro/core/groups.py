@@ -1,0 +1,130 @@
+"""What does a group say about itself: how many threads must it have, and who sizes it?
+
+Read as AMS reads it (its `DynamicAllocationConfig`): a floor that makes no sense asks for nothing,
+and dynamic allocation whose settings do not hold is off.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dagster_amoro.core.errors import PropertiesError
+from dagster_amoro.core.properties import parse_properties
+
+UNITS: Final = {  # of Amoro's durations: nanoseconds, by label; no label means milliseconds
+    "": 10**6,
+    **dict.fromkeys(("d", "day", "days"), 86_400 * 10**9),
+    **dict.fromkeys(("h", "hour", "hours"), 3_600 * 10**9),
+    **dict.fromkeys(("min", "minute", "minutes"), 60 * 10**9),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 10**9),
+    **dict.fromkeys(("ms", "milli", "millis", "millisecond", "milliseconds"), 10**6),
+    **dict.fromkeys(("\u00b5s", "micro", "micros", "microsecond", "microseconds"), 10**3),
+    **dict.fromkeys(("ns", "nano", "nanos", "nanosecond", "nanoseconds"), 1),
+}
+_FLOOR: Final = "min-parallelism"  # deprecated in Amoro, and still what most groups have
+_ENABLED: Final = "dynamic-allocation.enabled"
+_MOST_THREADS: Final = 1024
+_SHORTEST_IDLE: Final = UNITS["s"] * 30
+_SPANS: Final = {
+    "dynamic-allocation.scheduler-backlog-timeout": "1min",
+    "dynamic-allocation.sustained-backlog-timeout": "30s",
+    "dynamic-allocation.executor-idle-timeout": "5min",
+    "dynamic-allocation.scale-down-cooldown": "1min",
+    "dynamic-allocation.drain-timeout": "15min",
+}
+_INT_MAX: Final = 2**31 - 1
+_LONG_MAX: Final = 2**63 - 1
+_INTEGER: Final = re.compile(r"([+-]?)0*(\d{1,10})")  # with the digits of any script, as in Java
+_DURATION: Final = re.compile(r"0*([0-9]{1,19})(.*)", re.DOTALL)
+_BLANKS: Final = "".join(map(chr, range(0x21)))  # what Java trims
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A row of `resource_group`."""
+
+    name: str
+    container_name: str | None
+    properties: str | None  # JSON text as stored
+
+
+def floor(group: Group) -> int | None:
+    """The threads that the group must have at least; never negative.
+
+    None: nobody asked for a floor, or the properties cannot be read. A value that is no number of
+    threads is 0: AMS starts nothing for it.
+    """
+    text = _floor_text(_given(group, _FLOOR))
+    if text is None:
+        return None
+    try:
+        return max(0, _integer(text.strip(_BLANKS)))
+    except ValueError:
+        return 0
+
+
+def is_dynamic(group: Group) -> bool:
+    """Whether AMS sizes the group by its load: dynamic allocation is on, and its settings hold.
+
+    False as well if the properties cannot be read.
+    """
+    given = _given(group, _ENABLED)
+    if given.get(_ENABLED, "").lower() != "true" or group.container_name == "external":
+        return False
+    try:
+        return _sizes_hold(given) and _spans_hold(given)
+    except ValueError:
+        return False
+
+
+def _given(group: Group, word: str) -> dict[str, str]:
+    """The properties; empty if they do not have the word, or cannot be read."""
+    text = group.properties
+    # Few groups have such a key and all are asked at each tick; a search is cheaper than parsing.
+    # A key spelled with \u002d goes unseen, but AMS escapes no such characters.
+    if not isinstance(text, str) or word not in text:
+        return {}
+    try:
+        return parse_properties(text)
+    except PropertiesError:
+        return {}
+
+
+def _floor_text(given: Mapping[str, str]) -> str | None:
+    return given.get(f"dynamic-allocation.{_FLOOR}", given.get(_FLOOR))
+
+
+def _sizes_hold(given: Mapping[str, str]) -> bool:
+    floor_text = _floor_text(given)
+    least = 0 if floor_text is None else _integer(floor_text.strip(_BLANKS))
+    most = _integer(given.get("dynamic-allocation.max-parallelism", ""))  # it is required
+    unit = _integer(given.get("dynamic-allocation.executor-parallelism", "1"))
+    if not (0 <= least <= most <= _MOST_THREADS and 1 <= unit <= most):
+        return False
+    return -(-least // unit) * unit <= most  # the floor is reached in whole executors
+
+
+def _spans_hold(given: Mapping[str, str]) -> bool:
+    spans = [_nanoseconds(given.get(key, default)) for key, default in _SPANS.items()]
+    _, sustained, idle, _, _ = spans
+    whole = UNITS["ms"]  # AMS compares these two without what is finer
+    return min(spans) > 0 and idle >= _SHORTEST_IDLE and sustained // whole * 2 <= idle // whole
+
+
+def _integer(text: str) -> int:
+    """What Java's `Integer.parseInt` reads; it trims nothing."""
+    match = _INTEGER.fullmatch(text)
+    number = int(match[1] + match[2]) if match else _INT_MAX + 1
+    if not -_INT_MAX - 1 <= number <= _INT_MAX or max(text) > "\uffff":
+        raise ValueError("no integer of Java")
+    return number
+
+
+def _nanoseconds(text: str) -> int:
+    """A duration as Amoro reads it; AMS fails over what exceeds its long of milliseconds."""
+    match = _DURATION.fullmatch(text.strip(_BLANKS))
+    unit = UNITS.get(match[2].strip(_BLANKS).lower()) if match else None
+    if not match or not unit or int(match[1]) > min(_LONG_MAX, _LONG_MAX * UNITS["ms"] // unit):
+        raise ValueError("no duration of Amoro")
+    return int(match[1]) * unit

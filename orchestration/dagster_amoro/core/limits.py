@@ -1,0 +1,97 @@
+"""How much may be restarted at once: a wave, not a stampede, and nothing in a catastrophe?"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dagster_amoro.core.model import Incident
+
+CountResources = Callable[[], Mapping[str, int]]
+"""How many resources each group has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guards:
+    """The limits of what a tick restarts."""
+
+    # Restarts per tick; the rest is due at the next. None: any number.
+    max_restarts: int | None = None
+    # The largest share of a group's resources that may be orphaned while it is still healed: more
+    # dead at once point at something that restarts would make worse. 1: any share.
+    max_orphaned: float = 1.0
+    # The same for all resources of the registry together.
+    max_orphaned_overall: float = 1.0
+    # The same for groups that have a limit of their own, by name.
+    max_orphaned_of: Mapping[str, float] = field(default_factory=dict)
+
+    def limit_of(self, group_name: str) -> float:
+        """The largest share of this group that may be orphaned."""
+        return self.max_orphaned_of.get(group_name, self.max_orphaned)
+
+
+class Wave(NamedTuple):
+    """What of all that is due goes first."""
+
+    now: list[Incident]
+    later: list[Incident]
+    turn: str | None  # the group that was served last, after which the next wave begins
+
+
+def wave(due: Sequence[Incident], most: int | None, turn: str | None) -> Wave:
+    """Takes so many of what is due, groups in turn, each group's first ones first.
+
+    Groups stand in a ring, by their names. Each gives one incident a round, and the next wave goes
+    on behind the group that was served last: none waits more than one round longer than another.
+
+    Args:
+        due: In the order in which each group's are to be taken.
+        most: How many; None: all.
+        turn: The group that the wave before served last; None: there was none.
+    """
+    if most is None or len(due) <= most:
+        return Wave(list(due), [], None)
+    rounds: Counter[str] = Counter()
+
+    def place(incident: Incident) -> tuple[int, bool, str]:
+        name = incident.group_name
+        rounds[name] += 1
+        return rounds[name], turn is not None and name <= turn, name
+
+    chosen = sorted(due, key=place)[:most]
+    ids = {incident.incident_id for incident in chosen}
+    later = [incident for incident in due if incident.incident_id not in ids]
+    return Wave(chosen, later, chosen[-1].group_name)
+
+
+def refusals(
+    groups: Iterable[str],
+    orphans: Iterable[str | None],
+    count: CountResources,
+    guards: Guards,
+) -> dict[str, str]:
+    """In which of these groups nothing may be restarted now, and why.
+
+    Args:
+        groups: The groups of which something is due.
+        orphans: The groups of all orphans, once for each.
+        count: Asked only if there is a limit.
+        guards: The limits.
+    """
+    limits = {name: guards.limit_of(name) for name in groups}
+    if guards.max_orphaned_overall >= 1 and all(limit >= 1 for limit in limits.values()):
+        return {}
+    dead, resources = Counter(name or "" for name in orphans), count()
+    everywhere = _refusal(dead.total(), sum(resources.values()), guards.max_orphaned_overall)
+    overall = f"of all groups {everywhere}" if everywhere else None
+    found = {
+        name: _refusal(dead[name], resources.get(name, 0), limit) or overall
+        for name, limit in limits.items()
+    }
+    return {name: why for name, why in found.items() if why}
+
+
+def _refusal(orphans: int, resources: int, limit: float) -> str | None:
+    if limit >= 1 or orphans / max(resources, 1) <= limit:
+        return None
+    return f"{orphans} of {resources} orphaned, allowed {limit * 100:g}%"

@@ -1,0 +1,137 @@
+"""What a tick tells the reader of the UI: what it saw, and what happens next and when."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from dagster_amoro.core.formatting import clock_time, counted, duration
+from dagster_amoro.core.model import Event, EventKind, Incident, Ordered, State, Transition
+from dagster_amoro.core.policy import (
+    IN_A_RUN,
+    Decision,
+    OnExhausted,
+    RestartPolicy,
+    Verdict,
+    due_at,
+)
+from dagster_amoro.core.tick_plan import Assessment, Order, Surroundings, Survey
+
+DRY_RUN = "Dry run, nothing is done: "
+"""How the message of a tick, or of a turn, begins that only rehearsed."""
+ABSTAINED = "Abstained"
+"""How the message of a tick begins that concluded nothing."""
+
+_ENDS = {
+    Verdict.GIVE_UP: "to be given up",
+    Verdict.KEEP: "out of attempts, to be kept",
+    Verdict.SUPERSEDE: "to be removed, since others took its place",
+}
+_TRIED = {EventKind.STARTED, EventKind.ATTEMPT_FAILED, EventKind.GIVE_UP}
+_NEWS = (EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.SUPERSEDED)
+
+
+def summarize(  # noqa: PLR0913 - all that a tick saw and did
+    survey: Survey,
+    assessment: Assessment,
+    *,
+    handed_over: Sequence[Order],
+    applied: Iterable[Transition],
+    surroundings: Surroundings,
+    sizes: Sequence[str] = (),
+) -> str:
+    """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)"."""
+    line = f"{counted(survey.resources, 'resource')}, {counted(len(survey.orphans), 'orphan')}"
+    parts = [
+        *_due(handed_over, assessment.verdicts, surroundings.policy),
+        *_waiting(assessment.waiting, surroundings.policy, surroundings.now),
+    ]
+    news = Counter(transition.event.kind for transition in applied)
+    told = [f"{news[kind]} {kind}" for kind in _NEWS if news[kind]]
+    told += [f"{counted(survey.expired, 'heartbeat')} expired"] if survey.expired else []
+    line += f": {', '.join(parts)}" if parts else ""
+    line += f". New: {', '.join(told)}" if told else ""
+    return line + (f". {'; '.join(sizes)}" if sizes else "")
+
+
+def next_step(incident: Incident, policy: RestartPolicy) -> str:
+    """What follows if no optimizer registers for an incident that was just attempted."""
+    at = clock_time(due_at(incident, policy))
+    follows = f"attempt {incident.spent + 1} of {policy.max_retries} follows"
+    if incident.spent >= policy.max_retries:
+        keeps = policy.on_exhausted is OnExhausted.KEEP
+        follows = "it is left to a person" if keeps else "it is given up"
+    return f"If no optimizer registers for it, {follows} after {at}."
+
+
+def story(
+    incident: Incident, events: Iterable[Event], policy: RestartPolicy, *, removed: bool = True
+) -> str:
+    """What was tried for an incident that is given up, for whoever gets the alert."""
+    tried = [f"{clock_time(event.at)} {event.message}" for event in events if event.kind in _TRIED]
+    since = f"orphaned since {clock_time(incident.detected_at)}"
+    row = "its row was removed from the registry and is kept in the ledger"
+    row = row if removed else "its row is left where it is (keeper.on-exhausted)"
+    if incident.ordered == Ordered.GIVE_UP:
+        return "; ".join([since, *tried, row])
+    if not incident.spent:
+        return f"{since}, and no attempts are allowed; {row}"
+    made = counted(incident.attempts, "attempt")
+    attempts = f"{made}, at least {duration(policy.grace_period)} apart"
+    if incident.carried > 0:
+        before = counted(incident.carried, "attempt")
+        attempts = f"{before} before it was orphaned again, and {attempts}"
+    return "; ".join([f"{since}; {attempts}, did not bring it back", *tried, row])
+
+
+def _due(
+    handed_over: Sequence[Order], verdicts: Mapping[int, Verdict], policy: RestartPolicy
+) -> list[str]:
+    sorted_by: dict[Verdict, list[Incident]] = {}
+    for incident in (incident for order in handed_over for incident in order.incidents):
+        sorted_by.setdefault(verdicts[incident.incident_id], []).append(incident)
+    restarts = sorted_by.get(Verdict.RESTART, [])
+    first = [f"{len(restarts)} due for a restart{_attempt(restarts, policy)}"] if restarts else []
+    others = (verdict for verdict in _ENDS if verdict in sorted_by)
+    return first + [f"{len(sorted_by[verdict])} {_ENDS[verdict]}" for verdict in others]
+
+
+def _waiting(
+    waiting: Sequence[tuple[Incident, Decision]], policy: RestartPolicy, now: datetime
+) -> list[str]:
+    by_verdict: dict[tuple[Verdict, str], list[tuple[Incident, Decision]]] = {}
+    for incident, decision in waiting:
+        by_verdict.setdefault((decision.verdict, decision.reason), []).append((incident, decision))
+    return [
+        _tell(verdict, reason, members, policy, now)
+        for (verdict, reason), members in by_verdict.items()
+    ]
+
+
+def _tell(
+    verdict: Verdict,
+    reason: str,
+    members: Sequence[tuple[Incident, Decision]],
+    policy: RestartPolicy,
+    now: datetime,
+) -> str:
+    number = len(members)
+    if verdict is Verdict.HOLD:
+        return f"{number} held ({reason})"
+    if verdict is Verdict.REPORT:
+        return f"{number} left alone ({reason})"
+    if reason == IN_A_RUN:
+        return f"{number} restarting{_attempt([incident for incident, _ in members], policy)}"
+    ends = [decision.until for _, decision in members if decision.until]
+    if not ends:
+        return f"{number} waiting ({reason})"
+    soonest = min(ends)
+    left = duration(soonest - now)
+    return f"{number} in grace for {left}" if number == 1 else f"{number} in grace, first {left}"
+
+
+def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
+    if len(incidents) != 1:
+        return ""
+    (incident,) = incidents
+    number = incident.spent + (incident.state is not State.CLAIMED)
+    return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"

@@ -1,0 +1,210 @@
+"""What to do about an orphan now: leave it, restart it or give it up?"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, StrEnum
+from hashlib import sha256
+from typing import Final, NamedTuple, Protocol
+
+from dagster_amoro.core.model import Incident, Ordered, State
+
+_MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
+
+
+class Backoff(StrEnum):
+    """How the pauses between attempts grow."""
+
+    CONSTANT = "constant"  # each is as long as the grace period
+    EXPONENTIAL = "exponential"  # each is twice as long as the one before, up to a cap
+
+
+class OnExhausted(StrEnum):
+    """What becomes of a resource whose attempts are used up."""
+
+    CLEAN_UP = "clean-up"  # it is released, and its row moves from the registry to the ledger
+    KEEP = "keep"  # nothing; it is told once and left to a person
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestartPolicy:
+    """How often and how patiently orphans are restarted."""
+
+    enabled: bool  # False: incidents are recorded, nothing is started or removed
+    max_retries: int  # attempts before it is given up; 0: none at all
+    grace_period: timedelta  # after the detection, and after each attempt
+    # A resource that is orphaned again sooner after its recovery continues its old count of
+    # attempts, so that a crash loop ends. Zero: each incident has a budget of its own.
+    stable_after: timedelta = timedelta(0)
+    backoff: Backoff = Backoff.CONSTANT
+    backoff_cap: timedelta = timedelta(hours=1)  # the longest pause; where it is exponential
+    backoff_jitter: float = 0.1  # the share by which such a pause may be longer, so that they part
+    on_exhausted: OnExhausted = OnExhausted.CLEAN_UP
+
+
+class Verdict(StrEnum):
+    """What is to be done."""
+
+    HOLD = "hold"  # nothing, by order or as a precaution
+    REPORT = "report"  # nothing but saying so, once
+    WAIT = "wait"  # nothing yet
+    RESTART = "restart"
+    SUPERSEDE = "supersede"  # release and remove it: others took its place
+    KEEP = "keep"  # say that its attempts are used up, and leave it
+    GIVE_UP = "give-up"  # release and remove it
+
+
+class Decision(NamedTuple):
+    """A verdict with its reason."""
+
+    verdict: Verdict
+    reason: str
+    until: datetime | None = None  # WAIT: when it is worth looking again; None: unknown
+
+
+_FINISHES: Final = {
+    State.GIVING_UP: Verdict.GIVE_UP,
+    State.SUPERSEDING: Verdict.SUPERSEDE,
+}
+IN_A_RUN: Final = "in the hands of a run"
+IN_GRACE: Final = "in its grace period"
+EXHAUSTED_AND_KEPT: Final = "its attempts are used up, and keeper.on-exhausted is keep"
+
+
+class StandIn(Enum):
+    """What came to a group after one of its resources was found orphaned."""
+
+    NONE = "none"  # not as much as was lost
+    COMING = "coming"  # as much, and not all of it has registered
+    LIVE = "live"  # as much, and the group has reached its floor with it
+
+
+class RunState(Enum):
+    """What Dagster knows of a run that holds a claim."""
+
+    QUEUED = "queued"  # accepted, not launched: it will come, however long that takes
+    ACTIVE = "active"  # launched; its process may be dead all the same
+    ENDED = "ended"
+
+
+class Claimed(Protocol):
+    """What a run can have a claim on."""
+
+    @property
+    def claimed_by(self) -> str | None:
+        """The run key of a hand-over, then the id of the run at work."""
+
+    @property
+    def claimed_until(self) -> datetime | None:
+        """The claim lapses then, unless the run renews it."""
+
+    @property
+    def fence(self) -> int | None:
+        """The lease under which it was given."""
+
+
+def holds_claim(
+    claimed: Claimed, runs: Mapping[str, RunState], now: datetime, fence: int | None = None
+) -> bool:
+    """Whether it is in the hands of a run that can still be expected to act.
+
+    `runs` has the state of runs by run id, and by run key for hand-overs. A run that ended has no
+    claim, one that waits in the queue keeps it; otherwise, a run that died unnoticed included, a
+    claim holds until it lapses. A claim that was given under another lease than that of `fence` is
+    void: its run cannot act any more.
+    """
+    if claimed.claimed_by is None or claimed.claimed_until is None:
+        return False
+    if fence is not None and claimed.fence != fence:
+        return False
+    run = runs.get(claimed.claimed_by)
+    return run is RunState.QUEUED or (run is not RunState.ENDED and now < claimed.claimed_until)
+
+
+def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
+    """When the pause after the detection, or after the last attempt, is over."""
+    since = incident.attempted_at or incident.detected_at
+    is_constant = policy.backoff is Backoff.CONSTANT
+    return since + (policy.grace_period if is_constant else _growing_pause(incident, policy))
+
+
+def _growing_pause(incident: Incident, policy: RestartPolicy) -> timedelta:
+    doublings = min(incident.spent, _MOST_DOUBLINGS)
+    grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
+    pause = timedelta(seconds=min(grace * 2.0**doublings, cap))
+    return pause * (1 + policy.backoff_jitter * _chance(incident))
+
+
+def _chance(incident: Incident) -> float:
+    """A number from 0 to 1 that differs between incidents, and is the same whenever it is asked."""
+    seed = f"{incident.resource_id} {incident.incident_id} {incident.attempts}"
+    return int.from_bytes(sha256(seed.encode(errors="replace")).digest()[:4]) / 2**32
+
+
+def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
+    incident: Incident,
+    *,
+    obstacle: str | None,
+    policy: RestartPolicy,
+    claimed: bool,
+    now: datetime,
+    paused: str | None = None,
+    stand_in: Callable[[], StandIn] = lambda: StandIn.NONE,
+) -> Decision:
+    """The decision on an open incident; the first row that applies.
+
+    | when | decision |
+    |---|---|
+    | auto-restart is off, or an operator paused it | hold |
+    | `obstacle`: the resource cannot be restarted, and nobody wants it given up | report |
+    | `claimed`: another run has it | wait |
+    | its removal has begun | finish it |
+    | an operator wants it given up, or restarted now | that |
+    | its attempts were used up before, and it is kept | hold |
+    | now < (last attempt, else detection) + pause | wait until then |
+    | its group was refilled in its place | supersede |
+    | its group is being refilled | wait |
+    | spent < max retries | restart |
+    | else | give up, or keep |
+
+    Args:
+        incident: An open incident.
+        obstacle: Why the resource cannot be restarted at all: unknown container, a container that
+            opts out, properties that cannot be read. None: it can.
+        policy: The policy of its group.
+        claimed: Whether another run holds it (see `holds_claim`).
+        now: Aware UTC.
+        paused: Who paused it, and why. None: nobody did.
+        stand_in: Says what came to its group since; asked only where it matters.
+    """
+    removing = incident.state.is_removing
+    unwanted = incident.ordered == Ordered.GIVE_UP
+    if not policy.enabled:
+        return Decision(Verdict.HOLD, "auto-restart is off")
+    if paused is not None:
+        return Decision(Verdict.HOLD, paused)
+    if obstacle is not None and not (removing or unwanted):
+        return Decision(Verdict.REPORT, obstacle)
+    if claimed:
+        return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
+    if removing:
+        return Decision(_FINISHES[incident.state], "its removal was begun and not finished")
+    if unwanted:
+        return Decision(Verdict.GIVE_UP, "an operator wants it given up")
+    if incident.ordered == Ordered.RESTART:
+        return Decision(Verdict.RESTART, "an operator wants it restarted now")
+    keeping = policy.on_exhausted is OnExhausted.KEEP
+    exhausted = incident.spent >= policy.max_retries
+    if incident.state is State.KEPT and exhausted and keeping:
+        return Decision(Verdict.HOLD, EXHAUSTED_AND_KEPT)
+    due = due_at(incident, policy)
+    if now < due:
+        return Decision(Verdict.WAIT, IN_GRACE, due)
+    match stand_in():
+        case StandIn.LIVE:
+            return Decision(Verdict.SUPERSEDE, "its group was refilled without it")
+        case StandIn.COMING:
+            return Decision(Verdict.WAIT, "its group is being refilled")
+    if not exhausted:
+        return Decision(Verdict.RESTART, "its grace period is over")
+    return Decision(Verdict.KEEP if keeping else Verdict.GIVE_UP, "its attempts are used up")

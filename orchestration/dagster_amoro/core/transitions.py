@@ -1,0 +1,295 @@
+"""Which steps an incident can take: each a copy of it one version on, with its event."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dagster_amoro.core.formatting import counted
+from dagster_amoro.core.model import Event, EventKind, Incident, Ordered, Orphan, State, Transition
+from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.core.secrets import without_secrets
+
+_CLOSING_KIND = {
+    State.RECOVERED: EventKind.RECOVERED,
+    State.EXHAUSTED: EventKind.EXHAUSTED,
+    State.RELEASED: EventKind.RELEASED,
+    State.SUPERSEDED: EventKind.SUPERSEDED,
+}
+
+
+def detect(
+    orphan: Orphan, now: datetime, *, carried: int = 0, newest_start: str | None = None
+) -> Transition:
+    """A resource was found orphaned: its incident opens.
+
+    Args:
+        orphan: Its row.
+        now: Aware UTC.
+        carried: Attempts of earlier incidents that count, since it was not stable after them.
+        newest_start: `start_time` of its group's newest resource, see `Incident`.
+    """
+    incident = Incident(
+        incident_id=0,
+        resource_id=orphan.resource_id,
+        group_name=orphan.group_name or "",
+        container_name=orphan.container_name or "",
+        thread_count=orphan.thread_count or 0,
+        detected_at=now,
+        carried=carried,
+        newest_start=newest_start,
+    )
+    message = "no optimizer stands for this resource"
+    if carried:
+        message += f"; it was not stable since its last recovery, and attempt {carried} counts"
+    event = Event(kind=EventKind.DETECTED, at=now, message=message)
+    return Transition(before=None, after=incident, event=event)
+
+
+def observed(
+    step: Transition, capacity: tuple[int, int] | None, policy: RestartPolicy
+) -> Transition:
+    """The step of a tick with what was true of its group then, for the audit.
+
+    Its event gets the group's threads, `wanted` and `live`, and one that opens an incident the
+    policy that it is treated by: `grace_seconds` and `max_retries`, the attempts that are left.
+    """
+    details: dict[str, Any] = dict(step.event.details)
+    if capacity is not None:
+        details |= {"wanted": capacity[0], "live": capacity[1]}
+    if step.before is None:
+        details |= {
+            "grace_seconds": policy.grace_period.total_seconds(),
+            "max_retries": max(policy.max_retries - step.after.carried, 0),
+        }
+    return replace(step, event=replace(step.event, details=details))
+
+
+def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
+    """It cannot be restarted, which is said once and then left to a person."""
+    after = incident.evolve(
+        state=State.UNSUPPORTED, note=obstacle, claimed_by=None, claimed_until=None
+    )
+    event = Event(kind=EventKind.REPORTED, at=now, message=f"left alone: {obstacle}")
+    return Transition(before=incident, after=after, event=event)
+
+
+def hand_over(
+    incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
+) -> Transition:
+    """A run is requested for it; the right to act lapses at `until` unless it is taken up.
+
+    With a fence, it also ends with the lease of that number.
+    """
+    after = incident.evolve(
+        state=_working(incident, State.HANDED_OVER),
+        note=None,
+        hand_overs=incident.hand_overs + 1,
+        claimed_by=run_key,
+        claimed_until=until,
+        fence=fence,
+    )
+    message = f"handed to a run (hand-over {after.hand_overs})"
+    event = Event(kind=EventKind.HANDED_OVER, at=now, message=message, details={"run_key": run_key})
+    return Transition(before=incident, after=after, event=event)
+
+
+def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Transition:
+    """The run takes it up."""
+    after = incident.evolve(
+        state=_working(incident, State.CLAIMED), claimed_by=run_id, claimed_until=until
+    )
+    event = Event(kind=EventKind.CLAIMED, at=now, message="taken up by its run", run_id=run_id)
+    return Transition(before=incident, after=after, event=event)
+
+
+def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
+    """The attempt is counted, before the container is called."""
+    after = incident.evolve(
+        attempts=incident.attempts + 1,
+        attempted_at=now,
+        claimed_until=until,
+        last_error=None,
+        ordered=None,
+    )
+    message = f"attempt {after.spent} begins"
+    return _in_run(incident, after, EventKind.ATTEMPT, message, now)
+
+
+def started(
+    incident: Incident, startup: Mapping[str, str], notes: Sequence[str], now: datetime
+) -> Transition:
+    """The container accepted the start; the run lets go and registration decides."""
+    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
+    message = f"attempt {incident.spent} started it{shown(startup)}"
+    details = {"startup": without_secrets(startup), "notes": list(notes)}
+    return _in_run(incident, after, EventKind.STARTED, message, now, details)
+
+
+def shown(startup: Mapping[str, str]) -> str:
+    """What was started, by its first and most telling property, in parentheses; "" if by none."""
+    known = without_secrets(startup)
+    return next((f" ({key} {value})" for key, value in known.items()), "")
+
+
+def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
+    """The start failed; the run keeps the incident for its next attempt."""
+    after = incident.evolve(last_error=error, claimed_until=until)
+    message = f"attempt {incident.spent} failed: {error}"
+    return _in_run(incident, after, EventKind.ATTEMPT_FAILED, message, now)
+
+
+def give_back(incident: Incident, reason: str, now: datetime) -> Transition:
+    """The run lets go of it without an attempt; the next tick looks again."""
+    after = incident.evolve(
+        state=_working(incident, State.WAITING), claimed_by=None, claimed_until=None
+    )
+    return _in_run(incident, after, EventKind.GIVEN_BACK, f"given back: {reason}", now)
+
+
+def begin_giving_up(
+    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
+) -> Transition:
+    """Its row goes into the ledger, whole, before it is removed."""
+    after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
+    message = f"giving up after {_attempts(incident)}; its row is kept in the ledger"
+    step = _in_run(incident, after, EventKind.GIVING_UP, message, now)
+    return replace(step, row=row)
+
+
+def begin_superseding(
+    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
+) -> Transition:
+    """Likewise, since its group was refilled without it."""
+    after = incident.evolve(state=State.SUPERSEDING, claimed_until=until)
+    message = "its group was refilled without it; its row is kept in the ledger"
+    step = _in_run(incident, after, EventKind.SUPERSEDING, message, now)
+    return replace(step, row=row)
+
+
+def keep(incident: Incident, now: datetime) -> Transition:
+    """Its attempts are used up, which is said once; then it is left to a person."""
+    after = incident.evolve(state=State.KEPT, claimed_by=None, claimed_until=None)
+    message = (
+        f"{_attempts(incident)} did not help; it is left as it is, and its row is kept "
+        "(keeper.on-exhausted)"
+    )
+    return _in_run(incident, after, EventKind.KEPT, message, now)
+
+
+def stand_in(incident: Incident, resource_id: str, now: datetime) -> Transition:
+    """A new resource is started for its threads, which it was not expected to bring any more.
+
+    A run that has it in hand loses it.
+    """
+    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
+    message = f"{resource_id}, a new resource, is to take its place"
+    event = Event(kind=EventKind.STOOD_IN, at=now, message=message)
+    return Transition(before=incident, after=after, event=event)
+
+
+def enforce(incident: Incident, now: datetime) -> Transition:
+    """A dry run is over: nothing that it did counts, since nothing was done."""
+    after = incident.evolve(
+        state=State.WAITING,
+        carried=-incident.attempts,
+        claimed_by=None,
+        claimed_until=None,
+        note=None,
+        last_error=None,
+    )
+    message = "the dry run is over; what it did not do counts no longer"
+    event = Event(kind=EventKind.ENFORCED, at=now, message=message)
+    return Transition(before=incident, after=after, event=event)
+
+
+def order(incident: Incident, ordered: Ordered, by: Mapping[str, str], now: datetime) -> Transition:
+    """An operator wants it restarted or given up now; a run that has it in hand loses it.
+
+    `by` says who (`author`) and why (`reason`).
+    """
+    after = incident.evolve(
+        state=_working(incident, State.WAITING),
+        claimed_by=None,
+        claimed_until=None,
+        ordered=ordered,
+    )
+    kind, what = {
+        Ordered.RESTART: (EventKind.RESTART_NOW, "to be restarted without further waiting"),
+        Ordered.GIVE_UP: (EventKind.GIVE_UP, "to be given up"),
+    }[ordered]
+    return _by_operator(incident, after, kind, what, by, now)
+
+
+def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transition:
+    """An operator gives it a fresh budget of attempts; `by` as in `order`."""
+    state = State.WAITING if incident.state is State.KEPT else incident.state
+    after = incident.evolve(state=state, carried=-incident.attempts)
+    what = f"a fresh budget: {_attempts(incident)} counted until now"
+    return _by_operator(incident, after, EventKind.RESET, what, by, now)
+
+
+def _attempts(incident: Incident) -> str:
+    return counted(incident.spent, "attempt")
+
+
+def _by_operator(  # noqa: PLR0913, PLR0917 - the fields of an event
+    before: Incident,
+    after: Incident,
+    kind: EventKind,
+    what: str,
+    by: Mapping[str, str],
+    now: datetime,
+) -> Transition:
+    event = Event(kind=kind, at=now, message=signed(what, by), details=dict(by))
+    return Transition(before=before, after=after, event=event)
+
+
+def signed(what: str, by: Mapping[str, str]) -> str:
+    """What an operator did, with who and why."""
+    reason = f": {by['reason']}" if by.get("reason") else ""
+    return f"{what}, by {by['author']}{reason}"
+
+
+def close(
+    incident: Incident,
+    outcome: State,
+    message: str,
+    now: datetime,
+    *,
+    run_id: str | None = None,
+) -> Transition:
+    """Its outcome is known: to a run, or to a tick where `run_id` is None."""
+    after = incident.evolve(state=outcome, closed_at=now, claimed_by=None, claimed_until=None)
+    event = Event(
+        kind=_CLOSING_KIND[outcome],
+        at=now,
+        message=message,
+        attempt=incident.attempts or None,
+        run_id=run_id,
+    )
+    return Transition(before=incident, after=after, event=event)
+
+
+def _in_run(  # noqa: PLR0913, PLR0917 - the fields of an event
+    before: Incident,
+    after: Incident,
+    kind: EventKind,
+    message: str,
+    now: datetime,
+    details: Mapping[str, Any] | None = None,
+) -> Transition:
+    event = Event(
+        kind=kind,
+        at=now,
+        message=message,
+        attempt=after.attempts or None,
+        run_id=before.claimed_by,
+        details=details or {},
+    )
+    return Transition(before=before, after=after, event=event)
+
+
+def _working(incident: Incident, state: State) -> State:
+    # A removal that was begun must be finished, whoever holds it meanwhile.
+    return incident.state if incident.state.is_removing else state

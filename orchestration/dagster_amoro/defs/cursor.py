@@ -1,0 +1,94 @@
+"""What does one tick of the sensor leave to the next?"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from dagster_amoro.core.ams_restart import Watch
+
+Number = int | float | str
+"""What a tick tells of itself under one name; a word where it is not counted."""
+
+_MOST_EVENTS: Final = 2**63 - 1  # what a database counts up to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cursor:
+    """Kept by Dagster with the sensor, as a text."""
+
+    event: int = 0  # the newest event of the ledger that was reported as an asset event
+    watch: Watch = field(default_factory=Watch)
+    turn: str | None = None  # the group that the last wave of restarts served last
+    abstentions: int = 0  # ticks in a row that concluded nothing
+    # When the fleet was looked after last, by this deployment or by the one that it watches.
+    surveyed_at: datetime | None = None
+    told: Mapping[str, Number] = field(default_factory=dict)  # of itself, when it last did
+
+
+def parse_cursor(text: str | None) -> Cursor:
+    """The cursor in a text; a new one where there is none or where it makes no sense.
+
+    Nothing but time is lost with it: asset events are reported once more, and AMS's optimizers
+    are got to know anew.
+    """
+    try:
+        values: Any = json.loads(text or "{}")
+        if isinstance(values, int):  # as the first version of the sensor wrote it
+            values = {"event": values}
+        turn = values.get("turn")
+        return Cursor(
+            event=_number(values.get("event", 0)),
+            watch=Watch(
+                witnesses=tuple(map(str, values.get("witnesses", ()))),
+                was_away=bool(values.get("was_away")),
+                settling_since=_moment(values.get("settling_since")),
+            ),
+            turn=None if turn is None else str(turn),
+            abstentions=_number(values.get("abstentions", 0)),
+            surveyed_at=_moment(values.get("surveyed_at")),
+            told=_told(values.get("told", {})),
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return Cursor()
+
+
+def dump_cursor(cursor: Cursor) -> str:
+    """The text of a cursor; what is empty is left out."""
+    watch = cursor.watch
+    values = {
+        "event": cursor.event,
+        "witnesses": list(watch.witnesses),
+        "was_away": watch.was_away,
+        "settling_since": _text(watch.settling_since),
+        "turn": cursor.turn,
+        "abstentions": cursor.abstentions,
+        "surveyed_at": _text(cursor.surveyed_at),
+        "told": dict(cursor.told),
+    }
+    return json.dumps({key: value for key, value in values.items() if value})
+
+
+def _number(value: Any) -> int:  # noqa: ANN401 - any value of JSON
+    number = int(value)
+    if not 0 <= number <= _MOST_EVENTS:
+        raise ValueError("no number of events")
+    return number
+
+
+def _moment(text: Any) -> datetime | None:  # noqa: ANN401 - as above
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:  # it could not be compared
+        raise ValueError("a time without a zone")
+    return moment
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _told(values: Any) -> dict[str, Number]:  # noqa: ANN401 - as above
+    return {name: value for name, value in values.items() if isinstance(value, Number)}

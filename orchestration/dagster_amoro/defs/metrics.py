@@ -1,0 +1,95 @@
+"""How is the keeper itself? What a tick tells of itself, so that a keeper that stopped is noticed.
+
+A tick has no metadata in Dagster; its numbers are those of an observation of Amoro's table
+`resource`, which the UI plots over time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+import dagster as dg
+
+from dagster_amoro.asset_keys import RESOURCES
+from dagster_amoro.core.groups import floor
+from dagster_amoro.core.policy import Verdict
+from dagster_amoro.core.scale_up import ON_ITS_WAY
+from dagster_amoro.core.tick_plan import Assessment, Survey
+from dagster_amoro.defs.cursor import Cursor, Number
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.tick import Tick
+
+WATCHING: Final = "Watching"
+"""How the message of a tick begins that left the fleet to another deployment."""
+
+AGE: Final = "seconds since the last completed survey"
+ABSTENTIONS: Final = "abstentions in a row"
+OPEN_INCIDENTS: Final = "open incidents"
+REFUSED: Final = "refused restarts"
+PAUSED: Final = "paused"
+ACTS: Final = "who acts"
+
+Numbers = Mapping[str, Number]
+"""What a tick tells, by name."""
+
+
+def of_survey(keeper: Keeper, seen: Tick) -> Numbers:
+    """The numbers of a tick that completed its survey."""
+    assessment = seen.assessment
+    return {
+        "resources": seen.survey.resources,
+        "orphans": len(seen.survey.orphans),
+        OPEN_INCIDENTS: len(assessment.due) + len(assessment.waiting),
+        REFUSED: _refused(assessment),
+        "groups below their floor": _below_floor(seen.survey),
+        ABSTENTIONS: 0,
+        AGE: 0,
+        ACTS: keeper.deployment or "this deployment",
+        PAUSED: seen.pauses,
+    }
+
+
+def of_standby(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
+    """The numbers of a tick that left the fleet to another deployment; what it remembers.
+
+    The fleet was looked after until now: whoever takes over counts from here.
+    """
+    watched = replace(cursor, abstentions=0, surveyed_at=now)
+    return {ACTS: "watching", ABSTENTIONS: 0}, watched
+
+
+def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
+    """The numbers of a tick that concluded nothing; what it remembers."""
+    numbers: dict[str, Number] = {ABSTENTIONS: cursor.abstentions + 1, ACTS: "nobody"}
+    if cursor.surveyed_at is not None:
+        numbers[AGE] = max((now - cursor.surveyed_at).total_seconds(), 0.0)
+    return numbers, replace(cursor, abstentions=cursor.abstentions + 1)
+
+
+def news(numbers: Numbers, told: Numbers, message: str) -> list[dg.AssetObservation]:
+    """The observation that tells the numbers; none where they are what was told before.
+
+    So a quiet fleet does not fill Dagster's event log.
+    """
+    if dict(numbers) == dict(told):
+        return []
+    return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]
+
+
+def _refused(assessment: Assessment) -> int:
+    """Restarts that a guard holds back now, and those whose last start failed."""
+    held = sum(
+        decision.verdict is Verdict.HOLD and incident.incident_id in assessment.verdicts
+        for incident, decision in assessment.waiting
+    )
+    going_on = [i for i, decision in assessment.waiting if decision.verdict is not Verdict.HOLD]
+    return held + sum(
+        incident.last_error is not None and incident.state in ON_ITS_WAY
+        for incident in (*going_on, *assessment.due)
+    )
+
+
+def _below_floor(survey: Survey) -> int:
+    floors = {name: floor(group) or 0 for name, group in survey.sized.items()}
+    return sum(survey.live.get(name, 0) < least for name, least in floors.items())

@@ -1,0 +1,142 @@
+"""The job `restart_orphans`: one step per orphan that is due, all in one process."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_amoro.asset_keys import HISTORY, partition_key
+from dagster_amoro.core.formatting import clock_time
+from dagster_amoro.core.messages import next_step
+from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.policy import Backoff, due_at
+from dagster_amoro.core.secrets import without_secrets
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import Ending, Turn, take_turn, take_up
+
+CLAIM_OP = "claim_orphans"
+_ACTED = {Ending.STARTED, Ending.FAILED, Ending.GIVEN_UP, Ending.REMOVED, Ending.KEPT}
+_LOUD = {Ending.FAILED, Ending.GIVEN_UP, Ending.KEPT}  # what somebody should hear of
+_OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
+_NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
+_LONGEST_STEP_NAME = 40  # characters of the resource id in it
+
+
+class HandOver(dg.Config):
+    """What a run is to take up."""
+
+    hand_over: str = Field(
+        description="The run key under which the sensor handed its orphans over. It is good for "
+        "one run: executed again, the run finds nothing to do."
+    )
+
+
+def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
+    """The job that the sensor requests; its retries are those of the restart policy."""
+
+    @dg.op(
+        name=CLAIM_OP,
+        out=dg.DynamicOut(int, description="The number of an incident that this run may act on."),
+        description="Takes up what the sensor handed over, and fans out to one step per orphan.",
+    )
+    def claim_orphans(
+        context: dg.OpExecutionContext, config: HandOver
+    ) -> Iterator[dg.DynamicOutput[int]]:
+        incidents = take_up(keeper, config.hand_over, context.run_id)
+        context.log.info(_taken_up(incidents))
+        for incident in incidents:
+            yield dg.DynamicOutput(incident.incident_id, mapping_key=step_name(incident))
+
+    @dg.op(
+        out=dg.Out(dg.Nothing),
+        retry_policy=dg.RetryPolicy(
+            max_retries=keeper.policy.max_retries,
+            delay=keeper.policy.grace_period.total_seconds(),
+        ),
+        description=(
+            "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
+            "or removes it where others took its place. A start that failed is tried again after "
+            "the grace period. Success means that the start was accepted; the next ticks see "
+            "whether an optimizer registers."
+        ),
+    )
+    def restart_orphan(
+        context: dg.OpExecutionContext, incident_id: int
+    ) -> Iterator[dg.Output[None] | dg.AssetObservation]:
+        turn = take_turn(keeper, incident_id, context.run_id)
+        metadata = _metadata(keeper, turn)
+        yield from _observations(turn, metadata)
+        if turn.ending in _LOUD:
+            raise _failure(keeper, turn, metadata)
+        yield dg.Output(None, metadata={"result": turn.message, **metadata})
+
+    @dg.job(
+        executor_def=dg.in_process_executor,
+        # Dagster's own run retries would multiply the attempts, which the ledger counts.
+        tags={"dagster/max_retries": "0"},
+        description=(
+            "Restarts orphans of one group: one step each. Requested by orphan_sensor; started by "
+            "hand it finds nothing to do. It fails when it gives up on an orphan, with the story "
+            "in the failed step."
+        ),
+    )
+    def restart_orphans() -> None:
+        claim_orphans().map(restart_orphan)
+
+    return restart_orphans
+
+
+def _failure(keeper: Keeper, turn: Turn, metadata: Mapping[str, str]) -> Exception:
+    """What tells Dagster, and whoever it alerts, that a turn failed, and when to try again."""
+    again = turn.ending is Ending.FAILED
+    failure = dg.Failure(turn.message, metadata=metadata, allow_retries=again)
+    if not again or turn.incident is None or keeper.policy.backoff is Backoff.CONSTANT:
+        return failure
+    # The op's retry policy knows pauses that grow, but neither their cap nor who else is restarted.
+    wait = due_at(turn.incident, keeper.policy) - keeper.clock()
+    later = dg.RetryRequested(keeper.policy.max_retries, max(wait.total_seconds(), 0))
+    later.__cause__ = failure
+    return later
+
+
+def step_name(incident: Incident) -> str:
+    """What the step of an incident is called in the UI: its resource, then its number."""
+    readable = _NOT_IN_A_STEP_NAME.sub("_", incident.resource_id)[:_LONGEST_STEP_NAME]
+    return f"{readable}_incident_{incident.incident_id}"
+
+
+def _taken_up(incidents: list[Incident]) -> str:
+    if not incidents:
+        return "Nothing to do: this hand-over was taken up by another run, or has lapsed."
+    ids = ", ".join(incident.resource_id for incident in incidents[:10])
+    more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
+    return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
+
+
+def _observations(turn: Turn, told: Mapping[str, str]) -> Iterator[dg.AssetObservation]:
+    """Ties the run to its group's history, where it did something: an attempt, or giving up."""
+    if turn.incident is not None and turn.ending in _ACTED:
+        shown = {key: told[key] for key in _OBSERVED if key in told}
+        yield dg.AssetObservation(
+            HISTORY,
+            partition=partition_key(turn.incident.group_name),
+            metadata={**shown, "result": turn.message},
+        )
+
+
+def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
+    incident = turn.incident
+    if incident is None:
+        return {}
+    told = {
+        "group": incident.group_name,
+        "resource": incident.resource_id,
+        "container": incident.container_name,
+        "incident": str(incident.incident_id),
+        "attempt": f"{incident.spent} of {keeper.policy.max_retries}",
+        "orphaned since": clock_time(incident.detected_at),
+    }
+    if incident.is_open and incident.attempts and incident.state is not State.KEPT:
+        told["next"] = next_step(incident, keeper.policy)
+    return told | without_secrets(turn.startup)

@@ -1,0 +1,77 @@
+"""The job `refill_groups`: one step per group that needs a new resource, all in one process."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_amoro.core.formatting import counted
+from dagster_amoro.core.scale_up import Refill
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.scaling import Filling, take_turn, take_up
+
+TAKE_OP: Final = "claim_groups"
+_NOT_IN_A_STEP_NAME: Final = re.compile(r"[^A-Za-z0-9_]+")
+_LONGEST_STEP_NAME: Final = 40  # characters of the group's name in it
+
+
+class GroupsToRefill(dg.Config):
+    """What a run is to take up."""
+
+    hand_over: str = Field(
+        description="The run key under which the sensor handed its groups over. It is good for "
+        "one run: executed again, the run finds nothing to do."
+    )
+
+
+def build_refill_job(keeper: Keeper) -> dg.JobDefinition:
+    """The job that the sensor requests for groups that are below their floor."""
+
+    @dg.op(
+        name=TAKE_OP,
+        out=dg.DynamicOut(str, description="A group that this run may give a new resource."),
+        description="Takes up what the sensor handed over, and fans out to one step per group.",
+    )
+    def claim_groups(
+        context: dg.OpExecutionContext, config: GroupsToRefill
+    ) -> Iterator[dg.DynamicOutput[str]]:
+        refills = take_up(keeper, config.hand_over, context.run_id)
+        context.log.info("Taken up: %s.", counted(len(refills), "group"))
+        for number, refill in enumerate(refills):
+            yield dg.DynamicOutput(refill.group_name, mapping_key=_step_name(number, refill))
+
+    @dg.op(
+        out=dg.Out(dg.Nothing),
+        description=(
+            "Starts one new resource of the threads that a group lacks to its min-parallelism, "
+            "and records it once it was started. Looks again first: where the threads are there, "
+            "or on their way, nothing is started. A start that failed is tried again in a later "
+            "round, by another run."
+        ),
+    )
+    def refill_group(context: dg.OpExecutionContext, group_name: str) -> Iterator[dg.Output[None]]:
+        filled = take_turn(keeper, group_name, context.run_id)
+        metadata = {"group": group_name, "result": filled.message}
+        if filled.ending is Filling.FAILED:
+            raise dg.Failure(filled.message, metadata=metadata, allow_retries=False)
+        yield dg.Output(None, metadata=metadata)
+
+    @dg.job(
+        executor_def=dg.in_process_executor,
+        tags={"dagster/max_retries": "0"},  # the rounds are counted in the ledger
+        description=(
+            "Brings groups up to their min-parallelism: one new resource each. Requested by "
+            "orphan_sensor in standalone mode; in attached mode AMS does it."
+        ),
+    )
+    def refill_groups() -> None:
+        claim_groups().map(refill_group)
+
+    return refill_groups
+
+
+def _step_name(number: int, refill: Refill) -> str:
+    readable = _NOT_IN_A_STEP_NAME.sub("_", refill.group_name)[:_LONGEST_STEP_NAME]
+    return f"{readable}_{number}"

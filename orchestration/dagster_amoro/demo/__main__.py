@@ -1,0 +1,194 @@
+"""`python -m dagster_amoro.demo run`: a fleet, Dagster's UI and daemon, until Ctrl-C."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.formatting import duration
+from dagster_amoro.demo.fleet import HOPELESS, SIZED, environment, kill_one, start_fleet, stop_all
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event, incident
+
+_CHECKOUT: Final = Path(__file__).parents[3]
+_HOST: Final = "127.0.0.1"  # never reachable from outside this machine
+_START_SECONDS: Final = 120
+_STOP_SECONDS: Final = 30
+_DAGSTER_YAML: Final = """\
+telemetry:
+  enabled: false
+nux:
+  enabled: false  # no questions to newcomers
+run_monitoring:
+  enabled: true  # a run whose process was killed is marked as failed
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command that was asked for."""
+    options = _parser().parse_args(arguments)
+    folder = Path(options.folder).resolve()
+    if options.command == "chaos":
+        _say(kill_one(folder))
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    with suppress(KeyboardInterrupt):
+        _run(folder, options.port)
+
+
+def _run(folder: Path, port: int) -> None:
+    keeper = _prepare(folder)
+    try:
+        _say(f"Starting the fleet and Dagster, all of it under {folder} …")
+        started = start_fleet(keeper)
+        with _dagster(folder, port) as (dagster, address):
+            _wait_until_up(dagster, address)
+            _introduce(keeper, folder, address, started)
+            _follow(keeper.ledger, dagster)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave workers behind
+        _say(f"Stopped {stop_all(folder)} processes. Bye.")
+        keeper.registry.database.close()
+        keeper.ledger.database.close()
+
+
+def _prepare(folder: Path) -> Keeper:
+    """Makes the folder, ends what an earlier demo left, and returns this demo's keeper."""
+    home = folder / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text(_DAGSTER_YAML)
+    left = stop_all(folder)
+    if left:
+        _say(f"Stopped {left} processes of a demo that did not end in order.")
+    os.environ.update(environment(folder))
+    # The fleet's commands say "python": it is to be the one that runs this.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return Keeper.from_settings(load_settings())
+
+
+@contextmanager
+def _dagster(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Dagster's web server and daemon, and their address; stopped at the end."""
+    port = _free_port(port)
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(_CHECKOUT / "workspace.yaml")]
+    with (folder / "dagster.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own argv, nothing from outside
+            [*command, "-h", _HOST, "-p", str(port)],
+            cwd=_CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches it through us, after which workers stop
+        )
+    try:
+        yield process, f"http://{_HOST}:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+
+
+def _free_port(wanted: int) -> int:
+    """The port wanted, or another one where it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((_HOST, port))
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on this machine")
+
+
+def _wait_until_up(dagster: subprocess.Popen[bytes], address: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and dagster.poll() is None:
+        ready = f"{address}/server_info"  # on this machine, http
+        with suppress(OSError), urllib.request.urlopen(ready, timeout=5):  # noqa: S310
+            return
+        time.sleep(0.5)
+    raise SystemExit("Dagster did not start; its log, dagster.log, says why.")
+
+
+def _introduce(keeper: Keeper, folder: Path, address: str, started: int) -> None:
+    policy = keeper.policy
+    grace = duration(policy.grace_period)
+    _say(f"""
+A fleet of {started} workers is kept alive by Dagster: {address}
+
+  watch   {address}/locations/dagster-amoro/sensors/orphan_sensor
+          {address}/runs
+          {address}/assets/orphan_history
+  try     make chaos    in another terminal: kills a worker with SIGKILL. Its heartbeat expires
+                        after 5 s, its grace period of {grace} follows, then it is restarted.
+          {HOPELESS.resource_id} never registers, whatever is tried: it is given up after
+                        {policy.max_retries} attempts.
+          Group {SIZED} has no worker and a min-parallelism of 2: the keeper starts one.
+  logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}
+  stop    Ctrl-C
+
+What the keeper writes into its ledger, as it happens:
+""")
+
+
+def _follow(ledger: Ledger, dagster: subprocess.Popen[bytes]) -> None:
+    """Prints each new event of the ledger until Dagster ends."""
+    last = 0
+    while dagster.poll() is None:
+        told = _events_after(ledger, last)
+        for _, line in told:
+            _say(line)
+        last = told[-1][0] if told else last
+        time.sleep(1)
+    raise SystemExit("Dagster ended by itself; its log, dagster.log, says why.")
+
+
+def _events_after(ledger: Ledger, last: int) -> list[tuple[int, str]]:
+    query = (
+        sa.select(event, incident.c.resource_id)
+        .join(incident, incident.c.incident_id == event.c.incident_id, isouter=True)
+        .where(event.c.event_id > last)
+        .order_by(event.c.event_id)
+    )
+    with ledger.reading() as connection:
+        return [
+            (row.event_id, f"{row.at:%H:%M:%S} UTC  {_subject(row)}: {row.message}")
+            for row in connection.execute(query)
+        ]
+
+
+def _subject(row: sa.Row[Any]) -> str:
+    """What an event is about: a resource, a group or everything."""
+    return str(row.resource_id or row.group_name or "everything")
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a program for a terminal
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dagster_amoro.demo", description=__doc__)
+    parser.add_argument("command", choices=["run", "chaos"])
+    parser.add_argument("--folder", default=".dagster-amoro", help="holds everything it makes")
+    parser.add_argument("--port", type=int, default=3000, help="of the UI, if it is free")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

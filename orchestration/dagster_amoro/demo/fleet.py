@@ -1,0 +1,104 @@
+"""The demo's workers: which there are, how they start, stop and are killed."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+import sqlalchemy as sa
+
+from dagster_amoro.config import load_settings
+from dagster_amoro.core.model import Resource
+from dagster_amoro.healing.fleet import declare, declare_group, scale_out
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.stores.registry import optimizer, resource
+
+MARKER: Final = "DAGSTER_AMORO_DEMO"  # in the environment of all that a demo starts: its folder
+
+_STOP_SECONDS: Final = 10
+_FLEET: Final = {"compaction": 3, "ingest": 2}  # workers per group
+SIZED: Final = "reports"  # a group of which only the size is said; the keeper starts its worker
+HOPELESS: Final = Resource(
+    resource_id="legacy-1", group_name="legacy", container_name="hopeless", thread_count=1,
+    memory_mb=0,
+)  # fmt: skip
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of everything in a demo: what it is told of its configuration."""
+    here = Path(__file__).parent
+    return {
+        MARKER: str(folder),
+        "DAGSTER_HOME": str(folder / "dagster"),
+        "AMORO_CONF_DIR": str(here / "conf"),
+        "AMS_DATABASE_URL": f"sqlite:///{folder / 'registry.db'}",
+    }
+
+
+def start_fleet(keeper: Keeper) -> int:
+    """Starts all workers anew, the hopeless one excepted; returns how many rows there are."""
+    keeper.registry.create()
+    with keeper.registry.database.writing() as connection:  # of a demo that ended before
+        connection.execute(sa.delete(optimizer))
+        connection.execute(sa.delete(resource))
+    workers = [
+        Resource(
+            resource_id=f"{group}-{number}",
+            group_name=group,
+            container_name="local",
+            thread_count=2,
+            memory_mb=0,
+        )
+        for group, size in _FLEET.items()
+        for number in range(1, size + 1)
+    ]
+    for worker in workers:
+        scale_out(keeper, worker)
+    declare(keeper, HOPELESS)
+    declare_group(keeper, SIZED, "local", {"min-parallelism": "2"})
+    return len(workers) + 1
+
+
+def kill_one(folder: Path) -> str:
+    """Kills a random worker that is registered, as a crash would; says which."""
+    os.environ.update(environment(folder))
+    registry = Keeper.from_settings(load_settings()).registry
+    registry.create()
+    with registry.database.reading() as connection:
+        rows = connection.execute(sa.select(optimizer.c.resource_id, optimizer.c.properties)).all()
+    ours = {process.pid for process in processes(folder)}
+    workers = [(name, int(json.loads(told)["job-id"])) for name, told in rows]
+    alive = [(name, pid) for name, pid in workers if pid in ours]
+    if not alive:
+        return "No worker is registered. Is `make run` running in another terminal?"
+    name, pid = random.choice(alive)  # noqa: S311 - nothing here is a secret
+    os.kill(pid, signal.SIGKILL)
+    return f"Killed {name} (pid {pid}) with SIGKILL."
+
+
+def processes(folder: Path) -> Iterator[psutil.Process]:
+    """All processes that carry the demo's mark, this one excepted."""
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get(MARKER) == str(folder)
+        except psutil.Error:
+            continue
+        if marked and process.pid != os.getpid():
+            yield process
+
+
+def stop_all(folder: Path) -> int:
+    """Ends everything that carries the demo's mark; returns how many processes that were."""
+    found = list(processes(folder))
+    alive = found
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                send(process)
+        _, alive = psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+    return len(found)

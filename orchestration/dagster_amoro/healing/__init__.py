@@ -1,0 +1,1 @@
+"""What acts: ticks, restarts, scaling, operator verbs. It knows nothing of Dagster."""

@@ -1,0 +1,269 @@
+"""What would happen here? Everything an operator wants to see before anything is trusted.
+
+Nothing is changed: no row, no table, no file, no process.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from dagster_amoro.ams.client import Ams
+from dagster_amoro.config import Settings
+from dagster_amoro.containers.preview import preview
+from dagster_amoro.core.errors import AmsUnavailableError, KeeperError, describe
+from dagster_amoro.core.formatting import counted, duration
+from dagster_amoro.core.model import Orphan
+from dagster_amoro.core.secrets import hide_assigned
+from dagster_amoro.core.tick_plan import obstacle_of
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import resource_of
+from dagster_amoro.stores import inspection, registry, schema
+from dagster_amoro.stores.registry import Registry
+
+SHOWN: Final = 5  # orphans of a group that are shown with their commands
+
+
+class Grade(StrEnum):
+    """How a finding is to be taken."""
+
+    GOOD = "ok"
+    WARNING = "warning"  # works, and may not be what was meant
+    PROBLEM = "problem"  # has to be put right
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    grade: Grade
+    subject: str
+    told: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """How a resource would be started."""
+
+    resource_id: str
+    command: str  # what would be run or sent; empty: nothing
+    obstacle: str  # why nothing would be; empty: it would
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """What would be done in a group."""
+
+    name: str
+    resources: int
+    orphans: int
+    restarts: tuple[Start, ...]  # of its orphans; `SHOWN` at most
+    example: Start | None  # of a resource that is well, where there is no orphan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that was found."""
+
+    findings: tuple[Finding, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing has to be put right."""
+        return all(finding.grade is not Grade.PROBLEM for finding in self.findings)
+
+
+def examine(keeper: Keeper, settings: Settings) -> Report:
+    """Looks at everything that the keeper works with, and changes nothing."""
+    findings = [
+        Finding(grade=Grade.GOOD, subject="configuration", told=str(settings.source)),
+        *(Finding(grade=Grade.WARNING, subject="configuration", told=w) for w in settings.warnings),
+        *_policy(keeper),
+        *_ams(keeper),
+        *_containers(keeper, settings),
+        *_registry(keeper),
+        *_ledger(keeper),
+    ]
+    groups: tuple[Group, ...] = ()
+    try:
+        groups = tuple(_groups(keeper))
+    except KeeperError as error:
+        findings.append(_problem("survey", error))
+    return Report(findings=tuple(findings), groups=groups)
+
+
+def _policy(keeper: Keeper) -> Iterator[Finding]:
+    policy = keeper.policy
+    told = (
+        f"{policy.max_retries} attempts, {duration(policy.grace_period)} apart; "
+        f"a look every {duration(keeper.check_interval)}"
+    )
+    if not policy.enabled:
+        told = "off (ams.optimizer.auto-restart-enabled): orphans are recorded and left alone"
+    yield Finding(
+        grade=Grade.GOOD if policy.enabled else Grade.WARNING, subject="auto-restart", told=told
+    )
+    if keeper.ams is not None and policy.grace_period < keeper.settling:
+        told = (
+            f"{duration(policy.grace_period)} is shorter than the {duration(keeper.settling)} that "
+            "optimizers may take to register again after a restart of AMS"
+        )
+        yield Finding(grade=Grade.WARNING, subject="grace period", told=told)
+
+
+def _ams(keeper: Keeper) -> Iterator[Finding]:
+    if keeper.ams is None:
+        yield Finding(grade=Grade.GOOD, subject="AMS", told="none: the registry is our own")
+        return
+    try:
+        server = keeper.ams.ping()
+        address = f"{server.host}:{server.thrift_port}"
+        yield Finding(grade=Grade.GOOD, subject="AMS", told=f"answers at {address}")
+    except KeeperError as error:
+        yield _problem("AMS", error)
+    yield _version(keeper.ams)
+
+
+def _version(ams: Ams) -> Finding:
+    try:
+        ams.dialect()
+        told = ams.version()
+    except AmsUnavailableError:
+        told = "as keeper.ams-version says; AMS does not say it"
+    except KeeperError as error:
+        return _problem("version of AMS", error)
+    return Finding(grade=Grade.GOOD, subject="version of AMS", told=told)
+
+
+def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
+    if not settings.containers:
+        told = "none is configured, so that nothing can be restarted"
+        yield Finding(grade=Grade.PROBLEM, subject="containers", told=told)
+    for name, entry in settings.containers.items():
+        subject = f"container {name}"
+        if obstacle := keeper.containers.obstacle(name):
+            grade = Grade.WARNING if _opts_out(keeper, name) else Grade.PROBLEM
+            yield Finding(grade=grade, subject=subject, told=obstacle)
+        else:
+            yield Finding(grade=Grade.GOOD, subject=subject, told=entry.implementation)
+        for key in _live(entry.properties):
+            told = (
+                f"property {key}: AMS's shell would expand its value; here it is taken as it "
+                "stands, so write down what it expands to"
+            )
+            yield Finding(grade=Grade.WARNING, subject=subject, told=told)
+
+
+def _opts_out(keeper: Keeper, name: str) -> bool:
+    try:
+        return keeper.containers.get(name).supports_auto_restart is False
+    except KeeperError:
+        return False
+
+
+def _live(properties: Mapping[str, str]) -> list[str]:
+    """The exports in which a shell would find something to do."""
+    exports = {key: value for key, value in properties.items() if key.startswith("export.")}
+    return [key for key, value in exports.items() if "$" in value or "`" in value]
+
+
+def _registry(keeper: Keeper) -> Iterator[Finding]:
+    database = keeper.registry.database
+    subject = f"registry {database.url.render_as_string(hide_password=True)}"
+    try:
+        there = inspection.has_tables(database, registry.resource)
+    except KeeperError as error:
+        yield _problem(subject, error)
+        return
+    if not there:
+        ours = keeper.ams is None
+        told = "has no tables yet" + ("; the first tick creates them" if ours else " of Amoro's")
+        yield Finding(grade=Grade.GOOD if ours else Grade.PROBLEM, subject=subject, told=told)
+        return
+    refused = inspection.missing_rights(database)
+    for right, why in refused.items():
+        yield Finding(grade=Grade.PROBLEM, subject=subject, told=f"may not {right}: {why}")
+    if not refused:
+        yield Finding(grade=Grade.GOOD, subject=subject, told="may do all that is needed")
+
+
+def _ledger(keeper: Keeper) -> Iterator[Finding]:
+    database = keeper.ledger.database
+    subject = f"ledger {database.url.render_as_string(hide_password=True)}"
+    told = "is not there yet; the first tick creates it"
+    try:
+        if inspection.has_tables(database, schema.incident):
+            told = f"{inspection.open_incidents(database)} open incidents"
+        yield Finding(grade=Grade.GOOD, subject=subject, told=told)
+    except KeeperError as error:
+        yield _problem(subject, error)
+
+
+def _groups(keeper: Keeper) -> Iterator[Group]:
+    database = keeper.registry.database
+    if not inspection.has_tables(database, registry.resource):
+        return
+    orphans: dict[str, list[Orphan]] = {}
+    for orphan in Registry(database, None).survey().orphans.values():  # expires no heartbeats
+        orphans.setdefault(orphan.group_name or "", []).append(orphan)
+    examples = inspection.examples(database)
+    for name, number in sorted(inspection.resource_counts(database).items()):
+        dead = orphans.get(name, [])
+        example = examples.get(name) if not dead else None
+        yield Group(
+            name=name,
+            resources=number,
+            orphans=len(dead),
+            restarts=tuple(_start(keeper, orphan) for orphan in dead[:SHOWN]),
+            example=_start(keeper, example) if example else None,
+        )
+
+
+def _start(keeper: Keeper, orphan: Orphan) -> Start:
+    try:
+        obstacle = obstacle_of(orphan, keeper.containers.obstacle) or ""
+        command = "" if obstacle else _command(keeper, orphan)
+    except KeeperError as error:
+        obstacle, command = hide_assigned(describe(error)), ""
+    return Start(resource_id=orphan.resource_id, command=command, obstacle=obstacle)
+
+
+def _command(keeper: Keeper, orphan: Orphan) -> str:
+    return preview(keeper.containers.get(orphan.container_name or ""), resource_of(orphan))
+
+
+def _problem(subject: str, error: KeeperError) -> Finding:
+    return Finding(grade=Grade.PROBLEM, subject=subject, told=hide_assigned(describe(error)))
+
+
+def render(report: Report) -> str:
+    """The report as a text for a terminal."""
+    width = max(len(finding.grade) for finding in report.findings)
+    lines = [
+        f"{finding.grade:{width}}  {finding.subject}: {finding.told}" for finding in report.findings
+    ]
+    for group in report.groups:
+        lines += ["", *_rendered(group)]
+    problems = sum(finding.grade is Grade.PROBLEM for finding in report.findings)
+    verdict = f"{problems} to be put right" if problems else "nothing to be put right"
+    return "\n".join([*lines, "", f"{verdict}; nothing was changed"])
+
+
+def _rendered(group: Group) -> Iterator[str]:
+    resources, orphans = counted(group.resources, "resource"), counted(group.orphans, "orphan")
+    yield f"group {group.name}: {resources}, {orphans}"
+    for start in group.restarts:
+        yield from _lines("orphan", start)
+    if more := group.orphans - len(group.restarts):
+        yield f"  and {counted(more, 'more orphan')}"
+    if group.example:
+        yield from _lines("if it died,", group.example)
+
+
+def _lines(what: str, start: Start) -> Iterator[str]:
+    if start.obstacle:
+        yield f"  {what} {start.resource_id} would be left alone: {start.obstacle}"
+        return
+    yield f"  {what} {start.resource_id} would be started with"
+    yield from (f"    {line}" for line in start.command.splitlines())

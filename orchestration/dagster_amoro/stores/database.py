@@ -1,0 +1,276 @@
+"""How a store talks to its database: engines, transactions, time and errors, in one place."""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import TypeDecorator
+
+from dagster_amoro.core.errors import ConfigError, StoreUnavailableError
+
+LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
+# A process that is paused within a transaction would keep its locks, and the others waiting.
+_IDLE_SECONDS: Final = 30
+_PATIENCE: Final = {
+    "connect_timeout": "10",  # s, to connect to a server that does not answer
+    "keepalives_idle": "10",  # s, until a silent server is asked whether it is there
+    "tcp_user_timeout": "10000",  # ms, until one that does not answer counts as gone
+}
+_WRITES: Final = "dagster_amoro_writes"
+_CREATION: Final = int.from_bytes(b"amoro")  # the lock under which tables are created
+_UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # what drivers raise for values like that
+_MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
+
+
+class Database:
+    """A database, connected to when first used."""
+
+    def __init__(self, url: sa.URL, name: str) -> None:
+        """Prepares the engine of `url`; `name` is what errors call the database.
+
+        Raises:
+            ConfigError: The driver is not installed.
+        """
+        self.name = name
+        self.url = url
+        try:
+            self.engine = _engine(url)
+        except ImportError as error:
+            raise ConfigError(
+                f"the driver of the {name}, {url.drivername}, cannot be loaded: {error}"
+            ) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            StoreUnavailableError: The database did not answer as it should.
+        """
+        with self._errors("read"), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and sees the same moment in each of its statements.
+
+        Raises:
+            StoreUnavailableError: The database did not answer as it should.
+        """
+        with self._errors("read"), self.engine.connect() as connection:
+            if connection.dialect.name != "sqlite":  # where every transaction is one
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that writes: committed at the end, rolled back on any error.
+
+        Raises:
+            StoreUnavailableError: The database did not answer as it should; nothing was written.
+        """
+        with self._errors("written"), self.engine.connect() as connection:
+            connection.execution_options(**{_WRITES: True})
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def creating(self) -> Iterator[sa.Connection]:
+        """A transaction that creates tables, one at a time among all processes and threads.
+
+        Makes the folder of an SQLite file; other databases bring their own.
+
+        Raises:
+            StoreUnavailableError: As `writing` does, or there can be no such folder.
+        """
+        self.create_folder()
+        with self.writing() as connection, self._alone(connection):
+            yield connection
+
+    def create_folder(self) -> None:
+        """Makes the folder of an SQLite file; other databases bring their own.
+
+        Raises:
+            StoreUnavailableError: There can be no such folder.
+        """
+        if self.engine.dialect.name != "sqlite" or not self.url.database:
+            return
+        try:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailableError(f"the {self.name} has no folder: {error}") from error
+
+    def close(self) -> None:
+        """Closes the pooled connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _alone(self, connection: sa.Connection) -> Iterator[None]:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
+        if not is_mysql(connection.dialect):  # in SQLite whoever writes is alone
+            yield
+            return
+        lock = str(_CREATION)  # not a transaction's, because MySQL creates tables outside of one
+        if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
+            raise StoreUnavailableError(
+                f"the {self.name} cannot be written: another process creates tables for too long"
+            )
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.release_lock(lock)))
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, *_UNSENDABLE) as error:
+            # Without the error itself: whoever shows it shows its statement, and maybe a whole row.
+            raise StoreUnavailableError(
+                f"the {self.name} cannot be {verb}: {_reason(error)}"
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in the driver's words, without statements and values.
+
+    SQLAlchemy adds the statement; PostgreSQL does so too, or adds the whole row, from its second
+    line on; MySQL puts the value in the middle.
+    """
+    cause = getattr(error, "orig", None) or error
+    text = cause.args[-1] if len(cause.args) == 2 else cause  # noqa: PLR2004 - MySQL: number, text
+    first_line = _MYSQL_VALUE.sub(r"\1 for ", str(text)).strip().partition("\n")[0]
+    return f"{type(cause).__name__}: {first_line}".removesuffix(": ")
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return _server_engine(url)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, hide_parameters=True
+    )
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _server_engine(url: sa.URL) -> sa.Engine:
+    if url.drivername == "postgresql+psycopg":  # PyMySQL waits for 10 s by itself
+        url = url.update_query_dict({**_PATIENCE, **url.query})
+    engine = sa.create_engine(
+        url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True
+    )
+    limit_waits = (
+        f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS} s'; "
+        f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS} s'"
+    )
+    if engine.dialect.name != "postgresql":  # one for rows, one for tables
+        seconds = max(1, round(LOCK_TIMEOUT_SECONDS))
+        limit_waits = (
+            f"SET innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}, "
+            f"wait_timeout = {_IDLE_SECONDS}"
+        )
+
+    def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(limit_waits)
+        connection.commit()
+
+    sa.event.listen(engine, "connect", prepare)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
+    connection.isolation_level = None  # the driver's own BEGIN would come too late, see below
+    # Readers and the one writer do not block each other. Two processes that open a new file at once
+    # can fail here without waiting; the transactions do wait, and the file is switched for both.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and writes later can fail at once under WAL, without waiting
+    # for the lock. One that is going to write takes the lock first, and waits for it.
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def is_mysql(dialect: sa.Dialect) -> bool:
+    """Whether it is MySQL or MariaDB, which a URL may call by either name."""
+    return dialect.name in {"mysql", "mariadb"}
+
+
+def insert_unless_there(table: sa.Table, dialect: str) -> sa.Insert:
+    """An insert that does nothing where it would collide with a row that is there."""
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    if dialect == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    ignoring: sa.Insert = mysql.insert(table).prefix_with("IGNORE")
+    return ignoring
+
+
+class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function
+    """The database's clock, in UTC, without a zone, to the microsecond or millisecond."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiles(utc_now, "sqlite")
+def _utc_now_sqlite(*_: Any, **__: Any) -> str:  # noqa: ANN401 - compiler hooks have no types
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiles(utc_now, "postgresql")
+def _utc_now_postgresql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
+    return "timezone('utc', clock_timestamp())"
+
+
+@compiles(utc_now, "mysql")
+@compiles(utc_now, "mariadb")
+def _utc_now_mysql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
+    return "utc_timestamp(6)"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in Python, UTC without a zone in the database, to the microsecond."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """MySQL drops the fraction of a second unless told otherwise."""
+        if is_mysql(dialect):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(sa.DateTime())
+
+    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
+        """Refuses naive times: nobody could say which hour they mean."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; times in the ledger are aware UTC")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def result_processor(
+        self, dialect: sa.Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None]:
+        """Adds the zone that the column does not hold; in one call, as a tick reads thousands."""
+        parse: Any = self.impl_instance.result_processor(dialect, coltype)
+
+        def aware(value: Any) -> datetime | None:  # noqa: ANN401 - as the driver has it
+            if value is None:
+                return None
+            moment: datetime = value if parse is None else parse(value)
+            return moment.replace(tzinfo=UTC)
+
+        return aware

@@ -1,0 +1,104 @@
+"""What does the registry look like to a dry run? As it is, without what it would have removed."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.stores.database import Database, utc_now
+from dagster_amoro.stores.inspection import has_tables
+from dagster_amoro.stores.registry import Registry, Sighting, optimizer, resource
+
+
+class RehearsedRegistry(Registry):
+    """A registry that is only read: each write succeeds and does nothing.
+
+    Heartbeats that are too old stay where they are and do not count. Tables are not created.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        heartbeat_timeout: timedelta | None,
+        removed: Callable[[], Collection[str]],
+    ) -> None:
+        """As a registry; `removed` says which resources would not be there any more."""
+        super().__init__(database, heartbeat_timeout)
+        self._removed = removed
+
+    def create(self) -> None:
+        """Creates nothing."""
+
+    def survey(self) -> Survey:
+        """One look at everything but what would have been removed."""
+        ours = self.heartbeat_timeout is not None
+        if ours and not has_tables(self.database, resource):
+            return Survey(resources=0, groups=(), orphans={})  # it would have been created
+        return self._without_removed(super().survey())
+
+    def survey_group(self, name: str) -> Survey:
+        """One look at a group, likewise."""
+        return self._without_removed(super().survey_group(name))
+
+    def present(self, resource_ids: Iterable[str]) -> set[str]:
+        """Of these ids, the ones that would have a resource row."""
+        return super().present(resource_ids) - set(self._removed())
+
+    def look(self, resource_id: str) -> Sighting:
+        """One resource, gone if it would have been removed."""
+        if resource_id in self._removed():
+            return Sighting(row=None, registered=False)
+        return super().look(resource_id)
+
+    def save_startup(
+        self,
+        resource_id: str,
+        properties: str | None,
+        startup: Mapping[str, str],  # noqa: ARG002 - it is the registry's method
+    ) -> bool:
+        """Saves nothing; whether it would have been possible."""
+        row = super().look(resource_id).row
+        return row is not None and row["properties"] == properties
+
+    def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
+        """Removes nothing; whether it would have been possible."""
+        sighting = super().look(resource_id)
+        return sighting.orphan is not None and sighting.orphan.properties == properties
+
+    def restore(self, row: Mapping[str, Any]) -> bool:
+        """Puts nothing back; whether it would have been possible."""
+        return super().look(str(row["resource_id"])).row is None
+
+    def add_group(self, group_name: str, container_name: str) -> None:
+        """Records nothing."""
+
+    def save_group(
+        self, group_name: str, container_name: str, properties: Mapping[str, str]
+    ) -> None:
+        """Records nothing."""
+
+    def add_resource(self, new: Resource) -> None:
+        """Records nothing."""
+
+    def _without_removed(self, survey: Survey) -> Survey:
+        removed = set(self._removed())
+        orphans = {key: each for key, each in survey.orphans.items() if key not in removed}
+        return replace(survey, orphans=orphans)
+
+    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        removed = self._removed()
+        return query.where(resource.c.resource_id.not_in(removed)) if removed else query
+
+    def _optimizers(self, connection: sa.Connection) -> sa.FromClause:
+        if self.heartbeat_timeout is None:
+            return optimizer
+        now: datetime = connection.scalars(sa.select(utc_now())).one()
+        fresh = optimizer.c.touch_time >= now - self.heartbeat_timeout
+        return sa.select(optimizer).where(fresh).subquery()
+
+    def _expire_heartbeats(self, _timeout: timedelta) -> int:
+        return 0

@@ -1,0 +1,76 @@
+"""Which of several deployments acts? The one that holds the lease, by the database's clock.
+
+Every change of the holder has a number of its own, the fence. Whoever is about to act shows its
+fence in the transaction that says so: a process that slept while another deployment took over, or
+through the end of its lease, is refused there.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from dagster_amoro.core.errors import LeaseLostError
+from dagster_amoro.stores.database import insert_unless_there, utc_now
+from dagster_amoro.stores.schema import lease
+
+_NAME: Final = "keeper"  # there is one lease; its name makes it one row
+_NOBODY: Final = {
+    "name": _NAME,
+    "holder": "",
+    "fence": 0,
+    "acquired_at": datetime(2000, 1, 1, tzinfo=UTC),
+    "expires_at": datetime(2000, 1, 1, tzinfo=UTC),
+}
+
+
+class Lease(NamedTuple):
+    """Who acts, and until when unless it renews."""
+
+    holder: str  # the name of a deployment; empty: nobody yet
+    fence: int  # one more with each new holder
+    expires_at: datetime  # by the database's clock, aware UTC
+
+
+def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tuple[Lease, Lease]:
+    """Takes the lease if it is free, or renews it; in a transaction that writes.
+
+    Returns:
+        The lease as it was before, and as it is now: `holder`'s, or still the other's.
+    """
+    before, now = _look(connection, exclusively=True)
+    if not before.fence:  # there was none ever; somebody else may be about to make it, too
+        connection.execute(insert_unless_there(lease, connection.dialect.name), _NOBODY)
+        before, now = _look(connection, exclusively=True)
+    if before.holder != holder and now < before.expires_at:
+        return before, before
+    is_new = before.holder != holder
+    after = Lease(holder, before.fence + is_new, now + lease_time)
+    values = {**after._asdict(), **({"acquired_at": now} if is_new else {})}
+    connection.execute(sa.update(lease).where(lease.c.name == _NAME).values(values))
+    return before, after
+
+
+def ensure(connection: sa.Connection, fence: int) -> None:
+    """Makes sure that the lease with this fence is in force, up to the end of the transaction.
+
+    Raises:
+        LeaseLostError: It ran out, or another deployment has it.
+    """
+    current, now = _look(connection, exclusively=False)
+    if current.fence != fence:
+        raise LeaseLostError(f"the lease was taken over: {current.holder or 'nobody'} acts now")
+    if current.expires_at <= now:
+        raise LeaseLostError(f"the lease ran out at {current.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _look(connection: sa.Connection, *, exclusively: bool) -> tuple[Lease, datetime]:
+    """The lease, which nobody changes before this transaction ends, and the database's time."""
+    query = (
+        sa.select(lease.c.holder, lease.c.fence, lease.c.expires_at)
+        .where(lease.c.name == _NAME)
+        .with_for_update(read=not exclusively)
+    )
+    row = connection.execute(query).one_or_none()
+    now = connection.scalars(sa.select(utc_now())).one().replace(tzinfo=UTC)
+    return Lease._make(row) if row else Lease("", 0, now), now

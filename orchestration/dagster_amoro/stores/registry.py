@@ -1,0 +1,478 @@
+"""The registry: which resources there are, and which of them no optimizer stands for.
+
+Tables and columns are Amoro's, as its `ams-*-init.sql` scripts create them. In attached mode they
+belong to AMS; in standalone mode they are ours, with two indexes more than AMS has and with times
+in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import starmap
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from dagster_amoro.core.groups import Group
+from dagster_amoro.core.model import Orphan, Resource
+from dagster_amoro.core.properties import dump_properties, merge_properties
+from dagster_amoro.core.replacement import Newcomer
+from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.stores.database import Database, utc_now
+
+metadata: Final = sa.MetaData()
+_MYSQL: Final[dict[str, Any]] = {  # its defaults may hold neither a transaction nor an emoji
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
+_PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+# MySQL drops the fraction of a second unless told otherwise; AMS's own tables are without it there.
+_TIME: Final = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+# Every database takes as many bound values; where `resource_id` has no index, each statement
+# reads the whole table, which is why they are not fewer.
+_IDS_PER_STATEMENT: Final = 10_000
+_FEW_GROUPS: Final = 10  # whose rows are quicker to find than all are to read
+
+resource: Final = sa.Table(
+    "resource",
+    metadata,
+    sa.Column("resource_id", sa.String(100), primary_key=True),
+    sa.Column("resource_type", sa.SmallInteger, server_default="0"),
+    sa.Column("container_name", sa.String(100)),
+    sa.Column("group_name", sa.String(100)),
+    sa.Column("thread_count", sa.Integer),
+    sa.Column("total_memory", sa.BigInteger),
+    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
+    sa.Column("properties", _PROPERTIES),
+    sa.Index("resource_resource_group_index", "group_name"),
+    **_MYSQL,
+)
+optimizer: Final = sa.Table(
+    "optimizer",
+    metadata,
+    sa.Column("token", sa.String(50), primary_key=True),
+    sa.Column("resource_id", sa.String(100)),
+    sa.Column("group_name", sa.String(100)),
+    sa.Column("container_name", sa.String(100)),
+    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
+    sa.Column("touch_time", _TIME, nullable=False, server_default=utc_now()),
+    sa.Column("thread_count", sa.Integer),
+    sa.Column("total_memory", sa.BigInteger),
+    sa.Column("properties", _PROPERTIES),
+    sa.Index("optimizer_resource_group_index", "group_name"),
+    sa.Index("optimizer_resource_id_index", "resource_id"),
+    sa.Index("optimizer_touch_time_index", "touch_time"),
+    **_MYSQL,
+)
+resource_group: Final = sa.Table(
+    "resource_group",
+    metadata,
+    sa.Column("group_name", sa.String(100), primary_key=True),
+    sa.Column("container_name", sa.String(100)),
+    sa.Column("properties", _PROPERTIES),
+    **_MYSQL,
+)
+
+ORPHAN_COLUMNS: Final = (
+    resource.c.resource_id,
+    resource.c.group_name,
+    resource.c.container_name,
+    resource.c.thread_count,
+    resource.c.total_memory,
+    resource.c.properties,
+)
+# Without SQLAlchemy's conversions: in SQLite a time can be any text.
+_GROUP_COLUMNS: Final = (
+    resource_group.c.group_name,
+    resource_group.c.container_name,
+    resource_group.c.properties,
+)
+_START_TIME: Final = sa.type_coerce(resource.c.start_time, sa.types.NULLTYPE).label("start_time")
+_AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
+
+
+def _orphans_beside(optimizers: sa.FromClause) -> sa.Select[Any]:
+    """Says who is an orphan if these are the optimizers.
+
+    An anti-join: rows of optimizers that were started from outside have a NULL resource_id, which
+    equals nothing. It asks of them nothing but that, so that the index answers it alone.
+    """
+    return (
+        sa.select(*ORPHAN_COLUMNS)
+        .outerjoin(optimizers, optimizers.c.resource_id == resource.c.resource_id)
+        .where(optimizers.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
+    )
+
+
+ORPHANS: Final = _orphans_beside(optimizer)
+"""The one statement that says who is an orphan."""
+# AMS's own `optimizer` has no index on `resource_id`. PostgreSQL and MySQL 8 then join by a hash
+# table, but MariaDB only where it may: by default it compares each row with each. Set for the one
+# statement; the buffer is as large as the rows need, and this at most (bytes, for half a million).
+_HASH_JOIN: Final = (
+    "SET STATEMENT join_cache_level = 4, "
+    "join_buffer_size = 268435456, join_buffer_space_limit = 268435456 FOR "
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """One resource as the registry has it at this moment."""
+
+    row: Mapping[str, Any] | None  # the whole row, every column as stored; None: it is gone
+    registered: bool  # whether an optimizer names it
+    copies: int = 1  # rows with its id, of which `row` is one; see `Orphan`
+
+    @property
+    def orphan(self) -> Orphan | None:
+        """The row, where it is there and nobody stands for it."""
+        if self.row is None or self.registered:
+            return None
+        return orphan_of(self.row)._replace(copies=self.copies)
+
+
+def orphan_of(row: Mapping[str, Any]) -> Orphan:
+    """The part of a whole resource row, read or kept, that a restart needs."""
+    return Orphan(*(row[column.name] for column in ORPHAN_COLUMNS))
+
+
+class Registry:
+    """Amoro's three tables in a database."""
+
+    def __init__(self, database: Database, heartbeat_timeout: timedelta | None) -> None:
+        """A registry that removes heartbeats older than `heartbeat_timeout`.
+
+        None: heartbeats belong to AMS (attached mode) and are not touched.
+        """
+        self.database = database
+        self.heartbeat_timeout = heartbeat_timeout
+        self._created = False
+
+    def create(self) -> None:
+        """Creates the tables that are missing, once per process; for standalone mode."""
+        if self._created:
+            return
+        with self.database.creating() as connection:
+            metadata.create_all(connection)
+        self._created = True
+
+    def survey(self) -> Survey:
+        """One look at everything; in standalone mode after removing expired heartbeats."""
+        expired = 0
+        if self.heartbeat_timeout is not None:
+            self.create()
+            expired = self._expire_heartbeats(self.heartbeat_timeout)
+        with self.database.snapshot() as connection:
+            orphans = _by_id(connection.execute(self._anti_join(connection)))
+            count = connection.scalar(
+                self._counting(sa.select(sa.func.count()).select_from(resource))
+            )
+            groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
+            sized = _sized_groups(connection)
+            ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
+            live = _threads(connection, self._optimizers(connection), sized) if ours else {}
+        return Survey(
+            resources=count or 0,
+            groups=tuple(groups),
+            orphans=orphans,
+            expired=expired,
+            sized=sized,
+            live=live,
+        )
+
+    def survey_group(self, name: str) -> Survey:
+        """One look at a group; nothing is removed first."""
+        mine = resource.c.group_name == name
+        with self.database.snapshot() as connection:
+            optimizers = self._optimizers(connection)
+            orphans = _by_id(connection.execute(_orphans_beside(optimizers).where(mine)))
+            count = sa.select(sa.func.count()).select_from(resource).where(mine)
+            row = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
+            return Survey(
+                resources=connection.scalar(count) or 0,
+                groups=(name,),
+                orphans=orphans,
+                sized=_groups(connection, row),
+                live=_threads(connection, optimizers, [name]),
+            )
+
+    def present(self, resource_ids: Iterable[str]) -> set[str]:
+        """Of these ids, the ones that have a resource row."""
+        ids = list(resource_ids)
+        with self.database.reading() as connection:
+            return {
+                found
+                for at in range(0, len(ids), _IDS_PER_STATEMENT)
+                for found in connection.scalars(
+                    sa.select(resource.c.resource_id).where(
+                        resource.c.resource_id.in_(ids[at : at + _IDS_PER_STATEMENT])
+                    )
+                )
+            }
+
+    def capacity(self, groups: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The threads of some groups: wanted, by their resources, and live, by their optimizers."""
+        with self.database.reading() as connection:
+            wanted = _threads(connection, resource, groups, self._counting)
+            live = _threads(connection, self._optimizers(connection), groups)
+        return {name: (wanted.get(name, 0), live.get(name, 0)) for name in groups}
+
+    def sized_groups(self) -> dict[str, Group]:
+        """The groups that say something about their size."""
+        with self.database.reading() as connection:
+            return _sized_groups(connection)
+
+    def group(self, name: str) -> Group | None:
+        """One group; None: there is no row of it."""
+        query = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
+        with self.database.reading() as connection:
+            return next(iter(_groups(connection, query).values()), None)
+
+    def resource_counts(self) -> dict[str, int]:
+        """How many resources each group has; those of no group count under an empty name."""
+        counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
+        with self.database.reading() as connection:
+            found = connection.execute(self._counting(counts))
+            return {name or "": number for name, number in found}
+
+    def newest_starts(self, groups: Collection[str]) -> dict[str, str]:
+        """When the newest resource of each of these groups was recorded, as the database says it.
+
+        AMS's times are those of its own zone on PostgreSQL: they can be compared with each other,
+        and with nothing else.
+        """
+        name = (resource.c.group_name + sa.literal_column("''")).label("name")  # see `_threads`
+        query = sa.select(name, sa.func.max(_START_TIME)).group_by(name)
+        if len(groups) <= _FEW_GROUPS:
+            query = query.where(resource.c.group_name.in_(groups))
+        with self.database.reading() as connection:
+            return {row[0]: str(_plain(row[1])) for row in connection.execute(query)}
+
+    def newcomers(self, since: Mapping[str, str]) -> list[Newcomer]:
+        """The resources that were recorded after a moment, by group, as `newest_starts` says it."""
+        found: list[Newcomer] = []
+        with self.database.reading() as connection:
+            optimizers = self._optimizers(connection)
+            registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)
+            columns = (
+                resource.c.resource_id,
+                resource.c.group_name,
+                resource.c.thread_count,
+                _START_TIME,
+                registered.label("registered"),
+            )
+            for group, start in since.items():
+                later = resource.c.start_time > _moment(start, self.database)
+                query = sa.select(*columns).where(resource.c.group_name == group, later)
+                found += [_newcomer(row) for row in connection.execute(query)]
+        return found
+
+    def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
+        """Which of these optimizers' tokens are there still, and `number` that are there now.
+
+        AMS's tokens are random, so that the first by their order are any.
+        """
+        still_there = sa.select(optimizer.c.token).where(optimizer.c.token.in_(known))
+        some = sa.select(optimizer.c.token).order_by(optimizer.c.token).limit(number)
+        with self.database.reading() as connection:
+            found = set(connection.scalars(still_there)) if known else set()
+            return found, list(connection.scalars(some))
+
+    def look(self, resource_id: str) -> Sighting:
+        """One resource, in one snapshot of both tables."""
+        with self.database.reading() as connection:
+            registered = _is_registered(resource_id, self._optimizers(connection))
+            query = sa.select(*_AS_STORED, registered.label("registered"))
+            chosen = query.where(resource.c.resource_id == resource_id)
+            rows = connection.execute(chosen).mappings().all()
+        if not rows:
+            return Sighting(row=None, registered=False)
+        columns = {column.name: _plain(rows[0][column.name]) for column in resource.columns}
+        return Sighting(row=columns, registered=bool(rows[0]["registered"]), copies=len(rows))
+
+    def save_startup(
+        self, resource_id: str, properties: str | None, startup: Mapping[str, str]
+    ) -> bool:
+        """Merges start-up properties into the row, if it still has the `properties` given.
+
+        Returns:
+            False: the row is gone, was changed meanwhile or is not the only one with its id;
+                nothing was written.
+        """
+        merged = merge_properties(properties, startup)
+        chosen = resource.c.resource_id == resource_id
+        statement = sa.update(resource).where(chosen).values(properties=merged)
+        with self.database.writing() as connection:
+            unchanged = _has_still(connection, resource_id, properties)
+            return unchanged and connection.execute(statement).rowcount > 0
+
+    def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
+        """Deletes the resource row, if it still has the `properties` given and no optimizer.
+
+        Returns:
+            False: an optimizer registered, the row was changed, was gone already or is not the
+                only one with its id.
+        """
+        statement = sa.delete(resource).where(
+            resource.c.resource_id == resource_id, ~_is_registered(resource_id)
+        )
+        with self.database.writing() as connection:
+            unchanged = _has_still(connection, resource_id, properties)
+            return unchanged and connection.execute(statement).rowcount > 0
+
+    def restore(self, row: Mapping[str, Any]) -> bool:
+        """Puts back a whole row as `look` read it.
+
+        Returns:
+            False: there is a resource of this id already; nothing was written.
+        """
+        values = {name: row[name] for name in row.keys() & resource.columns.keys()}
+        values["start_time"] = _moment(str(row["start_time"]), self.database)
+        taken = sa.select(resource.c.resource_id).where(
+            resource.c.resource_id == row["resource_id"]
+        )
+        with self.database.writing() as connection:
+            if connection.execute(taken).first() is not None:
+                return False
+            connection.execute(sa.insert(resource).values(values))
+        return True
+
+    def add_group(self, group_name: str, container_name: str) -> None:
+        """Records a group, unless it is there; for standalone mode."""
+        with self.database.writing() as connection:
+            known = sa.select(resource_group).where(resource_group.c.group_name == group_name)
+            if connection.execute(known).first() is None:
+                values = {"group_name": group_name, "container_name": container_name}
+                connection.execute(sa.insert(resource_group).values(properties="{}", **values))
+
+    def save_group(
+        self, group_name: str, container_name: str, properties: Mapping[str, str]
+    ) -> None:
+        """Records a group, or what it is to be from now on; for standalone mode."""
+        values = {"container_name": container_name, "properties": dump_properties(properties)}
+        mine = resource_group.c.group_name == group_name
+        with self.database.writing() as connection:
+            known = connection.execute(sa.select(resource_group.c.group_name).where(mine)).first()
+            if known is None:
+                connection.execute(
+                    sa.insert(resource_group).values(group_name=group_name, **values)
+                )
+            else:
+                connection.execute(sa.update(resource_group).where(mine).values(values))
+
+    def add_resource(self, new: Resource) -> None:
+        """Records a resource; for standalone mode.
+
+        Raises:
+            StoreUnavailableError: Also where the id is taken.
+        """
+        values = {
+            "resource_id": new.resource_id,
+            "group_name": new.group_name,
+            "container_name": new.container_name,
+            "thread_count": new.thread_count,
+            "total_memory": new.memory_mb,
+            "properties": dump_properties(new.properties),
+        }
+        with self.database.writing() as connection:
+            connection.execute(sa.insert(resource).values(values))
+
+    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        return query  # all resources count
+
+    def _optimizers(self, _connection: sa.Connection) -> sa.FromClause:
+        return optimizer  # all of them count; what is too old was removed
+
+    def _anti_join(self, connection: sa.Connection) -> sa.Executable:
+        dialect = connection.dialect
+        attached = self.heartbeat_timeout is None  # without our index, which is faster still
+        if attached and getattr(dialect, "is_mariadb", False):
+            return sa.text(_HASH_JOIN + str(ORPHANS.compile(dialect=dialect)))
+        optimizers = self._optimizers(connection)
+        return ORPHANS if optimizers is optimizer else _orphans_beside(optimizers)
+
+    def _expire_heartbeats(self, timeout: timedelta) -> int:
+        # Looks before it deletes, so that a tick with nothing to do writes nothing.
+        with self.database.reading() as connection:
+            now: datetime = connection.scalars(sa.select(utc_now())).one()
+            too_old = optimizer.c.touch_time < now - timeout
+            if connection.execute(sa.select(optimizer.c.token).where(too_old).limit(1)).first():
+                stale = sa.delete(optimizer).where(too_old)
+            else:
+                return 0
+        with self.database.writing() as connection:
+            return connection.execute(stale).rowcount
+
+
+def _is_registered(
+    resource_id: str, optimizers: sa.FromClause = optimizer
+) -> sa.ColumnElement[bool]:
+    return sa.exists().where(optimizers.c.resource_id == resource_id)
+
+
+def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
+    told = resource_group.c.properties
+    says_so = told.contains("-parallelism") | told.contains("dynamic-allocation")
+    return _groups(connection, sa.select(*_GROUP_COLUMNS).where(says_so))
+
+
+def _groups(connection: sa.Connection, query: sa.Select[Any]) -> dict[str, Group]:
+    return {
+        row[0]: Group(name=row[0], container_name=row[1], properties=row[2])
+        for row in connection.execute(query)
+    }
+
+
+def _newcomer(row: Sequence[Any]) -> Newcomer:
+    resource_id, group_name, threads, start, registered = row
+    return Newcomer(resource_id, group_name, threads or 0, str(_plain(start)), bool(registered))
+
+
+def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
+    """A time as the database said it, for the same one: any text in SQLite, zeros in MySQL."""
+    if database.engine.dialect.name != "postgresql":
+        return sa.literal(text, sa.String())
+    return sa.literal(datetime.fromisoformat(text), sa.DateTime())
+
+
+def _has_still(connection: sa.Connection, resource_id: str, properties: str | None) -> bool:
+    """Whether the one row is there with just these properties; it stays so in this transaction.
+
+    Compared here, because MySQL's collations take some different texts for equal ones.
+    """
+    chosen = resource.c.resource_id == resource_id
+    locking = sa.select(resource.c.properties).where(chosen).with_for_update()
+    return list(connection.scalars(locking)) == [properties]
+
+
+def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
+    """The first row of each id, and how many there are."""
+    found: dict[str, Orphan] = {}
+    for orphan in starmap(Orphan, rows):
+        first = found.get(orphan.resource_id)
+        found[orphan.resource_id] = (
+            orphan if first is None else first._replace(copies=first.copies + 1)
+        )
+    return found
+
+
+def _threads(
+    connection: sa.Connection,
+    table: sa.FromClause,
+    groups: Collection[str],
+    counting: Callable[[sa.Select[Any]], sa.Select[Any]] = lambda query: query,
+) -> dict[str, int]:
+    """The threads of these groups, and maybe of others."""
+    # Not the column itself: MySQL would follow its index and fetch the rows one by one, which
+    # takes a minute for a million, where one pass through the table takes a second.
+    name = (table.c.group_name + sa.literal_column("''")).label("name")
+    query = sa.select(name, sa.func.sum(table.c.thread_count)).group_by(name)
+    if len(groups) <= _FEW_GROUPS:
+        query = query.where(table.c.group_name.in_(groups))
+    return {group: int(threads or 0) for group, threads in connection.execute(counting(query))}
+
+
+def _plain(value: object) -> object:
+    return value.isoformat(sep=" ") if isinstance(value, datetime) else value

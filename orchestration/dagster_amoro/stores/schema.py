@@ -1,0 +1,173 @@
+"""The ledger's tables: incidents, events, and what keeps several keepers and operators in step."""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
+
+from dagster_amoro.core.model import State
+from dagster_amoro.stores.database import UtcDateTime, is_mysql
+
+metadata: Final = sa.MetaData()
+
+
+_STATES: Final = {str(state): state for state in State}  # quicker than to ask the enumeration
+
+
+class StateName(TypeDecorator[State]):
+    """A state's name in the database."""
+
+    impl = sa.String(20)
+    cache_ok = True
+
+    def process_bind_param(self, value: State | None, _dialect: sa.Dialect) -> str | None:
+        """The name."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> State | None:
+        """The state; a ValueError where this version knows none of that name."""
+        return _STATES.get(value) or State(value) if value is not None else None
+
+
+class Name(TypeDecorator[str]):
+    """A name of up to 100 characters, exactly: for MySQL, "a" and "a " differ only as bytes."""
+
+    impl = sa.String(100).with_variant(mysql.VARBINARY(400), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401
+        """Bytes for MySQL."""
+        return value.encode() if value is not None and is_mysql(dialect) else value
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ANN401
+        """None where it is a text already: a tick reads thousands."""
+        return super().result_processor(dialect, coltype) if is_mysql(dialect) else None
+
+    def process_result_value(self, value: Any, _dialect: sa.Dialect) -> str | None:  # noqa: ANN401
+        """The name again."""
+        return value.decode() if isinstance(value, bytes) else value
+
+
+class AnyText(TypeDecorator[str]):
+    """A text of any length and origin, such as an error's.
+
+    What no database stores is written as an escape: NUL, and half of a character pair.
+    """
+
+    impl = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: sa.Dialect) -> str | None:
+        """A text that can be stored."""
+        if value is None:
+            return None
+        return value.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+_Number: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER
+
+incident: Final = sa.Table(
+    "keeper_incident",
+    metadata,
+    sa.Column("incident_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("resource_id", Name, nullable=False),
+    sa.Column("group_name", Name, nullable=False),
+    sa.Column("container_name", Name, nullable=False),
+    sa.Column("thread_count", sa.Integer, nullable=False),
+    sa.Column("state", StateName, nullable=False),
+    sa.Column("detected_at", UtcDateTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("attempted_at", UtcDateTime),
+    sa.Column("hand_overs", sa.Integer, nullable=False),
+    sa.Column("claimed_by", sa.String(100)),
+    sa.Column("claimed_until", UtcDateTime),
+    sa.Column("note", AnyText),
+    sa.Column("last_error", AnyText),
+    sa.Column("closed_at", UtcDateTime),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("carried", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("ordered", sa.String(20)),
+    sa.Column("newest_start", sa.String(40)),
+    sa.Column("fence", sa.BigInteger),
+    sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
+    # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
+    # database needs a partial index for it.
+    sa.Column("open_resource_id", Name, unique=True),
+    sa.Index("keeper_incident_group", "group_name", "incident_id"),
+    sa.Index("keeper_incident_claim", "claimed_by"),
+    sa.Index("keeper_incident_detected", "detected_at"),
+    sa.Index("keeper_incident_closed", "closed_at"),
+    sqlite_autoincrement=True,  # a number is never used again
+)
+event: Final = sa.Table(
+    "keeper_event",
+    metadata,
+    sa.Column("event_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("incident_id", _Number),  # NULL: it is the story of a group, or of everything
+    sa.Column("group_name", Name),  # NULL: it concerns every group
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("message", AnyText, nullable=False),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("run_id", sa.String(100)),
+    sa.Column("details", AnyText, nullable=False),  # a JSON object
+    sa.Index("keeper_event_incident", "incident_id"),
+    sa.Index("keeper_event_group", "group_name", "event_id"),
+    sqlite_autoincrement=True,
+)
+removed_row: Final = sa.Table(
+    "keeper_removed_row",
+    metadata,
+    sa.Column("removal_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("incident_id", _Number, nullable=False),
+    sa.Column("kept_at", UtcDateTime, nullable=False),
+    sa.Column("content", AnyText, nullable=False),  # a JSON object: the columns as stored
+    sa.Index("keeper_removed_row_incident", "incident_id"),
+    sqlite_autoincrement=True,
+)
+"""Whole resource rows, secrets included: apart from the events, which are shown to people."""
+pause: Final = sa.Table(
+    "keeper_pause",
+    metadata,
+    sa.Column("pause_id", _Number, primary_key=True, autoincrement=True),
+    sa.Column("scope", sa.String(20), nullable=False),
+    sa.Column("name", Name, nullable=False),  # of the group or resource; empty: everything
+    sa.Column("reason", AnyText, nullable=False),
+    sa.Column("author", AnyText, nullable=False),
+    sa.Column("paused_at", UtcDateTime, nullable=False),
+    sa.Column("until", UtcDateTime),  # NULL: until somebody resumes
+    sqlite_autoincrement=True,
+)
+"""What operators paused and did not resume; those whose time is over stay until then."""
+refill: Final = sa.Table(
+    "keeper_refill",
+    metadata,
+    sa.Column("group_name", Name, primary_key=True),
+    sa.Column("dry_run", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("floor", sa.Integer, nullable=False),
+    sa.Column("rounds", sa.Integer, nullable=False),
+    sa.Column("resource_id", Name, nullable=False),
+    sa.Column("threads", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("claimed_by", sa.String(100)),
+    sa.Column("claimed_until", UtcDateTime),
+    sa.Column("next_at", UtcDateTime),
+    sa.Column("last_error", AnyText),
+    sa.Column("fence", sa.BigInteger),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+"""Per group below its floor: the rounds in which a new resource was to be started.
+
+Those of dry runs are apart: where nothing was started, nothing has failed.
+"""
+lease: Final = sa.Table(
+    "keeper_lease",
+    metadata,
+    sa.Column("name", sa.String(20), primary_key=True),
+    sa.Column("holder", sa.String(200), nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),  # one more with each new holder
+    sa.Column("acquired_at", UtcDateTime, nullable=False),  # times of the database's clock
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)
+"""Which of several deployments acts."""

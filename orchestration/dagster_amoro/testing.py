@@ -1,0 +1,147 @@
+"""A container for tests that starts nothing and remembers everything."""
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Final, Literal, NamedTuple
+
+from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+
+
+class Call(NamedTuple):
+    """One call of a container."""
+
+    action: Literal["request", "release"]
+    resource: Resource
+
+
+class RecordingContainer:
+    """Records its calls, in their order, and does with them what the test says.
+
+    Properties say it where the container is built from a configuration:
+
+    | property | meaning |
+    |---|---|
+    | `auto-restart` | `false`: it opts out |
+    | `fail-starts` | the message with which every start fails |
+    | `refuse-releases` | the message with which every release fails |
+
+    May be used by several threads.
+    """
+
+    def __init__(
+        self, name: str = "recording", properties: Mapping[str, str] | None = None
+    ) -> None:
+        self.name: Final = name
+        self.properties: Final = dict(properties or {})
+        self.supports_auto_restart = self.properties.get("auto-restart", "true") != "false"
+        self.during_request: Callable[[Resource], None] | None = None
+        """Called within each start, before its outcome: what happens meanwhile."""
+        self._lock: Final = Lock()
+        self._calls: Final[list[Call]] = []
+        self._running: Final[dict[str, str]] = {}  # resource id to launch
+        self._start_failures = _failures(StartFailedError, self.properties.get("fail-starts"))
+        self._refusals = _failures(ReleaseFailedError, self.properties.get("refuse-releases"))
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """All calls so far, those that failed included."""
+        with self._lock:
+            return tuple(self._calls)
+
+    @property
+    def requested(self) -> list[str]:
+        """The ids of the resources whose start was requested, one for each time."""
+        return [call.resource.resource_id for call in self.calls if call.action == "request"]
+
+    @property
+    def released(self) -> list[str]:
+        """The ids of the resources whose release was requested, one for each time."""
+        return [call.resource.resource_id for call in self.calls if call.action == "release"]
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The ids of the resources that were started and not released since."""
+        with self._lock:
+            return frozenset(self._running)
+
+    def fail_starts(self, error: BaseException | str = "told to fail", times: int = -1) -> None:
+        """Lets the next starts fail, `times` of them; negative: all, 0: none any more."""
+        with self._lock:
+            self._start_failures = _failures(StartFailedError, error, times)
+
+    def refuse_releases(self, error: BaseException | str = "told to fail", times: int = -1) -> None:
+        """Lets the next releases fail, `times` of them; negative: all, 0: none any more."""
+        with self._lock:
+            self._refusals = _failures(ReleaseFailedError, error, times)
+
+    def opt_out(self) -> None:
+        """Makes its orphans ones that are only reported."""
+        self.supports_auto_restart = False
+
+    def end(self, resource_id: str) -> None:
+        """Lets the worker of a resource die, as workers do: nobody is told."""
+        with self._lock:
+            self._running.pop(resource_id, None)
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Records the call and pretends to start the resource.
+
+        Returns:
+            `recording-launch`, which is different for each start.
+
+        Raises:
+            StartFailedError: It was told to.
+        """
+        launch = self._record(Call("request", resource))
+        if self.during_request is not None:
+            self.during_request(resource)
+        with self._lock:
+            self._start_failures.raise_next()
+            self._running[resource.resource_id] = launch
+        return {"recording-launch": launch}
+
+    def release_resource(self, resource: Resource) -> None:
+        """Records the call and ends the launch that the resource's properties name, if it runs.
+
+        Raises:
+            ReleaseFailedError: It was told to.
+        """
+        self._record(Call("release", resource))
+        with self._lock:
+            self._refusals.raise_next()
+            if self._is_running(resource):
+                del self._running[resource.resource_id]
+
+    def status(self, resource: Resource) -> Literal["running", "ended"]:
+        """Whether the launch that the resource's properties name runs."""
+        with self._lock:
+            return "running" if self._is_running(resource) else "ended"
+
+    def _is_running(self, resource: Resource) -> bool:
+        launch = self._running.get(resource.resource_id)
+        return launch is not None and launch == resource.properties.get("recording-launch")
+
+    def _record(self, call: Call) -> str:
+        with self._lock:
+            self._calls.append(call)
+            return str(len(self._calls))
+
+
+class _Failures:
+    """Errors to raise, one a call."""
+
+    def __init__(self, error: BaseException | None, times: int) -> None:
+        self._error: Final = error
+        self._times = times
+
+    def raise_next(self) -> None:
+        if self._error is not None and self._times:
+            self._times -= 1
+            raise self._error
+
+
+def _failures(
+    kind: type[Exception], error: BaseException | str | None, times: int = -1
+) -> _Failures:
+    return _Failures(kind(error) if isinstance(error, str) else error, times)

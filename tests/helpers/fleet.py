@@ -1,0 +1,355 @@
+"""A fleet for the tests: real stores, real Dagster, a container that only remembers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from upath import UPath
+
+from dagster_amoro.asset_keys import HISTORY
+from dagster_amoro.config import AuditSettings
+from dagster_amoro.core.errors import ContainerError
+from dagster_amoro.core.model import Incident, Resource
+from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.definitions import build_definitions
+from dagster_amoro.healing.fleet import declare, declare_group
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import take_up
+from dagster_amoro.stores import schema
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry, optimizer, resource
+from dagster_amoro.testing import RecordingContainer
+from dagster_amoro_audit.frames import History
+from dagster_amoro_audit.history_store import HistoryFolder, HistoryIOManager, io_manager
+from dagster_amoro_audit.lineage import sources
+from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
+
+GRACE = timedelta(seconds=30)
+START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
+LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - the registry's times have no zone
+
+# Where the code of a queued run is; only Dagster's own daemon makes such records.
+_ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__")
+_POINTER = ModuleCodePointer("dagster_amoro.definitions", "defs")
+
+
+class Shelf:
+    """Containers by name; others are unknown."""
+
+    def __init__(self, **containers: RecordingContainer) -> None:
+        self._containers = containers
+
+    def get(self, name: str) -> RecordingContainer:
+        """The container of that name."""
+        if name not in self._containers:
+            raise ContainerError(f"container {name!r} is not configured")
+        return self._containers[name]
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Unknown or opting out."""
+        if name not in self._containers:
+            return f"container {name!r} is not configured"
+        return None if self._containers[name].supports_auto_restart else "it opts out"
+
+
+@dataclass
+class Fleet:
+    """A keeper with everything around it, and the verbs of the tests."""
+
+    keeper: Keeper
+    container: RecordingContainer
+    instance: dg.DagsterInstance
+    now: datetime = START
+    cursor: str | None = None
+    audit_storage: str | None = None
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.keeper = replace(self.keeper, clock=lambda: self.now)
+
+    # What happens in the world.
+
+    def worker(self, resource_id: str = "w-1", group: str = "g", **changes: object) -> None:
+        """A resource that nobody stands for."""
+        fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
+        declare(
+            self.keeper,
+            Resource(resource_id=resource_id, group_name=group, **(fields | changes)),  # type: ignore[arg-type]
+        )
+
+    def group(self, name: str = "g", container: str = "recording", **properties: str) -> None:
+        """A group is made, or is another one from now on; `_` in a name stands for `-`."""
+        named = {key.replace("_", "-"): value for key, value in properties.items()}
+        declare_group(self.keeper, name, container, named)
+
+    def aged(self) -> None:
+        """All resources were recorded long ago."""
+        self.execute(sa.update(resource).values(start_time=LONG_AGO))
+
+    def register(
+        self, resource_id: str | None = "w-1", group: str | None = None, threads: int | None = None
+    ) -> str:
+        """An optimizer registers for it."""
+        token = str(uuid4())
+        told = {"resource_id": resource_id, "group_name": group, "thread_count": threads}
+        self.execute(sa.insert(optimizer).values(token=token, **told))
+        return token
+
+    def dies(self, resource_id: str = "w-1") -> None:
+        """Its heartbeats end, and expire."""
+        self.execute(sa.delete(optimizer).where(optimizer.c.resource_id == resource_id))
+
+    def release(self, resource_id: str = "w-1") -> None:
+        """Somebody removes its resource row."""
+        self.execute(sa.delete(resource).where(resource.c.resource_id == resource_id))
+
+    def properties(self, text: str | None, resource_id: str = "w-1") -> None:
+        """Somebody writes its properties."""
+        chosen = resource.c.resource_id == resource_id
+        self.execute(sa.update(resource).where(chosen).values(properties=text))
+
+    def execute(self, statement: sa.Executable) -> None:
+        """Any statement on the registry."""
+        self.keeper.registry.create()
+        with self.keeper.registry.database.writing() as connection:
+            connection.execute(statement)
+
+    def later(self, span: timedelta = GRACE) -> "Fleet":
+        """Time goes by."""
+        self.now += span
+        return self
+
+    # What Dagster does.
+
+    @property
+    def definitions(self) -> dg.Definitions:
+        """The code location of this keeper."""
+        return build_definitions(self.keeper, AuditSettings(storage=self.audit_storage))
+
+    def tick(self) -> list[dg.RunRequest]:
+        """One real evaluation of the sensor, its effects applied as the daemon does."""
+        definitions = self.definitions
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, definitions=definitions
+        )
+        sensor = definitions.resolve_sensor_def("orphan_sensor")
+        result = sensor.evaluate_tick(context)
+        for request in result.dynamic_partitions_requests or []:
+            assert isinstance(request, dg.AddDynamicPartitionsRequest)
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        self.cursor = result.cursor
+        self.messages.append(result.skip_message or "")
+        return list(result.run_requests or [])
+
+    def launch(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """A real run of the job for a request."""
+        job = self.definitions.resolve_job_def(request.job_name or "restart_orphans")
+        return job.execute_in_process(
+            run_config=request.run_config,
+            instance=self.instance,
+            tags=_tags(request),
+            raise_on_error=False,
+        )
+
+    def submit(
+        self, request: dg.RunRequest, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
+    ) -> dg.DagsterRun:
+        """A run of the job that is known to Dagster and has not begun."""
+        job = self.definitions.resolve_job_def(request.job_name or "restart_orphans")
+        return self.instance.create_run_for_job(
+            job,
+            run_config=request.run_config,
+            tags=_tags(request),
+            status=status,
+            remote_job_origin=RemoteJobOrigin(_ORIGIN, job.name),
+            job_code_origin=JobPythonOrigin(job.name, RepositoryPythonOrigin("python", _POINTER)),
+        )
+
+    def take_up(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
+        """What the first step of a run does."""
+        return take_up(self.keeper, request.run_key or "", run_id)
+
+    def refresh(
+        self, *partitions: str, retention: timedelta | None = None
+    ) -> dg.ExecuteInProcessResult:
+        """A real run of the audit asset for a group, or for a range of them."""
+        asset = build_orphan_history(self.keeper.ledger, lambda: self.now, GRACE, retention)
+        ends = {
+            "dagster/asset_partition_range_start": partitions[0],
+            "dagster/asset_partition_range_end": partitions[-1],
+        }
+        return dg.materialize(
+            [*sources(), asset],
+            partition_key=partitions[0] if len(partitions) == 1 else None,
+            tags=ends if len(partitions) > 1 else None,
+            instance=self.instance,
+            resources={STORE: io_manager(HistoryIOManager, self.audit_storage)},
+            selection=["orphan_history"],
+        )
+
+    def folder(self, partition: str) -> HistoryFolder:
+        """Where the audit keeps the history of a group."""
+        base = UPath(self.audit_storage or self.instance.storage_directory())
+        return HistoryIOManager(base).folder(HISTORY, partition)
+
+    def history(self, partition: str) -> History:
+        """The history of a group as whoever reads the asset gets it."""
+        loaded = self.definitions.load_asset_value(
+            HISTORY, partition_key=partition, instance=self.instance
+        )
+        assert isinstance(loaded, History)
+        return loaded
+
+    # What the stores say.
+
+    @property
+    def message(self) -> str:
+        """What the last tick said."""
+        return self.messages[-1]
+
+    def incidents(self) -> list[Incident]:
+        """All incidents ever, oldest first."""
+        with self.keeper.ledger.reading() as connection:
+            numbers = connection.scalars(
+                sa.text("SELECT incident_id FROM keeper_incident ORDER BY incident_id")
+            ).all()
+        found = [self.keeper.ledger.incident(number) for number in numbers]
+        return [incident for incident in found if incident is not None]
+
+    def kinds(self, resource_id: str = "w-1") -> list[str]:
+        """The kinds of the events of a resource's last incident."""
+        last = [i.incident_id for i in self.incidents() if i.resource_id == resource_id][-1]
+        return [str(event.kind) for event in self.keeper.ledger.events(last)]
+
+    def notes(self, group: str | None = "g") -> list[tuple[str, str]]:
+        """The kinds and messages of the events that are no incident's, in their order."""
+        mine = (
+            schema.event.c.group_name.is_(None)
+            if group is None
+            else schema.event.c.group_name == group
+        )
+        query = sa.select(schema.event.c.kind, schema.event.c.message).where(
+            schema.event.c.incident_id.is_(None), mine
+        )
+        with self.keeper.ledger.reading() as connection:
+            return [
+                (row[0], row[1])
+                for row in connection.execute(query.order_by(schema.event.c.event_id))
+            ]
+
+    def resources(self) -> list[tuple[Any, ...]]:
+        """Id, group, container, threads and properties of every resource row, oldest first."""
+        columns = resource.c
+        query = sa.select(
+            columns.resource_id,
+            columns.group_name,
+            columns.container_name,
+            columns.thread_count,
+            columns.properties,
+        ).order_by(columns.start_time, columns.resource_id)
+        with self.keeper.registry.database.reading() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
+    def dump(self) -> dict[str, list[tuple[object, ...]]]:
+        """Every row of every table of ours and of Amoro's."""
+        tables = ["resource", "optimizer", "resource_group", "keeper_incident", "keeper_event"]
+        with self.keeper.ledger.reading() as connection:
+            return {
+                name: [tuple(row) for row in connection.execute(sa.select("*", sa.table(name)))]
+                for name in tables
+            }
+
+
+def _tags(request: dg.RunRequest) -> Mapping[str, str]:
+    return {**request.tags, "dagster/run_key": request.run_key or ""}
+
+
+def fleet_keeper(  # noqa: PLR0913 - what tests vary
+    folder: Path,
+    *,
+    url: sa.URL | None = None,
+    max_retries: int = 3,
+    grace: timedelta = GRACE,
+    enabled: bool = True,
+    max_restarts_per_run: int = 100,
+) -> Keeper:
+    """A keeper without containers; its registry is an SQLite file unless `url` says otherwise."""
+    url = url or sa.URL.create("sqlite", database=str(folder / "registry.db"))
+    return Keeper(
+        registry=Registry(Database(url, "registry"), timedelta(minutes=1)),
+        ledger=Ledger(Database(url, "ledger")),
+        containers=Shelf(),
+        policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=grace),
+        check_interval=timedelta(seconds=5),
+        claim_timeout=timedelta(minutes=10),
+        max_restarts_per_run=max_restarts_per_run,
+        clock=lambda: START,
+    )
+
+
+@contextmanager
+def fleet(folder: Path, **settings: Any) -> Iterator[Fleet]:  # noqa: ANN401 - of fleet_keeper
+    """A fleet in a folder, its databases closed at the end."""
+    container = RecordingContainer()
+    keeper = replace(fleet_keeper(folder, **settings), containers=Shelf(recording=container))
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        yield Fleet(keeper=keeper, container=container, instance=instance)
+    keeper.close()
+
+
+class Watched:
+    """Something whose every method call is announced before and after it is made.
+
+    The places between the calls of one turn are the places where the world can change, or where
+    the process can die.
+    """
+
+    def __init__(self, target: object, name: str, announce: Callable[[str], None]) -> None:
+        self._target = target
+        self._name = name
+        self._announce = announce
+
+    def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401 - any attribute
+        """The attribute; a method is wrapped, and so is a container that it returns."""
+        found = getattr(self._target, attribute)
+        if not callable(found):
+            return found
+        place = f"{self._name}.{attribute}"
+
+        def watched(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - any method
+            self._announce(f"before {place}")
+            result = found(*arguments, **options)
+            self._announce(f"after {place}")
+            if hasattr(result, "request_resource"):
+                return Watched(result, "container", self._announce)
+            return result
+
+        return watched
+
+
+def watched(keeper: Keeper, announce: Callable[[str], None]) -> Keeper:
+    """The same keeper, its stores and containers watched."""
+    return replace(
+        keeper,
+        registry=Watched(keeper.registry, "registry", announce),  # type: ignore[arg-type]
+        ledger=Watched(keeper.ledger, "ledger", announce),  # type: ignore[arg-type]
+        containers=Watched(keeper.containers, "containers", announce),
+    )

@@ -1,0 +1,183 @@
+"""`dagster-amoro check`: what it shows, what it hides, and that it changes nothing."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+from click.testing import CliRunner, Result
+
+from dagster_amoro.cli import UNUSABLE, main
+from dagster_amoro.stores.registry import resource_group
+from tests.helpers.attached import Amoro, amoro
+
+SECRET = "hunter2-s3cret"  # noqa: S105 - it is what must not be seen
+FLINK = "org.apache.amoro.server.manager.FlinkOptimizerContainer"
+
+
+@pytest.fixture
+def running(postgresql_url: sa.URL, tmp_path: Path) -> Iterator[Amoro]:
+    """An Amoro with an orphan in group g and a healthy resource in group h."""
+    with amoro(postgresql_url, tmp_path) as found:
+        found.resources("dead")
+        found.resources("alive", group="h")
+        found.optimizers("alive", group="h")
+        found.execute(
+            sa.insert(resource_group),
+            [{"group_name": name, "container_name": "local"} for name in ("h", "empty")],
+        )
+        yield found
+
+
+def check(running: Amoro, *options: str) -> Result:
+    """The command, as a terminal runs it."""
+    arguments = ["--conf-dir", str(running.folder / "conf"), "check", *options]
+    return CliRunner().invoke(main, arguments)
+
+
+def reconfigure(running: Amoro, change: Callable[[dict[str, Any]], object]) -> None:
+    """The operator edits config.yaml."""
+    file = running.folder / "conf/config.yaml"
+    conf = yaml.safe_load(file.read_text())
+    change(conf)
+    file.write_text(yaml.safe_dump(conf))
+
+
+def tables(running: Amoro) -> list[str]:
+    """The tables of the database."""
+    engine = sa.create_engine(running.url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return sa.inspect(connection).get_table_names()
+
+
+def test_it_shows_what_would_be_restarted_with_which_command(running: Amoro) -> None:
+    """Per group: the orphans, else an example; and that all is well."""
+    result = check(running)
+    assert result.exit_code == 0, result.output
+    script = running.folder / "bin/optimizer.sh"
+    address = f"thrift://127.0.0.1:{running.ams.thrift_port}"
+    for line in (
+        f"ok       AMS: answers at 127.0.0.1:{running.ams.thrift_port}",
+        "ok       version of AMS: 0.9.0-incubating(abc1234)",
+        "group g: 1 resource, 1 orphan",
+        "  orphan dead would be started with",
+        f"    {script} start 128 -a {address} -p 2 -g g -id dead",
+        "group h: 1 resource, 0 orphans",
+        "  if it died, alive would be started with",
+        "group empty: 0 resources, 0 orphans",
+        "nothing to be put right; nothing was changed",
+    ):
+        assert line in result.output.splitlines(), result.output
+
+
+def test_it_changes_nothing(running: Amoro) -> None:
+    """No table is created, no row written, nothing started."""
+    before = tables(running)
+    assert check(running).exit_code == 0
+    assert tables(running) == before
+    assert "keeper_incident" not in before
+    assert running.ams.registrations == []
+
+
+def test_programs_get_json(running: Amoro) -> None:
+    """With the same content."""
+    told = json.loads(check(running, "--json").output)
+    assert told["good"] is True
+    groups = {group["name"]: group for group in told["groups"]}
+    (restart,) = groups["g"]["restarts"]
+    assert restart["command"].endswith("-g g -id dead")
+    assert groups["h"]["example"]["resource_id"] == "alive"
+
+
+def test_many_orphans_are_counted_and_some_shown(running: Amoro) -> None:
+    """A terminal is not for a thousand commands."""
+    running.resources(*(f"d{number}" for number in range(20)))
+    output = check(running).output
+    assert "group g: 21 resources, 21 orphans" in output
+    assert output.count("would be started with") == 6
+    assert "and 16 more orphans" in output
+
+
+def test_a_silent_ams_is_a_problem(running: Amoro) -> None:
+    """The exit code says so to scripts, and the text where it was looked for."""
+    running.ams.stop()
+    result = check(running)
+    assert result.exit_code == 1
+    assert f"problem  AMS: 127.0.0.1:{running.ams.thrift_port}" in result.output
+    assert "set keeper.ams-version" in result.output
+    assert "2 to be put right" in result.output or "3 to be put right" in result.output
+
+
+def test_a_database_that_is_away_is_a_problem(running: Amoro) -> None:
+    """Nothing else is hidden by it."""
+    reconfigure(
+        running,
+        lambda conf: conf["ams"].update(
+            database={"type": "postgres", "url": "jdbc:postgresql://127.0.0.1:1/amoro"}
+        ),
+    )
+    result = check(running)
+    assert result.exit_code == 1
+    assert "problem  registry postgresql+psycopg://127.0.0.1:1/amoro: " in result.output
+    assert "ok       AMS: answers" in result.output
+
+
+def test_secrets_are_hidden(running: Amoro) -> None:
+    """In commands, requests, errors and addresses."""
+    running.resources("s", group="s", **{"flink-conf.s3.secret-key": SECRET})
+    entry = {
+        "name": "local",
+        "container-impl": FLINK,
+        "properties": {
+            "flink-home": "/opt/flink",
+            "export.AWS_SECRET_ACCESS_KEY": SECRET,
+            "export.JVM_ARGS": f"-Dpassword={SECRET}",
+            "flink-conf.security.ssl.rest.keystore-password": SECRET,
+        },
+    }
+    reconfigure(running, lambda conf: conf.update(containers=[entry]))
+    for options in ((), ("--json",)):
+        output = check(running, *options).output
+        assert "AWS_SECRET_ACCESS_KEY=***" in output
+        assert "s3.secret-key=***" in output
+        assert SECRET not in output
+
+
+def test_what_a_shell_would_have_expanded_is_pointed_out(running: Amoro) -> None:
+    """AMS's shell did; here nothing does."""
+    properties = {"flink-home": "/opt/flink", "export.HADOOP_CLASSPATH": "$(hadoop classpath)"}
+    entry = {"name": "local", "container-impl": FLINK, "properties": properties}
+    reconfigure(running, lambda conf: conf.update(containers=[entry]))
+    result = check(running)
+    assert "warning  container local: property export.HADOOP_CLASSPATH" in result.output
+    assert result.exit_code == 0
+
+
+def test_an_unusable_configuration_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    """And the error that names file and key."""
+    (tmp_path / "config.yaml").write_text("ams: {database: {type: oracle}}")
+    result = CliRunner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
+    assert result.exit_code == UNUSABLE
+    assert "ams.database.type is 'oracle'" in result.stderr
+
+
+def test_a_standalone_fleet_that_never_ran_is_well(tmp_path: Path) -> None:
+    """Its database does not exist yet, and does not after the check."""
+    (tmp_path / "config.yaml").write_text(
+        """
+        ams:
+          database: {type: sqlite, url: "sqlite:///r.db"}
+          optimizer: {auto-restart-enabled: true}
+        containers:
+          - name: w
+            container-impl: dagster_amoro.containers.CommandContainer
+            properties: {command: [sleep, "{resource_id}"]}
+        """
+    )
+    result = CliRunner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
+    assert result.exit_code == 0, result.output
+    assert "the first tick creates" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]

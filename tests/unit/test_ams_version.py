@@ -1,0 +1,78 @@
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_amoro.core.ams_version import Dialect, parse_version
+
+
+@pytest.mark.parametrize(
+    ("version", "dialect"),
+    [
+        ("0.7", Dialect.V0_7),
+        ("0.7.0-incubating", Dialect.V0_7),
+        ("0.7.1-incubating(abc1234)", Dialect.V0_7),
+        ("0.8.0", Dialect.V0_8),
+        ("0.8.1-incubating(abc1234)", Dialect.V0_8),
+        ("0.8-SNAPSHOT", Dialect.V0_8),
+        ("0.9.0", Dialect.V0_9_0),
+        ("0.9.0-incubating", Dialect.V0_9_0),
+        (" 0.9.0-incubating(abc1234)\n", Dialect.V0_9_0),
+        ("0.9.0-SNAPSHOT", Dialect.V0_9),
+        ("0.9-SNAPSHOT(96a4d78)", Dialect.V0_9),
+        ("0.9", Dialect.V0_9),
+        ("0.9.1", Dialect.V0_9),
+        ("0.10.0", Dialect.V0_9),
+        ("1.0.0", Dialect.V0_9),
+        ("1.7.0", Dialect.V0_9),
+        ("v0.8.1", Dialect.V0_8),
+    ],
+)
+def test_versions(version: str, dialect: Dialect) -> None:
+    """Releases and snapshots, as AMS says them and as people write them."""
+    assert parse_version(version) is dialect
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "0.4", "0.0.1", "00.6"])
+def test_versions_before_0_7_are_refused(version: str) -> None:
+    """Nobody knows how those start optimizers."""
+    with pytest.raises(ValueError, match=r"older than 0\.7"):
+        parse_version(version)
+
+
+@pytest.mark.parametrize(
+    "version", ["", "UNKNOWN", "0", "latest", "-0.8", ".8", "0,8", "x0.8", "9" * 5000 + ".1"]
+)
+def test_what_is_no_version_is_refused(version: str) -> None:
+    """As AMS says `UNKNOWN` where it was built without Git."""
+    with pytest.raises(ValueError, match="not a version"):
+        parse_version(version)
+
+
+@given(st.text())
+def test_any_text_is_a_version_or_refused(text: str) -> None:
+    """Nothing else happens."""
+    with suppress(ValueError):
+        assert parse_version(text) in Dialect
+
+
+def test_dialects_are_ordered_by_age() -> None:
+    """So that options can be compared with the dialect that brought them."""
+    assert sorted(set(Dialect)) == [
+        Dialect.V0_7,
+        Dialect.V0_8,
+        Dialect.V0_9_0,
+        Dialect.V0_9,
+    ]
+    assert Dialect.V0_9 >= Dialect.V0_9_0 >= Dialect.V0_9_0 > Dialect.V0_8
+
+
+@given(st.tuples(*[st.integers(0, 30)] * 3), st.tuples(*[st.integers(0, 30)] * 3))
+def test_a_later_version_has_no_older_dialect(
+    one: tuple[int, int, int], other: tuple[int, int, int]
+) -> None:
+    """Whatever the numbers are."""
+    earlier, later = sorted([max(one, (0, 7, 0)), max(other, (0, 7, 0))])
+    first, second = (parse_version(".".join(map(str, each))) for each in (earlier, later))
+    assert first <= second

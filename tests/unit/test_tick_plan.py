@@ -1,0 +1,505 @@
+"""One look at the registry: what opens, what closes, what is due and which runs that makes."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_amoro.core.model import EventKind, Incident, Orphan, State
+from dagster_amoro.core.policy import OnExhausted, RestartPolicy, RunState, StandIn, Verdict
+from dagster_amoro.core.tick_plan import (
+    Assessment,
+    Surroundings,
+    Survey,
+    assess,
+    missing,
+    obstacle_of,
+    orders,
+    reconcile,
+)
+from dagster_amoro.core.transitions import detect
+
+NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SECOND: Final = timedelta(seconds=1)
+GRACE: Final = timedelta(minutes=5)
+IDS: Final = [f"r{number}" for number in range(6)]
+OPEN_STATES: Final = [state for state in State if state.is_open]
+REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING}
+
+
+def orphan(resource_id: str = "r0", properties: str | None = "{}") -> Orphan:
+    """An orphan of group g that can be restarted."""
+    return Orphan(resource_id, "g", "c", 2, 1024, properties)
+
+
+def survey(*orphans: Orphan) -> Survey:
+    """A look that found these orphans."""
+    return Survey(resources=10, groups=("g",), orphans={o.resource_id: o for o in orphans})
+
+
+def incident(  # noqa: PLR0913 - what the tests vary
+    resource_id: str = "r0",
+    *,
+    number: int = 1,
+    state: State = State.WAITING,
+    age: timedelta = GRACE,
+    attempts: int = 0,
+    group: str = "g",
+    note: str | None = None,
+) -> Incident:
+    """An incident that is due, unless told otherwise."""
+    return Incident(
+        incident_id=number,
+        resource_id=resource_id,
+        group_name=group,
+        container_name="c",
+        thread_count=2,
+        detected_at=NOW - age,
+        state=state,
+        attempts=attempts,
+        attempted_at=NOW - age if attempts else None,
+        note=note,
+    )
+
+
+def surroundings(
+    *,
+    obstacle: str | None = None,
+    runs: dict[str, RunState] | None = None,
+    enabled: bool = True,
+    max_retries: int = 5,
+) -> Surroundings:
+    """Containers that can restart, or cannot for this reason; runs as Dagster knows them."""
+    return Surroundings(
+        policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=GRACE),
+        obstacle=lambda _: obstacle,
+        runs=runs or {},
+        now=NOW,
+    )
+
+
+def verdicts(assessment: Assessment) -> list[Verdict]:
+    """What is decided about those that are not due."""
+    return [decision.verdict for _, decision in assessment.waiting]
+
+
+# --- What opens and closes -----------------------------------------------------------------------
+
+
+def test_a_new_orphan_opens_an_incident() -> None:
+    """An incident opens for an orphan that has none."""
+    (step,) = reconcile(survey(orphan()), [], set(), NOW)
+    assert step.before is None
+    assert (step.after.resource_id, step.after.detected_at) == ("r0", NOW)
+
+
+def test_a_known_orphan_opens_nothing() -> None:
+    """An orphan whose incident is open goes on being the same incident."""
+    for state in OPEN_STATES:
+        assert reconcile(survey(orphan()), [incident(state=state)], set(), NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("attempts", "message"),
+    [
+        (0, "an optimizer registered for it by itself"),
+        (3, "an optimizer registered for it after attempt 3"),
+    ],
+)
+def test_a_resource_that_stands_again_has_recovered(attempts: int, message: str) -> None:
+    """Its row is there and it is no orphan: an optimizer registered, by itself or not."""
+    for state in OPEN_STATES:
+        known = incident(state=state, attempts=attempts)
+        (step,) = reconcile(survey(), [known], {"r0"}, NOW)
+        assert (step.before, step.after.state, step.event.message) == (
+            known,
+            State.RECOVERED,
+            message,
+        )
+
+
+def test_a_resource_whose_row_is_gone_was_released() -> None:
+    """Its row is not there: somebody took it back."""
+    for state in set(OPEN_STATES) - REMOVING:
+        (step,) = reconcile(survey(), [incident(state=state)], set(), NOW)
+        assert step.after.state is State.RELEASED
+
+
+def test_a_resource_that_we_are_removing_is_not_taken_for_released() -> None:
+    """Its row is gone because a run removes it; that run, or the next one, says how it ends."""
+    for state in REMOVING:
+        assert reconcile(survey(), [incident(state=state)], set(), NOW) == []
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Survey, list[Incident], set[str]]:
+    """Orphans, open incidents and rows that are there, in any combination."""
+    orphans = draw(st.sets(st.sampled_from(IDS)))
+    known = draw(st.lists(st.sampled_from(IDS), unique=True))
+    incidents = [
+        incident(key, number=number + 1, state=draw(st.sampled_from(OPEN_STATES)))
+        for number, key in enumerate(known)
+    ]
+    present = (
+        draw(st.sets(st.sampled_from(sorted(set(IDS) - orphans)))) if set(IDS) > orphans else set()
+    )
+    return survey(*(orphan(key) for key in sorted(orphans))), incidents, present
+
+
+@given(worlds())
+def test_every_resource_gets_at_most_one_step_and_the_right_one(
+    world: tuple[Survey, list[Incident], set[str]],
+) -> None:
+    """Opened, recovered, released or left: exactly by whether orphan, known and present."""
+    seen, incidents, present = world
+    steps = reconcile(seen, incidents, present, NOW)
+    kinds = {step.after.resource_id: step.event.kind for step in steps}
+    assert len(kinds) == len(steps)
+    states = {known.resource_id: known.state for known in incidents}
+    for key in IDS:
+        if key in seen.orphans:
+            expected = None if key in states else EventKind.DETECTED
+        elif key not in states:
+            expected = None
+        elif key in present:
+            expected = EventKind.RECOVERED
+        else:
+            expected = None if states[key] in REMOVING else EventKind.RELEASED
+        assert kinds.get(key) == expected
+
+
+@given(worlds())
+def test_the_rows_to_ask_for_are_those_of_incidents_without_an_orphan(
+    world: tuple[Survey, list[Incident], set[str]],
+) -> None:
+    """Only where an incident's resource is no orphan any more does it matter why."""
+    seen, incidents, _ = world
+    expected = [i.resource_id for i in incidents if i.resource_id not in seen.orphans]
+    assert missing(seen, incidents) == expected
+
+
+@given(worlds())
+def test_a_second_look_at_the_same_world_takes_no_step(
+    world: tuple[Survey, list[Incident], set[str]],
+) -> None:
+    """Once the steps are taken there is nothing left to take."""
+    seen, incidents, present = world
+    steps = reconcile(seen, incidents, present, NOW)
+    moved = {step.before.incident_id for step in steps if step.before}
+    still_open = [known for known in incidents if known.incident_id not in moved]
+    opened = [step.after for step in steps if step.after.is_open]
+    assert reconcile(seen, still_open + opened, present, NOW) == []
+
+
+def test_steps_of_who_knows_more_of_the_new_orphans_are_taken_as_they_are() -> None:
+    """Those that open incidents; how known ones end is seen as ever."""
+    step = detect(orphan("r1"), NOW, carried=2)
+    found = reconcile(survey(orphan("r1")), [incident()], {"r0"}, NOW, [step])
+    assert found[0] is step
+    assert [each.event.kind for each in found] == [EventKind.DETECTED, EventKind.RECOVERED]
+    assert reconcile(survey(orphan("r1")), [], set(), NOW, []) == []
+
+
+# --- What stands in the way ----------------------------------------------------------------------
+
+
+def no_obstacle(_: str | None) -> str | None:
+    """Containers that can restart everything."""
+    return None
+
+
+def test_a_readable_row_of_a_willing_container_can_be_restarted() -> None:
+    """Also where the row has no properties, no memory and no group."""
+    assert obstacle_of(orphan(), no_obstacle) is None
+    assert obstacle_of(Orphan("r0", None, "c", 1, None, None), no_obstacle) is None
+
+
+def test_the_obstacle_of_its_container_is_the_orphans() -> None:
+    """The container is asked by the name that the row has, NULL too, and has the first word."""
+    bad = Orphan("r0", "g", None, None, None, "{")
+    assert obstacle_of(bad, lambda name: f"no container {name!r}") == "no container None"
+
+
+def test_a_row_that_cannot_be_read_is_an_obstacle() -> None:
+    """What cannot be read cannot be passed to a container."""
+    assert "properties cannot be read" in (obstacle_of(orphan(properties="{"), no_obstacle) or "")
+
+
+def test_a_row_without_a_thread_count_is_an_obstacle() -> None:
+    """Nobody knows how large it should be."""
+    obstacle = obstacle_of(orphan()._replace(thread_count=None), no_obstacle)
+    assert obstacle == "its thread_count is NULL"
+
+
+# --- What is due ---------------------------------------------------------------------------------
+
+
+def test_what_is_due_is_due_and_all_else_waits() -> None:
+    """A restart and a giving up are due; grace periods and claims are waited for."""
+    due, exhausted = incident(), incident("r1", number=2, attempts=5)
+    young = incident("r2", number=3, age=GRACE - SECOND)
+    claimed = incident("r3", number=4)._replace(claimed_by="run", claimed_until=NOW + SECOND)
+    everyone = [due, exhausted, young, claimed]
+    seen = survey(*(orphan(known.resource_id) for known in everyone))
+    result = assess(seen, everyone, surroundings())
+    assert set(result.due) == {due, exhausted}
+    assert [known for known, _ in result.waiting] == [young, claimed]
+    assert result.reports == ()
+
+
+def test_a_claim_of_a_run_that_ended_is_no_claim() -> None:
+    """The tick does not wait for it to lapse."""
+    known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE)
+    result = assess(survey(orphan()), [known], surroundings(runs={"run": RunState.ENDED}))
+    assert result.due == (known,)
+
+
+def test_a_claim_under_another_lease_is_no_claim() -> None:
+    """The run of whoever acted before can act no more."""
+    known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE, fence=1)
+    around = surroundings(runs={"run": RunState.QUEUED})
+    assert assess(survey(orphan()), [known], replace(around, fence=1)).due == ()
+    assert assess(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
+    assert assess(survey(orphan()), [known], around).due == ()
+
+
+def test_what_others_took_the_place_of_or_is_to_be_kept_is_due_with_its_verdict() -> None:
+    """A run does both, and writes them down."""
+    known = incident(attempts=5)
+    around = surroundings()
+    live = replace(around, stand_in=lambda _: StandIn.LIVE)
+    keeping = replace(around, policy=replace(around.policy, on_exhausted=OnExhausted.KEEP))
+    for chosen, verdict in (
+        (around, Verdict.GIVE_UP),
+        (live, Verdict.SUPERSEDE),
+        (keeping, Verdict.KEEP),
+    ):
+        result = assess(survey(orphan()), [known], chosen)
+        assert (result.due, result.verdicts) == ((known,), {1: verdict})
+
+
+def test_the_longest_due_come_first() -> None:
+    """By when their grace period ended, which an attempt begins anew; then by number."""
+    old = incident("r0", number=4, age=GRACE * 3)
+    attempted = incident("r1", number=1, age=GRACE, attempts=1)._replace(
+        detected_at=NOW - GRACE * 9
+    )
+    middle, twin = (incident(f"r{n}", number=n, age=GRACE * 2) for n in (2, 3))
+    everyone = [attempted, twin, middle, old]
+    seen = survey(*(orphan(known.resource_id) for known in everyone))
+    assert assess(seen, everyone, surroundings()).due == (old, middle, twin, attempted)
+
+
+def test_a_removal_that_was_begun_is_due_without_its_row() -> None:
+    """The row is gone from the registry, the incident still needs its end."""
+    known = incident(state=State.GIVING_UP, attempts=5, age=timedelta(0))
+    assert assess(survey(), [known], surroundings(obstacle="opts out")).due == (known,)
+
+
+def test_nothing_is_due_while_auto_restart_is_off() -> None:
+    """Incidents are kept, held, and not even reported."""
+    everyone = [incident(state=state, number=n) for n, state in enumerate(OPEN_STATES)]
+    result = assess(survey(orphan()), everyone, surroundings(enabled=False, obstacle="opts out"))
+    assert (result.due, result.reports) == ((), ())
+    assert verdicts(result) == [Verdict.HOLD] * len(everyone)
+
+
+# --- What is reported ----------------------------------------------------------------------------
+
+
+def test_an_orphan_that_cannot_be_restarted_is_reported_once() -> None:
+    """The second look at an unchanged world has nothing to say."""
+    first = assess(survey(orphan()), [incident()], surroundings(obstacle="opts out"))
+    (report,) = first.reports
+    assert (report.after.state, report.after.note) == (State.UNSUPPORTED, "opts out")
+    assert first.due == ()
+    second = assess(survey(orphan()), [report.after], surroundings(obstacle="opts out"))
+    assert second.reports == ()
+    assert verdicts(second) == [Verdict.REPORT]
+
+
+def test_an_orphan_with_another_obstacle_is_reported_again() -> None:
+    """What a person has to mend is something else now."""
+    known = incident(state=State.UNSUPPORTED, note="opts out")
+    result = assess(survey(orphan(properties="{")), [known], surroundings())
+    assert [step.before for step in result.reports] == [known]
+
+
+def test_an_orphan_in_the_hands_of_a_run_is_not_reported_over_its_head() -> None:
+    """The run finds the obstacle itself; only when it is gone does the tick report."""
+    known = incident()._replace(claimed_by="run", claimed_until=NOW + SECOND)
+    assert assess(survey(orphan()), [known], surroundings(obstacle="x")).reports == ()
+    ended = surroundings(obstacle="x", runs={"run": RunState.ENDED})
+    assert len(assess(survey(orphan()), [known], ended).reports) == 1
+
+
+def test_an_orphan_whose_obstacle_is_gone_is_restarted() -> None:
+    """A container that opts in again, a row that was mended."""
+    known = incident(state=State.UNSUPPORTED, note="opts out")
+    assert assess(survey(orphan()), [known], surroundings()).due == (known,)
+
+
+@given(
+    incidents=st.lists(
+        st.builds(
+            incident,
+            resource_id=st.sampled_from(IDS),
+            state=st.sampled_from(OPEN_STATES),
+            age=st.sampled_from([timedelta(0), GRACE, GRACE * 2]),
+            attempts=st.integers(0, 6),
+            note=st.sampled_from([None, "opts out"]),
+        ),
+        unique_by=lambda known: known.resource_id,
+    ),
+    orphans=st.sets(st.sampled_from(IDS)),
+    obstacle=st.none() | st.just("opts out"),
+    enabled=st.booleans(),
+)
+def test_every_incident_is_due_or_waits(
+    *, incidents: list[Incident], orphans: set[str], obstacle: str | None, enabled: bool
+) -> None:
+    """None is forgotten and none is told twice; what is reported waits as well."""
+    numbered = [known._replace(incident_id=number) for number, known in enumerate(incidents)]
+    around = surroundings(obstacle=obstacle, enabled=enabled)
+    seen = survey(*(orphan(key) for key in orphans))
+    result = assess(seen, numbered, around)
+    told = [*result.due, *(known for known, _ in result.waiting)]
+    assert sorted(told) == numbered
+    assert {step.before for step in result.reports} <= {known for known, _ in result.waiting}
+    reported = {step.before.incident_id: step.after for step in result.reports if step.before}
+    after = [reported.get(known.incident_id, known) for known in numbered]
+    assert assess(seen, after, around).reports == ()
+
+
+# --- Which runs that makes -----------------------------------------------------------------------
+
+
+def numbered(groups: Sequence[str]) -> list[Incident]:
+    """An incident for each of these groups, numbered from one."""
+    return [
+        incident(f"r{number}", number=number, group=group)
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def test_nothing_due_makes_no_run() -> None:
+    """No empty runs."""
+    assert orders([], 10) == []
+
+
+def test_a_group_is_a_run_in_the_order_in_which_its_first_is_due() -> None:
+    """The group that waits longest goes first, and so do the incidents within each."""
+    a1, b2, a3, c4, b5 = due = numbered("abacb")
+    assert [(order.group_name, order.incidents) for order in orders(due, 10)] == [
+        ("a", (a1, a3)),
+        ("b", (b2, b5)),
+        ("c", (c4,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("due", "most", "sizes"),
+    [(5, 5, [5]), (6, 5, [5, 1]), (10, 5, [5, 5]), (11, 5, [5, 5, 1]), (3, 1, [1, 1, 1])],
+)
+def test_a_large_group_is_several_runs(due: int, most: int, sizes: list[int]) -> None:
+    """Full ones first; only the last has fewer."""
+    result = orders(numbered("g" * due), most)
+    assert [len(order.incidents) for order in result] == sizes
+
+
+@given(st.lists(st.sampled_from("abc")), st.integers(1, 7))
+def test_what_is_due_is_in_exactly_one_run(groups: list[str], most: int) -> None:
+    """With its own group only, and in its order."""
+    due = numbered(groups)
+    result = orders(due, most)
+    assert sorted(known for order in result for known in order.incidents) == due
+    for order in result:
+        assert 1 <= len(order.incidents) <= most
+        assert {known.group_name for known in order.incidents} == {order.group_name}
+        assert list(order.incidents) == sorted(order.incidents)
+
+
+def test_a_hand_over_gives_each_incident_to_the_run() -> None:
+    """Under the order's key, until the moment given."""
+    (order,) = orders(numbered("gg"), 10)
+    steps = order.hand_over(NOW + GRACE, NOW)
+    assert tuple(step.before for step in steps) == order.incidents
+    for step in steps:
+        assert (step.after.claimed_by, step.after.claimed_until) == (order.run_key, NOW + GRACE)
+        assert (step.after.state, step.after.fence) == (State.HANDED_OVER, None)
+    assert {step.after.fence for step in order.hand_over(NOW + GRACE, NOW, 7)} == {7}
+
+
+# More than a fleet of a million resources gets to in its life, and some.
+histories: Final = st.lists(
+    st.tuples(st.integers(1, 10**9), st.integers(0, 9999), st.integers(0, 99_998)),
+    min_size=1,
+    max_size=30,
+    unique_by=lambda history: history[0],
+)
+
+
+def key_of(history: list[tuple[int, int, int]]) -> str:
+    """The run key of one run for incidents with these numbers, attempts and hand-overs."""
+    due = [
+        incident(number=number, attempts=attempts)._replace(hand_overs=hand_overs)
+        for number, attempts, hand_overs in history
+    ]
+    (order,) = orders(due, len(due))
+    return order.run_key
+
+
+@given(histories)
+def test_a_run_key_fits_its_column(history: list[tuple[int, int, int]]) -> None:
+    """`claimed_by` has 100 characters; the key is printable and says which incident it is about."""
+    key = key_of(history)
+    assert len(key) <= 100
+    assert set(key) <= set(string.ascii_letters + string.digits + " .,-")
+    number, attempts, hand_overs = history[0]
+    assert f" {number}.{attempts}.{hand_overs + 1}" in key
+
+
+def test_the_key_of_the_largest_run_fits_its_column() -> None:
+    """A hundred thousand orphans in one run do not make it longer than that."""
+    assert len(key_of([(10**9 + n, 9999, 99_998) for n in range(100_000)])) <= 100
+
+
+@given(histories, st.integers(0, 29), st.integers(0, 2))
+def test_a_run_key_is_used_for_one_hand_over_only(
+    history: list[tuple[int, int, int]], which: int, part: int
+) -> None:
+    """One more attempt or hand-over, or another incident, of any member makes another key."""
+    which %= len(history)
+    changed = list(history)
+    one = list(changed[which])
+    one[part] += 2 * 10**9 if part == 0 else 1
+    changed[which] = (one[0], one[1], one[2])
+    assert key_of(changed) != key_of(history)
+    assert key_of([*history, (3 * 10**9, 0, 0)]) != key_of(history)
+    if len(history) > 1:
+        assert key_of(history[1:]) != key_of(history) != key_of(history[:-1])
+
+
+@given(histories)
+def test_a_run_key_depends_on_nothing_else(history: list[tuple[int, int, int]]) -> None:
+    """Two daemons that see the same make the same key, whatever else they know."""
+    due = [
+        incident(number=number, attempts=attempts, age=GRACE * 2, note="x")._replace(
+            hand_overs=hand_overs, version=5, claimed_by="run", state=State.CLAIMED
+        )
+        for number, attempts, hand_overs in history
+    ]
+    (order,) = orders(due, 1000)
+    assert order.run_key == key_of(history)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.integers(1, 7))
+def test_the_runs_of_one_tick_have_different_keys(groups: list[str], most: int) -> None:
+    """Dagster launches each of them."""
+    result = orders(numbered(groups), most)
+    assert len({order.run_key for order in result}) == len(result)
