@@ -40,7 +40,7 @@ _NEW_EVENTS: Final = """
     WITH kinds(k, kind, after, message, details) AS (VALUES
         (1, 'detected', 0, 'no optimizer stands for this resource',
             '{"wanted": 8, "live": 6, "grace_seconds": 30.0, "max_retries": 5}'),
-        (2, 'handed-over', 30, 'handed to a run (hand-over 1)', '{}'),
+        (2, 'handed-over', 30, 'handed to a run (dispatch 1)', '{}'),
         (3, 'attempt', 32, 'attempt 1 begins', '{}'),
         (4, 'started', 33, 'attempt 1 started it (job-id 17)', '{"startup": {"job-id": "17"}}'),
         (5, 'recovered', 120, 'registered after attempt 1', '{"wanted": 8, "live": 8}'))
@@ -87,7 +87,7 @@ def _next(ledger: Ledger, folder: Path) -> Figures:
 
         def once() -> float:
             then = now + timedelta(hours=next(hours))
-            _tell(ledger, group, 2, then - timedelta(minutes=30))
+            _add_events(ledger, group, 2, then - timedelta(minutes=30))
             return seconds(lambda: _refresh(ledger, files, group, then), process_time)()
 
         return once
@@ -140,7 +140,7 @@ def _fill(ledger: Ledger) -> None:
             index.create(connection)
 
 
-def _tell(ledger: Ledger, group: str, number: int, at: datetime) -> None:
+def _add_events(ledger: Ledger, group: str, number: int, at: datetime) -> None:
     """Some more incidents of a group, with five events each."""
     with ledger.database.writing() as connection:
         _insert(connection, number, 1.0, at, group)

@@ -8,7 +8,7 @@ import dagster as dg
 
 from benchmarks.world import keeper_of
 from dagster_amoro.defs.restart_job import build_restart_job
-from dagster_amoro.defs.scale_up_job import build_refill_job
+from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
 
 FOLDER: Final = "BENCHMARK_FOLDER"  # in the environment: where the folder of each location is
@@ -31,6 +31,6 @@ def default() -> dg.Definitions:
 def _restarts(name: str) -> dg.Definitions:
     """What restarts; the audit, which is refreshed beside it, is left out."""
     keeper = keeper_of(Path(os.environ[FOLDER]) / name)
-    restart, refill = build_restart_job(keeper), build_refill_job(keeper)
-    sensor = build_orphan_sensor(keeper, restart, refill)
-    return dg.Definitions(jobs=[restart, refill], sensors=[sensor])
+    restart, scale_up = build_restart_job(keeper), build_scale_up_job(keeper)
+    sensor = build_orphan_sensor(keeper, restart, scale_up)
+    return dg.Definitions(jobs=[restart, scale_up], sensors=[sensor])

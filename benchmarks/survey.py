@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.servers import postgresql
 from benchmarks.world import close, configure, fill, keeper_of, no_runs
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.database import Database
@@ -45,7 +45,7 @@ def _surveyed(folder: Path, resources: int, *, in_order: bool = False, orphans: 
 
 def _opened(keeper: Keeper, resources: int, orphans: int, *, in_order: bool = False) -> Keeper:
     fill(keeper, resources, one_in=resources // orphans, in_order=in_order)
-    tick(keeper, no_runs, Watch())  # opens the incidents
+    tick(keeper, no_runs, AmsRestartDetector())  # opens the incidents
     close(keeper)
     return keeper
 
@@ -54,7 +54,7 @@ def _on_sqlite(keeper: Keeper, resources: int, name: str) -> Figures:
     database = Database(keeper.registry.database.url, "bare")
     with closing(database), closing(sqlite3.connect(database.url.database or "")) as connection:
         driver = _fetch_with_driver(connection, database.engine)
-        works = (lambda: tick(keeper, no_runs, Watch()), _fetch(database), driver)
+        works = (lambda: tick(keeper, no_runs, AmsRestartDetector()), _fetch(database), driver)
         sides = [seconds(work, process_time) for work in works]  # SQLite is in this process
         ours, core, raw = interleaved(*sides, repetitions=_REPETITIONS[resources])
     yield Figure(name=name, ours=ours, bare=core, unit="s CPU", bound=_BOUND)
@@ -80,7 +80,9 @@ def _on_postgres(folder: Path, resources: int) -> Figure:
         keeper = _opened(keeper_of(folder), resources, resources // 100)
         with database.writing() as connection:
             connection.exec_driver_sql("ANALYZE")
-        sides = map(seconds, (lambda: tick(keeper, no_runs, Watch()), _fetch(database)))
+        sides = map(
+            seconds, (lambda: tick(keeper, no_runs, AmsRestartDetector()), _fetch(database))
+        )
         ours, core = interleaved(*sides, repetitions=_REPETITIONS[resources])
         close(keeper)
     name = f"tick, {resources:,} resources, ids random, PostgreSQL"
@@ -102,7 +104,7 @@ def _peak(keeper: Keeper) -> float:
     """What Python holds at most during a tick, in MiB."""
     tracemalloc.start()
     try:
-        tick(keeper, no_runs, Watch())
+        tick(keeper, no_runs, AmsRestartDetector())
         return tracemalloc.get_traced_memory()[1] / 2**20
     finally:
         tracemalloc.stop()

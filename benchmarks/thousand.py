@@ -53,8 +53,8 @@ class _Location:
         close(self._keeper)
 
     def _last_tick(self) -> float:
-        """When the last hand-over was; a tick reads the clock once, before it writes."""
-        query = sa.select(sa.func.max(event.c.at)).where(event.c.kind == EventKind.HANDED_OVER)
+        """When the last dispatch was; a tick reads the clock once, before it writes."""
+        query = sa.select(sa.func.max(event.c.at)).where(event.c.kind == EventKind.DISPATCHED)
         with self._keeper.ledger.reading() as connection:
             return float(connection.execute(query).scalar_one().timestamp())
 

@@ -9,10 +9,10 @@ import dagster as dg
 
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.world import close, configure, keeper_of, neglect, no_runs
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.defs.restart_job import CLAIM_OP, build_restart_job
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 
 _ORPHANS: Final = 100
@@ -49,14 +49,14 @@ def _outages(keeper: Keeper) -> Iterator[str]:
     first = 0
     while True:
         neglect(keeper, first, _ORPHANS)
-        (order,) = tick(keeper, no_runs, Watch()).orders
+        (order,) = tick(keeper, no_runs, AmsRestartDetector()).orders
         yield order.run_key
         first += _ORPHANS
 
 
 def _turns(keeper: Keeper, run_key: str) -> float:
     """Milliseconds for each orphan, in this process."""
-    incidents = take_up(keeper, run_key, run_key)
+    incidents = claim_dispatch(keeper, run_key, run_key)
 
     def turns() -> None:
         for incident in incidents:
@@ -69,7 +69,7 @@ def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | Non
     """Milliseconds for each orphan, in a run in this process."""
     config: dict[str, Any] = {**_SILENT}
     if run_key:
-        config["ops"] = {CLAIM_OP: {"config": {"hand_over": run_key}}}
+        config["ops"] = {CLAIM_OP: {"config": {"dispatch": run_key}}}
     run = partial(job.execute_in_process, run_config=config, instance=instance)
     return seconds(run)() * 1000 / _ORPHANS
 

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures, seconds
 from benchmarks.world import close, configure, fill, keeper_of, no_runs
-from dagster_amoro.core.ams_restart import Watch
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.tick import Tick, tick
 from dagster_amoro.stores.schema import incident
@@ -45,21 +45,21 @@ class _Rounds(NamedTuple):
 class _Fleet:
     """A thousand orphans whose incidents are open, and a keeper that ticks two days later."""
 
-    def __init__(self, template: Path, folder: Path, guards: Guards) -> None:
+    def __init__(self, template: Path, folder: Path, limits: Limits) -> None:
         shutil.copytree(template, folder)
         later = datetime.now(UTC) + _LATER
         self._turn: str | None = None
-        self._keeper = replace(keeper_of(folder), clock=lambda: later, guards=guards)
+        self._keeper = replace(keeper_of(folder), clock=lambda: later, limits=limits)
         self._keeper.ledger.open_incidents()  # connects
         self._keeper.registry.survey()
         self.seen: Tick | None = None
 
     def tick(self) -> None:
         """The next tick of a sensor whose runs wait in the queue."""
-        self.seen = tick(self._keeper, no_runs, Watch(), turn=self._turn)
-        self._turn = self.seen.turn
+        self.seen = tick(self._keeper, no_runs, AmsRestartDetector(), last_served_group=self._turn)
+        self._turn = self.seen.last_served_group
 
-    def handed_over(self) -> set[int]:
+    def dispatched(self) -> set[int]:
         """The numbers of what the last tick gave to runs."""
         orders = self.seen.orders if self.seen else ()
         return {each.incident_id for order in orders for each in order.incidents}
@@ -82,7 +82,7 @@ class _Fleet:
 
 
 def figures(folder: Path) -> Figures:
-    """Each wave, to a tick that hands over as many, when no more are due and there is no guard."""
+    """Each wave, to a tick that hands over as many, when no more are due and there is no limit."""
     template = folder / "template"
     configure(template)
     _open(keeper_of(template))
@@ -102,7 +102,7 @@ def figures(folder: Path) -> Figures:
 
 def _open(keeper: Keeper) -> None:
     fill(keeper, _ORPHANS, one_in=1, in_order=True)
-    tick(keeper, no_runs, Watch())
+    tick(keeper, no_runs, AmsRestartDetector())
     close(keeper)
 
 
@@ -117,10 +117,10 @@ def _medians(template: Path, folder: Path, measure: Measure, repetitions: int) -
 
 def _waves(template: Path, folder: Path, measure: Measure) -> _Rounds:
     """Twenty ticks of each side in turn; both hand over the same orphans."""
-    limited = Guards(max_restarts=_WAVE)
+    limited = Limits(max_restarts=_WAVE)
     with (
         closing(_Fleet(template, folder / "guarded", limited)) as guarded,
-        closing(_Fleet(template, folder / "bare", Guards())) as bare,
+        closing(_Fleet(template, folder / "bare", Limits())) as bare,
     ):
         return _Rounds(*map(list, zip(*_rounds(guarded, bare, measure), strict=True)))
 
@@ -128,16 +128,16 @@ def _waves(template: Path, folder: Path, measure: Measure) -> _Rounds:
 def _rounds(guarded: _Fleet, bare: _Fleet, measure: Measure) -> Iterator[tuple[float, float]]:
     for _ in range(_WAVES):
         ours = measure(guarded.tick)
-        chosen = guarded.handed_over()
+        chosen = guarded.dispatched()
         bare.spare(but=chosen)
         theirs = measure(bare.tick)
-        if not len(chosen) == _WAVE == len(bare.handed_over()):
+        if not len(chosen) == _WAVE == len(bare.dispatched()):
             raise SystemExit("a wave is not what it should be")
         yield ours, theirs
 
 
 def _at_once(template: Path, folder: Path) -> float:
-    with closing(_Fleet(template, folder, Guards())) as fleet:
+    with closing(_Fleet(template, folder, Limits())) as fleet:
         return _seconds(fleet.tick)
 
 

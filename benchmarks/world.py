@@ -14,7 +14,7 @@ from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.stores.ledger import Writing
+from dagster_amoro.stores.ledger import LedgerTransaction
 from dagster_amoro.stores.registry import optimizer, resource, resource_group
 
 CONTAINER: Final = "benchmark"
@@ -125,7 +125,7 @@ def neglect(keeper: Keeper, first: int, count: int) -> None:
     keeper.ledger.open_incidents()  # makes its tables
     with keeper.ledger.database.writing() as connection:  # one file: a tick sees all or nothing
         connection.execute(sa.insert(resource), rows)
-        Writing(connection).apply(detect(orphan, detected) for orphan in orphans)
+        LedgerTransaction(connection).apply(detect(orphan, detected) for orphan in orphans)
 
 
 def _orphan(number: int) -> Orphan:

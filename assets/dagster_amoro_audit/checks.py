@@ -14,17 +14,17 @@ from dagster_amoro.asset_keys import HISTORY
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.formatting import clock_time, counted, duration
-from dagster_amoro.core.groups import floor
+from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.core.messages import ABSTAINED
 from dagster_amoro.core.model import EventKind, Incident, State
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
-from dagster_amoro.core.scale_up import Refill
+from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.defs.metrics import ABSTENTIONS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED, WATCHING
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores.schema import event, incident
 from dagster_amoro_audit.automation import whenever
-from dagster_amoro_audit.refusals import Refusals, refused
+from dagster_amoro_audit.blocked import Refusals, refused
 
 SENSOR: Final = "orphan_sensor"
 _MARK: Final = "newest end in s since 1970"  # metadata by which the next check goes on
@@ -47,7 +47,7 @@ class Finding:
     """What one check found."""
 
     passed: bool
-    told: str  # which resources, and what is to be done
+    message: str  # which resources, and what is to be done
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
     numbers: Mapping[str, Any] | None = None  # metadata, to be plotted over time
 
@@ -70,7 +70,7 @@ _DESCRIPTIONS: Final = {
     "no_incident_overdue": "Fails when an orphan is open for longer than all its attempts take: "
     "grace period x (max-retries + 1), or more with exponential backoff. A run may hang, or nobody "
     "may restart it. What is paused, or kept without attempts left, is not counted.",
-    "restarts_are_not_refused": "Fails when restarts are refused: by a guard "
+    "restarts_are_not_refused": "Fails when restarts are refused: by a limit "
     "(keeper.max-orphaned-fraction), by a container whose last start failed, or because a group "
     "was not refilled in max-keeping-attempts rounds. What is paused is told, and no refusal.",
     "restarts_succeed": "Warns when fewer restarted resources of the last day came back than "
@@ -123,7 +123,7 @@ def build_checks(keeper: Keeper, audit: AuditSettings) -> dg.AssetChecksDefiniti
             "restarts_are_not_refused": lambda: unrefused(refused(keeper, opened(), pauses(), now)),
             "restarts_succeed": lambda: restarts(ended(), audit.least_success),
             "no_resource_flaps": lambda: flapping(_begun(keeper, now), audit.flapping),
-            "groups_at_their_floor": lambda: below_floor(*_groups(keeper)),
+            "groups_at_their_floor": lambda: below_min_parallelism(*_groups(keeper)),
         }
         selected = {key.name for key in context.selected_asset_check_keys}
         for name, look in looks.items():
@@ -151,7 +151,7 @@ def given_up(ended: Sequence[Ended], mark: float) -> Finding:
         )
     return Finding(
         passed=not new,
-        told=told,
+        message=told,
         severity=dg.AssetCheckSeverity.ERROR,
         numbers={
             "given up": sum(e.state is State.EXHAUSTED for e in new),
@@ -191,7 +191,7 @@ def overdue(
         )
     return Finding(
         passed=not late,
-        told=told,
+        message=told,
         severity=dg.AssetCheckSeverity.ERROR,
         numbers={"overdue": len(late), OPEN_INCIDENTS: len(incidents)},
     )
@@ -199,13 +199,13 @@ def overdue(
 
 def unrefused(found: Refusals) -> Finding:
     """Whether nothing is refused that would be restarted otherwise."""
-    refusals = [*_held(found), *_failed(found.failed), *_stopped(found.stopped)]
-    told = "; ".join(refusals) or "no restart is refused"
+    blocked_groups = [*_held(found), *_failed(found.failed), *_stopped(found.stopped)]
+    told = "; ".join(blocked_groups) or "no restart is refused"
     if found.pauses:
         told += f"; paused, which is no refusal: {_names(map(str, found.pauses))}"
     return Finding(
-        passed=not refusals,
-        told=told,
+        passed=not blocked_groups,
+        message=told,
         severity=dg.AssetCheckSeverity.ERROR,
         numbers={
             REFUSED: found.restarts,
@@ -220,12 +220,12 @@ def restarts(ended: Sequence[Ended], least: float) -> Finding:
     tried = [e for e in ended if e.attempts and (e.state is State.RECOVERED or e.state in _LOST)]
     failed = [e for e in tried if e.state in _LOST]
     if not tried:
-        return Finding(passed=True, told="nothing was restarted within a day")
+        return Finding(passed=True, message="nothing was restarted within a day")
     share = 1 - len(failed) / len(tried)
     told = f"{share:.0%} of {counted(len(tried), 'restarted resource')} came back within a day"
     if share < least:
         told += f", fewer than {least:.0%}; not {_names(e.resource_id for e in failed)}"
-    return Finding(passed=share >= least, told=told, numbers={"success": share})
+    return Finding(passed=share >= least, message=told, numbers={"success": share})
 
 
 def flapping(begun: Mapping[str, int], most: int) -> Finding:
@@ -235,13 +235,13 @@ def flapping(begun: Mapping[str, int], most: int) -> Finding:
     if found:
         names = _names(f"{resource} ({number} times)" for number, resource in found)
         told = f"{counted(len(found), 'resource')} orphaned again and again within a day: {names}"
-    return Finding(passed=not found, told=told, numbers={"flapping": len(found)})
+    return Finding(passed=not found, message=told, numbers={"flapping": len(found)})
 
 
-def below_floor(floors: Mapping[str, int], live: Mapping[str, int]) -> Finding:
+def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str, int]) -> Finding:
     """Whether a group has fewer live threads than its min-parallelism."""
-    short = {name: least for name, least in floors.items() if live.get(name, 0) < least}
-    told = f"{counted(len(floors), 'group')} with a min-parallelism, none below it"
+    short = {name: least for name, least in min_parallelisms.items() if live.get(name, 0) < least}
+    told = f"{counted(len(min_parallelisms), 'group')} with a min-parallelism, none below it"
     if short:
         names = _names(
             f"{name} ({live.get(name, 0)} of {least} threads)" for name, least in short.items()
@@ -249,7 +249,7 @@ def below_floor(floors: Mapping[str, int], live: Mapping[str, int]) -> Finding:
         told = f"{counted(len(short), 'group')} below min-parallelism: {names}"
     return Finding(
         passed=not short,
-        told=told,
+        message=told,
         severity=dg.AssetCheckSeverity.ERROR,
         numbers={"groups below": len(short)},
     )
@@ -282,7 +282,7 @@ def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: d
     numbers: dict[str, Any] = {} if age is None else {AGE: age.total_seconds()}
     return Finding(
         passed=passed,
-        told=told,
+        message=told,
         severity=dg.AssetCheckSeverity.ERROR,
         numbers=numbers | {ABSTENTIONS: in_vain},
     )
@@ -294,7 +294,7 @@ def _result(name: str, finding: Finding) -> dg.AssetCheckResult:
         check_name=name,
         asset_key=HISTORY,
         severity=finding.severity,
-        description=finding.told,
+        description=finding.message,
         metadata=dict(finding.numbers or {}),
     )
 
@@ -316,7 +316,7 @@ def _all_attempts(policy: RestartPolicy) -> timedelta:
 def _held(found: Refusals) -> Iterator[str]:
     groups = [f"{_group(name)} ({why})" for name, why in sorted(found.guarded.items())]
     if groups:
-        yield f"the guards hold {counted(len(found.held), 'orphan')} back: {_names(groups)}"
+        yield f"the limits hold {counted(len(found.held), 'orphan')} back: {_names(groups)}"
 
 
 def _failed(failed: Sequence[Incident]) -> Iterator[str]:
@@ -326,9 +326,9 @@ def _failed(failed: Sequence[Incident]) -> Iterator[str]:
         yield f"{starts}: {names}{_because(failed[0].last_error)}"
 
 
-def _stopped(stopped: Sequence[Refill]) -> Iterator[str]:
+def _stopped(stopped: Sequence[ScaleUp]) -> Iterator[str]:
     groups = [
-        f"{_group(each.group_name)} (below {counted(each.floor, 'thread')} after "
+        f"{_group(each.group_name)} (below {counted(each.min_parallelism, 'thread')} after "
         f"{counted(each.rounds, 'round')}{_because(each.last_error)})"
         for each in stopped
     ]
@@ -397,11 +397,13 @@ def _begun(keeper: Keeper, now: datetime) -> dict[str, int]:
 
 
 def _groups(keeper: Keeper) -> tuple[dict[str, int], dict[str, int]]:
-    """The floors of the groups that have one, and their live threads."""
+    """The min-parallelism of the groups that have one, and their live threads."""
     groups = keeper.registry.sized_groups()
-    floors = {name: threads for name, group in groups.items() if (threads := floor(group))}
-    capacity = keeper.registry.capacity(floors) if floors else {}
-    return floors, {name: live for name, (_, live) in capacity.items()}
+    min_parallelisms = {
+        name: threads for name, group in groups.items() if (threads := min_parallelism(group))
+    }
+    capacity = keeper.registry.capacity(min_parallelisms) if min_parallelisms else {}
+    return min_parallelisms, {name: live for name, (_, live) in capacity.items()}
 
 
 def _mark(instance: dg.DagsterInstance, check: str) -> float:

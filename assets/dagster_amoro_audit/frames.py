@@ -107,7 +107,7 @@ def _noted(details: "pd.Series[Any]", *names: str) -> pd.DataFrame:
     """Numbers of these names in JSON objects; NaN where there is none, or no object."""
     codes, texts = pd.factorize(details)  # few differ; -1 is none, and takes the last number
     objects = [*map(json.loads, texts), {}]
-    numbers = {name: [told.get(name) for told in objects] for name in names}
+    numbers = {name: [message.get(name) for message in objects] for name in names}
     return pd.DataFrame(numbers, dtype="float64").iloc[codes].set_axis(details.index)
 
 

@@ -314,7 +314,7 @@ def _noted(rows: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     """With what their details say; there are few different ones, each is read once."""
     codes, texts = pd.factorize(rows["details"])
     details = [json.loads(text) for text in texts]
-    noted = {name: pd.Series([told.get(name) for told in details]) for name in names}
+    noted = {name: pd.Series([message.get(name) for message in details]) for name in names}
     return rows.assign(**{name: values.reindex(codes).array for name, values in noted.items()})
 
 
@@ -356,8 +356,8 @@ def _figures(frame: pd.DataFrame) -> dict[str, dg.MetadataValue]:
 
 
 def _told(policy: RestartPolicy) -> str:
-    told = f"{policy.max_retries} attempts, grace period {duration(policy.grace_period)}"
-    return told if policy.enabled else f"auto-restart is off; otherwise {told}"
+    message = f"{policy.max_retries} attempts, grace period {duration(policy.grace_period)}"
+    return message if policy.enabled else f"auto-restart is off; otherwise {message}"
 
 
 def _table(frame: pd.DataFrame, columns: Iterable[dg.TableColumn]) -> dg.MetadataValue:

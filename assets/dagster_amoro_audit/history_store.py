@@ -301,13 +301,13 @@ def _write(path: UPath, content: bytes) -> None:
     if path.protocol not in {"", "file", "local"}:
         path.write_bytes(content)
         return
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # not taken for one of the files
+    raw = path.with_name(f".{path.name}.{uuid4().hex}")  # not taken for one of the files
     try:
-        draft.write_bytes(content)
+        raw.write_bytes(content)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-    draft.rename(path)
+        raw.write_bytes(content)
+    raw.rename(path)
 
 
 def first_day(now: datetime, retention: timedelta | None) -> str:

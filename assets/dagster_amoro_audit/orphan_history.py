@@ -163,14 +163,14 @@ def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History
     is_over = False
     while not is_over:
         with ledger.reading() as connection:
-            query = ledger.story(group, after_event, _ROWS_AT_ONCE)
+            query = ledger.story_events(group, after_event, _ROWS_AT_ONCE)
             events = events_frame(_read(query, connection))
             if events.empty:
                 return
-            told = (int(events["event"].iloc[0]), int(events["event"].iloc[-1]))
-            incidents = incidents_frame(_read(ledger.history(group, told), connection))
+            message = (int(events["event"].iloc[0]), int(events["event"].iloc[-1]))
+            incidents = incidents_frame(_read(ledger.history(group, message), connection))
         yield History(incidents, events)
-        after_event = told[1]
+        after_event = message[1]
         is_over = len(events) < _ROWS_AT_ONCE
 
 

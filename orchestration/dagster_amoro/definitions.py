@@ -7,7 +7,7 @@ import dagster as dg
 from dagster_amoro.config import AuditSettings, load_settings
 from dagster_amoro.defs.operator_jobs import build_operator_jobs
 from dagster_amoro.defs.restart_job import build_restart_job
-from dagster_amoro.defs.scale_up_job import build_refill_job
+from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro_audit.checks import build_checks
@@ -29,7 +29,7 @@ def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.
         audit: Where the audit is kept and what it warns of. None: as without any configuration.
     """
     audit = audit or AuditSettings()
-    restarting, refilling = build_restart_job(keeper), build_refill_job(keeper)
+    restarting, scaling_up = build_restart_job(keeper), build_scale_up_job(keeper)
     what_if = build_what_if_job(keeper.ledger, keeper.policy, keeper.clock)
     history = build_orphan_history(
         keeper.ledger, keeper.clock, keeper.policy.grace_period, audit.retention
@@ -39,9 +39,9 @@ def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.
     return dg.Definitions(
         assets=[*sources(), history, reliability],
         asset_checks=[checks],
-        jobs=[restarting, refilling, what_if, *build_operator_jobs(keeper)],
+        jobs=[restarting, scaling_up, what_if, *build_operator_jobs(keeper)],
         sensors=[
-            build_orphan_sensor(keeper, restarting, refilling),
+            build_orphan_sensor(keeper, restarting, scaling_up),
             _automation(keeper.check_interval, [history, reliability], checks),
         ],
         resources={

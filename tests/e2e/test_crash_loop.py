@@ -107,7 +107,7 @@ def test_a_crash_loop_ends_and_a_single_crash_does_not_count(world: Fleet, tmp_p
     assert {incident.state for incident in found[:-1]} == {State.RECOVERED}
     assert len(found) > RETRIES
     assert carried_on(found)
-    assert found[-1].spent == RETRIES
+    assert found[-1].attempts_used == RETRIES
     assert len(starts(tmp_path, "always")) == RETRIES
     assert "always" in stories[0]
     assert f"{RETRIES} attempts" in stories[0]
@@ -144,7 +144,7 @@ def story(world: Fleet, resource_id: str) -> list[Incident]:
 def carried_on(incidents: list[Incident]) -> bool:
     """Whether each of them counts all the attempts that were made before it."""
     before = [sum(each.attempts for each in incidents[:n]) for n in range(len(incidents))]
-    return [each.carried for each in incidents] == before
+    return [each.prior_attempts for each in incidents] == before
 
 
 def starts(folder: Path, name: str) -> list[int]:

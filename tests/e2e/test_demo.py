@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser
 
 from dagster_amoro.core.model import Event, Incident, State
-from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.core.tick_plan import RegistrySnapshot
 from dagster_amoro.demo.fleet import processes
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -105,8 +105,8 @@ class Demo:
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
-            (told,) = json.load(answer)["data"].values()
-        return told
+            (message,) = json.load(answer)["data"].values()
+        return message
 
 
 def until(what: str, look: Callable[[], T | None], seconds: float = 120) -> T:
@@ -159,7 +159,7 @@ def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:
 def test_a_group_is_filled_up_to_its_floor(demo: Demo) -> None:
     """One worker of the threads that it lacks, started and recorded by a run of its own."""
 
-    def look() -> Survey | None:
+    def look() -> RegistrySnapshot | None:
         survey = demo.registry.survey_group("reports")
         is_there = survey.resources and survey.live.get("reports") and not survey.orphans
         return survey if is_there else None
@@ -240,8 +240,8 @@ def test_the_audit_is_there_within_five_minutes(demo: Demo) -> None:
 
     def look() -> set[str] | None:
         files = demo.folder.glob("**/orphan_history/*/incidents")
-        told = {str(outcome) for file in files for outcome in pd.read_parquet(file)["outcome"]}
-        return told if {"recovered", "exhausted"} <= told else None
+        message = {str(outcome) for file in files for outcome in pd.read_parquet(file)["outcome"]}
+        return message if {"recovered", "exhausted"} <= message else None
 
     until("both outcomes", look)
     until("reliability", lambda: next(demo.folder.glob("**/group_reliability*"), None))
@@ -295,8 +295,8 @@ def _reported(demo: Demo, group: str, outcome: str) -> None:
 
     def look() -> bool | None:
         files = demo.folder.glob(f"**/orphan_history/{group}/incidents")
-        told = {str(text) for file in files for text in pd.read_parquet(file)["outcome"]}
-        return True if outcome in told else None
+        message = {str(text) for file in files for text in pd.read_parquet(file)["outcome"]}
+        return True if outcome in message else None
 
     until(f"{outcome} in the history of {group}", look)
 
@@ -314,5 +314,5 @@ def _failure(demo: Demo, run_id: str) -> str | None:
     run = demo.ask(FAILURES, run=run_id)
     if run["status"] != "FAILURE":
         return None
-    told = [event["failureMetadata"] for event in run["eventConnection"]["events"] if event]
-    return str(told[0]["description"])
+    message = [event["failureMetadata"] for event in run["eventConnection"]["events"] if event]
+    return str(message[0]["description"])

@@ -200,12 +200,12 @@ class Pods:
             def say(self, code: int, body: object = None) -> None:
                 reason = {404: "NotFound", 409: "AlreadyExists"}.get(code)
                 status = {"kind": "Status", "apiVersion": "v1", "code": code, "reason": reason}
-                told = json.dumps(body or {**status, "message": reason}).encode()
+                message = json.dumps(body or {**status, "message": reason}).encode()
                 self.send_response(code)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(told)))
+                self.send_header("Content-Length", str(len(message)))
                 self.end_headers()
-                self.wfile.write(told)
+                self.wfile.write(message)
 
             def log_message(self, *_: object) -> None:
                 """Nothing is written to the tests' output."""

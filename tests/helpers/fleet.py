@@ -27,7 +27,7 @@ from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.definitions import build_definitions
 from dagster_amoro.healing.fleet import declare, declare_group
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import take_up
+from dagster_amoro.healing.restart import claim_dispatch
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -183,9 +183,9 @@ class Fleet:
             job_code_origin=JobPythonOrigin(job.name, RepositoryPythonOrigin("python", _POINTER)),
         )
 
-    def take_up(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
+    def claim_dispatch(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
         """What the first step of a run does."""
-        return take_up(self.keeper, request.run_key or "", run_id)
+        return claim_dispatch(self.keeper, request.run_key or "", run_id)
 
     def refresh(
         self, *partitions: str, retention: timedelta | None = None

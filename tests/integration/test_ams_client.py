@@ -9,7 +9,7 @@ import pytest
 from dagster_amoro.ams import client
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import Server, always
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import AmsUnavailableError, ContainerError
 from tests.helpers.ams import AmsLookAlike, Canned
 
@@ -45,14 +45,14 @@ def problem(reply: bytes, *, stays: bool = False, timeout: float = 5.0) -> str:
 @pytest.mark.parametrize(
     ("version", "dialect"),
     [
-        ("0.7.1-incubating(0e2aa1b)", Dialect.V0_7),
-        ("0.8.1-incubating(f00ba42)", Dialect.V0_8),
-        ("0.9.0-incubating(abc1234)", Dialect.V0_9_0),
-        ("0.9-SNAPSHOT(96a4d78)", Dialect.V0_9),
-        ("0.10.0(0000000)", Dialect.V0_9),
+        ("0.7.1-incubating(0e2aa1b)", AmsVersion.V0_7),
+        ("0.8.1-incubating(f00ba42)", AmsVersion.V0_8),
+        ("0.9.0-incubating(abc1234)", AmsVersion.V0_9_0),
+        ("0.9-SNAPSHOT(96a4d78)", AmsVersion.V0_9),
+        ("0.10.0(0000000)", AmsVersion.V0_9),
     ],
 )
-def test_version(version: str, dialect: Dialect) -> None:
+def test_version(version: str, dialect: AmsVersion) -> None:
     """AMS says its version, and what it means for starting optimizers."""
     with AmsLookAlike(version=version) as ams:
         asking = Ams(always(Server("localhost", ams.thrift_port, ams.http_port)))
@@ -87,8 +87,8 @@ def test_no_leader() -> None:
 
 def test_configured_dialect() -> None:
     """A configured version is not asked for."""
-    asking = Ams(always(Server("127.0.0.1", 1, 1)), dialect=Dialect.V0_8)
-    assert asking.dialect() is Dialect.V0_8
+    asking = Ams(always(Server("127.0.0.1", 1, 1)), dialect=AmsVersion.V0_8)
+    assert asking.dialect() is AmsVersion.V0_8
 
 
 def test_path_of_old() -> None:
@@ -227,12 +227,12 @@ def test_answer_holds_for_a_minute(moment: Time) -> None:
     """An upgrade of AMS is seen after a minute, not before."""
     with AmsLookAlike(version="0.8.1(x)") as ams:
         asking = ams_at(ams.http_port)
-        assert asking.dialect() is Dialect.V0_8
+        assert asking.dialect() is AmsVersion.V0_8
         ams.version = "0.9.1(x)"
         moment.now += 59.9
-        assert asking.dialect() is Dialect.V0_8
+        assert asking.dialect() is AmsVersion.V0_8
         moment.now += 0.1
-        assert asking.dialect() is Dialect.V0_9
+        assert asking.dialect() is AmsVersion.V0_9
 
 
 @pytest.mark.usefixtures("moment")
@@ -244,22 +244,22 @@ def test_failure_is_not_remembered() -> None:
         with pytest.raises(ContainerError, match=r"ConnectionRefused.*; set keeper\.ams-version"):
             asking.dialect()
         ams.start()
-        assert asking.dialect() is Dialect.V0_9_0
+        assert asking.dialect() is AmsVersion.V0_9_0
 
 
 def test_last_answer_holds_on(moment: Time) -> None:
     """While AMS is away, what it said last is what counts, and it is asked once a minute."""
     with AmsLookAlike() as ams:
         asking = ams_at(ams.http_port)
-        assert asking.dialect() is Dialect.V0_9_0
+        assert asking.dialect() is AmsVersion.V0_9_0
         ams.stop()
         moment.now += 60
-        assert asking.dialect() is Dialect.V0_9_0
+        assert asking.dialect() is AmsVersion.V0_9_0
         ams.version = "0.9.1(x)"
         ams.start()
-        assert asking.dialect() is Dialect.V0_9_0
+        assert asking.dialect() is AmsVersion.V0_9_0
         moment.now += 60
-        assert asking.dialect() is Dialect.V0_9
+        assert asking.dialect() is AmsVersion.V0_9
 
 
 def test_many_threads_ask_once() -> None:
@@ -273,12 +273,12 @@ def test_many_threads_ask_once() -> None:
     with Canned(b"") as ams:
         ams.respond = respond
         found = _in_threads(ams_at(ams.port).dialect, 8)
-    assert found == [Dialect.V0_9_0] * 8
+    assert found == [AmsVersion.V0_9_0] * 8
     assert asked == [PATH]
 
 
-def _in_threads(call: Callable[[], Dialect], number: int) -> list[Dialect]:
-    found: list[Dialect] = []
+def _in_threads(call: Callable[[], AmsVersion], number: int) -> list[AmsVersion]:
+    found: list[AmsVersion] = []
     barrier = threading.Barrier(number)
 
     def work() -> None:

@@ -76,7 +76,7 @@ def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
     world.tick()
     for _ in range(4):
         for request in world.later(timedelta(hours=1)).tick():
-            for incident in world.take_up(request, f"run-{world.now}"):
+            for incident in world.claim_dispatch(request, f"run-{world.now}"):
                 _turns(world, incident.incident_id)
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)

@@ -17,7 +17,7 @@ from dagster_amoro.core.transitions import detect
 from dagster_amoro.stores import inspection
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import Registry, Sighting, metadata, resource
+from dagster_amoro.stores.registry import Registry, ResourceSnapshot, metadata, resource
 from tests.helpers.amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
 
 _DOCUMENT: Final = Path(__file__).parents[2] / "docs/amoro.md"
@@ -131,9 +131,9 @@ def test_a_survey_finds_the_orphans_of_ams(attached: Registry, amoro_url: sa.URL
 def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
     """Every column, in a form that JSON keeps; as the survey has it."""
     insert_resource(amoro_url, "r")
-    sighting = attached.look("r")
-    assert sighting.row is not None
-    kept = json.loads(json.dumps(dict(sighting.row)))
+    seen_resource = attached.look("r")
+    assert seen_resource.row is not None
+    kept = json.loads(json.dumps(dict(seen_resource.row)))
     assert datetime.fromisoformat(kept.pop("start_time")).replace(tzinfo=UTC).year > 2000
     assert kept == {
         "resource_id": "r",
@@ -144,10 +144,10 @@ def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL
         "total_memory": 0,
         "properties": "{}",
     }
-    assert sighting.orphan == attached.survey().orphans["r"]
+    assert seen_resource.orphan == attached.survey().orphans["r"]
     insert_optimizer(amoro_url, "r")
     assert attached.look("r").registered
-    assert attached.look("gone") == Sighting(row=None, registered=False)
+    assert attached.look("gone") == ResourceSnapshot(row=None, registered=False)
 
 
 def test_startup_properties_are_saved_and_orphans_removed(
@@ -228,14 +228,14 @@ def test_a_time_of_zeros_is_one_like_any_other(
     insert_resource(mariadb_url, "r", start_time="0000-00-00 00:00:00")
     attached = Registry(open_database(mariadb_url), None)
     since = attached.newest_starts(["g"])
-    assert attached.newcomers(since) == []
+    assert attached.new_resources(since) == []
     row = attached.look("r").row
     assert row is not None
     assert attached.remove_orphan("r", "{}")
     assert attached.restore(row)
     assert attached.look("r").row == row
     insert_resource(mariadb_url, "new")
-    assert [each.resource_id for each in attached.newcomers(since)] == ["new"]
+    assert [each.resource_id for each in attached.new_resources(since)] == ["new"]
 
 
 @contextmanager
@@ -257,19 +257,19 @@ def test_newcomers_are_known_by_the_times_of_ams(attached: Registry, amoro_url: 
     insert_resource(amoro_url, "in h", group_name="h", start_time=long_ago)
     since = attached.newest_starts(["g", "h", "none"])
     assert since == {"g": "2020-01-01 00:00:00", "h": "2020-01-01 00:00:00"}
-    assert attached.newcomers(since) == []
+    assert attached.new_resources(since) == []
     for resource_id in ("new", "there"):
         insert_resource(amoro_url, resource_id)
     insert_optimizer(amoro_url, "there")
     insert_resource(amoro_url, "in another", group_name="another")
-    found = {each.resource_id: each for each in attached.newcomers(since)}
+    found = {each.resource_id: each for each in attached.new_resources(since)}
     assert {name: (each[1:3], each.registered) for name, each in found.items()} == {
         "new": (("g", 2), False),
         "there": (("g", 2), True),
     }
     newest = attached.newest_starts(["g"])
     assert newest["g"] == max(each.start_time for each in found.values()) > since["g"]
-    assert attached.newcomers(newest) == []
+    assert attached.new_resources(newest) == []
 
 
 def test_a_survey_of_a_group_of_ams(attached: Registry, amoro_url: sa.URL) -> None:

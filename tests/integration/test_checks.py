@@ -54,9 +54,9 @@ def test_a_fleet_that_is_well_but_for_the_sensor_that_never_ran(tmp_path: Path) 
         world.worker()
         world.register()
         world.tick()
-        told = failed(check(world))
-        assert list(told) == ["survey_is_fresh"]
-        assert "is the sensor running, and the daemon?" in told["survey_is_fresh"]
+        message = failed(check(world))
+        assert list(message) == ["survey_is_fresh"]
+        assert "is the sensor running, and the daemon?" in message["survey_is_fresh"]
 
 
 def test_what_was_given_up_is_told_once(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
         world.launch(soon)
         assert "second (group g)" in failed(check(world))["nothing_given_up"]
         world.later(timedelta(seconds=1)).launch(late)
-        told = failed(check(world))["nothing_given_up"]
-        assert told.startswith("1 resource given up and removed: first (group g)")
+        message = failed(check(world))["nothing_given_up"]
+        assert message.startswith("1 resource given up and removed: first (group g)")
 
 
 def test_what_is_kept_without_attempts_left_is_told_once(
@@ -116,15 +116,15 @@ def test_what_is_kept_without_attempts_left_is_told_once(
         assert third["no_incident_overdue"].metadata["open incidents"].value == 1
         world.register("stuck")
         world.tick()
-        told = check(world)["nothing_given_up"].description
-        assert told == "nothing was given up since the last check"
+        message = check(world)["nothing_given_up"].description
+        assert message == "nothing was given up since the last check"
 
 
 def test_what_a_dry_run_did_not_do_alarms_nobody(tmp_path: Path) -> None:
     """Nothing was given up, nothing flaps, and nothing is overdue that nobody may restart."""
     with fleet(tmp_path, max_retries=0) as world:
         world.worker("lost")
-        world.keeper = world.keeper.rehearsing()
+        world.keeper = world.keeper.in_dry_run()
         world.tick()
         for request in world.later().tick():
             world.launch(request)
@@ -160,14 +160,14 @@ def test_a_group_below_its_floor_is_told(tmp_path: Path) -> None:
     with fleet(tmp_path) as world:
         world.worker()
         for name, text in (
-            ("floor", '{"min-parallelism":" 3 "}'),
+            ("min_parallelism", '{"min-parallelism":" 3 "}'),
             ("odd", '{"min-parallelism":"x"}'),
         ):
             row = {"group_name": name, "container_name": "recording", "properties": text}
             world.execute(sa.insert(resource_group).values(row))
         world.tick()
-        told = failed(check(world))["groups_at_their_floor"]
-        assert told == "1 group below min-parallelism: floor (0 of 3 threads)"
+        message = failed(check(world))["groups_at_their_floor"]
+        assert message == "1 group below min-parallelism: min-parallelism (0 of 3 threads)"
 
 
 def test_restarts_that_do_not_help_are_told(tmp_path: Path) -> None:
@@ -182,7 +182,8 @@ def test_restarts_that_do_not_help_are_told(tmp_path: Path) -> None:
         for request in world.later().tick():
             world.launch(request)
         assert "restarts_succeed" not in failed(check(world, least_success=0.5))
-        told = failed(check(world, least_success=0.6))["restarts_succeed"]
+        message = failed(check(world, least_success=0.6))["restarts_succeed"]
         assert (
-            told == "50% of 2 restarted resources came back within a day, fewer than 60%; not bad"
+            message
+            == "50% of 2 restarted resources came back within a day, fewer than 60%; not bad"
         )

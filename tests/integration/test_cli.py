@@ -18,12 +18,12 @@ from click.testing import CliRunner, Result
 
 from dagster_amoro.cli import REFUSED, UNUSABLE, main
 from dagster_amoro.config import load_settings
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Event, EventKind, Incident, Resource
 from dagster_amoro.core.pauses import Scope, Target
 from dagster_amoro.healing.fleet import declare
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.schema import event
 
@@ -52,8 +52,8 @@ class Site:
 
     def tick(self) -> None:
         """The sensor looks, and a run does what is due."""
-        for order in tick(self.keeper, lambda _: {}, Watch()).orders:
-            for incident in take_up(self.keeper, order.run_key, "run"):
+        for order in tick(self.keeper, lambda _: {}, AmsRestartDetector()).orders:
+            for incident in claim_dispatch(self.keeper, order.run_key, "run"):
                 take_turn(self.keeper, incident.incident_id, "run")
 
     def row(self, resource_id: str) -> list[tuple[object, ...]]:
@@ -169,8 +169,8 @@ def test_restart_now(site: Site) -> None:
     site.tick()
     told = site.says("restart-now", "w-1", *BY)
     assert told.startswith("w-1 is to be restarted (attempt 1 of 5): the next tick hands it to a ")
-    (ordered,) = site.events(EventKind.RESTART_NOW)
-    assert ordered.details == {"author": "ann", "reason": "a move"}
+    (operator_request,) = site.events(EventKind.RESTART_NOW)
+    assert operator_request.details == {"author": "ann", "reason": "a move"}
     site.tick()
     assert site.incident("w-1").attempts == 1
     assert site.incident("w-2").attempts == 0
@@ -184,7 +184,7 @@ def test_reset(site: Site) -> None:
     site.tick()
     assert site.says("reset", "--resource", "w-1", *BY).startswith("w-1 has all 5 attempts again.")
     assert site.says("reset", "--group", "g", *BY).startswith("w-2 has all 5 attempts again.")
-    assert [site.incident(name).spent for name in ("w-1", "w-2", "x-1")] == [0, 0, 1]
+    assert [site.incident(name).attempts_used for name in ("w-1", "w-2", "x-1")] == [0, 0, 1]
     events = site.events(EventKind.RESET)
     assert [each.details for each in events] == [{"author": "ann", "reason": "a move"}] * 2
 

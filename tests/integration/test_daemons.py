@@ -341,7 +341,7 @@ def test_no_lease_no_start_though_nobody_took_over(twins: Twins, place: str) -> 
     [
         "registry.survey 1",
         "ledger.writing 2",  # which hands over
-        "ledger.changed_groups 1",  # its hand-over is written by then
+        "ledger.changed_groups 1",  # its dispatch is written by then
     ],
 )
 def test_a_tick_that_is_held_hands_over_nothing_that_counts(twins: Twins, place: str) -> None:

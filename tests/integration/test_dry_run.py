@@ -24,14 +24,14 @@ import sqlalchemy as sa
 import yaml
 
 from dagster_amoro.config import load_settings
-from dagster_amoro.core.ams_restart import Watch
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.healing import scaling as refills
+from dagster_amoro.healing import scaling as scale_ups
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import Turn, take_turn, take_up
-from dagster_amoro.healing.scaling import Filling
+from dagster_amoro.healing.restart import RestartResult, claim_dispatch, take_turn
+from dagster_amoro.healing.scaling import ScaleUpOutcome
 from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -124,14 +124,14 @@ class World:
     outside: Database  # the registry, as everybody else reaches it
     spied: list[str] = field(default_factory=list)  # the keeper's statements that write there
     now: datetime = MIDNIGHT
-    turn: str | None = None
+    last_served_group: str | None = None
     down: dict[str, tuple[Death, datetime]] = field(default_factory=dict)
     states: list[list[tuple[str, State, int]]] = field(default_factory=list)  # after each tick
     messages: list[str] = field(default_factory=list)
 
     def rehearse(self) -> None:
         """From now on it is a dry run."""
-        self.keeper = self.acting.rehearsing()
+        self.keeper = self.acting.in_dry_run()
 
     def enforce(self) -> None:
         """From now on it is none any more."""
@@ -174,9 +174,9 @@ class World:
 
     def happens(self, deaths: list[Death]) -> None:
         """What the script says for this minute."""
-        spent = {i.resource_id: i for i in self.keeper.ledger.open_incidents()}
+        attempts_used = {i.resource_id: i for i in self.keeper.ledger.open_incidents()}
         for resource_id, (death, since) in list(self.down.items()):
-            incident = spent.get(resource_id)
+            incident = attempts_used.get(resource_id)
             attempted = incident.attempted_at if incident else None
             if death.fate is Fate.HEALS:
                 if not incident or incident.attempts < death.attempt or attempted is None:
@@ -204,20 +204,28 @@ class World:
             self.happens(deaths.get(minute, []))
             self.step()
 
-    def step(self) -> list[Turn]:
+    def step(self) -> list[RestartResult]:
         """A tick, the runs that it requests, and the proof of what they did to the registry."""
         before = self.rows() if self.keeper.ledger.dry_run else None
-        seen = tick(self.keeper, lambda _: {}, Watch(), turn=self.turn)
-        self.turn = seen.turn
+        seen = tick(
+            self.keeper,
+            lambda _: {},
+            AmsRestartDetector(),
+            last_served_group=self.last_served_group,
+        )
+        self.last_served_group = seen.last_served_group
         self.messages.append(seen.summary)
         turns = []
         for order in seen.orders:
             run_id = f"run of {order.run_key}"
-            taken = take_up(self.keeper, order.run_key, run_id)
+            taken = claim_dispatch(self.keeper, order.run_key, run_id)
             turns += [take_turn(self.keeper, each.incident_id, run_id) for each in taken]
         assert before is None or self.rows() == before
         self.states.append(
-            sorted((i.resource_id, i.state, i.spent) for i in self.keeper.ledger.open_incidents())
+            sorted(
+                (i.resource_id, i.state, i.attempts_used)
+                for i in self.keeper.ledger.open_incidents()
+            )
         )
         return turns
 
@@ -331,35 +339,35 @@ def _spy(engine: sa.Engine, spied: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attached", "guards"),
+    ("attached", "limits"),
     [
-        pytest.param(False, Guards(max_restarts=1), id="standalone, in waves"),
-        pytest.param(True, Guards(max_orphaned=0.4), id="attached, up to a share"),
+        pytest.param(False, Limits(max_restarts=1), id="standalone, in waves"),
+        pytest.param(True, Limits(max_orphaned=0.4), id="attached, up to a share"),
     ],
 )
 def test_a_dry_run_of_a_day_tells_what_the_keeper_would_have_done(
-    tmp_path: Path, *, attached: bool, guards: Guards
+    tmp_path: Path, *, attached: bool, limits: Limits
 ) -> None:
     """Events, times, attempts, states and outcomes are those of the fleet that was kept alive."""
     deaths = script(SEED)
     with (
-        world(tmp_path / "enforced", attached=attached, guards=guards) as enforced,
-        world(tmp_path / "rehearsed", attached=attached, guards=guards) as rehearsed,
+        world(tmp_path / "enforced", attached=attached, limits=limits) as enforced,
+        world(tmp_path / "rehearsed", attached=attached, limits=limits) as from_dry_run,
     ):
-        rehearsed.rehearse()
-        for each in (enforced, rehearsed):
+        from_dry_run.rehearse()
+        for each in (enforced, from_dry_run):
             each.play(deaths)
-        assert rehearsed.calls() == 0
-        assert rehearsed.spied == []
-        assert rehearsed.states == enforced.states
-        assert rehearsed.stories() == enforced.stories()
-        assert rehearsed.outcomes() == enforced.outcomes()
+        assert from_dry_run.calls() == 0
+        assert from_dry_run.spied == []
+        assert from_dry_run.states == enforced.states
+        assert from_dry_run.stories() == enforced.stories()
+        assert from_dry_run.outcomes() == enforced.outcomes()
         # The day had everything in it, and the proof above can fail.
         assert enforced.calls() > DEATHS / 2
         assert enforced.spied
         kinds = {told.kind for story in enforced.stories().values() for told in story}
         assert {"started", "recovered", "exhausted", "released", "reported"} <= kinds
-        guarded = "left for the next tick" if guards.max_restarts else "orphaned, allowed 40%"
+        guarded = "left for the next tick" if limits.max_restarts else "orphaned, allowed 40%"
         assert any(guarded in message for message in enforced.messages)
 
 
@@ -396,7 +404,7 @@ def newest(made: World) -> tuple[State, int, int, list[str]]:
     incident = made.keeper.ledger.incident(number or 0)
     assert incident is not None
     kinds = [str(event.kind) for event in made.keeper.ledger.events(incident.incident_id)]
-    return incident.state, incident.attempts, incident.spent, kinds
+    return incident.state, incident.attempts, incident.attempts_used, kinds
 
 
 @pytest.mark.parametrize("minutes", [1, 6, 11, 16], ids="{} attempts before".format)
@@ -409,8 +417,8 @@ def test_attempts_that_were_not_made_do_not_count(tmp_path: Path, minutes: int) 
         assert newest(made)[3][minutes // 5 * 4 + 1] == EventKind.ENFORCED
         made.play({}, range(minutes + 1, minutes + 60))
         assert made.containers["steady"].requested == ["w-01"] * 3
-        state, _, spent, _ = newest(made)
-        assert (state, spent) == (State.EXHAUSTED, 3)
+        state, _, attempts_used, _ = newest(made)
+        assert (state, attempts_used) == (State.EXHAUSTED, 3)
 
 
 def test_what_a_dry_run_would_have_removed_is_there_and_is_restarted(tmp_path: Path) -> None:
@@ -428,9 +436,9 @@ def test_a_hand_over_of_a_dry_run_is_not_taken_up_by_a_run_that_acts(tmp_path: P
     """It waited in the queue while the mode was changed: nothing is given up by its word."""
     with rehearsed_outage(tmp_path, 20) as made:
         made.now += MINUTE  # it is about to be given up
-        (order,) = tick(made.keeper, lambda _: {}, Watch()).orders
+        (order,) = tick(made.keeper, lambda _: {}, AmsRestartDetector()).orders
         made.enforce()
-        assert take_up(made.keeper, order.run_key, "run") == []
+        assert claim_dispatch(made.keeper, order.run_key, "run") == []
         made.play({}, range(21, 28))
         assert made.containers["steady"].requested == ["w-01"] * 2
         assert newest(made)[:3] == (State.WAITING, 5, 2)  # three that were not made among them
@@ -486,35 +494,37 @@ def test_back_to_a_dry_run_an_open_incident_goes_on_and_nothing_is_done(tmp_path
 def test_rounds_that_were_not_made_do_not_count(tmp_path: Path) -> None:
     """A dry run fills a group in vain until it stops; who acts afterwards begins anew."""
     with world(tmp_path / "world") as made:
-        floor = {"group_name": "low", "container_name": "steady"}
-        made.write(sa.insert(resource_group), [floor | {"properties": '{"min-parallelism":"4"}'}])
+        min_parallelism = {"group_name": "low", "container_name": "steady"}
+        made.write(
+            sa.insert(resource_group), [min_parallelism | {"properties": '{"min-parallelism":"4"}'}]
+        )
         made.rehearse()
-        rehearsed = [fill(made) for _ in range(30)]
-        assert Filling.STARTED in rehearsed
-        assert rehearsed[-1] is None
+        from_dry_run = [fill(made) for _ in range(30)]
+        assert ScaleUpOutcome.STARTED in from_dry_run
+        assert from_dry_run[-1] is None
         assert "low has 0 of 4 threads, and 3 rounds did not help" in made.messages[-1]
         assert (made.calls(), made.spied) == (0, [])
         made.enforce()
-        assert Filling.STARTED in [fill(made) for _ in range(3)]
+        assert ScaleUpOutcome.STARTED in [fill(made) for _ in range(3)]
         assert made.calls() == 1
 
 
-def fill(made: World) -> Filling | None:
-    """A tick a minute later, and the run that it requests for a group below its floor."""
+def fill(made: World) -> ScaleUpOutcome | None:
+    """A tick a minute later, and the run that it requests for a group below its min-parallelism."""
     made.now += MINUTE
-    order = tick(made.keeper, lambda _: {}, Watch())
+    order = tick(made.keeper, lambda _: {}, AmsRestartDetector())
     made.messages.append(order.summary)
-    if order.refills is None:
+    if order.scale_ups is None:
         return None
-    (refill,) = refills.take_up(made.keeper, order.refills.run_key, "run")
-    return refills.take_turn(made.keeper, refill.group_name, "run").ending
+    (scale_up,) = scale_ups.claim_dispatch(made.keeper, order.scale_ups.run_key, "run")
+    return scale_ups.take_turn(made.keeper, scale_up.group_name, "run").ending
 
 
 def test_shares_and_threads_leave_out_what_would_have_been_removed(tmp_path: Path) -> None:
-    """So that the guards judge as they would, and the audit's numbers are those of the day."""
-    with world(tmp_path / "enforced") as enforced, rehearsed_outage(tmp_path, 30) as rehearsed:
+    """So that the limits judge as they would, and the audit's numbers are those of the day."""
+    with world(tmp_path / "enforced") as enforced, rehearsed_outage(tmp_path, 30) as from_dry_run:
         enforced.play({0: [Death("w-01", Fate.NEVER, 0, 0)]}, range(30))
-        ours, theirs = rehearsed.keeper.registry, enforced.keeper.registry
+        ours, theirs = from_dry_run.keeper.registry, enforced.keeper.registry
         assert ours.resource_counts() == theirs.resource_counts()
         assert ours.capacity(["g-0", "g-1"]) == theirs.capacity(["g-0", "g-1"])
         assert ours.survey().resources == theirs.survey().resources
@@ -527,7 +537,7 @@ def test_real_runs_of_a_dry_run_do_nothing_and_say_so(tmp_path: Path) -> None:
     """The sensor's message, the step and the story of a whole life as an orphan."""
     with fleet(tmp_path) as made:
         made.worker(properties={"a": "1"})
-        made.keeper = made.keeper.rehearsing()
+        made.keeper = made.keeper.in_dry_run()
         before = registry_rows(made)
         endings = []
         made.tick()

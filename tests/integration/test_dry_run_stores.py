@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.model import Resource, State
 from dagster_amoro.stores.database import Database, utc_now
-from dagster_amoro.stores.dry_run import RehearsedRegistry
+from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.registry import (
     Registry,
-    Sighting,
+    ResourceSnapshot,
     metadata,
     optimizer,
     resource,
@@ -48,9 +48,9 @@ def removed() -> set[str]:
 
 
 @pytest.fixture
-def dry(registry: Registry, open_database: OpenDatabase, removed: set[str]) -> RehearsedRegistry:
+def dry(registry: Registry, open_database: OpenDatabase, removed: set[str]) -> DryRunRegistry:
     """The same registry as a dry run has it."""
-    return RehearsedRegistry(open_database(registry.database.url), TIMEOUT, lambda: removed)
+    return DryRunRegistry(open_database(registry.database.url), TIMEOUT, lambda: removed)
 
 
 def a_resource(name: str) -> Resource:
@@ -117,7 +117,7 @@ WRITES: Final[dict[str, Callable[[Registry], Any]]] = {
 
 @pytest.mark.parametrize("call", WRITES)
 def test_whatever_it_is_asked_to_do_it_changes_nothing(
-    registry: Registry, dry: RehearsedRegistry, call: str
+    registry: Registry, dry: DryRunRegistry, call: str
 ) -> None:
     """Of things that are there, so that a registry would do it."""
     before = dump(registry)
@@ -129,12 +129,12 @@ def test_whatever_it_is_asked_to_do_it_changes_nothing(
 
 def test_it_creates_no_tables(database_url: sa.URL, open_database: OpenDatabase) -> None:
     """A dry run on an empty database leaves it empty."""
-    dry = RehearsedRegistry(open_database(database_url), TIMEOUT, set)
+    dry = DryRunRegistry(open_database(database_url), TIMEOUT, set)
     dry.create()
     assert sa.inspect(dry.database.engine).get_table_names() == []
 
 
-def test_it_says_what_would_have_come_of_it(dry: RehearsedRegistry, removed: set[str]) -> None:
+def test_it_says_what_would_have_come_of_it(dry: DryRunRegistry, removed: set[str]) -> None:
     """As the registry itself would: by the row, its properties and who stands for it."""
     assert dry.save_startup("orphan", "{}", {"pid": "7"})
     assert dry.remove_orphan("orphan", "{}")
@@ -154,9 +154,7 @@ def test_it_says_what_would_have_come_of_it(dry: RehearsedRegistry, removed: set
 # --- Old heartbeats ----------------------------------------------------------------------------
 
 
-def test_heartbeats_that_are_too_old_do_not_count(
-    registry: Registry, dry: RehearsedRegistry
-) -> None:
+def test_heartbeats_that_are_too_old_do_not_count(registry: Registry, dry: DryRunRegistry) -> None:
     """What a survey says is what one says that removes them; only, they are still there."""
     register(registry, None, threads=5)
     said = dry.survey()
@@ -174,7 +172,7 @@ def test_heartbeats_that_are_too_old_do_not_count(
 
 
 def test_newcomers_whose_heartbeats_are_too_old_are_not_registered(
-    registry: Registry, dry: RehearsedRegistry
+    registry: Registry, dry: DryRunRegistry
 ) -> None:
     """Those of others are."""
     since = dry.newest_starts(["g"])
@@ -183,7 +181,7 @@ def test_newcomers_whose_heartbeats_are_too_old_are_not_registered(
         values = {"group_name": "g", "start_time": soon}
         execute(registry, sa.insert(resource).values(resource_id=name, **values))
         register(registry, name, silent=silent)
-    found = {each.resource_id: each.registered for each in dry.newcomers(since)}
+    found = {each.resource_id: each.registered for each in dry.new_resources(since)}
     assert found == {"new": True, "new and silent": False}
 
 
@@ -191,7 +189,7 @@ def test_heartbeats_of_an_attached_registry_count_however_old(
     registry: Registry, open_database: OpenDatabase
 ) -> None:
     """They are AMS's."""
-    attached = RehearsedRegistry(open_database(registry.database.url), None, set)
+    attached = DryRunRegistry(open_database(registry.database.url), None, set)
     assert set(attached.survey().orphans) == {"orphan"}
     assert attached.look("silent").registered
 
@@ -199,13 +197,11 @@ def test_heartbeats_of_an_attached_registry_count_however_old(
 # --- What would have been removed ---------------------------------------------------------------
 
 
-def test_what_would_have_been_removed_is_not_there(
-    dry: RehearsedRegistry, removed: set[str]
-) -> None:
+def test_what_would_have_been_removed_is_not_there(dry: DryRunRegistry, removed: set[str]) -> None:
     """For a survey, a look and a question; others are."""
     removed.add("orphan")
     assert set(dry.survey().orphans) == set(dry.survey_group("g").orphans) == {"silent"}
-    assert dry.look("orphan") == Sighting(row=None, registered=False)
+    assert dry.look("orphan") == ResourceSnapshot(row=None, registered=False)
     assert dry.present(["orphan", "silent", "alive", "gone"]) == {"silent", "alive"}
 
 
@@ -217,7 +213,7 @@ def test_a_keepers_own_ledger_says_what_would_have_been_removed(
         world.worker()
         real = world.keeper
         before = dump(real.registry)
-        world.keeper = real.rehearsing()
+        world.keeper = real.in_dry_run()
         world.tick()
         (request,) = world.later().tick()
         world.launch(request)

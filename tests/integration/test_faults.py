@@ -93,7 +93,7 @@ def claimed(tmp_path: Path, kind: str) -> Iterator[Fleet]:
         world.worker()
         world.tick()
         (request,) = world.later().tick()
-        world.take_up(request, RUN)
+        world.claim_dispatch(request, RUN)
         yield world
 
 
@@ -115,7 +115,7 @@ def settle(world: Fleet) -> None:
     """Ticks and runs until nothing is left to do."""
     for number in range(4):
         for request in world.later(world.keeper.claim_timeout).tick():
-            for incident in world.take_up(request, f"later-{number}"):
+            for incident in world.claim_dispatch(request, f"later-{number}"):
                 take_turn(world.keeper, incident.incident_id, f"later-{number}")
 
 
@@ -291,7 +291,7 @@ def test_a_tick_abstains_while_the_database_is_locked(tmp_path: Path) -> None:
         assert "locked" in world.message
         assert world.dump() == before
         after = parse_cursor(world.cursor)
-        assert replace(after, told=cursor.told) == replace(cursor, abstentions=1)
+        assert replace(after, reported=cursor.reported) == replace(cursor, abstentions=1)
         assert len(world.tick()) == 1
 
 

@@ -60,7 +60,7 @@ class Flink:
             "PATCH /v1/jobs/:id?mode=cancel": [Answer({}, 202)],
         }
 
-    def tell(self, line: str, *answers: Answer) -> None:
+    def answers_with(self, line: str, *answers: Answer) -> None:
         """Sets the answers to one kind of request."""
         self.answers[line] = list(answers)
 
@@ -209,8 +209,8 @@ class TestStart:
             {"id": "0_o.jar", "name": "o.jar"},
             {"id": "7_x", "name": "ed7002b439e9ac84-o.jar"},
         ]
-        flink.tell("GET /v1/jars", Answer({"files": known}))
-        flink.tell("POST /v1/jars/7_x/run", Answer({"jobid": JOB}))
+        flink.answers_with("GET /v1/jars", Answer({"files": known}))
+        flink.answers_with("POST /v1/jars/7_x/run", Answer({"jobid": JOB}))
         session.request_resource(resource())
         assert flink.lines[2] == "POST /v1/jars/7_x/run"
 
@@ -232,7 +232,7 @@ class TestStart:
         self, session: FlinkContainer, flink: Flink
     ) -> None:
         """Flink accepted it; whether it registers decides."""
-        flink.tell("GET /v1/jobs/:id", CUT)
+        flink.answers_with("GET /v1/jobs/:id", CUT)
         assert session.request_resource(resource())
         assert CANCEL not in flink.lines
 
@@ -284,7 +284,7 @@ class TestFailedStart:
         self, session: FlinkContainer, flink: Flink, line: str, answer: Answer, says: str
     ) -> None:
         """The request, the status and the reason, no stack traces and no secrets."""
-        flink.tell(line, answer)
+        flink.answers_with(line, answer)
         session.withdraw_timeout = 0
         with pytest.raises(StartFailedError, match=re.escape(says)) as caught:
             session.request_resource(resource())
@@ -293,14 +293,14 @@ class TestFailedStart:
 
     def test_why_a_job_failed_at_once(self, session: FlinkContainer, flink: Flink) -> None:
         """Flink keeps it with the job."""
-        flink.tell("GET /v1/jobs/:id", Answer({"name": NAME, "state": "FAILED"}))
-        flink.tell("GET /v1/jobs/:id/exceptions", Answer({"root-exception": TRACE}))
+        flink.answers_with("GET /v1/jobs/:id", Answer({"name": NAME, "state": "FAILED"}))
+        flink.answers_with("GET /v1/jobs/:id/exceptions", Answer({"root-exception": TRACE}))
         with pytest.raises(StartFailedError, match=r"already: org[\s\S]*ClassNotFound"):
             session.request_resource(resource())
 
     def test_no_answer_in_time(self, session: FlinkContainer, flink: Flink) -> None:
         """A hanging cluster does not hold up the keeper."""
-        flink.tell("GET /v1/overview", HANGS)
+        flink.answers_with("GET /v1/overview", HANGS)
         session._client_timeout = 0.2  # type: ignore[misc, assignment]
         with pytest.raises(StartFailedError, match=r"no answer within 0\.2 s"):
             session.request_resource(resource())
@@ -310,8 +310,8 @@ class TestFailedStart:
         self, session: FlinkContainer, flink: Flink, lost: Answer
     ) -> None:
         """Even if it appears only later: nobody else would know of it."""
-        flink.tell(RUN, lost)
-        flink.tell(CANCEL, Answer({"errors": ["Job not found"]}, 404), Answer({}, 202))
+        flink.answers_with(RUN, lost)
+        flink.answers_with(CANCEL, Answer({"errors": ["Job not found"]}, 404), Answer({}, 202))
         session._client_timeout = 0.2  # type: ignore[misc, assignment]
         with pytest.raises(StartFailedError, match=r"/run: "):
             session.request_resource(resource())
@@ -357,7 +357,7 @@ class TestRelease:
     def test_cancelled(self, session: FlinkContainer, flink: Flink) -> None:
         """And waited for."""
         states = [{"name": NAME, "state": state} for state in ("RUNNING", "CANCELLING", "CANCELED")]
-        flink.tell("GET /v1/jobs/:id", *map(Answer, states))
+        flink.answers_with("GET /v1/jobs/:id", *map(Answer, states))
         session.release_timeout = 30
         session.release_resource(STARTED)
         assert flink.lines == ["GET /v1/jobs/:id", CANCEL, *["GET /v1/jobs/:id"] * 2]
@@ -374,7 +374,7 @@ class TestRelease:
         self, session: FlinkContainer, flink: Flink, answer: Answer
     ) -> None:
         """There is nothing to end."""
-        flink.tell("GET /v1/jobs/:id", answer)
+        flink.answers_with("GET /v1/jobs/:id", answer)
         session.release_resource(STARTED)
         assert flink.lines == ["GET /v1/jobs/:id"]
 
@@ -382,8 +382,8 @@ class TestRelease:
     def test_over_meanwhile(self, session: FlinkContainer, flink: Flink, status: int) -> None:
         """Between the look and the cancelling."""
         running = Answer({"name": "of another kind", "state": "RUNNING"})
-        flink.tell("GET /v1/jobs/:id", running, Answer({"errors": ["gone"]}, 404))
-        flink.tell(CANCEL, Answer({"errors": ["gone"]}, status))
+        flink.answers_with("GET /v1/jobs/:id", running, Answer({"errors": ["gone"]}, 404))
+        flink.answers_with(CANCEL, Answer({"errors": ["gone"]}, status))
         session.release_resource(STARTED)
         assert CANCEL in flink.lines
 
@@ -403,7 +403,7 @@ class TestRelease:
         self, session: FlinkContainer, flink: Flink, line: str, answer: Answer
     ) -> None:
         """A 404 that is not Flink's proves nothing."""
-        flink.tell(line, answer)
+        flink.answers_with(line, answer)
         with pytest.raises(ReleaseFailedError, match="Flink, "):
             session.release_resource(STARTED)
 
@@ -429,7 +429,7 @@ class TestRelease:
 )
 def test_status(session: FlinkContainer, flink: Flink, answer: Answer, status: str) -> None:
     """Only what Flink says counts."""
-    flink.tell("GET /v1/jobs/:id", answer)
+    flink.answers_with("GET /v1/jobs/:id", answer)
     assert session.status(STARTED) == status
 
 

@@ -16,7 +16,7 @@ from dagster_amoro.asset_keys import GROUPS, HISTORY
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import Backoff
-from dagster_amoro.healing.restart import Ending, take_turn
+from dagster_amoro.healing.restart import Outcome, take_turn
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit.frames import FrameIOManager
 from dagster_amoro_audit.group_reliability import (
@@ -66,9 +66,9 @@ def answer(result: dg.ExecuteInProcessResult) -> dict[str, dg.MetadataValue]:
 def refusal(result: dg.ExecuteInProcessResult) -> str:
     """Why a run of the job failed."""
     (failure,) = [event for event in result.all_events if event.is_step_failure]
-    told = failure.step_failure_data.user_failure_data
-    assert told is not None
-    return told.description or ""
+    message = failure.step_failure_data.user_failure_data
+    assert message is not None
+    return message.description or ""
 
 
 def healed(world: Fleet, number: int = 12, group: str = "g") -> None:
@@ -109,11 +109,13 @@ def lived(world: Fleet, random: Random) -> None:
         for request in world.later(timedelta(seconds=random.choice([0, 5, 31, 90]))).tick():
             run = world.submit(request)
             world.later(timedelta(seconds=random.choice([0, 0, 7])))
-            retries += [(run.run_id, i.incident_id) for i in world.take_up(request, run.run_id)]
+            retries += [
+                (run.run_id, i.incident_id) for i in world.claim_dispatch(request, run.run_id)
+            ]
         retries = [
             (run_id, number)
             for run_id, number in retries
-            if take_turn(world.keeper, number, run_id).ending is Ending.FAILED
+            if take_turn(world.keeper, number, run_id).ending is Outcome.FAILED
         ]
 
 
@@ -125,8 +127,8 @@ def replayed_exactly(world: Fleet) -> list[Told]:
     noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
     # Every incident has its own number of attempts; what jitter added is recorded as latency.
     unused = replace(world.keeper.policy, max_retries=99, backoff_jitter=0)
-    told = records(noted, story, unused, world.now)
-    for (_, recorded), lived_through in zip(told, world.incidents(), strict=True):
+    message = records(noted, story, unused, world.now)
+    for (_, recorded), lived_through in zip(message, world.incidents(), strict=True):
         result = replay(recorded, recorded.policy)
         assert result == Replayed(
             outcome=None if lived_through.is_open else lived_through.state,
@@ -134,7 +136,7 @@ def replayed_exactly(world: Fleet) -> list[Told]:
             closed_at=lived_through.closed_at,
             waited=result.waited,
         )
-    return told
+    return message
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -163,22 +165,22 @@ def test_attempts_that_were_carried_over_do_not_change_the_replay(
         )
         world.keeper = replace(world.keeper, policy=policy)
         lived(world, random)
-        told = replayed_exactly(world)
-        carried = [incident.carried for incident in world.incidents()]
-        assert len(set(carried)) > 2
-        allowed = [each.recorded.policy.max_retries for each in told]
-        assert allowed == [max(4 - number, 0) for number in carried]
+        message = replayed_exactly(world)
+        prior_attempts = [incident.prior_attempts for incident in world.incidents()]
+        assert len(set(prior_attempts)) > 2
+        allowed = [each.recorded.policy.max_retries for each in message]
+        assert allowed == [max(4 - number, 0) for number in prior_attempts]
 
 
 def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL) -> None:
     """What it did not do is neither counted nor replayed, also not once it is over."""
     with fleet(tmp_path, url=database_url, max_retries=1) as world:
-        acting, rehearsing = world.keeper, world.keeper.rehearsing()
+        acting, in_dry_run = world.keeper, world.keeper.in_dry_run()
         healed(world, 2)
         for name, group in (("given-up", "h"), ("goes-on", "i")):
             world.keeper = acting
             world.worker(name, group)
-            world.keeper = rehearsing
+            world.keeper = in_dry_run
             world.tick()
             for request in world.later().tick():
                 world.launch(request)
@@ -238,22 +240,22 @@ def test_what_if_answers_in_a_sentence_and_a_table(world: Fleet) -> None:
     healed(world)
     result = what_if(world, grace_period="15s", max_retries=1)
     assert result.success
-    told = answer(result)
-    assert told["answer"].value == (
+    message = answer(result)
+    assert message["answer"].value == (
         "With a grace period of 15 s instead of 30 s and 1 attempt instead of 3, 1 of 12 orphans "
         "would have been restarted though they came back by themselves, and the 11 that needed a "
         "restart would have been back 15 s sooner (median)."
     )
-    assert isinstance(told["figures"], dg.TableMetadataValue)
-    assert len(told["figures"].records) == 4
+    assert isinstance(message["figures"], dg.TableMetadataValue)
+    assert len(message["figures"].records) == 4
 
 
 def test_what_if_looks_at_one_group_where_it_is_asked_to(world: Fleet) -> None:
     """Little history is said to be little; the policy in force is compared with itself."""
     healed(world, 2)
     healed(world, 3, "h")
-    told = answer(what_if(world, grace_period="30s", group="h"))
-    assert str(told["answer"].value).startswith(
+    message = answer(what_if(world, grace_period="30s", group="h"))
+    assert str(message["answer"].value).startswith(
         "From little history: With the policy in force, 0 of 3 orphans"
     )
 

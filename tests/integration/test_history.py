@@ -215,7 +215,7 @@ def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:
 def test_a_dry_run_is_in_the_history_and_says_so(local: Fleet) -> None:
     """What it would have done, and that it did not do it."""
     local.worker()
-    local.keeper = local.keeper.rehearsing()
+    local.keeper = local.keeper.in_dry_run()
     local.tick()
     for request in local.later().tick():
         local.launch(request)

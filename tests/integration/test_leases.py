@@ -77,7 +77,7 @@ def an_incident(ledger: Ledger, fence: int | None = None) -> Incident:
     with ledger.writing() as writing:
         (opened,) = writing.apply([detected])
         assert opened is not None
-        (handed,) = writing.apply([transitions.hand_over(opened, "key", UNTIL, NOW, fence)])
+        (handed,) = writing.apply([transitions.dispatch(opened, "key", UNTIL, NOW, fence)])
     assert handed is not None
     return handed
 

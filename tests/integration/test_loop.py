@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from dagster_amoro.asset_keys import group_name
 from dagster_amoro.core.errors import StartFailedError
 from dagster_amoro.core.model import State
-from dagster_amoro.healing.restart import Ending, take_turn
+from dagster_amoro.healing.restart import Outcome, take_turn
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
 
 
@@ -50,7 +50,7 @@ def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
     assert world.kinds() == [
-        "detected", "handed-over", "claimed", "attempt", "started", "recovered",
+        "detected", "dispatched", "claimed", "attempt", "started", "recovered",
     ]  # fmt: skip
 
 
@@ -155,8 +155,8 @@ def test_a_second_death_soon_after_the_first_continues_its_count(
     world.later(STABLE_AFTER - early)
     comes_back(world)
     first, second = world.incidents()
-    assert (first.attempts, first.carried) == (1, 0)
-    assert (second.attempts, second.carried) == (1, 1 if early else 0)
+    assert (first.attempts, first.prior_attempts) == (1, 0)
+    assert (second.attempts, second.prior_attempts) == (1, 1 if early else 0)
     assert second.state is State.RECOVERED
 
 
@@ -171,7 +171,7 @@ def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> N
     (request,) = due(world)
     assert not world.launch(request).success
     assert world.container.requested == ["w-1"] * 3
-    assert [(i.state, i.attempts, i.carried) for i in world.incidents()] == [
+    assert [(i.state, i.attempts, i.prior_attempts) for i in world.incidents()] == [
         (State.RECOVERED, 1, 0),
         (State.RECOVERED, 1, 1),
         (State.RECOVERED, 1, 2),
@@ -184,7 +184,7 @@ def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> N
     # Whoever makes it again means it: it begins anew.
     world.worker()
     comes_back(world)
-    assert world.incidents()[-1].carried == 0
+    assert world.incidents()[-1].prior_attempts == 0
 
 
 def test_grace_and_retries_of_zero_give_up_at_once(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_run_that_died_unnoticed_lapses(world: Fleet) -> None:
     world.worker()
     (request,) = due(world)
     run = world.submit(request, dg.DagsterRunStatus.STARTED)
-    world.take_up(request, run.run_id)
+    world.claim_dispatch(request, run.run_id)
     assert world.later().tick() == []
     (again,) = world.later(world.keeper.claim_timeout).tick()
     assert world.launch(again).success
@@ -277,7 +277,7 @@ def test_a_run_terminated_midway_gives_its_orphans_back_at_once(world: Fleet) ->
     world.worker("w-2")
     (request,) = due(world)
     run = world.submit(request, dg.DagsterRunStatus.STARTED)
-    first, _second = world.take_up(request, run.run_id)
+    first, _second = world.claim_dispatch(request, run.run_id)
     take_turn(world.keeper, first.incident_id, run.run_id)
     world.instance.report_run_canceled(run)
     (again,) = world.tick()
@@ -286,7 +286,7 @@ def test_a_run_terminated_midway_gives_its_orphans_back_at_once(world: Fleet) ->
 
 
 def test_a_run_executed_a_second_time_starts_nothing(world: Fleet) -> None:
-    """From the UI, with the same configuration: the hand-over is used up."""
+    """From the UI, with the same configuration: the dispatch is used up."""
     world.worker()
     (request,) = due(world)
     assert world.launch(request).success
@@ -371,14 +371,14 @@ def test_whatever_a_start_raises_is_a_failed_attempt(world: Fleet, error: BaseEx
     world.container.fail_starts(error, times=1)
     (request,) = due(world)
     run = world.submit(request)
-    (incident,) = world.take_up(request, run.run_id)
+    (incident,) = world.claim_dispatch(request, run.run_id)
     turn = take_turn(world.keeper, incident.incident_id, run.run_id)
-    assert turn.ending is Ending.FAILED
+    assert turn.ending is Outcome.FAILED
     (incident,) = world.incidents()
     assert (incident.attempts, incident.state) == (1, State.CLAIMED)
     assert incident.last_error
     world.later()
-    assert take_turn(world.keeper, 1, run.run_id).ending is Ending.STARTED
+    assert take_turn(world.keeper, 1, run.run_id).ending is Outcome.STARTED
 
 
 @pytest.mark.parametrize("startup", [None, 3, [("a", "b", "c")]], ids=str)
@@ -390,8 +390,8 @@ def test_start_up_properties_that_are_none_are_a_failed_attempt(
     (request,) = due(world)
     world.container.request_resource = lambda _resource: startup  # type: ignore[method-assign, assignment, return-value]
     run = world.submit(request)
-    world.take_up(request, run.run_id)
-    assert take_turn(world.keeper, 1, run.run_id).ending is Ending.FAILED
+    world.claim_dispatch(request, run.run_id)
+    assert take_turn(world.keeper, 1, run.run_id).ending is Outcome.FAILED
 
 
 def test_start_up_properties_are_saved_as_texts(world: Fleet) -> None:

@@ -30,7 +30,7 @@ from dagster_shared.error import SerializableErrorInfo
 from dagster_amoro.asset_keys import RESOURCES
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores import schema
@@ -160,7 +160,7 @@ def test_a_tick_tells_its_numbers_when_they_change(world: Fleet) -> None:
         "orphans": 1,
         "open incidents": 1,
         "refused restarts": 0,
-        "groups below their floor": 1,
+        "groups below their min-parallelism": 1,
         "abstentions in a row": 0,
         "seconds since the last completed survey": 0,
         "who acts": "this deployment",
@@ -170,7 +170,7 @@ def test_a_tick_tells_its_numbers_when_they_change(world: Fleet) -> None:
     assert len(world.cursor or "") == len(quiet or "")
     world.register("dead", "g", 2)
     evaluate(world)
-    back = {"orphans": 0, "open incidents": 0, "groups below their floor": 0}
+    back = {"orphans": 0, "open incidents": 0, "groups below their min-parallelism": 0}
     assert told(world) == [first, first | back]
 
 
@@ -225,8 +225,8 @@ def test_a_ledger_that_is_away_after_the_look_takes_no_number_with_it(world: Fle
 
 
 def test_refused_restarts_are_counted_by_the_tick(world: Fleet) -> None:
-    """Those that the guards hold back, and those whose last start failed; not those in grace."""
-    world.keeper = replace(world.keeper, guards=Guards(max_orphaned_of={"sick": 0.5}))
+    """Those that the limits hold back, and those whose last start failed; not those in grace."""
+    world.keeper = replace(world.keeper, limits=Limits(max_orphaned_of={"sick": 0.5}))
     for number in range(3):
         world.worker(f"sick-{number}", group="sick")
     world.worker("broken")
@@ -236,7 +236,7 @@ def test_refused_restarts_are_counted_by_the_tick(world: Fleet) -> None:
     (request,) = world.later().tick()
     assert told(world)[-1]["refused restarts"] == 3
     run = world.submit(request)
-    (incident,) = world.take_up(request, run.run_id)
+    (incident,) = world.claim_dispatch(request, run.run_id)
     take_turn(world.keeper, incident.incident_id, run.run_id)
     evaluate(world)
     assert told(world)[-1]["refused restarts"] == 4
@@ -367,7 +367,7 @@ def refusal(world: Fleet) -> dg.AssetCheckEvaluation:
 
 def test_what_the_guards_hold_back_is_told_with_its_share(world: Fleet) -> None:
     """Once it is due; the groups that are allowed to be restarted are not named."""
-    world.keeper = replace(world.keeper, guards=Guards(max_orphaned=0.5))
+    world.keeper = replace(world.keeper, limits=Limits(max_orphaned=0.5))
     for number in range(9):
         world.worker(f"sick-{number}", group="sick")
         world.worker(f"calm-{number}", group="calm")
@@ -380,7 +380,7 @@ def test_what_the_guards_hold_back_is_told_with_its_share(world: Fleet) -> None:
     assert not found.passed
     assert found.severity is dg.AssetCheckSeverity.ERROR
     assert (
-        found.description == "the guards hold 7 orphans back: sick (7 of 9 orphaned, allowed 50%)"
+        found.description == "the limits hold 7 orphans back: sick (7 of 9 orphaned, allowed 50%)"
     )
     assert found.metadata["refused restarts"].value == 7
     assert "sick: " not in world.message
@@ -399,7 +399,7 @@ def test_a_start_that_failed_is_a_refusal_until_the_next_one_goes_through(world:
     evaluate(world)
     (request,) = world.later().tick()
     run = world.submit(request)
-    (incident,) = world.take_up(request, run.run_id)
+    (incident,) = world.claim_dispatch(request, run.run_id)
     world.container.fail_starts("no image", times=1)
     take_turn(world.keeper, incident.incident_id, run.run_id)
     found = refusal(world)
@@ -410,7 +410,7 @@ def test_a_start_that_failed_is_a_refusal_until_the_next_one_goes_through(world:
 
 
 def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
-    """Until somebody changes its floor, or it gets its threads from elsewhere."""
+    """Until somebody changes its min-parallelism, or it gets its threads from elsewhere."""
     world.keeper = replace(world.keeper, max_keeping_attempts=1)
     world.group("g", min_parallelism="4")
     world.container.fail_starts("no image", times=9)
@@ -431,8 +431,8 @@ def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
 
 
 def test_what_is_paused_is_said_and_is_no_refusal(world: Fleet) -> None:
-    """Neither what a guard would hold back nor what failed, nor is it overdue."""
-    world.keeper = replace(world.keeper, guards=Guards(max_orphaned=0.1))
+    """Neither what a limit would hold back nor what failed, nor is it overdue."""
+    world.keeper = replace(world.keeper, limits=Limits(max_orphaned=0.1))
     world.worker()
     evaluate(world)
     pause(world, Target(scope=Scope.GROUP, name="g"), "upgrade")

@@ -1,4 +1,4 @@
-"""A group has a floor of threads: what the keeper starts to reach it, and what it leaves alone.
+"""A group has a min-parallelism: what the keeper starts to reach it, and what it leaves alone.
 
 Real ticks of the sensor and real runs of its jobs.
 """
@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.model import Incident, Orphan, Resource, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
-from dagster_amoro.core.policy import RestartPolicy, StandIn
-from dagster_amoro.core.scale_up import RefillState, is_coming
+from dagster_amoro.core.policy import Replacement, RestartPolicy
+from dagster_amoro.core.scale_up import ScaleUpState, is_coming
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing import replacements
 from dagster_amoro.healing import restart as attempt
-from dagster_amoro.healing import scaling as refills
+from dagster_amoro.healing import scaling as scale_ups
 from dagster_amoro.healing.replacements import Replacements
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
@@ -62,7 +62,7 @@ def test_a_group_below_its_floor_gets_one_resource_of_what_is_missing(anywhere: 
     world.register(None, "g", 2)
     world.container.during_request = lambda _: _assert_unrecorded(world)
     (request,) = world.tick()
-    assert request.job_name == "refill_groups"
+    assert request.job_name == "scale_up_groups"
     assert request.tags.items() >= {"amoro/groups": "1", "amoro/group": "g"}.items()
     assert world.launch(request).success
     ((new, group, container, threads, properties),) = world.resources()
@@ -73,7 +73,7 @@ def test_a_group_below_its_floor_gets_one_resource_of_what_is_missing(anywhere: 
         "recording-launch": "1",
     }
     assert world.container.running == {new}
-    assert [kind for kind, _ in world.notes()] == ["refill", "refilled"]
+    assert [kind for kind, _ in world.notes()] == ["scale-up", "scaled-up"]
 
     world.tick()  # its grace period begins, in which it is expected
     assert world.later(INTERVAL).tick() == []
@@ -81,7 +81,7 @@ def test_a_group_below_its_floor_gets_one_resource_of_what_is_missing(anywhere: 
     for _ in range(3):
         assert world.later().tick() == []
     assert world.container.requested == [new]
-    assert world.keeper.ledger.refills() == {}
+    assert world.keeper.ledger.scale_ups() == {}
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.RECOVERED, 0)
 
@@ -91,7 +91,7 @@ def _assert_unrecorded(world: Fleet) -> None:
 
 
 def test_the_key_of_dynamic_allocation_counts_first(world: Fleet) -> None:
-    """Amoro's new name of the floor wins; the operator's text is not changed by anything."""
+    """Amoro's new name of the min-parallelism wins; the operator's text stays as it is."""
     world.group(min_parallelism="9", **{"dynamic-allocation.min-parallelism": " 2 "})
     _launch_all(world)
     assert [row[3] for row in world.resources()] == [2]
@@ -118,15 +118,15 @@ def test_several_groups_are_refilled_by_one_run(world: Fleet) -> None:
     result = world.launch(request)
     assert not result.success
     assert [(row[1], row[3]) for row in world.resources()] == [("b", 2)]
-    assert [kind for kind, _ in world.notes("a")] == ["refill", "refill-failed"]
-    assert [kind for kind, _ in world.notes("b")] == ["refill", "refilled"]
+    assert [kind for kind, _ in world.notes("a")] == ["scale-up", "scale-up-failed"]
+    assert [kind for kind, _ in world.notes("b")] == ["scale-up", "scaled-up"]
 
 
 # Rounds.
 
 
 def test_what_does_not_help_is_stopped_after_so_many_rounds_and_said(anywhere: Fleet) -> None:
-    """The pauses grow as AMS's do, the end is an event once, and the floor stays as it is."""
+    """The pauses grow as AMS's do, the end is an event once, and the setting stays."""
     world = anywhere
     world.group(min_parallelism="4")
     world.container.fail_starts("no room")
@@ -138,7 +138,7 @@ def test_what_does_not_help_is_stopped_after_so_many_rounds_and_said(anywhere: F
         world.later(INTERVAL)
     assert starts == [INTERVAL * 0, INTERVAL * 2, INTERVAL * 5]
     kinds = [kind for kind, _ in world.notes()]
-    assert kinds == ["refill", "refill-failed"] * 3 + ["refill-stopped"]
+    assert kinds == ["scale-up", "scale-up-failed"] * 3 + ["scale-up-stopped"]
     said = world.notes()[-1][1]
     assert said.startswith("0 of 4 threads are there, and 3 rounds in a row did not help")
     assert "no room" in said
@@ -167,7 +167,7 @@ def test_another_floor_begins_anew(world: Fleet) -> None:
     world.group(min_parallelism="3")
     assert _launch_all(world) == 1
     assert [row[3] for row in world.resources()] == [3]
-    assert world.keeper.ledger.refills()["g"].rounds == 1
+    assert world.keeper.ledger.scale_ups()["g"].rounds == 1
 
 
 def test_threads_that_came_back_and_left_begin_anew(world: Fleet) -> None:
@@ -176,7 +176,7 @@ def test_threads_that_came_back_and_left_begin_anew(world: Fleet) -> None:
     _exhaust(world)
     world.register("helper", "g", 4)
     assert world.tick() == []
-    assert world.keeper.ledger.refills() == {}
+    assert world.keeper.ledger.scale_ups() == {}
     world.dies("helper")
     world.container.fail_starts(times=0)
     assert _launch_all(world) == 1
@@ -205,7 +205,7 @@ def test_a_start_that_never_registers_is_restarted_and_not_started_again(world: 
 
 
 def test_a_group_under_dynamic_allocation_is_sized_by_that_alone(world: Fleet) -> None:
-    """Whatever its floor says."""
+    """Whatever its min-parallelism says."""
     world.group(
         **{
             "dynamic-allocation.enabled": "true",
@@ -287,8 +287,8 @@ def test_an_orphan_whose_restart_failed_is_replaced_and_superseded(anywhere: Fle
     """The new one is started in its place; once that registered, the old one is removed."""
     world = anywhere
     _failed_orphan(world)
-    assert [r.job_name for r in _tick_and_launch(world)] == ["refill_groups"]
-    assert world.kinds()[-1] == "stood-in"
+    assert [r.job_name for r in _tick_and_launch(world)] == ["scale_up_groups"]
+    assert world.kinds()[-1] == "replaced"
     (new,) = {row[0] for row in world.resources()} - {"w-1"}
     assert world.tick() == []  # the new one is an orphan too, of which much is to be expected
     assert world.later(GRACE - INTERVAL).tick() == []
@@ -309,8 +309,8 @@ def test_a_replacement_that_failed_gives_the_orphan_back_to_its_own_attempts(wor
     """Neither waits for the other for ever."""
     _failed_orphan(world)
     world.container.fail_starts(times=1)
-    assert [r.job_name for r in _tick_and_launch(world)] == ["refill_groups"]
-    assert [kind for kind, _ in world.notes()] == ["refill", "refill-failed"]
+    assert [r.job_name for r in _tick_and_launch(world)] == ["scale_up_groups"]
+    assert [kind for kind, _ in world.notes()] == ["scale-up", "scale-up-failed"]
     world.container.fail_starts(times=0)
     jobs = [request.job_name for request in _tick_and_launch(world.later())]
     assert len(jobs) == 1  # one of them brings the threads back, never both
@@ -344,17 +344,17 @@ def test_a_run_that_dies_in_the_middle_is_followed_by_the_next_round(world: Flee
     world.group(min_parallelism="2")
     world.container.fail_starts(KeyboardInterrupt(), times=1)
     (request,) = world.tick()
-    refills.take_up(world.keeper, request.run_key or "", "run")
+    scale_ups.claim_dispatch(world.keeper, request.run_key or "", "run")
     with pytest.raises(KeyboardInterrupt):
-        refills.take_turn(world.keeper, "g", "run")
-    assert world.keeper.ledger.refills()["g"].state is RefillState.REQUESTED
+        scale_ups.take_turn(world.keeper, "g", "run")
+    assert world.keeper.ledger.scale_ups()["g"].state is ScaleUpState.REQUESTED
     assert world.later(INTERVAL * 3).tick() == []
-    assert [r.job_name for r in _tick_and_launch(world.later(LONG))] == ["refill_groups"]
+    assert [r.job_name for r in _tick_and_launch(world.later(LONG))] == ["scale_up_groups"]
     assert [row[3] for row in world.resources()] == [2]
 
 
 def test_a_run_that_is_executed_twice_starts_one(world: Fleet) -> None:
-    """A hand-over is good for one run."""
+    """A dispatch is good for one run."""
     world.group(min_parallelism="2")
     (request,) = world.tick()
     assert world.launch(request).success
@@ -385,7 +385,7 @@ def test_threads_that_came_back_before_the_run_need_no_new_ones(anywhere: Fleet)
         "round 1 of 3 not needed: 2 of 2 threads are there and 0 on their way",
     )
     assert anywhere.tick() == []
-    assert anywhere.keeper.ledger.refills() == {}
+    assert anywhere.keeper.ledger.scale_ups() == {}
 
 
 def test_some_threads_that_came_back_make_the_new_resource_smaller(world: Fleet) -> None:
@@ -431,7 +431,7 @@ def _exhaust(world: Fleet) -> None:
     for _ in range(5):
         _launch_all(world)
         world.later(INTERVAL * 4)
-    assert world.keeper.ledger.refills()["g"].state is RefillState.STOPPED
+    assert world.keeper.ledger.scale_ups()["g"].state is ScaleUpState.STOPPED
 
 
 def _failed_orphan(world: Fleet) -> None:
@@ -443,7 +443,7 @@ def _failed_orphan(world: Fleet) -> None:
     assert world.tick() == []
     world.container.fail_starts(times=1)
     (request,) = world.later().tick()
-    (incident,) = world.take_up(request, "run")
+    (incident,) = world.claim_dispatch(request, "run")
     attempt.take_turn(world.keeper, incident.incident_id, "run")
     assert _of(world, "w-1").last_error == "told to fail"
 
@@ -483,6 +483,6 @@ def test_many_orphans_are_looked_at_once_each(
             for number, step in enumerate(steps)
         ]
         sized = world.keeper.registry.sized_groups()
-        others = Replacements(world.keeper, sized, failed, refilling=[], now=world.now)
-        assert {others.stand_in(incident) for incident in failed} == {StandIn.NONE}
+        others = Replacements(world.keeper, sized, failed, scaling_up=[], now=world.now)
+        assert {others.replacement(incident) for incident in failed} == {Replacement.NONE}
     assert len(looks) <= 2 * len(failed)

@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.errors import KeeperError, UnknownTargetError
-from dagster_amoro.core.model import EventKind, Incident, Ordered, State
+from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.pauses import EVERYTHING, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
-from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.healing.fleet import declare_group
 from dagster_amoro.healing.operations import (
     end_of,
@@ -312,18 +312,18 @@ def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> No
     world.worker("alive")
     world.register("alive")
     world.worker("new")
-    refusals = {
+    blocked_groups = {
         "nobody": "^there is no resource 'nobody'; orphans are new, odd, w-1$",
         "alive": "^alive is no orphan: an optimizer stands for it$",
         "new": "^new was not noticed as an orphan yet: the next tick opens its incident, at most 5",
     }
     for verb in (restart_now, give_up):
-        for name, refusal in refusals.items():
+        for name, refusal in blocked_groups.items():
             with pytest.raises(UnknownTargetError, match=refusal):
                 verb(world.keeper, name, **BY)
     with pytest.raises(UnknownTargetError, match=r"^odd is left alone: container 'else' is not co"):
         restart_now(world.keeper, "odd", **BY)
-    assert all(incident.ordered is None for incident in world.incidents())
+    assert all(incident.operator_request is None for incident in world.incidents())
 
 
 @pytest.mark.parametrize("target", [EVERYTHING, GROUP, W1])
@@ -348,17 +348,17 @@ def test_nothing_is_ordered_where_auto_restart_is_off(tmp_path: Path) -> None:
 
 def test_what_a_run_is_starting_is_not_restarted_now(world: Fleet) -> None:
     """A second start would follow the first."""
-    refusals: list[str] = []
+    blocked_groups: list[str] = []
 
     def order(_: object) -> None:
         with pytest.raises(UnknownTargetError) as refused:
             restart_now(world.keeper, "w-1", **BY)
-        refusals.append(str(refused.value))
+        blocked_groups.append(str(refused.value))
 
     world.container.during_request = order
     orphaned(world, "w-1")
     healed(world.later())
-    assert refusals == ["a run is starting w-1 at this moment; wait what comes of it"]
+    assert blocked_groups == ["a run is starting w-1 at this moment; wait what comes of it"]
     assert last_event(world)[0] == "started"
 
 
@@ -366,11 +366,11 @@ def test_what_waits_for_its_next_attempt_in_a_run_is_restarted_now(world: Fleet)
     """And so is what a dead run left behind."""
     orphaned(world, "w-1")
     (request,) = world.later().tick()
-    world.take_up(request, "dead")
+    world.claim_dispatch(request, "dead")
     world.later(world.keeper.claim_timeout)
     restart_now(world.keeper, "w-1", **BY)
     (request,) = world.tick()
-    assert world.incidents()[0].ordered == Ordered.RESTART
+    assert world.incidents()[0].operator_request == OperatorRequest.RESTART
     world.launch(request)
     assert world.container.requested == ["w-1"]
 
@@ -410,7 +410,7 @@ def begin_removal(world: Fleet) -> None:
             raise KeyboardInterrupt
 
     (request,) = world.tick()
-    (incident,) = world.take_up(request, "dies")
+    (incident,) = world.claim_dispatch(request, "dies")
     with pytest.raises(KeyboardInterrupt):
         take_turn(watched(world.keeper, die), incident.incident_id, "dies")
 
@@ -429,7 +429,7 @@ def test_reset_gives_an_orphan_a_fresh_budget(world: Fleet) -> None:
         == "w-1 has all 3 attempts again. The next tick goes on with that, at most 5 s from now."
     )
     assert last_event(world) == ("reset", BY)
-    assert [(i.attempts, i.spent) for i in world.incidents()] == [(3, 0), (3, 3)]
+    assert [(i.attempts, i.attempts_used) for i in world.incidents()] == [(3, 0), (3, 3)]
     healed(world.later())
     assert [i.state for i in world.incidents()] == [State.WAITING, State.EXHAUSTED]
 
@@ -450,7 +450,7 @@ def test_reset_of_what_recovered_lately_lets_nothing_be_carried(
         for name in ("w-1", "w-2"):
             world.dies(name)
         world.later().tick()
-        assert {i.resource_id: i.spent for i in world.incidents() if i.is_open} == {
+        assert {i.resource_id: i.attempts_used for i in world.incidents() if i.is_open} == {
             "w-1": 0,
             "w-2": 1,
         }
@@ -466,7 +466,11 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
     rounds(world, "h", 2)
     told = reset(world.keeper, GROUP, **BY)
     assert told.startswith("w-1, w-2 have all 3 attempts again; 3 refill rounds of group g no long")
-    assert {i.resource_id: i.spent for i in world.incidents()} == {"w-1": 0, "w-2": 0, "x": 1}
+    assert {i.resource_id: i.attempts_used for i in world.incidents()} == {
+        "w-1": 0,
+        "w-2": 0,
+        "x": 1,
+    }
     assert notes(world) == [("reset", "g")]
     with pytest.raises(UnknownTargetError) as refused:
         reset(world.keeper, GROUP, **BY)
@@ -479,7 +483,7 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
 def rounds(world: Fleet, group: str, number: int) -> None:
     """A group was refilled in vain."""
     with world.keeper.ledger.writing() as ledger:
-        ledger.move_refill(None, Refill(group, 8, rounds=number, state=RefillState.STOPPED))
+        ledger.move_scale_up(None, ScaleUp(group, 8, rounds=number, state=ScaleUpState.STOPPED))
 
 
 def test_a_group_that_was_stopped_is_refilled_again_after_a_reset(world: Fleet) -> None:
@@ -489,7 +493,7 @@ def test_a_group_that_was_stopped_is_refilled_again_after_a_reset(world: Fleet) 
     assert world.tick() == []
     reset(world.keeper, GROUP, **BY)
     assert len(world.tick()) == 1
-    assert world.keeper.ledger.refills()["g"].rounds == 1
+    assert world.keeper.ledger.scale_ups()["g"].rounds == 1
 
 
 def test_reset_of_nothing_lists_what_there_is(world: Fleet) -> None:
@@ -662,7 +666,7 @@ def test_a_dry_run_removed_nothing_to_restore(world: Fleet) -> None:
     """It says so, in the dry run and after it."""
     enforcing = world.keeper
     world.worker("w-1")
-    world.keeper = enforcing.rehearsing()
+    world.keeper = enforcing.in_dry_run()
     world.tick()
     told = give_up(world.keeper, "w-1", **BY)
     assert "(dry run: nothing is started or removed)" in told
@@ -676,7 +680,7 @@ def test_a_dry_run_removed_nothing_to_restore(world: Fleet) -> None:
 def test_a_restore_in_a_dry_run_is_only_told(world: Fleet) -> None:
     """No row comes back, and no incident is opened about what is not there."""
     removed(world, "w-1")
-    told = restore(world.keeper.rehearsing(), "w-1", **BY)
+    told = restore(world.keeper.in_dry_run(), "w-1", **BY)
     assert told.endswith("by ann: a move (dry run: nothing is started or removed).")
     assert raw(world) == []
     assert notes(world) == [("restored", "g")]
@@ -715,7 +719,7 @@ def test_a_race_that_is_lost_to_a_tick_is_run_again(world: Fleet, verb: Callable
 
     verb(watched(world.keeper, tick), "w-1", **BY)
     (incident,) = world.incidents()
-    assert incident.ordered is not None
+    assert incident.operator_request is not None
     assert incident.claimed_by is None
     world.launch(requests[0])
     assert world.container.requested == []
@@ -754,5 +758,5 @@ def test_a_reset_that_lost_a_race_is_made_again(world: Fleet) -> None:
 
     told = reset(watched(world.keeper, move), GROUP, **BY)
     assert told.startswith("w-2, w-1 have all 3 attempts again.")
-    assert [i.spent for i in world.incidents()] == [0, 0]
+    assert [i.attempts_used for i in world.incidents()] == [0, 0]
     assert EventKind.RESET in world.kinds("w-1")

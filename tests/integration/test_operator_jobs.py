@@ -20,13 +20,20 @@ import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.core import transitions
-from dagster_amoro.core.ams_restart import Watch
-from dagster_amoro.core.model import EventKind, Incident, Ordered, Resource, State, Transition
+from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.model import (
+    EventKind,
+    Incident,
+    OperatorRequest,
+    Resource,
+    State,
+    Transition,
+)
 from dagster_amoro.demo.fleet import MARKER, stop_all
 from dagster_amoro.healing import operations
 from dagster_amoro.healing.fleet import declare
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.schema import event
 from tests.conftest import wait_until
@@ -129,16 +136,16 @@ class Site:
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310 - as above
-            told = json.load(answer)
-        assert "errors" not in told, told
-        (found,) = told["data"].values()
+            message = json.load(answer)
+        assert "errors" not in message, message
+        (found,) = message["data"].values()
         return found
 
     def launch(self, verb: str, **config: str) -> str:
         """The launchpad's button, with a configuration typed into it."""
-        told = self.submit(verb, config)
-        assert told["__typename"] == "LaunchRunSuccess", told
-        run_id: str = told["run"]["runId"]
+        message = self.submit(verb, config)
+        assert message["__typename"] == "LaunchRunSuccess", message
+        run_id: str = message["run"]["runId"]
         return run_id
 
     def submit(self, verb: str, config: dict[str, str]) -> Any:  # noqa: ANN401 - JSON
@@ -184,14 +191,14 @@ class Site:
         """An orphan that a tick has seen."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
         declare(self.keeper, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
-        tick(self.keeper, lambda _: {}, Watch())
+        tick(self.keeper, lambda _: {}, AmsRestartDetector())
 
     def tried(self, resource_id: str) -> None:
         """A run takes an orphan up and makes an attempt."""
         now = self.keeper.clock()
         until = now + timedelta(minutes=1)
         steps: list[Callable[[Incident], Transition]] = [
-            lambda i: transitions.hand_over(i, "key", until, now),
+            lambda i: transitions.dispatch(i, "key", until, now),
             lambda i: transitions.claim(i, "run", until, now),
             lambda i: transitions.begin_attempt(i, until, now),
             lambda i: transitions.started(i, {}, [], now),
@@ -203,8 +210,8 @@ class Site:
         """An orphan is given up by a run; its row as it was."""
         row = self.row(resource_id)
         operations.give_up(self.keeper, resource_id, **BY)
-        (order,) = tick(self.keeper, lambda _: {}, Watch()).orders
-        for incident in take_up(self.keeper, order.run_key, "run"):
+        (order,) = tick(self.keeper, lambda _: {}, AmsRestartDetector()).orders
+        for incident in claim_dispatch(self.keeper, order.run_key, "run"):
             take_turn(self.keeper, incident.incident_id, "run")
         assert self.row(resource_id) == []
         return row
@@ -280,10 +287,10 @@ class World:
 @pytest.fixture(scope="module")
 def world(site: Site) -> World:
     """An orphan for each verb; a run of each."""
-    for name in ("now", "spent", "hopeless", "removed"):
+    for name in ("now", "attempts_used", "hopeless", "removed"):
         site.worker(name)
     site.worker("elsewhere", "h")
-    site.tried("spent")
+    site.tried("attempts_used")
     row = site.removed("removed")
     of = {
         "pause": {"group": "h", "until": "2126-03-29T08:00:00+02:00"},
@@ -301,49 +308,57 @@ def world(site: Site) -> World:
 
 def test_pause_and_resume(site: Site, world: World) -> None:
     """Both are in the ledger with who and why; an end is shown in UTC."""
-    told = site.said(world.runs["pause"])
-    assert told.startswith("group h is paused until 2126-03-29 06:00:00 UTC, by ann: a move.")
+    message = site.said(world.runs["pause"])
+    assert message.startswith("group h is paused until 2126-03-29 06:00:00 UTC, by ann: a move.")
     (pause,) = site.keeper.ledger.pauses()
     assert pause.until == datetime(2126, 3, 29, 6, tzinfo=UTC)
     details = {**BY, "target": "group h", "until": "2126-03-29T06:00:00+00:00"}
     assert site.last_event(EventKind.PAUSED) == (None, "h", details)
-    told = site.said(site.launch("resume", **BY, group="h"))
-    assert told.startswith("group h is resumed, by ann: a move; before, group h is paused by ann")
+    message = site.said(site.launch("resume", **BY, group="h"))
+    assert message.startswith(
+        "group h is resumed, by ann: a move; before, group h is paused by ann"
+    )
     assert site.keeper.ledger.pauses() == []
     assert site.last_event(EventKind.RESUMED) == (None, "h", {**details, "until": None})
 
 
 def test_restart_now(site: Site, world: World) -> None:
     """It is ordered; a tick would hand it over before its grace period is over."""
-    told = site.said(world.runs["restart_now"])
-    assert told.startswith("now is to be restarted (attempt 1 of 5): the next tick hands it to a ")
+    message = site.said(world.runs["restart_now"])
+    assert message.startswith(
+        "now is to be restarted (attempt 1 of 5): the next tick hands it to a "
+    )
     incident = site.incident("now")
-    assert incident.ordered == Ordered.RESTART
+    assert incident.operator_request == OperatorRequest.RESTART
     assert site.last_event(EventKind.RESTART_NOW) == (incident.incident_id, "g", BY)
 
 
 def test_reset(site: Site, world: World) -> None:
     """Its attempts count no longer."""
-    told = site.said(world.runs["reset"])
-    assert told.startswith("spent has all 5 attempts again. The next tick goes on with that")
-    incident = site.incident("spent")
-    assert (incident.attempts, incident.spent) == (1, 0)
+    message = site.said(world.runs["reset"])
+    assert message.startswith("spent has all 5 attempts again. The next tick goes on with that")
+    incident = site.incident("attempts_used")
+    assert (incident.attempts, incident.attempts_used) == (1, 0)
     assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", BY)
 
 
 def test_give_up(site: Site, world: World) -> None:
     """It is ordered; a run would remove it."""
-    told = site.said(world.runs["give_up"])
-    assert told.startswith("hopeless is to be given up: the next tick hands it to a run, at most ")
+    message = site.said(world.runs["give_up"])
+    assert message.startswith(
+        "hopeless is to be given up: the next tick hands it to a run, at most "
+    )
     incident = site.incident("hopeless")
-    assert incident.ordered == Ordered.GIVE_UP
+    assert incident.operator_request == OperatorRequest.GIVE_UP
     assert site.last_event(EventKind.GIVE_UP) == (incident.incident_id, "g", BY)
 
 
 def test_restore(site: Site, world: World) -> None:
     """The row is back as it was, with a new incident."""
-    told = site.said(world.runs["restore"])
-    assert told.startswith("removed: its resource row is back as it was when it was exhausted at ")
+    message = site.said(world.runs["restore"])
+    assert message.startswith(
+        "removed: its resource row is back as it was when it was exhausted at "
+    )
     assert site.row("removed") == world.row != []
     incident = site.incident("removed")
     assert incident.state is State.WAITING
@@ -384,6 +399,6 @@ def test_the_launchpad_describes_every_field(site: Site) -> None:
 
 def test_a_launch_without_who_and_why_is_not_accepted(site: Site) -> None:
     """The launchpad says what is missing."""
-    told = site.submit("pause", {"group": "g"})
-    assert told["__typename"] == "RunConfigValidationInvalid"
-    assert "author" in str(told["errors"])
+    message = site.submit("pause", {"group": "g"})
+    assert message["__typename"] == "RunConfigValidationInvalid"
+    assert "author" in str(message["errors"])

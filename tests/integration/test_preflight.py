@@ -84,9 +84,9 @@ def test_it_changes_nothing(running: Amoro) -> None:
 
 def test_programs_get_json(running: Amoro) -> None:
     """With the same content."""
-    told = json.loads(check(running, "--json").output)
-    assert told["good"] is True
-    groups = {group["name"]: group for group in told["groups"]}
+    message = json.loads(check(running, "--json").output)
+    assert message["good"] is True
+    groups = {group["name"]: group for group in message["groups"]}
     (restart,) = groups["g"]["restarts"]
     assert restart["command"].endswith("-g g -id dead")
     assert groups["h"]["example"]["resource_id"] == "alive"

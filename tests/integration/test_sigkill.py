@@ -15,12 +15,12 @@ import pytest
 
 from dagster_amoro.config import ContainerSettings
 from dagster_amoro.containers.resolve import Containers
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Resource, State
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.healing.fleet import declare
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import take_turn, take_up
+from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 from tests.helpers.fleet import START, fleet_keeper, watched
 
@@ -60,11 +60,11 @@ def die_before(number: int, folder: Path, what: str) -> None:
 
     keeper = keeper_at(folder, GRACE)
     if what == "tick":
-        tick(watched(keeper, announce), no_runs, Watch())
+        tick(watched(keeper, announce), no_runs, AmsRestartDetector())
         announce("the end")
         return
-    (order,) = tick(keeper, no_runs, Watch()).orders
-    (incident,) = take_up(keeper, order.run_key, "first-run")
+    (order,) = tick(keeper, no_runs, AmsRestartDetector()).orders
+    (incident,) = claim_dispatch(keeper, order.run_key, "first-run")
     take_turn(watched(keeper, announce), incident.incident_id, "first-run")
     announce("the end")
 
@@ -118,7 +118,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
                 memory_mb=0,
             ),
         )
-        tick(keeper, no_runs, Watch())
+        tick(keeper, no_runs, AmsRestartDetector())
         died = subprocess.run(
             [sys.executable, __file__, str(number), str(tmp_path), what],
             check=False,
@@ -129,8 +129,8 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         seen = {process.pid for process in workers(tmp_path)}
         for again in range(1, 6):
             later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
-            for order in tick(later, no_runs, Watch()).orders:
-                for each in take_up(later, order.run_key, f"run-{again}"):
+            for order in tick(later, no_runs, AmsRestartDetector()).orders:
+                for each in claim_dispatch(later, order.run_key, f"run-{again}"):
                     take_turn(later, each.incident_id, f"run-{again}")
             alive = {process.pid for process in workers(tmp_path)}
             assert len(alive) <= 1

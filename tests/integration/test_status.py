@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.cli.status_table import as_json, render
 from dagster_amoro.config import Mode
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
-from dagster_amoro.core.limits import Guards
-from dagster_amoro.core.model import Incident, Ordered, State, Transition
+from dagster_amoro.core.limits import Limits
+from dagster_amoro.core.model import Incident, OperatorRequest, State, Transition
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
-from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
 from dagster_amoro.healing.preconditions import hold_lease
 from dagster_amoro.healing.status import OrphanStatus, Status, take_status
+from dagster_amoro.healing.status_table import as_json, render
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource_group
@@ -70,7 +70,7 @@ def change(world: Fleet, **settings: Any) -> None:  # noqa: ANN401 - of the keep
     world.keeper = replace(keeper, policy=replace(policy, **of_policy), **settings)
 
 
-def floor(world: Fleet, threads: int, group: str = "g") -> None:
+def min_parallelism(world: Fleet, threads: int, group: str = "g") -> None:
     """The operator sets a minimum parallelism."""
     properties = json.dumps({"min-parallelism": str(threads)})
     chosen = resource_group.c.group_name == group
@@ -133,7 +133,7 @@ def test_a_ledger_that_is_not_there_is_not_made(tmp_path: Path) -> None:
         world.keeper = replace(world.keeper, ledger=ledger)
         world.worker()
         assert only(world).next == "found by the next tick"
-        world.keeper = world.keeper.rehearsing()
+        world.keeper = world.keeper.in_dry_run()
         assert only(world).next == "found by the next tick"
         assert look(world).mode is Mode.DRY_RUN
         assert not (tmp_path / "l.db").exists()
@@ -144,7 +144,7 @@ def test_tables_are_not_made_beside_the_registry(world: Fleet) -> None:
     """Neither are they where ledger and registry share a database."""
     world.worker()
     new = only(world)
-    assert (new.incident_id, new.state, new.orphaned_since, new.spent) == (None,) * 4
+    assert (new.incident_id, new.state, new.orphaned_since, new.attempts_used) == (None,) * 4
     assert (new.group_name, new.next_at) == ("g", START)
     with world.keeper.registry.database.reading() as connection:
         assert not sa.inspect(connection).has_table("keeper_incident")
@@ -174,12 +174,26 @@ def test_a_group_has_its_numbers(world: Fleet) -> None:
     for name in ("w-1", "w-2"):
         world.register(name)
     threads(world)
-    floor(world, 3)
+    min_parallelism(world, 3)
     world.tick()
     g, h = look(world).groups
-    assert (g.name, g.resources, g.wanted, g.live, g.floor, g.orphans) == ("g", 3, 6, 4, 3, 1)
-    assert (g.trouble, g.told, g.refill) == ("orphans", None, None)
-    assert (h.name, h.resources, h.wanted, h.live, h.floor, h.orphans) == ("h", 1, 2, 0, None, 1)
+    assert (g.name, g.resources, g.wanted, g.live, g.min_parallelism, g.orphans) == (
+        "g",
+        3,
+        6,
+        4,
+        3,
+        1,
+    )
+    assert (g.trouble, g.message, g.scale_up) == ("orphans", None, None)
+    assert (h.name, h.resources, h.wanted, h.live, h.min_parallelism, h.orphans) == (
+        "h",
+        1,
+        2,
+        0,
+        None,
+        1,
+    )
     world.register("w-3")
     g, h = look(world).groups
     assert (g.orphans, g.trouble) == (0, None)
@@ -216,7 +230,7 @@ def test_a_grace_period_has_an_end(world: Fleet) -> None:
     world.worker()
     world.tick()
     orphan = only(world)
-    assert (orphan.state, orphan.orphaned_since, orphan.spent) == (State.WAITING, START, 0)
+    assert (orphan.state, orphan.orphaned_since, orphan.attempts_used) == (State.WAITING, START, 0)
     assert (orphan.next, orphan.next_at) == (f"attempt 1 of 3 after {DUE}", START + GRACE)
     assert only(world.later(GRACE - timedelta(microseconds=1))).next == orphan.next
     orphan = only(world.later(timedelta(microseconds=1)))
@@ -231,9 +245,9 @@ def test_a_run_has_a_claim_until_it_lapses(world: Fleet) -> None:
     (request,) = world.later().tick()
     until = world.now + world.keeper.claim_timeout
     orphan = only(world)
-    assert (orphan.state, orphan.next_at) == (State.HANDED_OVER, until)
+    assert (orphan.state, orphan.next_at) == (State.DISPATCHED, until)
     assert orphan.next.startswith(f"with a run until {clock_time(until)}")
-    world.take_up(request, "run")
+    world.claim_dispatch(request, "run")
     assert only(world).state is State.CLAIMED
     orphan = only(world.later(world.keeper.claim_timeout))
     assert orphan.next == "attempt 1 of 3 at the next tick"
@@ -245,7 +259,7 @@ def test_attempts_are_counted_and_their_last_error_is_told(world: Fleet) -> None
     world.tick()
     fail(world.later(), "no room, password=hunter2")
     orphan = only(world)
-    assert (orphan.spent, orphan.max_attempts) == (1, 3)
+    assert (orphan.attempts_used, orphan.max_attempts) == (1, 3)
     assert orphan.next == f"attempt 2 of 3 after {clock_time(world.now + GRACE)}"
     assert orphan.last_error == "no room, password=***"
     assert "hunter2" not in as_json(look(world))
@@ -329,13 +343,13 @@ def test_a_paused_resource_is_held_alone(world: Fleet) -> None:
 
 def test_too_many_orphans_are_held(world: Fleet) -> None:
     """The group says so before the first of them is due."""
-    change(world, guards=Guards(max_orphaned=0.5))
+    change(world, limits=Limits(max_orphaned=0.5))
     for number in range(3):
         world.worker(f"w-{number}")
     world.register("w-0")
     world.tick()
     (group,) = look(world).groups
-    assert (group.trouble, group.told) == ("held", "2 of 3 orphaned, allowed 50%")
+    assert (group.trouble, group.message) == ("held", "2 of 3 orphaned, allowed 50%")
     for orphan in look(world.later()).orphans:
         assert orphan.next == "held: 2 of 3 orphaned, allowed 50%"
     assert world.tick() == []
@@ -343,25 +357,25 @@ def test_too_many_orphans_are_held(world: Fleet) -> None:
 
 def test_a_wave_does_not_say_who_comes_first(world: Fleet) -> None:
     """Whose turn it is only the sensor knows."""
-    change(world, guards=Guards(max_restarts=1))
+    change(world, limits=Limits(max_restarts=1))
     for number in range(2):
         world.worker(f"w-{number}")
     world.tick()
-    told = {orphan.next for orphan in look(world.later()).orphans}
-    assert told == {
+    message = {orphan.next for orphan in look(world.later()).orphans}
+    assert message == {
         "attempt 1 of 3 at one of the next ticks (keeper.max-restarts-per-tick)",
     }
 
 
 def test_an_order_comes_before_the_end_of_the_grace_period(world: Fleet) -> None:
     """And does not wait for its turn in a wave."""
-    change(world, guards=Guards(max_restarts=1))
+    change(world, limits=Limits(max_restarts=1))
     for number in range(3):
         world.worker(f"w-{number}")
     world.tick()
     by = {"author": "ann", "reason": ""}
     last = world.incidents()[-1]
-    world.keeper.ledger.apply(order(last, Ordered.RESTART, by, world.now))
+    world.keeper.ledger.apply(order(last, OperatorRequest.RESTART, by, world.now))
     first, *_ = look(world).orphans
     assert first.resource_id == last.resource_id
     assert first.next == "attempt 1 of 3 at the next tick, by order of an operator"
@@ -385,20 +399,20 @@ def test_restarts_that_are_off_are_said_to_be(world: Fleet) -> None:
 def test_an_orphan_whose_start_failed_waits_for_the_round_that_is_due(world: Fleet) -> None:
     """As the tick does it, which starts a new resource in its place."""
     world.worker()
-    floor(world, 2)
+    min_parallelism(world, 2)
     world.tick()
     fail(world.later(), "no room")
     status = look(world.later())
     (group,) = status.groups
-    assert (group.live, group.floor, group.trouble) == (0, 2, "below floor")
-    assert group.told == "g has 0 of 2 threads, a new resource of 2 is started"
+    assert (group.live, group.min_parallelism, group.trouble) == (0, 2, "below min-parallelism")
+    assert group.message == "g has 0 of 2 threads, a new resource of 2 is started"
     assert status.orphans[0].next == "waits: its group is being refilled"
     world.tick()
     (group,) = look(world).groups
-    assert group.refill
-    assert (group.refill.rounds, group.refill.most) == (1, 3)
-    assert group.refill.state is RefillState.REQUESTED
-    assert group.told == "g has 0 of 2 threads, round 1 of 3 was begun"
+    assert group.scale_up
+    assert (group.scale_up.rounds, group.scale_up.most) == (1, 3)
+    assert group.scale_up.state is ScaleUpState.REQUESTED
+    assert group.message == "g has 0 of 2 threads, round 1 of 3 was begun"
     assert only(world).next == "waits: its group is being refilled"
 
 
@@ -407,15 +421,15 @@ def test_rounds_that_were_stopped_are_a_matter_for_a_person(world: Fleet) -> Non
     world.worker()
     world.register()
     threads(world)
-    floor(world, 4)
-    rounds = Refill("g", 4, rounds=3, state=RefillState.STOPPED, last_error="token=hunter2")
+    min_parallelism(world, 4)
+    rounds = ScaleUp("g", 4, rounds=3, state=ScaleUpState.STOPPED, last_error="token=hunter2")
     with world.keeper.ledger.writing() as ledger:
-        ledger.move_refill(None, rounds)
+        ledger.move_scale_up(None, rounds)
     (group,) = look(world).groups
-    assert (group.live, group.floor, group.trouble) == (2, 4, "refills stopped")
-    assert group.told == "g has 2 of 4 threads, and 3 rounds did not help: a person is needed"
-    assert group.refill
-    assert group.refill.last_error == "token=***"
+    assert (group.live, group.min_parallelism, group.trouble) == (2, 4, "scale-up stopped")
+    assert group.message == "g has 2 of 4 threads, and 3 rounds did not help: a person is needed"
+    assert group.scale_up
+    assert group.scale_up.last_error == "token=***"
 
 
 def test_a_dry_run_shows_what_it_would_have_left(world: Fleet) -> None:
@@ -423,15 +437,15 @@ def test_a_dry_run_shows_what_it_would_have_left(world: Fleet) -> None:
     change(world, max_retries=1)
     world.worker()
     enforcing = world.keeper
-    world.keeper = enforcing.rehearsing()
+    world.keeper = enforcing.in_dry_run()
     assert look(world).mode is Mode.DRY_RUN
     exhaust(world)
     orphan = only(world)
-    assert (orphan.spent, orphan.next[:8]) == (1, "given up")
+    assert (orphan.attempts_used, orphan.next[:8]) == (1, "given up")
     world.keeper = enforcing
     status = look(world.later())
     assert status.mode is Mode.ENFORCE
-    assert status.orphans[0].spent == 0
+    assert status.orphans[0].attempts_used == 0
     assert status.orphans[0].next == "attempt 1 of 1 at the next tick"
     assert world.tick()
     assert world.container.requested == []
@@ -442,7 +456,7 @@ def test_what_a_dry_run_gave_up_is_no_orphan_to_it(world: Fleet) -> None:
     change(world, max_retries=0)
     world.worker()
     enforcing = world.keeper
-    world.keeper = enforcing.rehearsing()
+    world.keeper = enforcing.in_dry_run()
     world.tick()
     for request in world.later().tick():
         world.launch(request)
@@ -455,24 +469,24 @@ def test_the_lease_says_who_acts(world: Fleet) -> None:
     """Nobody, this deployment, another one, or nobody any more."""
     ours = replace(world.keeper, deployment="blue", lease_time=timedelta(hours=1))
     theirs = replace(ours, deployment="green")
-    assert look(world).acting.told == "this deployment; it knows of no other (no lease)"
+    assert look(world).acting.message == "this deployment; it knows of no other (no lease)"
     world.worker()
     world.tick()
     world.keeper = ours
     acting = look(world).acting
     assert (acting.deployment, acting.holder, acting.until) == ("blue", None, None)
-    assert acting.told == "nobody yet; whoever ticks first takes the lease"
+    assert acting.message == "nobody yet; whoever ticks first takes the lease"
     hold_lease(theirs, "0123456789")
     acting = look(world).acting
     assert acting.holder == "green (01234567)"
     assert acting.until
     until = f"; its lease runs until {clock_time(acting.until)}"
-    assert acting.told == f"green (01234567), while blue watches{until}"
+    assert acting.message == f"green (01234567), while blue watches{until}"
     world.keeper = theirs
-    assert look(world).acting.told == f"green (01234567), this deployment{until}"
+    assert look(world).acting.message == f"green (01234567), this deployment{until}"
     hold_lease(replace(theirs, lease_time=timedelta(hours=-1)), "0123456789")
     acting = look(world).acting
-    assert acting.told.startswith("nobody; the lease of green (01234567) ran out at ")
+    assert acting.message.startswith("nobody; the lease of green (01234567) ran out at ")
     assert acting.until
 
 
@@ -492,7 +506,7 @@ def test_a_claim_of_an_earlier_lease_is_void(world: Fleet) -> None:
 def test_others_that_took_its_place_are_seen(world: Fleet) -> None:
     """While they come it waits; once they are there the next tick removes it."""
     world.worker()
-    floor(world, 2)
+    min_parallelism(world, 2)
     world.tick()
     world.worker("new")
     world.later()
@@ -508,7 +522,7 @@ def test_others_that_took_its_place_are_seen(world: Fleet) -> None:
 
 def test_the_next_tick_does_what_was_said(world: Fleet) -> None:
     """Of a fleet in which everything happens at once."""
-    change(world, guards=Guards(max_orphaned_of={"held": 0.5}))
+    change(world, limits=Limits(max_orphaned_of={"held": 0.5}))
     for group in ("a", "b", "held", "paused"):
         for number in range(2):
             world.worker(f"{group}-{number}", group=group)
@@ -523,7 +537,7 @@ def test_the_next_tick_does_what_was_said(world: Fleet) -> None:
     said = {each.resource_id for each in status.orphans if each.next.endswith("at the next tick")}
     assert said == {"a-1", "b-0", "b-1"}
     world.tick()
-    done = [i for i in world.incidents() if i.state is State.HANDED_OVER]
+    done = [i for i in world.incidents() if i.state is State.DISPATCHED]
     assert {incident.resource_id for incident in done} == said
 
 
@@ -564,17 +578,17 @@ def test_every_database_tells_the_same(tmp_path: Path, database_url: sa.URL) -> 
         world.worker("w-2")
         world.register("w-2")
         threads(world)
-        floor(world, 8)
+        min_parallelism(world, 8)
         world.tick()
         given = pause(world, Target(scope=Scope.RESOURCE, name="w-1"))
         status = take_status(world.keeper)
         assert status.acting.holder
         assert status.acting.holder.startswith("blue (")
-        assert "this deployment; its lease runs until" in status.acting.told
+        assert "this deployment; its lease runs until" in status.acting.message
         (group,) = status.groups
-        assert (group.wanted, group.live, group.floor, group.orphans) == (4, 2, 8, 1)
-        assert group.refill
-        assert group.refill.rounds == 1
+        assert (group.wanted, group.live, group.min_parallelism, group.orphans) == (4, 2, 8, 1)
+        assert group.scale_up
+        assert group.scale_up.rounds == 1
         (orphan,) = status.orphans
         assert orphan.next == f"held: {replace(given, reason='upgrade, password=***')}"
         assert orphan.orphaned_since == START

@@ -45,19 +45,19 @@ from dagster_amoro.core.model import (
 )
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.properties import dump_properties
-from dagster_amoro.core.replacement import Newcomer
-from dagster_amoro.core.scale_up import Refill, RefillState
-from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.core.replacement import NewResource
+from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
+from dagster_amoro.core.tick_plan import RegistrySnapshot
 from dagster_amoro.stores import database as database_module
 from dagster_amoro.stores import ledger as ledger_module
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import Database, is_mysql, utc_now
-from dagster_amoro.stores.dry_run import RehearsedRegistry
+from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.ledger import VERSION_TABLE, Ledger
 from dagster_amoro.stores.registry import (
     Registry,
-    Sighting,
+    ResourceSnapshot,
     optimizer,
     orphan_of,
     resource,
@@ -90,7 +90,7 @@ HOSTILE: Final = (
     "../..",
     "NULL",
 )
-HEAD: Final = "0003"  # the ledger's schema version
+HEAD: Final = "0001"  # the ledger's schema version
 ODD_TEXT: Final = "tab\t newline\n quote' \" \\ \x1b[31m é 世 \U0001f600 \u2028"
 
 OpenDatabase = Callable[..., Database]
@@ -153,7 +153,7 @@ def ended(ledger: Ledger, resource_id: str, outcome: State, at: datetime = NOW) 
     return taken(ledger, transitions.close(incident, outcome, "over", at))
 
 
-def rehearsed(ledger: Ledger) -> Ledger:
+def from_dry_run(ledger: Ledger) -> Ledger:
     """The same ledger in a dry run."""
     return Ledger(ledger.database, dry_run=True)
 
@@ -186,19 +186,25 @@ def add_pause(ledger: Ledger, pause: Pause) -> None:
         writing.add_pause(pause)
 
 
-def a_refill(**changes: Any) -> Refill:  # noqa: ANN401 - of any field
+def a_scale_up(**changes: Any) -> ScaleUp:  # noqa: ANN401 - of any field
     """The first round of group g."""
-    fields = {"group_name": "g", "floor": 8, "rounds": 1, "resource_id": "new", "threads": 3}
-    return Refill(**{**fields, "state": RefillState.REQUESTED, **changes})
+    fields = {
+        "group_name": "g",
+        "min_parallelism": 8,
+        "rounds": 1,
+        "resource_id": "new",
+        "threads": 3,
+    }
+    return ScaleUp(**{**fields, "state": ScaleUpState.REQUESTED, **changes})
 
 
-def move_refill(ledger: Ledger, before: Refill | None, after: Refill) -> bool:
+def move_scale_up(ledger: Ledger, before: ScaleUp | None, after: ScaleUp) -> bool:
     """Takes a step of a group's rounds; whether it was expected."""
     with ledger.writing() as writing:
-        return writing.move_refill(before, after)
+        return writing.move_scale_up(before, after)
 
 
-def note(ledger: Ledger, group_name: str | None, kind: EventKind = EventKind.REFILL) -> None:
+def note(ledger: Ledger, group_name: str | None, kind: EventKind = EventKind.SCALE_UP) -> None:
     """Tells something of a group, or of everything."""
     event = Event(kind=kind, at=NOW, message=f"about {group_name}", details={"k": ODD_TEXT})
     with ledger.writing() as writing:
@@ -272,7 +278,7 @@ class Racers:
     """
 
     def __init__(self) -> None:
-        arguments = [sys.executable, "-W", "error", __file__]
+        arguments = [sys.executable, "-W", "error", "-m", __name__]
         self._processes = [
             subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(2)
@@ -280,9 +286,9 @@ class Racers:
 
     def race(self, action: str, url: sa.URL) -> list[object]:
         """What came of it for each: the action's result, or the text of its error."""
-        self._tell(json.dumps([action, url.render_as_string(hide_password=False)]))
+        self._add_events(json.dumps([action, url.render_as_string(hide_password=False)]))
         assert self._hear() == ["ready", "ready"]
-        self._tell("go")
+        self._add_events("go")
         return self._hear()
 
     def stop(self) -> None:
@@ -291,7 +297,7 @@ class Racers:
             process.communicate(timeout=30)
             assert process.returncode == 0
 
-    def _tell(self, line: str) -> None:
+    def _add_events(self, line: str) -> None:
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(line + "\n")
@@ -339,19 +345,19 @@ def claim(database: Database) -> Callable[[], object]:
     return lambda: ledger.apply(step) is not None
 
 
-def refill(database: Database) -> Callable[[], object]:
+def scale_up(database: Database) -> Callable[[], object]:
     """Begins the first round of a group; whether that was this process."""
     ledger = Ledger(database)
     ledger.open_incidents()
-    return lambda: move_refill(ledger, None, a_refill(resource_id=str(uuid4())))
+    return lambda: move_scale_up(ledger, None, a_scale_up(resource_id=str(uuid4())))
 
 
-def refill_again(database: Database) -> Callable[[], object]:
+def scale_up_again(database: Database) -> Callable[[], object]:
     """Begins the next round of the only group; whether that was this process."""
     ledger = Ledger(database)
-    (before,) = ledger.refills().values()
+    (before,) = ledger.scale_ups().values()
     after = before.evolve(resource_id=str(uuid4()))
-    return lambda: move_refill(ledger, before, after)
+    return lambda: move_scale_up(ledger, before, after)
 
 
 def lease(database: Database) -> Callable[[], object]:
@@ -370,7 +376,7 @@ def lease(database: Database) -> Callable[[], object]:
 
 RACES: Final = {
     do.__name__: do
-    for do in (create, add_group, migrate, detect, claim, refill, refill_again, lease)
+    for do in (create, add_group, migrate, detect, claim, scale_up, scale_up_again, lease)
 }
 
 
@@ -676,7 +682,7 @@ def test_a_survey_of_a_group_tells_that_group_only(registry: Registry) -> None:
 
 @pytest.mark.parametrize("look", [Registry.survey, lambda registry: registry.survey_group("g")])
 def test_a_survey_sees_one_moment(
-    registry: Registry, open_database: OpenDatabase, look: Callable[[Registry], Survey]
+    registry: Registry, open_database: OpenDatabase, look: Callable[[Registry], RegistrySnapshot]
 ) -> None:
     """Whatever others commit between two of its statements, it shows all of that or nothing."""
     sized(registry, "g")
@@ -776,13 +782,13 @@ def test_newcomers_are_what_came_after_a_moment(registry: Registry) -> None:
         later(registry, name, START + timedelta(seconds=number))
     later(registry, "elsewhere", START, group_name="h")
     since = registry.newest_starts(["g", "h"])
-    assert registry.newcomers(since) == []
+    assert registry.new_resources(since) == []
     later(registry, "new", START + timedelta(seconds=2), thread_count=3)
     later(registry, "there", START + timedelta(seconds=3), thread_count=None)
     later(registry, "in h", START + timedelta(seconds=4), group_name="h")
     later(registry, "in another", START + timedelta(days=4), group_name="another")
     register(registry, "there", "there", None)
-    found = {each.resource_id: each for each in registry.newcomers(since)}
+    found = {each.resource_id: each for each in registry.new_resources(since)}
     assert set(found) == {"new", "there", "in h"}
     assert found["new"][1:3] == ("g", 3)
     assert found["there"][1:3] == ("g", 0)
@@ -790,7 +796,7 @@ def test_newcomers_are_what_came_after_a_moment(registry: Registry) -> None:
         "new": False, "there": True, "in h": False,
     }  # fmt: skip
     assert all(found[name].start_time > since[found[name].group_name] for name in found)
-    assert registry.newcomers({}) == []
+    assert registry.new_resources({}) == []
 
 
 def test_times_are_compared_as_finely_as_the_database_has_them(registry: Registry) -> None:
@@ -799,7 +805,7 @@ def test_times_are_compared_as_finely_as_the_database_has_them(registry: Registr
     since = registry.newest_starts(["g"])
     later(registry, "at once", START + timedelta(milliseconds=300))
     later(registry, "a second later", START + timedelta(seconds=1))
-    found = registry.newcomers(since)
+    found = registry.new_resources(since)
     assert {each.resource_id for each in found} == {"at once", "a second later"}
     assert all(each.start_time > since["g"] for each in found)
 
@@ -809,10 +815,10 @@ def test_times_of_the_databases_own_can_be_compared(registry: Registry) -> None:
     later(registry, "long ago", datetime(2020, 1, 1))  # noqa: DTZ001 - as the database has it
     since = registry.newest_starts(["g"])
     registry.add_resource(a_resource("now"))
-    (found,) = registry.newcomers(since)
-    assert found == Newcomer("now", "g", 2, registry.newest_starts(["g"])["g"], registered=False)
+    (found,) = registry.new_resources(since)
+    assert found == NewResource("now", "g", 2, registry.newest_starts(["g"])["g"], registered=False)
     assert found.start_time > since["g"]
-    assert registry.newcomers({"g": found.start_time}) == []
+    assert registry.new_resources({"g": found.start_time}) == []
 
 
 @pytest.mark.parametrize("text", ["soon", "", "2026-03-29T01:00:00Z", "17"])
@@ -829,7 +835,7 @@ def test_a_time_that_is_none_stops_nobody(
     )  # fmt: skip
     since = registry.newest_starts(["g"])
     assert since == {"g": text}
-    assert registry.newcomers(since) == []
+    assert registry.new_resources(since) == []
     row = registry.look("r").row
     assert row is not None
     before = rows_as_stored(registry)
@@ -910,8 +916,8 @@ def test_witnesses_are_tokens_that_are_there(registry: Registry) -> None:
     """Those of before that are left, and some of now."""
     for token in ("a", "b", "c"):
         execute(registry.database, sa.insert(optimizer).values(token=token))
-    assert registry.witnesses(["b", "gone"], 2) == ({"b"}, ["a", "b"])
-    assert registry.witnesses([], 5) == (set(), ["a", "b", "c"])
+    assert registry.sample_tokens(["b", "gone"], 2) == ({"b"}, ["a", "b"])
+    assert registry.sample_tokens([], 5) == (set(), ["a", "b", "c"])
 
 
 # --- Registry: single rows --------------------------------------------------------------------
@@ -931,11 +937,11 @@ def test_present_takes_any_number_of_ids(registry: Registry, number: int) -> Non
 def test_a_look_shows_the_whole_row(registry: Registry) -> None:
     """Every column, in a form that JSON keeps, and whether an optimizer names it."""
     registry.add_resource(a_resource(properties={"k": ODD_TEXT}))
-    sighting = registry.look("r-1")
-    assert sighting.row is not None
-    assert list(sighting.row) == [column.name for column in resource.columns]
-    kept = json.loads(json.dumps(dict(sighting.row)))
-    assert kept == sighting.row
+    seen_resource = registry.look("r-1")
+    assert seen_resource.row is not None
+    assert list(seen_resource.row) == [column.name for column in resource.columns]
+    kept = json.loads(json.dumps(dict(seen_resource.row)))
+    assert kept == seen_resource.row
     start_time = datetime.fromisoformat(kept.pop("start_time")).replace(tzinfo=UTC)
     assert abs(datetime.now(UTC) - start_time) < timedelta(minutes=10)
     assert kept == {
@@ -947,7 +953,7 @@ def test_a_look_shows_the_whole_row(registry: Registry) -> None:
         "total_memory": 1024,
         "properties": dump_properties({"k": ODD_TEXT}),
     }
-    assert sighting.orphan == orphan_of(sighting.row) == registry.survey().orphans["r-1"]
+    assert seen_resource.orphan == orphan_of(seen_resource.row) == registry.survey().orphans["r-1"]
 
 
 def test_a_look_says_whether_it_is_registered(registry: Registry) -> None:
@@ -955,9 +961,9 @@ def test_a_look_says_whether_it_is_registered(registry: Registry) -> None:
     registry.add_resource(a_resource())
     assert not registry.look("r-1").registered
     register(registry, "r-1", "r-1", "gone")
-    sighting = registry.look("r-1")
-    assert (sighting.registered, sighting.orphan) == (True, None)
-    assert registry.look("gone") == Sighting(row=None, registered=False)
+    seen_resource = registry.look("r-1")
+    assert (seen_resource.registered, seen_resource.orphan) == (True, None)
+    assert registry.look("gone") == ResourceSnapshot(row=None, registered=False)
 
 
 def test_a_look_shows_a_time_that_is_none(sqlite_url: sa.URL, open_database: OpenDatabase) -> None:
@@ -1195,7 +1201,7 @@ def test_the_schema_of_a_newer_version_is_refused(ledger: Ledger) -> None:
 def test_a_schema_of_two_versions_is_refused(ledger: Ledger) -> None:
     """Alembic's own error does not get out."""
     ledger.open_incidents()
-    execute(ledger.database, f"INSERT INTO {VERSION_TABLE} VALUES ('0001')")  # noqa: S608
+    execute(ledger.database, f"INSERT INTO {VERSION_TABLE} VALUES ('0000')")  # noqa: S608
     with pytest.raises(StoreUnavailableError, match="the ledger's schema version cannot be told"):
         Ledger(ledger.database).open_incidents()
 
@@ -1416,13 +1422,13 @@ def test_exactly_one_of_many_threads_moves_an_incident(ledger: Ledger) -> None:
 
 
 def test_a_claim_is_found_by_its_owner(ledger: Ledger) -> None:
-    """All open incidents of a run or a hand-over, oldest first; no others, no closed ones."""
+    """All open incidents of a run or a dispatch, oldest first; no others, no closed ones."""
     mine = [claimed(ledger, f"r-{number}") for number in (3, 1, 2)]
     closed(ledger, claimed(ledger, "closed"))
     theirs = claimed(ledger, "theirs", "another run")
     opened(ledger, "nobody's")
-    key = "incident.attempts.hand-over 1.0.1"
-    handed = taken(ledger, transitions.hand_over(opened(ledger, "handed"), key, UNTIL, NOW))
+    key = "incident.attempts.dispatch 1.0.1"
+    handed = taken(ledger, transitions.dispatch(opened(ledger, "handed"), key, UNTIL, NOW))
     assert ledger.claimed_by("run") == mine
     assert ledger.claimed_by("another run") == [theirs]
     assert ledger.claimed_by(key) == [handed]
@@ -1595,7 +1601,7 @@ def test_a_note_is_an_event_without_an_incident(ledger: Ledger) -> None:
     assert [
         (row["incident_id"], row["group_name"], row["kind"], row["at"], row["message"])
         for row in rows(ledger.database, event_table)
-    ] == [(None, name, "refill", NOW, f"about {name}") for name in ("g", "another", None)]
+    ] == [(None, name, "scale-up", NOW, f"about {name}") for name in ("g", "another", None)]
     assert {row["details"] for row in rows(ledger.database, event_table)} == {
         json.dumps({"k": ODD_TEXT}, ensure_ascii=False)
     }
@@ -1609,13 +1615,13 @@ def test_changed_groups_are_not_those_of_events_of_everything(ledger: Ledger) ->
     note(ledger, "g")
     note(ledger, None, EventKind.PAUSED)
     changed, newest = ledger.changed_groups(0)
-    assert (changed, newest) == ({"g": {"refill": 1}}, 2)
+    assert (changed, newest) == ({"g": {"scale-up": 1}}, 2)
     assert ledger.changed_groups(newest) == ({}, newest)
 
 
 def test_what_a_dry_run_writes_says_so(ledger: Ledger) -> None:
     """In each event and in the incident; and what is no dry run takes the mark off again."""
-    dry = rehearsed(ledger)
+    dry = from_dry_run(ledger)
     incident = opened(dry)
     note(dry, "g")
     told = dry.events(incident.incident_id)[0]
@@ -1648,7 +1654,7 @@ def test_what_recovered_of_late_keeps_its_count(ledger: Ledger) -> None:
 def test_a_count_goes_on_from_incident_to_incident(ledger: Ledger) -> None:
     """What was carried counts as well, and the newest incident says it."""
     ended(ledger, "r-1", State.RECOVERED)
-    again = taken(ledger, transitions.detect(an_orphan(), NOW, carried=2))
+    again = taken(ledger, transitions.detect(an_orphan(), NOW, prior_attempts=2))
     assert ledger.unstable(SINCE) == {"r-1": 2}  # while that one is open, nobody asks
     again = taken(ledger, transitions.claim(again, "run", UNTIL, NOW))
     again = taken(ledger, transitions.begin_attempt(again, UNTIL, NOW))
@@ -1679,7 +1685,7 @@ def test_a_reset_is_kept(ledger: Ledger) -> None:
 
 def test_attempts_of_a_dry_run_count_in_a_dry_run_only(ledger: Ledger) -> None:
     """To others they are none; and neither do they hide what was before them."""
-    dry = rehearsed(ledger)
+    dry = from_dry_run(ledger)
     ended(dry, "dry", State.RECOVERED)
     ended(ledger, "both", State.RECOVERED)
     taken(dry, transitions.close(opened(dry, "both"), State.EXHAUSTED, "over", NOW))
@@ -1689,7 +1695,7 @@ def test_attempts_of_a_dry_run_count_in_a_dry_run_only(ledger: Ledger) -> None:
 
 def test_what_a_dry_run_removed_is_known(ledger: Ledger) -> None:
     """By the newest of its incidents; whoever was not removed, or by others, is not among them."""
-    dry = rehearsed(ledger)
+    dry = from_dry_run(ledger)
     for name, outcome in {
         "exhausted": State.EXHAUSTED,
         "superseded": State.SUPERSEDED,
@@ -1747,9 +1753,9 @@ def test_a_pause_is_ended_once(ledger: Ledger) -> None:
 
 def test_a_refill_comes_back_as_it_was_written(ledger: Ledger) -> None:
     """Every field of it, by the name of its group."""
-    full = a_refill(
+    full = a_scale_up(
         group_name=ODD_TEXT,
-        state=RefillState.FAILED,
+        state=ScaleUpState.FAILED,
         claimed_by="run",
         claimed_until=UNTIL,
         next_at=NOW,
@@ -1757,54 +1763,54 @@ def test_a_refill_comes_back_as_it_was_written(ledger: Ledger) -> None:
         fence=7,
         version=3,
     )
-    assert ledger.refills() == {}
-    for each in (full, a_refill(), *(a_refill(group_name=name) for name in HOSTILE)):
-        assert move_refill(ledger, None, each)
-    kept = {name: a_refill(group_name=name) for name in HOSTILE}
-    assert ledger.refills() == {ODD_TEXT: full, "g": a_refill(), **kept}
+    assert ledger.scale_ups() == {}
+    for each in (full, a_scale_up(), *(a_scale_up(group_name=name) for name in HOSTILE)):
+        assert move_scale_up(ledger, None, each)
+    kept = {name: a_scale_up(group_name=name) for name in HOSTILE}
+    assert ledger.scale_ups() == {ODD_TEXT: full, "g": a_scale_up(), **kept}
 
 
 def test_a_refill_is_moved_from_where_it_is_expected(ledger: Ledger) -> None:
     """Whoever saw it earlier, or believes that there is none, writes nothing."""
-    first = a_refill()
-    second = first.evolve(state=RefillState.STARTED)
-    assert move_refill(ledger, None, first)
-    assert not move_refill(ledger, None, a_refill(resource_id="another"))
-    assert ledger.refills() == {"g": first}
-    assert move_refill(ledger, first, second)
-    assert not move_refill(ledger, first, first.evolve(state=RefillState.FAILED))
-    assert not move_refill(ledger, a_refill(group_name="h"), a_refill(group_name="h"))
-    assert ledger.refills() == {"g": second}
+    first = a_scale_up()
+    second = first.evolve(state=ScaleUpState.STARTED)
+    assert move_scale_up(ledger, None, first)
+    assert not move_scale_up(ledger, None, a_scale_up(resource_id="another"))
+    assert ledger.scale_ups() == {"g": first}
+    assert move_scale_up(ledger, first, second)
+    assert not move_scale_up(ledger, first, first.evolve(state=ScaleUpState.FAILED))
+    assert not move_scale_up(ledger, a_scale_up(group_name="h"), a_scale_up(group_name="h"))
+    assert ledger.scale_ups() == {"g": second}
 
 
 def test_a_refill_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
     """Not if it went on meanwhile, and not twice; then the group can begin anew."""
-    first = a_refill()
-    second = first.evolve(state=RefillState.STARTED)
-    move_refill(ledger, None, first)
-    move_refill(ledger, first, second)
-    move_refill(ledger, None, a_refill(group_name="h"))
+    first = a_scale_up()
+    second = first.evolve(state=ScaleUpState.STARTED)
+    move_scale_up(ledger, None, first)
+    move_scale_up(ledger, first, second)
+    move_scale_up(ledger, None, a_scale_up(group_name="h"))
     with ledger.writing() as writing:
-        found = [writing.forget_refill(each) for each in (first, second, second)]
+        found = [writing.forget_scale_up(each) for each in (first, second, second)]
     assert found == [False, True, False]
-    assert ledger.refills() == {"h": a_refill(group_name="h")}
-    assert move_refill(ledger, None, first)
+    assert ledger.scale_ups() == {"h": a_scale_up(group_name="h")}
+    assert move_scale_up(ledger, None, first)
 
 
-@pytest.mark.parametrize("action", ["refill", "refill_again"])
+@pytest.mark.parametrize("action", ["scale-up", "scale_up_again"])
 def test_exactly_one_of_two_processes_refills_a_group(
     ledger: Ledger, database_url: sa.URL, racers: Racers, action: str
 ) -> None:
     """The other one sees that it lost."""
     ledger.open_incidents()
     for number in range(3):
-        if action == "refill_again" and not number:
-            move_refill(ledger, None, a_refill())
+        if action == "scale_up_again" and not number:
+            move_scale_up(ledger, None, a_scale_up())
         assert sorted(map(str, racers.race(action, database_url))) == ["False", "True"]
-        (moved,) = ledger.refills().values()
-        assert moved.version == (number + 1 if action == "refill_again" else 0)
-        if action == "refill":
-            execute(ledger.database, sa.delete(schema.refill))
+        (moved,) = ledger.scale_ups().values()
+        assert moved.version == (number + 1 if action == "scale_up_again" else 0)
+        if action == "scale-up":
+            execute(ledger.database, sa.delete(schema.scale_up))
 
 
 def test_exactly_one_of_two_processes_takes_the_lease(
@@ -1846,9 +1852,9 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "sized_groups": lambda registry: registry.sized_groups(),
     "resource_counts": lambda registry: registry.resource_counts(),
     "newest_starts": lambda registry: registry.newest_starts([SECRET]),
-    "newcomers": lambda registry: registry.newcomers({SECRET: "2026-03-29 01:00:00"}),
+    "new_resources": lambda registry: registry.new_resources({SECRET: "2026-03-29 01:00:00"}),
     "restore": lambda registry: registry.restore(a_row(SECRET)),
-    "witnesses": lambda registry: registry.witnesses([SECRET], 1),
+    "sample_tokens": lambda registry: registry.sample_tokens([SECRET], 1),
     "look": lambda registry: registry.look(SECRET),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
     "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
@@ -1870,7 +1876,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "last_removed": lambda ledger: ledger.last_removed(SECRET),
     "removed_resources": lambda ledger: ledger.removed_resources(),
     "pauses": lambda ledger: ledger.pauses(),
-    "refills": lambda ledger: ledger.refills(),
+    "scale_ups": lambda ledger: ledger.scale_ups(),
     "unstable": lambda ledger: ledger.unstable(NOW),
     "removed_in_dry_run": lambda ledger: ledger.removed_in_dry_run(),
     "claimed_by": lambda ledger: ledger.claimed_by(SECRET),
@@ -1881,7 +1887,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "changed_groups": lambda ledger: ledger.changed_groups(0),
     "tells": lambda ledger: ledger.tells(SECRET, 1, NOW),
 }
-PURE: Final = {"history", "story"}  # they only make a query
+PURE: Final = {"history", "story_events"}  # they only make a query
 CALLS: Final = [
     *(pytest.param(Registry, call, id=f"registry.{n}") for n, call in REGISTRY_CALLS.items()),
     *(pytest.param(Ledger, call, id=f"ledger.{n}") for n, call in LEDGER_CALLS.items()),
@@ -2019,7 +2025,7 @@ def test_in_a_dry_run_the_registry_is_only_read(
     """By each of its methods: not one statement writes, be there anything to write or not."""
     registry.add_resource(a_resource())
     register(registry, "r-1", silent=TIMEOUT * 2)
-    dry = RehearsedRegistry(open_database(registry.database.url), TIMEOUT, set)
+    dry = DryRunRegistry(open_database(registry.database.url), TIMEOUT, set)
     with statements(dry.database) as sent:
         call(dry)
     assert not any(map(is_write, sent))
@@ -2157,10 +2163,10 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
         lambda: registry.survey_group(half),
         lambda: registry.group(half),
         lambda: registry.newest_starts([half]),
-        lambda: registry.newcomers({half: "2026-03-29 01:00:00"}),
+        lambda: registry.new_resources({half: "2026-03-29 01:00:00"}),
         lambda: registry.restore(a_row(half)),
         lambda: add_pause(ledger, a_pause(half)),
-        lambda: move_refill(ledger, None, a_refill(group_name=half)),
+        lambda: move_scale_up(ledger, None, a_scale_up(group_name=half)),
         lambda: note(ledger, half),
         lambda: ledger.open_incidents(half),
         lambda: ledger.apply(detected(half)),
@@ -2186,7 +2192,7 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
         (incident_table, "state", "asleep"),
         (event_table, "kind", "dreamt"),
         (event_table, "details", "{"),
-        (schema.refill, "state", "asleep"),
+        (schema.scale_up, "state", "asleep"),
         (schema.pause, "scope", "the universe"),
     ],
 )
@@ -2195,11 +2201,11 @@ def test_rows_of_another_world_are_refused(
 ) -> None:
     """A state, a kind of event or details that cannot be understood are no foreign error either."""
     incident = opened(ledger)
-    move_refill(ledger, None, a_refill())
+    move_scale_up(ledger, None, a_scale_up())
     add_pause(ledger, a_pause())
     execute(ledger.database, f"UPDATE {table.name} SET {column} = '{value}'")  # noqa: S608
     number = incident.incident_id
-    reads = (ledger.open_incidents, lambda: ledger.events(number), ledger.refills, ledger.pauses)
+    reads = (ledger.open_incidents, lambda: ledger.events(number), ledger.scale_ups, ledger.pauses)
     with pytest.raises(StoreUnavailableError, match="the ledger holds what cannot be understood"):
         assert not [read() for read in reads]
 

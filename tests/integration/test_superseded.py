@@ -1,6 +1,6 @@
 """AMS refills a group by itself: an orphan whose threads came anew is removed, not restarted.
 
-Attached: the registry is AMS's, and so is the keeping of floors. Real ticks and runs on AMS's own
+Attached: the registry is AMS's, which keeps min-parallelism. Real ticks and runs on AMS's own
 tables; the container only remembers.
 """
 
@@ -41,7 +41,7 @@ class Attached:
     world: Fleet
 
     def group(self, properties: Mapping[str, str]) -> None:
-        """Somebody writes the group's properties; AMS does, when it resets a floor."""
+        """Somebody writes the group's properties; AMS does, when it resets a min-parallelism."""
         text = dump_properties(properties)
         self.world.execute(sa.update(resource_group).values(properties=text))
 
@@ -59,7 +59,7 @@ class Attached:
         """Its optimizer registers."""
         insert_optimizer(self.url, resource_id, thread_count=threads)
 
-    def refills(self, resource_id: str, threads: int = 2) -> None:
+    def scale_ups(self, resource_id: str, threads: int = 2) -> None:
         """AMS starts a resource for what its group lacks, and it registers."""
         self.starts(resource_id, threads, years=1)
         self.registers(resource_id, threads)
@@ -79,7 +79,7 @@ class Attached:
 
 @pytest.fixture
 def attached(tmp_path: Path, database_url: sa.URL) -> Iterator[Attached]:
-    """A group with a floor of 4 threads that has them, two of each of its resources."""
+    """A group with a min-parallelism of 4 threads that has them, two of each of its resources."""
     create_amoro(database_url)
     address = ("127.0.0.1",)
     with (
@@ -110,7 +110,7 @@ def _dies(attached: Attached, resource_id: str = "first") -> Incident:
 def test_an_orphan_is_superseded_when_its_grace_period_is_over(attached: Attached) -> None:
     """AMS refilled meanwhile: the orphan is released and removed, and its row is kept."""
     incident = _dies(attached)
-    attached.refills("new")
+    attached.scale_ups("new")
     assert attached.tick_and_launch(MINUTE) == []  # it still may come back by itself
     (request,) = attached.world.later(GRACE).tick()
     assert attached.world.launch(request).success
@@ -129,7 +129,7 @@ def test_an_orphan_is_superseded_when_its_grace_period_is_over(attached: Attache
 def test_an_orphan_that_comes_back_by_itself_is_not_superseded(attached: Attached) -> None:
     """Somebody stands for it: both stay."""
     _dies(attached)
-    attached.refills("new")
+    attached.scale_ups("new")
     attached.registers("first")
     assert attached.tick_and_launch(GRACE) == []
     assert attached.of("first").state is State.RECOVERED
@@ -189,7 +189,7 @@ def test_a_refill_that_is_smaller_than_the_orphan_does_not_take_its_place(
 ) -> None:
     """Threads were lost that nobody brought."""
     _dies(attached)
-    attached.refills("new", threads=1)
+    attached.scale_ups("new", threads=1)
     assert len(attached.tick_and_launch(GRACE)) == 1
     assert attached.world.container.requested == ["first"]
 
@@ -198,7 +198,7 @@ def test_a_group_below_its_floor_gets_its_orphan_back(attached: Attached) -> Non
     """As much came as was lost, but not as much as the group must have."""
     attached.group({"min-parallelism": "6"})
     _dies(attached)
-    attached.refills("new")
+    attached.scale_ups("new")
     assert len(attached.tick_and_launch(GRACE)) == 1
     assert attached.world.container.requested == ["first"]
 
@@ -210,7 +210,7 @@ def test_in_a_group_without_a_floor_nobody_takes_anybodys_place(
     """AMS does not refill it: what came newly was wanted by a person."""
     attached.group(properties)
     _dies(attached)
-    attached.refills("new")
+    attached.scale_ups("new")
     assert len(attached.tick_and_launch(GRACE)) == 1
     assert attached.world.container.requested == ["first"]
 
@@ -218,7 +218,7 @@ def test_in_a_group_without_a_floor_nobody_takes_anybodys_place(
 def test_a_floor_that_ams_reset_is_reached(attached: Attached) -> None:
     """AMS writes down what is there when nothing helped, 0 at last; who came later still counts."""
     _dies(attached)
-    attached.refills("new")
+    attached.scale_ups("new")
     attached.group({"min-parallelism": "0"})
     assert len(attached.tick_and_launch(GRACE)) == 1
     assert attached.of("first").state is State.SUPERSEDED
@@ -290,7 +290,7 @@ def test_each_of_the_rounds_of_ams_counts(attached: Attached, after: timedelta) 
     while world.now + MINUTE < began + after:
         attached.tick_and_launch()
     before = len(world.container.requested)
-    attached.refills("new")
+    attached.scale_ups("new")
     for _ in range(8):
         attached.tick_and_launch()
     assert attached.of("first").state in {State.SUPERSEDED, State.EXHAUSTED}
@@ -309,7 +309,7 @@ def test_in_attached_mode_no_group_is_refilled_by_us(attached: Attached) -> None
 
 def _turns(world: Fleet, request: dg.RunRequest) -> None:
     """A run, without the waiting between its turns, a grace period each."""
-    for incident in world.take_up(request, f"run-{world.now}"):
+    for incident in world.claim_dispatch(request, f"run-{world.now}"):
         current: Incident | None = incident
         while current is not None and current.claimed_by:
             take_turn(world.keeper, current.incident_id, current.claimed_by)

@@ -1,4 +1,4 @@
-"""A wave, not a stampede: the guards through real ticks and runs, and pauses that grow."""
+"""A wave, not a stampede: the limits through real ticks and runs, and pauses that grow."""
 
 import re
 from collections import Counter
@@ -13,8 +13,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.core.limits import Guards
-from dagster_amoro.core.model import EventKind, Incident, Ordered, State
+from dagster_amoro.core.limits import Limits
+from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.core.transitions import order
 from dagster_amoro.healing.keeper import utc_clock
@@ -25,19 +25,19 @@ WAVE: Final = 50
 GROUPS: Final = 100
 WAVES: Final = 20
 SECOND: Final = timedelta(seconds=1)
-Wave = list[Incident]
+Batch = list[Incident]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet that restarts fifty at a time."""
     with fleet(tmp_path) as made:
-        yield guarded(made, Guards(max_restarts=WAVE))
+        yield guarded(made, Limits(max_restarts=WAVE))
 
 
-def guarded(made: Fleet, guards: Guards) -> Fleet:
-    """The same fleet, with these guards."""
-    made.keeper = replace(made.keeper, guards=guards)
+def guarded(made: Fleet, limits: Limits) -> Fleet:
+    """The same fleet, with these limits."""
+    made.keeper = replace(made.keeper, limits=limits)
     return made
 
 
@@ -65,7 +65,7 @@ def declare(made: Fleet, sizes: Sequence[int], batch: str = "") -> None:
         connection.execute(sa.insert(resource), workers)
 
 
-def next_wave(made: Fleet) -> Wave:
+def next_wave(made: Fleet) -> Batch:
     """What a tick hands over; nobody takes it up, and its claims hold for ten minutes."""
     requests = made.later(5 * SECOND).tick()
     return [
@@ -75,17 +75,17 @@ def next_wave(made: Fleet) -> Wave:
     ]
 
 
-def waves(made: Fleet, number: int) -> list[Wave]:
+def waves(made: Fleet, number: int) -> list[Batch]:
     """So many of them."""
     return [next_wave(made) for _ in range(number)]
 
 
-def lead(handed_over: Sequence[Wave], sizes: Sequence[int]) -> int:
+def lead(dispatched: Sequence[Batch], sizes: Sequence[int]) -> int:
     """By how many restarts a group was ahead of another that still waited, at most."""
     served = Counter({f"g-{number:02}": 0 for number in range(len(sizes))})
     size = dict(zip(served, sizes, strict=True))
     most = 0
-    for each in handed_over:
+    for each in dispatched:
         served.update(incident.group_name for incident in each)
         waiting = [number for name, number in served.items() if number < size[name]]
         most = max([most, *(max(waiting) - number for number in waiting)])
@@ -98,10 +98,10 @@ def test_a_thousand_orphans_are_restarted_in_twenty_waves(world: Fleet, sizes: l
     declare(world, sizes)
     assert next_wave(world) == []
     world.later()
-    handed_over = waves(world, WAVES)
-    assert [len(each) for each in handed_over] == [WAVE] * WAVES
-    assert len({incident.resource_id for each in handed_over for incident in each}) == sum(sizes)
-    assert lead(handed_over, sizes) == 1
+    dispatched = waves(world, WAVES)
+    assert [len(each) for each in dispatched] == [WAVE] * WAVES
+    assert len({incident.resource_id for each in dispatched for incident in each}) == sum(sizes)
+    assert lead(dispatched, sizes) == 1
     assert next_wave(world) == []
     assert re.search(r"orphans: 1,?000 restarting", world.message)
 
@@ -112,11 +112,11 @@ def test_the_oldest_of_a_group_go_first(world: Fleet) -> None:
         declare(world, [2] * GROUPS, batch)
         assert next_wave(world) == []
     world.later()
-    handed_over: dict[str, list[Incident]] = {}
+    dispatched: dict[str, list[Incident]] = {}
     for incident in (incident for each in waves(world, WAVES) for incident in each):
-        handed_over.setdefault(incident.group_name, []).append(incident)
-    assert len(handed_over) == GROUPS
-    for incidents in handed_over.values():
+        dispatched.setdefault(incident.group_name, []).append(incident)
+    assert len(dispatched) == GROUPS
+    for incidents in dispatched.values():
         assert [i.resource_id.split()[1][0] for i in incidents] == list("eeddccbbaa")
         assert all(a.detected_at <= b.detected_at for a, b in pairwise(incidents))
 
@@ -144,16 +144,16 @@ def test_a_lost_cursor_costs_no_group_more_than_one_round(world: Fleet, lost_aft
     declare(world, sizes)
     next_wave(world)
     world.later()
-    handed_over = waves(world, lost_after)
+    dispatched = waves(world, lost_after)
     world.cursor = None
-    handed_over += waves(world, WAVES - lost_after)
-    assert lead(handed_over, sizes) <= 2
-    assert len({i.resource_id for each in handed_over for i in each}) == sum(sizes)
-    assert [len(each) for each in handed_over] == [WAVE] * WAVES
+    dispatched += waves(world, WAVES - lost_after)
+    assert lead(dispatched, sizes) <= 2
+    assert len({i.resource_id for each in dispatched for i in each}) == sum(sizes)
+    assert [len(each) for each in dispatched] == [WAVE] * WAVES
 
 
 def test_a_wave_whose_runs_were_never_requested_comes_again(world: Fleet) -> None:
-    """The daemon died between the hand-over and the request: its claims lapse, the rest goes on."""
+    """The daemon died between the dispatch and the request: its claims lapse, the rest goes on."""
     declare(world, [1] * GROUPS)
     next_wave(world)
     world.later()
@@ -163,7 +163,7 @@ def test_a_wave_whose_runs_were_never_requested_comes_again(world: Fleet) -> Non
     world.later(world.keeper.claim_timeout - 10 * SECOND)
     assert next_wave(world) != []
     again = next_wave(world)
-    assert {i.hand_overs for i in again} == {2}
+    assert {i.dispatches for i in again} == {2}
 
 
 def test_give_ups_are_not_held_back(tmp_path: Path) -> None:
@@ -173,31 +173,31 @@ def test_give_ups_are_not_held_back(tmp_path: Path) -> None:
         next_wave(made)
         for request in made.later().tick():
             assert made.launch(request).success
-        guarded(made, Guards(max_restarts=1))
+        guarded(made, Limits(max_restarts=1))
         declare(made, [5], "new")
         next_wave(made)
-        handed_over = next_wave(made.later())
-        assert Counter(incident.attempts for incident in handed_over) == {1: 9, 0: 1}
+        dispatched = next_wave(made.later())
+        assert Counter(incident.attempts for incident in dispatched) == {1: 9, 0: 1}
 
 
 def test_what_an_operator_ordered_is_not_held_back(world: Fleet) -> None:
     """Nor does it take the place of others in the wave, or wait for the end of a grace period."""
-    guarded(world, Guards(max_restarts=1, max_orphaned=0.5))
+    guarded(world, Limits(max_restarts=1, max_orphaned=0.5))
     declare(world, [4])
     next_wave(world)
     by = {"author": "ann", "reason": "now"}
-    ordered = world.keeper.ledger.open_incidents()[:3]
-    for incident in ordered:
-        world.keeper.ledger.apply(order(incident, Ordered.RESTART, by, world.now))
-    handed_over = next_wave(world)
-    assert [i.resource_id for i in handed_over] == [i.resource_id for i in ordered]
+    operator_request = world.keeper.ledger.open_incidents()[:3]
+    for incident in operator_request:
+        world.keeper.ledger.apply(order(incident, OperatorRequest.RESTART, by, world.now))
+    dispatched = next_wave(world)
+    assert [i.resource_id for i in dispatched] == [i.resource_id for i in operator_request]
     assert next_wave(world.later()) == []
     assert "1 held (4 of 4 orphaned, allowed 50%)" in world.message
 
 
 def test_above_the_allowed_share_nothing_is_restarted(world: Fleet) -> None:
     """Seven and five of nine are too many of a half, four are not; others are healed meanwhile."""
-    guarded(world, Guards(max_orphaned=0.5))
+    guarded(world, Limits(max_orphaned=0.5))
     for number in range(9):
         world.worker(f"w-{number}")
     for number in range(3):
@@ -212,14 +212,14 @@ def test_above_the_allowed_share_nothing_is_restarted(world: Fleet) -> None:
     world.register("w-1")
     assert next_wave(world) == []
     assert "5 held (5 of 9 orphaned, allowed 50%)" in world.message
-    assert {i.hand_overs for i in world.incidents() if i.group_name == "g"} == {0}
+    assert {i.dispatches for i in world.incidents() if i.group_name == "g"} == {0}
     world.register("w-2")
     assert [i.resource_id for i in next_wave(world)] == ["w-3", "w-4", "w-5", "w-6"]
 
 
 def test_above_the_share_of_all_nothing_is_restarted_anywhere(world: Fleet) -> None:
     """Whatever a group's own share is; and nothing of it counts as an attempt."""
-    guarded(world, Guards(max_orphaned_overall=0.25))
+    guarded(world, Limits(max_orphaned_overall=0.25))
     declare(world, [2, 1, 1])
     for resource_id in ("g-00 00", "g-00 01"):
         world.register(resource_id)

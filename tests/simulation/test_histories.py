@@ -33,14 +33,14 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.containers.base import Container
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
 from dagster_amoro.core.model import EventKind, Resource, State
 from dagster_amoro.core.policy import RestartPolicy, RunState
-from dagster_amoro.healing import scaling as refills
+from dagster_amoro.healing import scaling as scale_ups
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import Ending, take_turn, take_up
+from dagster_amoro.healing.restart import Outcome, claim_dispatch, take_turn
 from dagster_amoro.healing.tick import Tick, tick
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -60,14 +60,14 @@ TABLES: Final = (
     "keeper_incident",
     "keeper_event",
     "keeper_removed_row",
-    "keeper_refill",
+    "keeper_scale_up",
 )
 BROKEN: Final = '{"a":'
 _T = TypeVar("_T")
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
-class Outcome(Enum):
+class StartOutcome(Enum):
     """What a container makes of a start."""
 
     STARTS = auto()
@@ -101,7 +101,7 @@ class Act(Enum):
 class Step:
     """What happens to a tick or a run on its way to the next pause."""
 
-    outcome: Outcome = Outcome.STARTS
+    outcome: StartOutcome = StartOutcome.STARTS
     refuses: bool = False  # the container cannot stop anything
     fails_in: int | None = None  # statements until the store fails; a commit is one
     answer_is_lost: bool = False  # the store fails after it has committed
@@ -280,19 +280,19 @@ class FakeContainer:
         self._history.check_request(resource)
         self._history.stage.pause()
         outcome = self._history.stage.step.outcome
-        if outcome is Outcome.FAILS:
+        if outcome is StartOutcome.FAILS:
             raise StartFailedError("told to fail")
-        if outcome is Outcome.EXITS:
+        if outcome is StartOutcome.EXITS:
             sys.exit(3)
-        if outcome is Outcome.FAILS_UNSPEAKABLY:
+        if outcome is StartOutcome.FAILS_UNSPEAKABLY:
             raise OSError("half a character \ud800 and a NUL \0")
         new = self.launch(resource.resource_id, resource.group_name, resource.thread_count)
-        new.is_lost = outcome is Outcome.STARTS_AND_FAILS
+        new.is_lost = outcome is StartOutcome.STARTS_AND_FAILS
         self._history.note_launch(new)
-        if outcome is Outcome.STARTS_AND_FAILS:
+        if outcome is StartOutcome.STARTS_AND_FAILS:
             raise OSError("no answer after the start")
         startup: dict[str, Any] = {"launch": new.launch_id}
-        if outcome is Outcome.STARTS_UNSTORABLY:
+        if outcome is StartOutcome.STARTS_UNSTORABLY:
             startup["odd"] = "half a character \ud800"
         return startup
 
@@ -334,7 +334,7 @@ class Run:
     run_id: str
     run_key: str
     keeper: int
-    refills: bool = False  # it is one of refill_groups
+    scale_ups: bool = False  # it is one of scale_up_groups
     state: RunState | None = RunState.QUEUED  # None: it was deleted
     actor: Actor | None = None
 
@@ -342,20 +342,20 @@ class Run:
 _ANY_OPEN: Final = frozenset(state for state in State if state.is_open)
 _REMOVING: Final = frozenset(state for state in State if state.is_removing)
 _NOT_REMOVING: Final = _ANY_OPEN - _REMOVING
-_WORKING: Final = frozenset({State.WAITING, State.HANDED_OVER, State.CLAIMED})
+_WORKING: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
 _CLAIMED: Final = frozenset({State.CLAIMED})
 # Which states each kind of event may follow, and the state that follows it.
 LIFE: Final[dict[EventKind, tuple[frozenset[State], State]]] = {
     EventKind.REPORTED: (_NOT_REMOVING, State.UNSUPPORTED),
-    EventKind.HANDED_OVER: (_ANY_OPEN, State.HANDED_OVER),
-    EventKind.CLAIMED: (_REMOVING | {State.HANDED_OVER}, State.CLAIMED),
+    EventKind.DISPATCHED: (_ANY_OPEN, State.DISPATCHED),
+    EventKind.CLAIMED: (_REMOVING | {State.DISPATCHED}, State.CLAIMED),
     EventKind.ATTEMPT: (_CLAIMED, State.CLAIMED),
     EventKind.STARTED: (_CLAIMED, State.WAITING),
     EventKind.ATTEMPT_FAILED: (_CLAIMED, State.CLAIMED),
     EventKind.GIVEN_BACK: (_CLAIMED | _REMOVING, State.WAITING),
     EventKind.GIVING_UP: (_CLAIMED | {State.GIVING_UP}, State.GIVING_UP),
     EventKind.SUPERSEDING: (_CLAIMED | {State.SUPERSEDING}, State.SUPERSEDING),
-    EventKind.STOOD_IN: (_WORKING, State.WAITING),
+    EventKind.REPLACED: (_WORKING, State.WAITING),
     EventKind.RECOVERED: (_ANY_OPEN, State.RECOVERED),
     EventKind.RELEASED: (_NOT_REMOVING, State.RELEASED),
     EventKind.EXHAUSTED: (frozenset({State.GIVING_UP}), State.EXHAUSTED),
@@ -383,7 +383,7 @@ class Story:
     state: State = State.WAITING
     attempts: int = 0
     attempted_at: datetime | None = None
-    hand_overs: int = 0
+    dispatches: int = 0
     claims: int = 0
     run_id: str | None = None
     row: Row = field(default_factory=dict)  # as it is kept
@@ -399,12 +399,12 @@ class Story:
         self.length += 1
         if kind in IN_A_RUN:
             assert event["run_id"] == self.run_id, f"{kind} by a run that has no claim"
-        if kind is EventKind.HANDED_OVER:
-            self.hand_overs += 1
+        if kind is EventKind.DISPATCHED:
+            self.dispatches += 1
         elif kind is EventKind.CLAIMED:
             self.claims += 1
             self.run_id = event["run_id"]
-            assert self.claims <= self.hand_overs, "a hand-over was taken up twice"
+            assert self.claims <= self.dispatches, "a dispatch was taken up twice"
         elif kind is EventKind.ATTEMPT:
             self._attempt(event)
         elif kind is EventKind.GIVING_UP:
@@ -471,7 +471,7 @@ class Stores:
 WHICH: Final = range(6)  # of the things there are, counted round
 BOTH: Final = (False, True)
 MOSTLY: Final = (True, True, True, False)
-OUTCOMES: Final = (*[Outcome.STARTS] * 6, *Outcome)
+OUTCOMES: Final = (*[StartOutcome.STARTS] * 6, *StartOutcome)
 
 
 @dataclass(frozen=True)
@@ -552,11 +552,11 @@ class History:
         self.redeclared: set[str] = set()
         self.tokens = 0
         self.stories: dict[int, Story] = {}
-        self.told: list[Row] = []  # all events so far
+        self.message: list[Row] = []  # all events so far
         self.closed: dict[int, Row] = {}
-        self.floors: dict[str, int] = {}  # of groups that have one
+        self.min_parallelisms: dict[str, int] = {}  # of groups that have one
         self.births = 0  # of resources, in the order of their start times
-        self.newcomers: dict[str, int] = {}  # the newest event when they came, by resource
+        self.new_resources: dict[str, int] = {}  # the newest event when they came, by resource
         self.missing: dict[str, int] = {}  # by refilling run: most threads missing in its turn
         self.starting: dict[str, str] = {}  # what a refilling run is just starting
         self.stood: dict[str, bool] = {}  # by restarting run: whether its turn began too late
@@ -575,7 +575,7 @@ class History:
         claim=(600, 600, 30),
         most=(1, 2),
         heals=BOTH,
-        floor=(0, 0, 1, 2, 3),
+        min_parallelism=(0, 0, 1, 2, 3),
         attached=BOTH,
     )
     def begins(  # noqa: PLR0913 - what differs from history to history
@@ -589,13 +589,13 @@ class History:
         claim: int,
         most: int,
         heals: bool,
-        floor: int,
+        min_parallelism: int,
         attached: bool,
     ) -> None:
         """A fleet, some of whose workers have died, and two daemons that look after it."""
         self.heals = heals
         self.attached = attached
-        sized = bool(floor) and not attached
+        sized = bool(min_parallelism) and not attached
         registries = self.stores.standalone if sized else self.stores.registries
         self.stage.committed = self.check_resources
         self.keepers = [
@@ -610,13 +610,13 @@ class History:
                 claim_timeout=claim * SECOND,
                 max_restarts_per_run=most,
                 clock=lambda: self.now,
-                ams=Answering() if floor and attached else None,  # type: ignore[arg-type]
+                ams=Answering() if min_parallelism and attached else None,  # type: ignore[arg-type]
             )
             for registry, ledger in zip(registries, self.stores.ledgers, strict=True)
         ]
-        if floor:
-            self.floors = {f"g{number}": floor for number in range(groups)}
-            for group in self.floors:
+        if min_parallelism:
+            self.min_parallelisms = {f"g{number}": min_parallelism for number in range(groups)}
+            for group in self.min_parallelisms:
                 self._write("INSERT INTO resource_group VALUES (?, 'c', '{}')", group)
             self._write_floors()
         for number in range(size):
@@ -644,12 +644,14 @@ class History:
         """
         self.now += self.policy.grace_period if waits else timedelta(0)
         self._request(keeper, self._tick(keeper))
-        for _ in range(2 if self.floors else 0):  # what is hopeless is known to the next tick
+        for _ in range(
+            2 if self.min_parallelisms else 0
+        ):  # what is hopeless is known to the next tick
             self._request(keeper, self._tick(keeper))
         before = self.stores.dump()
         again = self._tick(1 - keeper)
         assert again.orders == (), "a second tick requests runs"
-        assert again.refills is None, "a second tick refills"
+        assert again.scale_ups is None, "a second tick refills"
         assert self.stores.dump() == before, "a second tick changes something"
         for run in self._launchable() if launches else []:
             self._launch(run)
@@ -690,12 +692,12 @@ class History:
         """Dagster, or who uses it, does what the restarts do not expect."""
         run = _pick(self.runs[::-1], which)
         if mishap is Mishap.EXECUTED_AGAIN:
-            self._new_run(run.run_key, run.keeper, refills=run.refills)
+            self._new_run(run.run_key, run.keeper, scale_ups=run.scale_ups)
         else:
             run.state = RunState.ENDED if mishap is Mishap.ENDED else None
 
     @can_happen(0, 10, lambda self: self.awake(), which=WHICH, steps=range(1, 16), outcome=OUTCOMES)
-    def actor_goes_on(self, which: int, steps: int, outcome: Outcome) -> None:
+    def actor_goes_on(self, which: int, steps: int, outcome: StartOutcome) -> None:
         """A tick or a run makes some steps."""
         actor = _pick(self.awake(), which)
         for _ in range(steps):
@@ -715,7 +717,7 @@ class History:
         self,
         *,
         which: int,
-        outcome: Outcome,
+        outcome: StartOutcome,
         refuses: bool,
         fails_in: int | None,
         answer_is_lost: bool,
@@ -736,7 +738,7 @@ class History:
         self._sweep()
 
     @can_happen(2, 1, outcome=OUTCOMES, waits=MOSTLY)
-    def all_goes_its_way(self, outcome: Outcome, *, waits: bool) -> None:
+    def all_goes_its_way(self, outcome: StartOutcome, *, waits: bool) -> None:
         """A tick, after the grace period or at once, and every run that is there goes through."""
         self.now += self.policy.grace_period if waits else timedelta(0)
         self._request(0, self._tick(0))
@@ -784,24 +786,24 @@ class History:
         self.containers.opts_out = opts_out and not changed
         self._switch(on=changed or opts_out)
 
-    @can_happen(1, 1, lambda self: self.floors, floor=range(4))
-    def floor_changes(self, floor: int) -> None:
+    @can_happen(1, 1, lambda self: self.min_parallelisms, min_parallelism=range(4))
+    def floor_changes(self, min_parallelism: int) -> None:
         """An operator wants another number of threads, or AMS resets it."""
-        self.floors = dict.fromkeys(self.floors, floor)
+        self.min_parallelisms = dict.fromkeys(self.min_parallelisms, min_parallelism)
         self._write_floors()
 
-    @can_happen(3, 3, lambda self: self.attached and self.floors, which=WHICH)
+    @can_happen(3, 3, lambda self: self.attached and self.min_parallelisms, which=WHICH)
     def ams_refills(self, which: int) -> None:
         """AMS starts and records a resource for the threads that have no optimizer."""
-        group = _pick(list(self.floors), which)
-        missing = self.floors[group] - self._live(group)
+        group = _pick(list(self.min_parallelisms), which)
+        missing = self.min_parallelisms[group] - self._live(group)
         if missing > 0:
             key = f"a{self.births}"
             launch = self.container.launch(key, group, missing)
             launch.is_settled = True
             self._declare(key, group, missing)
             self._set_properties(key, json.dumps({"launch": launch.launch_id}))
-            self.newcomers[key] = self._newest_event()
+            self.new_resources[key] = self._newest_event()
 
     # --- The end ---------------------------------------------------------------------------------
 
@@ -819,12 +821,12 @@ class History:
 
     def _goes_quiet(self) -> None:
         self._switch(on=True)
-        for _ in range((16 if self.floors else 4) * (self.policy.max_retries + 3)):
+        for _ in range((16 if self.min_parallelisms else 4) * (self.policy.max_retries + 3)):
             self._run_everything(Step())
             self._expire()
             done = self._tick(0)
-            busy = self._actors() or done.orders or done.refills
-            if not busy and not self._unfinished() and not self._refilling():
+            busy = self._actors() or done.orders or done.scale_ups
+            if not busy and not self._unfinished() and not self._scaling_up():
                 break
             self._request(0, done)
             self._run_everything(Step())
@@ -837,14 +839,18 @@ class History:
             if launch.is_alive and not launch.is_lost:
                 assert launch.launch_id == self._named(launch.resource_id), f"{launch} is forgotten"
         assert self._unfinished() == []
-        for group, floor in self.floors.items() if self.heals and not self.attached else ():
-            stopped = "SELECT * FROM keeper_refill WHERE group_name = ? AND state = 'stopped'"
-            reached = self._live(group) >= floor or self.stores.rows(stopped, group)
-            assert reached or self.containers.opts_out, f"{group} does not reach its floor"
+        for group, min_parallelism in (
+            self.min_parallelisms.items() if self.heals and not self.attached else ()
+        ):
+            stopped = "SELECT * FROM keeper_scale_up WHERE group_name = ? AND state = 'stopped'"
+            reached = self._live(group) >= min_parallelism or self.stores.rows(stopped, group)
+            assert reached or self.containers.opts_out, (
+                f"{group} does not reach its min-parallelism"
+            )
 
-    def _refilling(self) -> list[Row]:
+    def _scaling_up(self) -> list[Row]:
         """The groups whose rounds are not over; where nobody registers, they come to a stop."""
-        query = "SELECT * FROM keeper_refill WHERE state <> 'stopped'"
+        query = "SELECT * FROM keeper_scale_up WHERE state <> 'stopped'"
         return self.stores.rows(query) if not self.containers.opts_out else []
 
     def _named(self, key: str) -> str | None:
@@ -880,8 +886,8 @@ class History:
 
     def _check_events(self) -> None:
         events = self.stores.rows("SELECT * FROM keeper_event ORDER BY event_id")
-        assert events[: len(self.told)] == self.told, "an event was changed"
-        for event in events[len(self.told) :]:
+        assert events[: len(self.message)] == self.message, "an event was changed"
+        for event in events[len(self.message) :]:
             if event["incident_id"] is None:
                 continue  # it is a group's
             if event["kind"] == EventKind.DETECTED:
@@ -889,15 +895,15 @@ class History:
                 self.stories[event["incident_id"]] = Story(self.policy, _time(event["at"]))
             else:
                 self.stories[event["incident_id"]].go_on(event)
-        self.told = events
+        self.message = events
 
     def _check_incidents(self) -> None:
         incidents = self.stores.rows("SELECT * FROM keeper_incident")
         assert [i["incident_id"] for i in incidents] == sorted(self.stories)
         for incident in incidents:
             story = self.stories[incident["incident_id"]]
-            found = (incident["state"], incident["attempts"], incident["hand_overs"])
-            assert found == (story.state, story.attempts, story.hand_overs), "events tell another"
+            found = (incident["state"], incident["attempts"], incident["dispatches"])
+            assert found == (story.state, story.attempts, story.dispatches), "events tell another"
             assert incident["version"] >= story.length - 1
             before = self.closed.get(incident["incident_id"], incident)
             assert incident == before, "a closed incident was changed"
@@ -930,7 +936,7 @@ class History:
                 self._check_removal(key, expected)
             elif found[key] != expected:
                 self._check_change(expected, found[key])
-        ours = {json.loads(row["details"])["resource"] for row in self._events(EventKind.REFILL)}
+        ours = {json.loads(row["details"])["resource"] for row in self._events(EventKind.SCALE_UP)}
         added = found.keys() - self.resources.keys()
         self._note(added <= ours, f"{added} were added")
         removed = "SELECT * FROM keeper_incident WHERE state IN ('exhausted', 'superseded')"
@@ -971,7 +977,7 @@ class History:
         key = resource.resource_id
         assert self.stage.actor is not None
         if self.stage.actor.name in self.missing:
-            self._check_refill(self.stage.actor.name, resource)
+            self._check_scale_up(self.stage.actor.name, resource)
             return
         standing = self.stores.rows("SELECT * FROM optimizer WHERE resource_id = ?", key)
         self._note(not standing, f"{key} is started though an optimizer stands for it")
@@ -1006,7 +1012,7 @@ class History:
         late = self.stood.get(run_id, False) and self._is_stood_in(incident)
         self._note(not late, f"{key} is started though others took its place")
 
-    def _check_refill(self, run_id: str, resource: Resource) -> None:
+    def _check_scale_up(self, run_id: str, resource: Resource) -> None:
         """Before a refill: so many threads were missing at one moment of its turn."""
         missing = max(self.missing[run_id], self._missing(run_id))
         self._note(
@@ -1030,7 +1036,7 @@ class History:
         """
         dead = self.stores.rows(query, group)
         coming: int = sum(row["thread_count"] for row in dead if self._is_coming(row))
-        return self.floors.get(group, 0) - self._live(group) - coming
+        return self.min_parallelisms.get(group, 0) - self._live(group) - coming
 
     def _is_coming(self, row: Row) -> bool:
         if row["state"] is None:
@@ -1065,7 +1071,7 @@ class History:
         """Whether the very resource that was started for it is there, or about to be."""
         told = [
             e
-            for e in self._events(EventKind.STOOD_IN)
+            for e in self._events(EventKind.REPLACED)
             if e["incident_id"] == incident["incident_id"]
         ]
         new = told[-1]["message"].split(",")[0] if told else None
@@ -1081,7 +1087,7 @@ class History:
         group = incident["group_name"]
         newer = [
             self.resources[key]
-            for key, at in self.newcomers.items()
+            for key, at in self.new_resources.items()
             if at >= detected and key in self.resources and key != incident["resource_id"]
         ]
         mine = [
@@ -1091,7 +1097,11 @@ class History:
         ]
         standing = [row for row in mine if self._stands(row["resource_id"])]
         enough = sum(row["thread_count"] for row in standing) >= incident["thread_count"]
-        reached = self._live(group) >= self.floors[group] if group in self.floors else False
+        reached = (
+            self._live(group) >= self.min_parallelisms[group]
+            if group in self.min_parallelisms
+            else False
+        )
         return enough and reached
 
     def _has_hope(self, key: str) -> bool:
@@ -1106,8 +1116,8 @@ class History:
         """Lets what was just recorded be newer than all else, whatever the database's clock."""
         for row in self.stores.rows("SELECT resource_id FROM resource"):
             key = row["resource_id"]
-            if key not in self.resources and key not in self.newcomers:
-                self.newcomers[key] = self._newest_event()
+            if key not in self.resources and key not in self.new_resources:
+                self.new_resources[key] = self._newest_event()
                 self._date(key)
 
     def _date(self, key: str) -> None:
@@ -1119,8 +1129,8 @@ class History:
         )
 
     def _write_floors(self) -> None:
-        for group, floor in self.floors.items():
-            text = json.dumps({"min-parallelism": str(floor)})
+        for group, min_parallelism in self.min_parallelisms.items():
+            text = json.dumps({"min-parallelism": str(min_parallelism)})
             self._write(
                 "UPDATE resource_group SET properties = ? WHERE group_name = ?", text, group
             )
@@ -1146,7 +1156,7 @@ class History:
 
     def _tick(self, keeper: int) -> Tick:
         commits = self.stage.commits
-        done = tick(self.keepers[keeper], self._run_states, Watch())
+        done = tick(self.keepers[keeper], self._run_states, AmsRestartDetector())
         assert self.stage.commits - commits <= 1, "a tick is one transaction"
         return done
 
@@ -1154,7 +1164,7 @@ class History:
         del actor
         mine = self.keepers[keeper]
         try:
-            done = tick(mine, self._run_states, Watch())
+            done = tick(mine, self._run_states, AmsRestartDetector())
         except UnavailableError:
             return
         self._request(keeper, done)
@@ -1171,22 +1181,22 @@ class History:
         for order in done.orders:
             if order.run_key not in {run.run_key for run in self.runs}:
                 self._new_run(order.run_key, keeper)
-        if done.refills:
-            self._new_run(done.refills.run_key, keeper, refills=True)
+        if done.scale_ups:
+            self._new_run(done.scale_ups.run_key, keeper, scale_ups=True)
 
-    def _new_run(self, run_key: str, keeper: int, *, refills: bool = False) -> None:
+    def _new_run(self, run_key: str, keeper: int, *, scale_ups: bool = False) -> None:
         run_id = f"run-{len(self.runs)}"
-        self.runs.append(Run(run_id=run_id, run_key=run_key, keeper=keeper, refills=refills))
+        self.runs.append(Run(run_id=run_id, run_key=run_key, keeper=keeper, scale_ups=scale_ups))
 
     def _launch(self, run: Run) -> None:
         run.state = RunState.ACTIVE
-        work = self._refill if run.refills else self._work
+        work = self._scale_up if run.scale_ups else self._work
         run.actor = Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))
 
     def _work(self, run: Run, keeper: Keeper, actor: Actor) -> None:
         """What Dagster does with `restart_orphans`: a step for each, tried again after a while."""
         try:
-            incidents = take_up(keeper, run.run_key, run.run_id)
+            incidents = claim_dispatch(keeper, run.run_key, run.run_id)
         except UnavailableError:
             return
         turns = [(self.now, 0, incident.incident_id) for incident in incidents]
@@ -1197,33 +1207,33 @@ class History:
             if self._takes_turn(run, keeper, incident_id) and tries < keeper.policy.max_retries:
                 turns.append((self.now + keeper.policy.grace_period, tries + 1, incident_id))
 
-    def _refill(self, run: Run, keeper: Keeper, actor: Actor) -> None:
-        """What Dagster does with `refill_groups`: a step for each group."""
+    def _scale_up(self, run: Run, keeper: Keeper, actor: Actor) -> None:
+        """What Dagster does with `scale_up_groups`: a step for each group."""
         del actor
         try:
-            taken = refills.take_up(keeper, run.run_key, run.run_id)
+            taken = scale_ups.claim_dispatch(keeper, run.run_key, run.run_id)
         except UnavailableError:
             return
-        for refill in taken:
+        for scale_up in taken:
             launches: list[Launch] = []
-            self.turns[run.run_id] = (0, launches, refill.group_name)
+            self.turns[run.run_id] = (0, launches, scale_up.group_name)
             self.missing[run.run_id] = self._missing(run.run_id)
             try:
-                filled = refills.take_turn(keeper, refill.group_name, run.run_id)
+                filled = scale_ups.take_turn(keeper, scale_up.group_name, run.run_id)
             except UnavailableError:
                 continue
             finally:
                 del self.missing[run.run_id]
                 self.starting.pop(run.run_id, None)
-            is_started = filled.ending is refills.Filling.STARTED
+            is_started = filled.ending is scale_ups.ScaleUpOutcome.STARTED
             for launch in launches:
                 launch.is_settled = is_started
             if is_started:
-                self._check_replaced(refill.resource_id)
+                self._check_replaced(scale_up.resource_id)
 
     def _check_replaced(self, new: str) -> None:
         """After a refill: none of those in whose place it came was restarted meanwhile."""
-        for told in self._events(EventKind.STOOD_IN):
+        for told in self._events(EventKind.REPLACED):
             if told["message"].startswith(f"{new},"):
                 restarted = [
                     each
@@ -1251,8 +1261,8 @@ class History:
         except UnavailableError:
             return True
         for launch in launches:
-            launch.is_settled = turn.ending is Ending.STARTED
-        return turn.ending is Ending.FAILED
+            launch.is_settled = turn.ending is Outcome.STARTED
+        return turn.ending is Outcome.FAILED
 
     def _go_on(self, actor: Actor, step: Step) -> None:
         if not actor.is_over and not self._is_asleep(actor):
@@ -1371,7 +1381,7 @@ Source = Callable[[History], Iterable[Deed]]
 """What happens, given what has happened so far."""
 
 
-def tell(stores: Stores, source: Source) -> tuple[list[Deed], Exception | None]:
+def simulate(stores: Stores, source: Source) -> tuple[list[Deed], Exception | None]:
     """Plays a history; returns what happened in it, and how it broke a rule if it did."""
     history = History(stores)
     happened: list[Deed] = []
@@ -1418,7 +1428,7 @@ def shortest(stores: Stores, deeds: list[Deed], error: Exception) -> tuple[list[
         progress = False
         for simpler in (_with_less, _without_two, _with_simpler_arguments):
             for candidate in simpler(deeds):
-                happened, found = tell(stores, lambda _, told=candidate: told)  # type: ignore[misc]
+                happened, found = simulate(stores, lambda _, told=candidate: told)  # type: ignore[misc]
                 if found is not None and _rule(found) == rule and happened != deeds:
                     deeds, error, progress = happened, found, True
                     break
@@ -1460,11 +1470,11 @@ def _rule(error: Exception) -> tuple[object, ...]:
 def _fleet(**changes: int) -> Deed:
     """One worker that is dead and that nobody may try to restart more often than once."""
     usual = {"size": 1, "groups": 1, "missed": 1, "max_retries": 1, "grace": 60, "claim": 600}
-    usual |= {"most": 1, "heals": False, "floor": 0}
+    usual |= {"most": 1, "heals": False, "min_parallelism": 0}
     return Deed("begins", {**usual, "attached": False, **changes})
 
 
-def _goes_on(which: int, steps: int, outcome: Outcome = Outcome.STARTS) -> Deed:
+def _goes_on(which: int, steps: int, outcome: StartOutcome = StartOutcome.STARTS) -> Deed:
     return Deed("actor_goes_on", {"which": which, "steps": steps, "outcome": outcome})
 
 
@@ -1475,7 +1485,7 @@ _STORE_FAILS: Final = Deed(
     "actor_stumbles",
     {
         "which": 0,
-        "outcome": Outcome.STARTS,
+        "outcome": StartOutcome.STARTS,
         "refuses": False,
         "fails_in": 0,
         "answer_is_lost": False,
@@ -1490,7 +1500,7 @@ _TO_THE_END: Final = 15
 # Histories that broke a rule once, or would if one line were missing.
 KNOWN: Final[dict[str, list[Deed]]] = {
     "two that were declared anew wait for each other": [
-        _fleet(size=3, missed=3, max_retries=0, floor=1),
+        _fleet(size=3, missed=3, max_retries=0, min_parallelism=1),
         Deed("operator_acts", {"which": 2, "act": Act.REMOVE}),
         _TICK,
         Deed("operator_acts", {"which": 2, "act": Act.EDIT}),
@@ -1516,7 +1526,7 @@ KNOWN: Final[dict[str, list[Deed]]] = {
         _fleet(max_retries=2),
         _TICK,
         _TICK,
-        _goes_on(0, _TO_THE_END, Outcome.STARTS_AND_FAILS),
+        _goes_on(0, _TO_THE_END, StartOutcome.STARTS_AND_FAILS),
         _GRACE_IS_OVER,
         _goes_on(0, _IN_THE_CONTAINER_AGAIN - 2),
         _WORKER,
@@ -1542,12 +1552,12 @@ KNOWN: Final[dict[str, list[Deed]]] = {
     "a start fails with a text that cannot be stored": [
         _fleet(),
         _TICK,
-        Deed("all_goes_its_way", {"outcome": Outcome.FAILS_UNSPEAKABLY, "waits": True}),
+        Deed("all_goes_its_way", {"outcome": StartOutcome.FAILS_UNSPEAKABLY, "waits": True}),
     ],
     "a start returns what cannot be stored": [
         _fleet(),
         _TICK,
-        Deed("all_goes_its_way", {"outcome": Outcome.STARTS_UNSTORABLY, "waits": True}),
+        Deed("all_goes_its_way", {"outcome": StartOutcome.STARTS_UNSTORABLY, "waits": True}),
     ],
     "a start takes so long that another one has brought it back": [
         _fleet(max_retries=2),
@@ -1565,7 +1575,7 @@ KNOWN: Final[dict[str, list[Deed]]] = {
         _fleet(max_retries=2),
         _TICK,
         _TICK,
-        _goes_on(0, _TO_THE_END, Outcome.STARTS_AND_FAILS),
+        _goes_on(0, _TO_THE_END, StartOutcome.STARTS_AND_FAILS),
         _GRACE_IS_OVER,
         _goes_on(0, _IN_THE_CONTAINER_AGAIN),
         _WORKER,
@@ -1602,7 +1612,7 @@ def stores(tmp_path: Path) -> Iterator[Stores]:
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_broke_a_rule_once_does_not_do_so_again(name: str, stores: Stores) -> None:
     """A known history happens just as it is told, and breaks no rule."""
-    happened, error = tell(stores, lambda _: KNOWN[name])
+    happened, error = simulate(stores, lambda _: KNOWN[name])
     if error is not None:
         raise error
     assert happened == KNOWN[name]
@@ -1611,7 +1621,7 @@ def test_what_broke_a_rule_once_does_not_do_so_again(name: str, stores: Stores) 
 def test_whatever_happens_the_rules_hold(stores: Stores) -> None:
     """No history breaks a rule, and when the world goes quiet nothing is stuck."""
     for seed in range(SEED, SEED + HISTORIES):
-        deeds, error = tell(stores, invented(random.Random(seed)))  # noqa: S311 - no secret
+        deeds, error = simulate(stores, invented(random.Random(seed)))  # noqa: S311 - no secret
         if error is not None:
             deeds, error = shortest(stores, deeds, error)
             told = "".join(f"    {deed},\n" for deed in deeds)

@@ -22,7 +22,7 @@ NOW = START + timedelta(days=1)
 POLICY = RestartPolicy(enabled=True, max_retries=3, grace_period=timedelta(minutes=5))
 
 
-def frames(told: Sequence[tuple[str, Recorded]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def frames(message: Sequence[tuple[str, Recorded]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frames of some records, as the audit has them."""
     incidents = [
         {
@@ -34,7 +34,7 @@ def frames(told: Sequence[tuple[str, Recorded]]) -> tuple[pd.DataFrame, pd.DataF
             "grace_seconds": one.policy.grace_period.total_seconds(),
             "max_retries": one.policy.max_retries,
         }
-        for number, (group, one) in enumerate(told)
+        for number, (group, one) in enumerate(message)
     ]
     types = {
         "group": "string",
@@ -45,13 +45,13 @@ def frames(told: Sequence[tuple[str, Recorded]]) -> tuple[pd.DataFrame, pd.DataF
         "grace_seconds": "float64",
         "max_retries": "Int64",
     }
-    return pd.DataFrame(incidents, columns=list(types)).astype(types), events(told)
+    return pd.DataFrame(incidents, columns=list(types)).astype(types), events(message)
 
 
-def events(told: Sequence[tuple[str, Recorded]]) -> pd.DataFrame:
+def events(message: Sequence[tuple[str, Recorded]]) -> pd.DataFrame:
     """The events of their attempts, and some that say nothing here."""
     rows: list[tuple[int, str, datetime, int | None]] = []
-    for number, (_, one) in enumerate(told):
+    for number, (_, one) in enumerate(message):
         rows.append((number, "detected", one.detected_at, None))
         if one.obstacle:
             rows.append((number, "reported", one.detected_at, None))
@@ -78,9 +78,9 @@ def recorded(
     )
 
 
-def advised(told: Sequence[Recorded], *policies: RestartPolicy) -> pd.DataFrame:
+def advised(message: Sequence[Recorded], *policies: RestartPolicy) -> pd.DataFrame:
     """The advice on incidents of one group."""
-    return advice(*frames([("g", one) for one in told]), policies or grid(POLICY), NOW)
+    return advice(*frames([("g", one) for one in message]), policies or grid(POLICY), NOW)
 
 
 def row(frame: pd.DataFrame, grace: float, group: str | None = None) -> pd.Series:
@@ -109,24 +109,26 @@ histories = st.lists(
 
 @settings(max_examples=50, deadline=None)
 @given(histories)
-def test_frames_and_records_are_the_same(told: list[tuple[str, Recorded]]) -> None:
+def test_frames_and_records_are_the_same(message: list[tuple[str, Recorded]]) -> None:
     """What goes into the frames comes out of them."""
-    assert records(*frames(told), POLICY, NOW) == told
+    assert records(*frames(message), POLICY, NOW) == message
 
 
 @settings(max_examples=25, deadline=None)
 @given(histories)
-def test_the_figures_are_those_of_the_replayed_incidents(told: list[tuple[str, Recorded]]) -> None:
+def test_the_figures_are_those_of_the_replayed_incidents(
+    message: list[tuple[str, Recorded]],
+) -> None:
     """Counted here by hand, for all and for each group."""
-    frame = advice(*frames(told), grid(POLICY), NOW)
+    frame = advice(*frames(message), grid(POLICY), NOW)
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
         column.name: column.type for column in COLUMNS
     }
-    groups = {None, *(group for group, _ in told)} if told else set()
+    groups = {None, *(group for group, _ in message)} if message else set()
     assert len(frame) == len(groups) * len(grid(POLICY))
     for policy in grid(POLICY):
         for group in groups:
-            chosen = [one for name, one in told if group in {None, name}]
+            chosen = [one for name, one in message if group in {None, name}]
             found = row(frame, policy.grace_period.total_seconds(), group)
             results = [replay(one, policy) for one in chosen]
             waits = [r.waited.total_seconds() for r in results if r.waited is not None]
@@ -147,14 +149,14 @@ ENDINGS = ["by_itself", "restarted", "unneeded_restarts", "given_up", "otherwise
 
 def test_in_force_the_figures_are_those_of_the_record() -> None:
     """One of each ending."""
-    told = [
+    message = [
         recorded(3),
         recorded(6, State.RECOVERED, 5.5),
         recorded(21, State.EXHAUSTED, 5, 10, 15.5),
         recorded(4, State.RELEASED),
         recorded(0, None, 1439),
     ]
-    found = row(advised(told), 300)
+    found = row(advised(message), 300)
     assert [found[name] for name in ENDINGS] == [1, 1, 0, 1, 2, 0]
     assert (found["closed"], found["attempts"]) == (4, 5)
     assert (found["median_recovery"], found["p95_recovery"]) == (360, 360)
@@ -194,15 +196,15 @@ def test_the_grid_begins_with_the_policy_in_force() -> None:
         ([recorded(3)] * 9 + [recorded(0, None)] * 9, "Too little history: 9 closed incidents"),
     ],
 )
-def test_little_history_gives_no_advice(told: list[Recorded], says: str) -> None:
+def test_little_history_gives_no_advice(message: list[Recorded], says: str) -> None:
     """Ten closed incidents are the least."""
-    assert recommend(advised(told)).startswith(says)
+    assert recommend(advised(message)).startswith(says)
 
 
 def test_impatience_is_recommended_where_little_speaks_against_it() -> None:
     """Three of forty came back within three minutes; the others needed their restart."""
-    told = [recorded(2.5)] * 3 + [recorded(5.25, State.RECOVERED, 5)] * 37
-    assert recommend(advised(told)) == (
+    message = [recorded(2.5)] * 3 + [recorded(5.25, State.RECOVERED, 5)] * 37
+    assert recommend(advised(message)) == (
         "With a grace period of 30 s instead of 5 min, 3 of 40 orphans would have been restarted "
         "though they came back by themselves, and the 37 that needed a restart would have been "
         "back 4 min 30 s sooner (median)."
@@ -211,14 +213,14 @@ def test_impatience_is_recommended_where_little_speaks_against_it() -> None:
 
 def test_a_grace_period_that_the_start_up_outlasts_is_not_recommended() -> None:
     """They need a minute and a half to register: what half a minute means, nobody knows."""
-    told = [recorded(6.5, State.RECOVERED, 5)] * 10
-    assert recommend(advised(told)).startswith("With a grace period of 2 min instead of 5 min")
+    message = [recorded(6.5, State.RECOVERED, 5)] * 10
+    assert recommend(advised(message)).startswith("With a grace period of 2 min instead of 5 min")
 
 
 def test_patience_that_pays_is_confirmed() -> None:
     """All but two came back by themselves after four minutes."""
-    told = [recorded(4)] * 20 + [recorded(6, State.RECOVERED, 5)] * 2
-    assert recommend(advised(told)) == (
+    message = [recorded(4)] * 20 + [recorded(6, State.RECOVERED, 5)] * 2
+    assert recommend(advised(message)) == (
         "The grace period of 5 min suits this history: of 22 orphans, 20 came back by themselves "
         "and 2 after a restart. A shorter one would have restarted too many in vain, or cut them "
         "off while they started."
@@ -227,9 +229,11 @@ def test_patience_that_pays_is_confirmed() -> None:
 
 def test_a_comparison_says_what_is_not_known_and_what_is_given_up() -> None:
     """More attempts are unknown, fewer give up."""
-    told = [recorded(11, State.RECOVERED, 5, 10)] * 4 + [recorded(20, State.EXHAUSTED, 5, 10, 15)]
+    message = [recorded(11, State.RECOVERED, 5, 10)] * 4 + [
+        recorded(20, State.EXHAUSTED, 5, 10, 15)
+    ]
     less, more = (replace(POLICY, max_retries=retries) for retries in (1, 4))
-    frame = advised(told, POLICY, less, more)
+    frame = advised(message, POLICY, less, more)
     every = frame[frame["group"].isna()].to_dict("records")
     assert compare(every[0], every[1]) == (  # type: ignore[arg-type]
         "With 1 attempt instead of 3, 0 of 5 orphans would have been restarted though they came "

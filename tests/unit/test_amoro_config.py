@@ -23,7 +23,7 @@ from dagster_amoro.config import (
 from dagster_amoro.config.shade import _from_base64
 from dagster_amoro.config.urls import parse_url
 from dagster_amoro.config.values import parse_host, parse_keywords
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.stores.database import Database
 
@@ -352,16 +352,16 @@ def test_ports_that_cannot_be_are_reported(tmp_path: Path, key: str, port: objec
 @pytest.mark.parametrize(
     ("value", "text", "dialect"),
     [
-        ("0.7.1", "0.7.1", Dialect.V0_7),
-        (0.8, "0.8", Dialect.V0_8),
-        ("0.9.0-incubating", "0.9.0-incubating", Dialect.V0_9_0),
-        (0.9, "0.9", Dialect.V0_9),
+        ("0.7.1", "0.7.1", AmsVersion.V0_7),
+        (0.8, "0.8", AmsVersion.V0_8),
+        ("0.9.0-incubating", "0.9.0-incubating", AmsVersion.V0_9_0),
+        (0.9, "0.9", AmsVersion.V0_9),
         (None, None, None),
         ("", None, None),
     ],
 )
 def test_the_version_is_told_to_containers(
-    tmp_path: Path, value: object, text: str | None, dialect: Dialect | None
+    tmp_path: Path, value: object, text: str | None, dialect: AmsVersion | None
 ) -> None:
     """Where it is left out, AMS is asked."""
     document = attached(keeper={"ams-version": value}, containers={LOCAL: {}})

@@ -4,32 +4,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.ams_version import Dialect, parse_version
+from dagster_amoro.core.ams_version import AmsVersion, parse_version
 
 
 @pytest.mark.parametrize(
     ("version", "dialect"),
     [
-        ("0.7", Dialect.V0_7),
-        ("0.7.0-incubating", Dialect.V0_7),
-        ("0.7.1-incubating(abc1234)", Dialect.V0_7),
-        ("0.8.0", Dialect.V0_8),
-        ("0.8.1-incubating(abc1234)", Dialect.V0_8),
-        ("0.8-SNAPSHOT", Dialect.V0_8),
-        ("0.9.0", Dialect.V0_9_0),
-        ("0.9.0-incubating", Dialect.V0_9_0),
-        (" 0.9.0-incubating(abc1234)\n", Dialect.V0_9_0),
-        ("0.9.0-SNAPSHOT", Dialect.V0_9),
-        ("0.9-SNAPSHOT(96a4d78)", Dialect.V0_9),
-        ("0.9", Dialect.V0_9),
-        ("0.9.1", Dialect.V0_9),
-        ("0.10.0", Dialect.V0_9),
-        ("1.0.0", Dialect.V0_9),
-        ("1.7.0", Dialect.V0_9),
-        ("v0.8.1", Dialect.V0_8),
+        ("0.7", AmsVersion.V0_7),
+        ("0.7.0-incubating", AmsVersion.V0_7),
+        ("0.7.1-incubating(abc1234)", AmsVersion.V0_7),
+        ("0.8.0", AmsVersion.V0_8),
+        ("0.8.1-incubating(abc1234)", AmsVersion.V0_8),
+        ("0.8-SNAPSHOT", AmsVersion.V0_8),
+        ("0.9.0", AmsVersion.V0_9_0),
+        ("0.9.0-incubating", AmsVersion.V0_9_0),
+        (" 0.9.0-incubating(abc1234)\n", AmsVersion.V0_9_0),
+        ("0.9.0-SNAPSHOT", AmsVersion.V0_9),
+        ("0.9-SNAPSHOT(96a4d78)", AmsVersion.V0_9),
+        ("0.9", AmsVersion.V0_9),
+        ("0.9.1", AmsVersion.V0_9),
+        ("0.10.0", AmsVersion.V0_9),
+        ("1.0.0", AmsVersion.V0_9),
+        ("1.7.0", AmsVersion.V0_9),
+        ("v0.8.1", AmsVersion.V0_8),
     ],
 )
-def test_versions(version: str, dialect: Dialect) -> None:
+def test_versions(version: str, dialect: AmsVersion) -> None:
     """Releases and snapshots, as AMS says them and as people write them."""
     assert parse_version(version) is dialect
 
@@ -54,18 +54,18 @@ def test_what_is_no_version_is_refused(version: str) -> None:
 def test_any_text_is_a_version_or_refused(text: str) -> None:
     """Nothing else happens."""
     with suppress(ValueError):
-        assert parse_version(text) in Dialect
+        assert parse_version(text) in AmsVersion
 
 
 def test_dialects_are_ordered_by_age() -> None:
     """So that options can be compared with the dialect that brought them."""
-    assert sorted(set(Dialect)) == [
-        Dialect.V0_7,
-        Dialect.V0_8,
-        Dialect.V0_9_0,
-        Dialect.V0_9,
+    assert sorted(set(AmsVersion)) == [
+        AmsVersion.V0_7,
+        AmsVersion.V0_8,
+        AmsVersion.V0_9_0,
+        AmsVersion.V0_9,
     ]
-    assert Dialect.V0_9 >= Dialect.V0_9_0 >= Dialect.V0_9_0 > Dialect.V0_8
+    assert AmsVersion.V0_9 >= AmsVersion.V0_9_0 >= AmsVersion.V0_9_0 > AmsVersion.V0_8
 
 
 @given(st.tuples(*[st.integers(0, 30)] * 3), st.tuples(*[st.integers(0, 30)] * 3))

@@ -39,10 +39,10 @@ def frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
         )
     ]
     columns = ["incident", "resource", "kind", "at", "attempt", "wanted", "live"]
-    told = pd.DataFrame(events, columns=columns).astype(
+    message = pd.DataFrame(events, columns=columns).astype(
         {"at": "datetime64[us, UTC]", "wanted": "Int64", "live": "Int64"}
     )
-    return incidents, told.assign(event=range(len(told)))
+    return incidents, message.assign(event=range(len(message)))
 
 
 def incident(  # noqa: PLR0913 - what tests vary
@@ -155,11 +155,11 @@ def with_notes(events: pd.DataFrame) -> pd.DataFrame:
 def test_events_of_the_group_change_no_chart() -> None:
     """A timeline shows incidents, and threads are noted by ticks."""
     incidents, events = frames([incident(), incident(2, outcome=None, resource="s")])
-    told = with_notes(events)
-    assert told["incident"].isna().sum() == 1
-    assert charts.timeline(incidents, told, NOW) == charts.timeline(incidents, events, NOW)
-    assert charts.capacity(told, NOW) == charts.capacity(events, NOW)
-    alone = told.tail(1)
+    message = with_notes(events)
+    assert message["incident"].isna().sum() == 1
+    assert charts.timeline(incidents, message, NOW) == charts.timeline(incidents, events, NOW)
+    assert charts.capacity(message, NOW) == charts.capacity(events, NOW)
+    alone = message.tail(1)
     assert charts.timeline(incidents.head(0), alone, NOW) is None
     assert charts.capacity(alone, NOW) is None
 

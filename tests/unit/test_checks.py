@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
-from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
+from dagster_amoro_audit.blocked import Refusals
 from dagster_amoro_audit.checks import (
     Ended,
-    below_floor,
+    below_min_parallelism,
     flapping,
     freshness,
     given_up,
@@ -22,7 +23,6 @@ from dagster_amoro_audit.checks import (
     restarts,
     unrefused,
 )
-from dagster_amoro_audit.refusals import Refusals
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 POLICY = RestartPolicy(enabled=True, max_retries=3, grace_period=timedelta(minutes=5))
@@ -51,12 +51,12 @@ def test_what_was_given_up_is_named_once() -> None:
     first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], 0)
     assert not first.passed
     assert first.severity is dg.AssetCheckSeverity.ERROR
-    assert first.told.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
+    assert first.message.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
     assert first.numbers == {"given up": 2, "kept": 0, "newest end in s since 1970": 3}
     again = given_up([ended(1), ended(3)], 3)
     assert again.passed
     assert again.numbers == {"given up": 0, "kept": 0, "newest end in s since 1970": 3}
-    assert again.told.endswith("within a day r1 (group g), r3 (group g)")
+    assert again.message.endswith("within a day r1 (group g), r3 (group g)")
     assert not given_up([ended(1), ended(3), ended(4)], 3).passed
 
 
@@ -69,21 +69,21 @@ def test_what_is_kept_without_attempts_left_is_told_beside_it() -> None:
     """A person is needed for both; each is told once."""
     finding = given_up([ended(1), ended(2, State.KEPT)], 0)
     assert not finding.passed
-    assert finding.told.startswith(
+    assert finding.message.startswith(
         "1 resource given up and removed: r1 (group g); 1 resource out of attempts and kept: "
         "r2 (group g). "
     )
     assert finding.numbers == {"given up": 1, "kept": 1, "newest end in s since 1970": 2}
     assert given_up([ended(1), ended(2, State.KEPT)], 2).passed
-    assert given_up([ended(2, State.KEPT)], 0).told.startswith("1 resource out of attempts")
+    assert given_up([ended(2, State.KEPT)], 0).message.startswith("1 resource out of attempts")
 
 
 def test_many_names_are_counted() -> None:
     """An alert is not for a thousand names."""
-    told = given_up([ended(n) for n in range(1, 1001)], 0).told
-    assert told.startswith("1,000 resources given up and removed: r1 (group g), r2")
-    assert " and 990 more. " in told
-    assert len(told) < 500
+    message = given_up([ended(n) for n in range(1, 1001)], 0).message
+    assert message.startswith("1,000 resources given up and removed: r1 (group g), r2")
+    assert " and 990 more. " in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(("seconds", "passed"), [(1200, True), (1200.001, False)])
@@ -91,15 +91,15 @@ def test_an_orphan_is_overdue_after_all_its_attempts(*, seconds: float, passed: 
     """Grace period x (max-retries + 1): 20 minutes here."""
     finding = overdue([opened(1, timedelta(seconds=seconds))], POLICY, NOW, NOT_PAUSED)
     assert finding.passed is passed
-    assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.told) is not passed
+    assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.message) is not passed
 
 
 def test_the_longest_overdue_is_named_first() -> None:
     """With the reason, where it cannot be restarted."""
     stuck = opened(2, timedelta(days=2))._replace(state=State.UNSUPPORTED, note="it opts out")
-    told = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW, NOT_PAUSED).told
-    assert told.startswith("2 orphans open for longer than 20 min: r2 (since ")
-    assert "it opts out), r1 (" in told
+    message = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW, NOT_PAUSED).message
+    assert message.startswith("2 orphans open for longer than 20 min: r2 (since ")
+    assert "it opts out), r1 (" in message
 
 
 def test_nothing_is_overdue_where_nothing_is_restarted() -> None:
@@ -150,21 +150,21 @@ NOTHING = Refusals(guarded={}, held=[], failed=[], stopped=[], pauses=[])
 
 def test_where_nothing_is_refused_the_check_passes() -> None:
     """Also where something is paused, which is said."""
-    assert unrefused(NOTHING).told == "no restart is refused"
+    assert unrefused(NOTHING).message == "no restart is refused"
     pause = Pause(target=EVERYTHING, author="ann", reason="upgrade", paused_at=NOW, until=None)
     finding = unrefused(replace(NOTHING, pauses=[pause]))
     assert finding.passed
-    assert finding.told.endswith("is no refusal: everything is paused by ann: upgrade")
+    assert finding.message.endswith("is no refusal: everything is paused by ann: upgrade")
     assert finding.numbers == {"refused restarts": 0, "groups not refilled": 0, "paused": 1}
 
 
 def test_every_kind_of_refusal_fails_the_check() -> None:
     """Each by itself, and told with its reason; together, an orphan is counted once."""
     orphan = opened(1, MINUTE)._replace(last_error="exit code 3")
-    stuck = Refill("etl", 4, rounds=3, state=RefillState.STOPPED, last_error="no image")
+    stuck = ScaleUp("etl", 4, rounds=3, state=ScaleUpState.STOPPED, last_error="no image")
     guarded = {"g": "7 of 9 orphaned, allowed 50%"}
     kinds = {
-        "the guards hold 1 orphan back: g (7 of 9 orphaned, allowed 50%)": replace(
+        "the limits hold 1 orphan back: g (7 of 9 orphaned, allowed 50%)": replace(
             NOTHING, guarded=guarded, held=[orphan]
         ),
         "the last start of 1 orphan failed: r1; newest error: exit code 3": replace(
@@ -173,24 +173,24 @@ def test_every_kind_of_refusal_fails_the_check() -> None:
         "1 group could not be refilled: etl (below 4 threads after 3 rounds; newest error: "
         "no image)": replace(NOTHING, stopped=[stuck]),
     }
-    for told, found in kinds.items():
+    for message, found in kinds.items():
         finding = unrefused(found)
         assert not finding.passed
         assert finding.severity is dg.AssetCheckSeverity.ERROR
-        assert finding.told == told
+        assert finding.message == message
     together = unrefused(
         replace(NOTHING, guarded=guarded, held=[orphan], failed=[orphan], stopped=[stuck])
     )
-    assert together.told == "; ".join(kinds)
+    assert together.message == "; ".join(kinds)
     assert together.numbers == {"refused restarts": 1, "groups not refilled": 1, "paused": 0}
 
 
 def test_ten_of_those_whose_start_failed_are_named() -> None:
     """With the newest error, cut where it is long."""
     failed = [opened(n, MINUTE)._replace(last_error="x" * 9999) for n in range(12)]
-    told = unrefused(replace(NOTHING, failed=failed)).told
-    assert "r9 and 2 more; newest error: xxx" in told
-    assert len(told) < 400
+    message = unrefused(replace(NOTHING, failed=failed)).message
+    assert "r9 and 2 more; newest error: xxx" in message
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize(("lost", "passed"), [(1, True), (2, True), (3, False), (4, False)])
@@ -201,7 +201,7 @@ def test_the_share_of_restarts_that_helped(*, lost: int, passed: bool) -> None:
     finding = restarts([*of_four, *others], 0.5)
     assert finding.passed is passed
     assert finding.numbers == {"success": 1 - lost / 4}
-    assert ("not r1" in finding.told) is not passed
+    assert ("not r1" in finding.message) is not passed
 
 
 def test_without_restarts_there_is_no_share() -> None:
@@ -214,18 +214,18 @@ def test_a_resource_that_flaps_is_named_with_its_number() -> None:
     finding = flapping({"calm": 2, "bad": 3, "worse": 7}, 3)
     assert not finding.passed
     assert finding.severity is dg.AssetCheckSeverity.WARN
-    assert "2 resources" in finding.told
-    assert "worse (7 times), bad (3 times)" in finding.told
+    assert "2 resources" in finding.message
+    assert "worse (7 times), bad (3 times)" in finding.message
     assert flapping({"calm": 2}, 3).passed
 
 
 def test_a_group_below_its_floor_is_named_with_its_threads() -> None:
     """A group without any optimizer has none."""
-    finding = below_floor({"a": 4, "b": 2, "c": 1}, {"a": 3, "b": 2})
+    finding = below_min_parallelism({"a": 4, "b": 2, "c": 1}, {"a": 3, "b": 2})
     assert not finding.passed
-    assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.told
-    assert below_floor({"b": 2}, {"b": 2}).passed
-    assert below_floor({}, {}).passed
+    assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.message
+    assert below_min_parallelism({"b": 2}, {"b": 2}).passed
+    assert below_min_parallelism({}, {}).passed
 
 
 @pytest.mark.parametrize(("minutes", "passed"), [(0, True), (15, True), (15.1, False)])
@@ -240,19 +240,21 @@ def test_a_keeper_that_abstains_all_the_time_is_no_keeper() -> None:
     ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(30)]
     finding = freshness([*ticks, (NOW - timedelta(hours=2), "")], 5 * MINUTE, NOW)
     assert not finding.passed
-    assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.told
-    assert finding.told.endswith("(30 abstentions in a row)")
+    assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.message
+    assert finding.message.endswith("(30 abstentions in a row)")
     assert finding.numbers == {
         "seconds since the last completed survey": 7200,
         "abstentions in a row": 30,
     }
-    assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).told
+    assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).message
 
 
 def test_a_sensor_that_is_stopped_is_noticed() -> None:
     """It has no ticks, or none that are new."""
-    assert "is the sensor running" in freshness([], MINUTE, NOW).told
-    assert "is the sensor running" in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).told
+    assert "is the sensor running" in freshness([], MINUTE, NOW).message
+    assert (
+        "is the sensor running" in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).message
+    )
 
 
 def test_abstentions_in_a_row_are_counted_while_the_survey_is_fresh() -> None:
@@ -260,7 +262,7 @@ def test_abstentions_in_a_row_are_counted_while_the_survey_is_fresh() -> None:
     ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(2)]
     finding = freshness([*ticks, (NOW - 2 * MINUTE, ""), *ticks], 5 * MINUTE, NOW)
     assert finding.passed
-    assert finding.told == "the last survey is 2 min old (2 abstentions in a row)"
+    assert finding.message == "the last survey is 2 min old (2 abstentions in a row)"
 
 
 def test_a_standby_is_fresh_while_it_watches() -> None:
@@ -269,12 +271,12 @@ def test_a_standby_is_fresh_while_it_watches() -> None:
     ticks = [(NOW - MINUTE * n, watching) for n in range(100)]
     finding = freshness(ticks, MINUTE, NOW)
     assert finding.passed
-    assert finding.told == f"on standby, 0 s ago: {watching}"
+    assert finding.message == f"on standby, 0 s ago: {watching}"
     in_vain = [(NOW - MINUTE * n, "Abstained, nothing was changed: no answer") for n in range(4)]
     finding = freshness([*in_vain, *((at - 4 * MINUTE, why) for at, why in ticks)], MINUTE, NOW)
     assert not finding.passed
-    assert "no answer" in finding.told
-    assert "is the sensor running" in freshness(ticks[4:], MINUTE, NOW).told
+    assert "no answer" in finding.message
+    assert "is the sensor running" in freshness(ticks[4:], MINUTE, NOW).message
 
 
 def test_a_very_short_interval_is_not_taken_literally() -> None:

@@ -18,8 +18,8 @@ from dagster_amoro.config import (
     load_settings,
     parse_duration,
 )
-from dagster_amoro.config.draft import environment_key, show
 from dagster_amoro.config.keys import RESTART_KEYS
+from dagster_amoro.config.raw import environment_key, show
 from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.core.groups import UNITS
 from dagster_amoro.core.policy import Backoff, OnExhausted, RestartPolicy

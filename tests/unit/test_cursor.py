@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
 
 watches = st.builds(
-    Watch,
-    witnesses=st.lists(st.text(), max_size=3).map(tuple),
+    AmsRestartDetector,
+    sample_tokens=st.lists(st.text(), max_size=3).map(tuple),
     was_away=st.booleans(),
     settling_since=st.none() | st.datetimes(timezones=st.just(UTC)),
 )
@@ -27,10 +27,10 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.
         Cursor,
         event=st.integers(0, 2**63 - 1),
         watch=watches,
-        turn=st.none() | st.text(min_size=1),
+        last_served_group=st.none() | st.text(min_size=1),
         abstentions=st.integers(0, 2**63 - 1),
         surveyed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
-        told=st.dictionaries(st.text(), numbers, max_size=3),
+        reported=st.dictionaries(st.text(), numbers, max_size=3),
     )
 )
 def test_a_cursor_comes_back_as_it_was(cursor: Cursor) -> None:
@@ -84,7 +84,15 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-FIELDS = ["event", "witnesses", "settling_since", "turn", "abstentions", "surveyed_at", "told"]
+FIELDS = [
+    "event",
+    "witnesses",
+    "settling_since",
+    "last_served_group",
+    "abstentions",
+    "surveyed_at",
+    "reported",
+]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
@@ -94,7 +102,7 @@ def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object
     for moment in (cursor.surveyed_at, cursor.watch.settling_since):
         assert moment is None or moment.tzinfo is not None
     assert 0 <= cursor.abstentions < 2**63
-    assert all(isinstance(value, int | float | str) for value in cursor.told.values())
+    assert all(isinstance(value, int | float | str) for value in cursor.reported.values())
     assert isinstance(parse_cursor(dump_cursor(cursor)), Cursor)
 
 
@@ -102,5 +110,5 @@ def test_a_quiet_fleet_without_an_ams_leaves_little() -> None:
     """What is empty is left out."""
     assert dump_cursor(Cursor(event=5)) == '{"event": 5}'
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    told = dump_cursor(Cursor(watch=Watch(was_away=True, settling_since=since)))
-    assert told == '{"was_away": true, "settling_since": "2026-01-01T00:00:00+00:00"}'
+    message = dump_cursor(Cursor(watch=AmsRestartDetector(was_away=True, settling_since=since)))
+    assert message == '{"was_away": true, "settling_since": "2026-01-01T00:00:00+00:00"}'

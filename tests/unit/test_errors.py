@@ -98,8 +98,8 @@ def test_a_shortened_text_keeps_its_ends_and_says_how_much_is_missing(
     """Ends and the number left out add up to the text."""
     text = "".join(chr(ord("a") + index % 26) for index in range(max(length, limit + 1)))
     shortened = shorten(text, limit)
-    head, told, tail = shortened.split("\n")
-    missing = int(told.split()[1])
+    head, message, tail = shortened.split("\n")
+    missing = int(message.split()[1])
     assert len(shortened) <= limit
     assert text.startswith(head)
     assert text.endswith(tail)

@@ -16,7 +16,7 @@ from dagster_amoro.containers.amoro.flink_conf import flattened, parse_lines, re
 from dagster_amoro.containers.amoro.flink_rest import essence
 from dagster_amoro.containers.amoro.yarn import end_application
 from dagster_amoro.containers.base import Container
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
@@ -224,29 +224,29 @@ class TestConf:
         """Nested names are joined, lists are YAML text, and what is empty is not there."""
         self.write(tmp_path)
         expected = {"rest.port": "1", "rest.on": "true", "l": "[a, b]"}
-        assert read_conf(tmp_path, Dialect.V0_9) == expected
-        assert read_conf(tmp_path, Dialect.V0_8) == expected
+        assert read_conf(tmp_path, AmsVersion.V0_9) == expected
+        assert read_conf(tmp_path, AmsVersion.V0_8) == expected
 
     def test_0_7_knows_the_older_file_only(self, tmp_path: Path) -> None:
         """And reads it as YAML, in which a value cannot begin with an asterisk and a colon."""
         self.write(tmp_path)
-        assert read_conf(tmp_path, Dialect.V0_7) == {}
+        assert read_conf(tmp_path, AmsVersion.V0_7) == {}
         (tmp_path / "flink-conf.yaml").write_text("rest.port: 2\n")
-        assert read_conf(tmp_path, Dialect.V0_7) == {"rest.port": "2"}
+        assert read_conf(tmp_path, AmsVersion.V0_7) == {"rest.port": "2"}
 
     def test_the_older_file_is_read_as_flink_reads_it(self, tmp_path: Path) -> None:
         """It is not quite YAML."""
         self.write(tmp_path)
         (tmp_path / "config.yaml").unlink()
-        assert read_conf(tmp_path, Dialect.V0_9) == {"rest.port": "2", "odd": "*R:*;H:a,b"}
-        assert read_conf(tmp_path, Dialect.V0_8) == {}
+        assert read_conf(tmp_path, AmsVersion.V0_9) == {"rest.port": "2", "odd": "*R:*;H:a,b"}
+        assert read_conf(tmp_path, AmsVersion.V0_8) == {}
 
     @pytest.mark.parametrize("content", ["- a\n", "a: [", "just text", "\udcff", "{a: {b: c}: d}"])
     def test_what_cannot_be_read_counts_as_empty(self, tmp_path: Path, content: str) -> None:
         """As with AMS."""
         (tmp_path / "config.yaml").write_text(content, errors="surrogateescape")
-        assert read_conf(tmp_path, Dialect.V0_9) == {}
-        assert read_conf(tmp_path / "no", Dialect.V0_9) == {}
+        assert read_conf(tmp_path, AmsVersion.V0_9) == {}
+        assert read_conf(tmp_path / "no", AmsVersion.V0_9) == {}
 
     @given(st.dictionaries(st.text(), st.text() | st.lists(st.text())))
     def test_a_flat_document_keeps_its_names(self, document: dict[str, Any]) -> None:

@@ -35,9 +35,9 @@ def test_a_moment_is_told_with_its_zone() -> None:
         (3 * 86_400, "72 h"),
     ],
 )
-def test_a_span_is_told_as_exactly_as_it_matters(seconds: float, told: str) -> None:
+def test_a_span_is_told_as_exactly_as_it_matters(seconds: float, message: str) -> None:
     """Seconds matter below an hour, and no span is negative."""
-    assert duration(timedelta(seconds=seconds)) == told
+    assert duration(timedelta(seconds=seconds)) == message
 
 
 @given(st.timedeltas())
@@ -45,14 +45,14 @@ def test_a_span_is_told_to_the_second_and_from_an_hour_on_to_the_minute(span: ti
     """What is told, added up, is what is meant."""
     words = duration(span).split()
     units = {"h": 3600, "min": 60, "s": 1}
-    told = sum(int(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
-    off = max(span, timedelta(0)).total_seconds() - told
-    assert -0.5 <= off <= (60 if told >= 3600 else 0.5)
+    message = sum(int(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
+    off = max(span, timedelta(0)).total_seconds() - message
+    assert -0.5 <= off <= (60 if message >= 3600 else 0.5)
 
 
 @pytest.mark.parametrize(
     ("number", "told"), [(0, "0 orphans"), (1, "1 orphan"), (1000, "1,000 orphans")]
 )
-def test_things_are_counted(number: int, told: str) -> None:
+def test_things_are_counted(number: int, message: str) -> None:
     """One of them has no s."""
-    assert counted(number, "orphan") == told
+    assert counted(number, "orphan") == message

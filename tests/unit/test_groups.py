@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro.config.values import parse_duration
 from dagster_amoro.core import groups
-from dagster_amoro.core.groups import UNITS, Group, floor, is_dynamic
+from dagster_amoro.core.groups import UNITS, Group, is_dynamic, min_parallelism
 
 FLAT: Final = "min-parallelism"
 DYNAMIC: Final = "dynamic-allocation."
@@ -89,13 +89,13 @@ def number(text: str) -> int | None:
 @pytest.mark.parametrize(("text", "expected"), INTEGERS.items())
 def test_a_floor_is_what_java_reads(text: str, expected: int | None) -> None:
     """What is no number asks for nothing, and so does less than nothing."""
-    assert floor(saying({FLAT: text})) == max(expected or 0, 0)
+    assert min_parallelism(saying({FLAT: text})) == max(expected or 0, 0)
 
 
 @given(trimmed, st.sampled_from([DYNAMIC + FLAT, FLAT]), integers, trimmed)
 def test_a_floor_is_trimmed(before: str, key: str, text: str, after: str) -> None:
     """Under either key."""
-    assert floor(saying({key: before + text + after})) == max(number(text) or 0, 0)
+    assert min_parallelism(saying({key: before + text + after})) == max(number(text) or 0, 0)
 
 
 @given(st.none() | integers, st.none() | integers)
@@ -103,7 +103,7 @@ def test_the_namespaced_floor_wins(namespaced: str | None, flat: str | None) -> 
     """Even if it cannot be read; null is as good as missing."""
     given = [text for text in (namespaced, flat) if text is not None]
     expected = max(number(given[0]) or 0, 0) if given else None
-    assert floor(saying({FLAT: flat, DYNAMIC + FLAT: namespaced})) == expected
+    assert min_parallelism(saying({FLAT: flat, DYNAMIC + FLAT: namespaced})) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_the_namespaced_floor_wins(namespaced: str | None, flat: str | None) -> 
 )
 def test_no_floor(text: str | None) -> None:
     """Nobody asked for one, or nobody can say what was asked."""
-    assert floor(group(text)) is None
+    assert min_parallelism(group(text)) is None
 
 
 @pytest.mark.parametrize("text", ['{"min-parallelism":4}', "{min-parallelism:'4'}"])
 def test_a_floor_in_lenient_json(text: str) -> None:
     """As AMS reads the column."""
-    assert floor(group(text)) == 4
+    assert min_parallelism(group(text)) == 4
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def sizes(draw: st.DrawFn) -> tuple[dict[str, str], bool]:
 
 @given(sizes())
 def test_sizes_of_dynamic_allocation(drawn: tuple[dict[str, str], bool]) -> None:
-    """They hold if some number of whole executors lies between the floor and the limit."""
+    """They hold if some number of whole executors lies between minimum and limit."""
     properties, expected = drawn
     assert is_dynamic(saying({f"{DYNAMIC}enabled": "true", **properties})) is expected
 
@@ -299,5 +299,5 @@ def test_groups_without_such_keys_are_not_parsed(monkeypatch: pytest.MonkeyPatch
     """They are many, and asked at every tick."""
     monkeypatch.setattr(groups, "parse_properties", None)
     plain = saying({"memory": "1024", f"{DYNAMIC}drain-timeout": "1h"})
-    assert floor(plain) is None
+    assert min_parallelism(plain) is None
     assert not is_dynamic(plain)

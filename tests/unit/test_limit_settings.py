@@ -1,4 +1,4 @@
-"""Guards, pauses, leases and groups: which of their settings are accepted, refused, warned of."""
+"""Limits, pauses, leases and groups: which of their settings are accepted, refused, warned of."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from dagster_amoro.config import Mode, Settings, load_settings
 from dagster_amoro.config.keys import GROUP_DYNAMIC, SETTINGS, group_in
 from dagster_amoro.config.values import DURATION_ACCEPTS
 from dagster_amoro.core.errors import ConfigError
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import Backoff, OnExhausted
 
 GRACE = "ams.optimizer.auto-restart-grace-period"
@@ -63,9 +63,9 @@ def value_of(settings: Settings, path: str) -> object:
 
 
 def test_left_out_they_change_nothing(tmp_path: Path) -> None:
-    """No guard but a wide wave, no lease, nothing to warn of."""
+    """No limit but a wide wave, no lease, nothing to warn of."""
     settings = load(tmp_path)
-    assert settings.guards == Guards(max_restarts=1000)
+    assert settings.limits == Limits(max_restarts=1000)
     assert settings.mode is Mode.ENFORCE
     assert settings.dynamic_groups == frozenset()
     assert settings.max_keeping_attempts == 3
@@ -77,11 +77,11 @@ def test_left_out_they_change_nothing(tmp_path: Path) -> None:
 ACCEPTED: list[tuple[str, object, str, object]] = [
     ("keeper.mode", "dry-run", "mode", Mode.DRY_RUN),
     ("keeper.mode", "enforce", "mode", Mode.ENFORCE),
-    ("keeper.max-restarts-per-tick", 1, "guards.max_restarts", 1),
-    ("keeper.max-restarts-per-tick", 2147483647, "guards.max_restarts", 2147483647),
-    ("keeper.max-orphaned-fraction", 1, "guards.max_orphaned", 1.0),
-    ("keeper.max-orphaned-fraction", 0.001, "guards.max_orphaned", 0.001),
-    ("keeper.max-orphaned-fraction-overall", 0.5, "guards.max_orphaned_overall", 0.5),
+    ("keeper.max-restarts-per-tick", 1, "limits.max_restarts", 1),
+    ("keeper.max-restarts-per-tick", 2147483647, "limits.max_restarts", 2147483647),
+    ("keeper.max-orphaned-fraction", 1, "limits.max_orphaned", 1.0),
+    ("keeper.max-orphaned-fraction", 0.001, "limits.max_orphaned", 0.001),
+    ("keeper.max-orphaned-fraction-overall", 0.5, "limits.max_orphaned_overall", 0.5),
     ("keeper.stable-after", 0, "restart.stable_after", timedelta(0)),
     ("keeper.stable-after", "5min", "restart.stable_after", timedelta(minutes=5)),
     ("keeper.backoff", "exponential", "restart.backoff", Backoff.EXPONENTIAL),
@@ -111,9 +111,9 @@ def test_values_at_the_edge_are_accepted(
     ("name", "value", "field", "expected"),
     [
         ("KEEPER_MODE", "dry-run", "mode", Mode.DRY_RUN),
-        ("KEEPER_MAX_RESTARTS_PER_TICK", "5", "guards.max_restarts", 5),
-        ("KEEPER_MAX_ORPHANED_FRACTION", "0.5", "guards.max_orphaned", 0.5),
-        ("KEEPER_MAX_ORPHANED_FRACTION_OVERALL", ".25", "guards.max_orphaned_overall", 0.25),
+        ("KEEPER_MAX_RESTARTS_PER_TICK", "5", "limits.max_restarts", 5),
+        ("KEEPER_MAX_ORPHANED_FRACTION", "0.5", "limits.max_orphaned", 0.5),
+        ("KEEPER_MAX_ORPHANED_FRACTION_OVERALL", ".25", "limits.max_orphaned_overall", 0.25),
         ("KEEPER_STABLE_AFTER", "2h", "restart.stable_after", timedelta(hours=2)),
         ("KEEPER_BACKOFF", "exponential", "restart.backoff", Backoff.EXPONENTIAL),
         ("KEEPER_BACKOFF_CAP", "2h", "restart.backoff_cap", timedelta(hours=2)),
@@ -267,9 +267,9 @@ def test_groups_are_named_nested_or_dotted(tmp_path: Path, keys: dict[str, Any])
     """A name may have dots itself."""
     settings = load(tmp_path, {f"keeper.{key}": value for key, value in keys.items()})
     assert settings.dynamic_groups == {"a.b"}
-    assert settings.guards.max_orphaned_of == {"a.b": 0.5}
-    assert settings.guards.limit_of("a.b") == 0.5
-    assert settings.guards.limit_of("a") == 1
+    assert settings.limits.max_orphaned_of == {"a.b": 0.5}
+    assert settings.limits.limit_of("a.b") == 0.5
+    assert settings.limits.limit_of("a") == 1
 
 
 @given(st.text(min_size=1))
@@ -298,14 +298,14 @@ def test_groups_without_anything_are_as_left_out(
     """A group whose lines are all commented out is no mistake."""
     settings = load(tmp_path, {"keeper.groups": groups})
     assert settings.dynamic_groups == frozenset()
-    assert settings.guards.max_orphaned_of == {}
+    assert settings.limits.max_orphaned_of == {}
 
 
 def test_what_groups_were_given_cannot_be_changed(tmp_path: Path) -> None:
     """Everyone sees the same configuration."""
     settings = load(tmp_path, {"keeper.groups.a.max-orphaned-fraction": 1})
     with pytest.raises(TypeError):
-        settings.guards.max_orphaned_of["b"] = 1.0  # type: ignore[index]
+        settings.limits.max_orphaned_of["b"] = 1.0  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.mode = Mode.DRY_RUN  # type: ignore[misc]
 

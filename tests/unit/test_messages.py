@@ -5,11 +5,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.limits import Guards
-from dagster_amoro.core.messages import next_step, story, summarize
-from dagster_amoro.core.model import Event, EventKind, Incident, Ordered, Orphan, State, Transition
-from dagster_amoro.core.policy import OnExhausted, RestartPolicy, RunState, StandIn
-from dagster_amoro.core.tick_plan import Surroundings, Survey, assess, orders
+from dagster_amoro.core.limits import Limits
+from dagster_amoro.core.messages import next_step, summarize, tell_story
+from dagster_amoro.core.model import (
+    Event,
+    EventKind,
+    Incident,
+    OperatorRequest,
+    Orphan,
+    State,
+    Transition,
+)
+from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState
+from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot, orders, plan_tick
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE: Final = timedelta(minutes=5)
@@ -45,29 +53,29 @@ def line(  # noqa: PLR0913 - all that a tick can tell of
     applied: tuple[Transition, ...] = (),
     obstacle: str | None = None,
     policy: RestartPolicy = POLICY,
-    guards: Guards | None = None,
-    stand_in: StandIn = StandIn.NONE,
+    limits: Limits | None = None,
+    replacement: Replacement = Replacement.NONE,
     sizes: tuple[str, ...] = (),
 ) -> str:
     """The line of a tick that saw these incidents and handed over what was due."""
     orphans = {i.resource_id: Orphan(i.resource_id, "g", "c", 1, 0, "{}") for i in incidents}
-    seen = Survey(resources=resources, groups=("g",), orphans=orphans, expired=expired)
-    around = Surroundings(
+    seen = RegistrySnapshot(resources=resources, groups=("g",), orphans=orphans, expired=expired)
+    around = DecisionInputs(
         policy=policy,
         obstacle=lambda _: obstacle,
         runs={"run": RunState.ACTIVE},
         now=NOW,
-        guards=guards or Guards(),
+        limits=limits or Limits(),
         count=lambda: {"g": len(incidents)},
-        stand_in=lambda _: stand_in,
+        replacement=lambda _: replacement,
     )
-    assessment = assess(seen, incidents, around)
+    plan = plan_tick(seen, incidents, around)
     return summarize(
         seen,
-        assessment,
-        handed_over=orders(assessment.due, 100),
+        plan,
+        dispatched=orders(plan.due, 100),
         applied=applied,
-        surroundings=around,
+        inputs=around,
         sizes=sizes,
     )
 
@@ -127,10 +135,10 @@ def test_says_what_is_held() -> None:
 def test_says_what_the_guards_hold_back() -> None:
     """In the words of the limit, or of the wave that was full."""
     two = incident(1), incident(2)
-    assert line(*two, guards=Guards(max_orphaned=0.5)).endswith(
+    assert line(*two, limits=Limits(max_orphaned=0.5)).endswith(
         "2 orphans: 2 held (2 of 2 orphaned, allowed 50%)"
     )
-    assert line(*two, guards=Guards(max_restarts=1)).endswith(
+    assert line(*two, limits=Limits(max_restarts=1)).endswith(
         "2 orphans: 1 due for a restart (1 of 5), "
         "1 waiting (due, and left for the next tick (keeper.max-restarts-per-tick))"
     )
@@ -147,20 +155,20 @@ def test_says_what_is_kept_and_that_it_is_held_from_then_on() -> None:
 
 def test_says_what_others_took_the_place_of() -> None:
     """Or are about to."""
-    assert line(incident(1), stand_in=StandIn.LIVE).endswith(
+    assert line(incident(1), replacement=Replacement.LIVE).endswith(
         "1 orphan: 1 to be removed, since others took its place"
     )
-    assert line(incident(1), stand_in=StandIn.COMING).endswith(
+    assert line(incident(1), replacement=Replacement.COMING).endswith(
         "1 orphan: 1 waiting (its group is being refilled)"
     )
 
 
 def test_attempts_that_it_carries_are_told_as_made() -> None:
     """It is the budget that its reader has in mind; after a reset it begins anew."""
-    assert line(incident(1)._replace(carried=2)).endswith("1 due for a restart (3 of 5)")
-    assert line(incident(1, attempts=4)._replace(carried=-4)).endswith("(1 of 5)")
-    ordered = incident(1, attempts=5)._replace(ordered=Ordered.RESTART)
-    assert line(ordered).endswith("1 due for a restart (5 of 5)")
+    assert line(incident(1)._replace(prior_attempts=2)).endswith("1 due for a restart (3 of 5)")
+    assert line(incident(1, attempts=4)._replace(prior_attempts=-4)).endswith("(1 of 5)")
+    operator_request = incident(1, attempts=5)._replace(operator_request=OperatorRequest.RESTART)
+    assert line(operator_request).endswith("1 due for a restart (5 of 5)")
 
 
 def test_sizes_of_groups_come_last() -> None:
@@ -172,7 +180,7 @@ def test_sizes_of_groups_come_last() -> None:
 
 def test_says_which_attempt_a_run_makes() -> None:
     """Taken up, it is the attempt that was counted; handed over, the one that follows."""
-    assert line(claimed(1, 1, State.HANDED_OVER)).endswith("1 restarting (2 of 5)")
+    assert line(claimed(1, 1, State.DISPATCHED)).endswith("1 restarting (2 of 5)")
     assert line(claimed(1, 5)).endswith("1 restarting (5 of 5)")
     assert line(claimed(1, 1), claimed(2, 2)).endswith("2 orphans: 2 restarting")
 
@@ -205,7 +213,7 @@ def test_says_what_follows_an_attempt() -> None:
 
 def test_says_what_follows_the_last_attempt_where_it_is_kept() -> None:
     """Attempts that it carries are attempts."""
-    attempted = incident(1, timedelta(0), attempts=2)._replace(carried=3)
+    attempted = incident(1, timedelta(0), attempts=2)._replace(prior_attempts=3)
     assert next_step(attempted, KEEPING) == (
         "If no optimizer registers for it, it is left to a person after 2026-03-01 12:05:00 UTC."
     )
@@ -225,7 +233,7 @@ def test_the_story_of_what_is_given_up_has_every_attempt() -> None:
         event(EventKind.STARTED, "attempt 2 started it"),
         event(EventKind.GIVING_UP, "giving up"),
     ]
-    assert story(incident(1, timedelta(0), attempts=2), events, POLICY) == (
+    assert tell_story(incident(1, timedelta(0), attempts=2), events, POLICY) == (
         "orphaned since 2026-03-01 12:00:00 UTC; 2 attempts, at least 5 min apart, did not bring "
         "it back; 2026-03-01 12:00:00 UTC attempt 1 failed: no memory; 2026-03-01 12:00:00 UTC "
         "attempt 2 started it; its row was removed from the registry and is kept in the ledger"
@@ -234,13 +242,13 @@ def test_the_story_of_what_is_given_up_has_every_attempt() -> None:
 
 def test_the_story_without_attempts_has_no_list() -> None:
     """With zero retries nothing was tried."""
-    assert ", and no attempts are allowed; its row" in story(incident(1), [], POLICY)
+    assert ", and no attempts are allowed; its row" in tell_story(incident(1), [], POLICY)
 
 
 def test_the_story_of_what_is_kept_says_where_its_row_is() -> None:
     """Nothing was removed, and the attempts of a crash loop are told."""
-    looping = incident(1, timedelta(0), attempts=2)._replace(carried=3)
-    assert story(looping, [], KEEPING, removed=False) == (
+    looping = incident(1, timedelta(0), attempts=2)._replace(prior_attempts=3)
+    assert tell_story(looping, [], KEEPING, removed=False) == (
         "orphaned since 2026-03-01 12:00:00 UTC; 3 attempts before it was orphaned again, and 2 "
         "attempts, at least 5 min apart, did not bring it back; its row is left where it is "
         "(keeper.on-exhausted)"
@@ -249,9 +257,11 @@ def test_the_story_of_what_is_kept_says_where_its_row_is() -> None:
 
 def test_the_story_of_what_an_operator_gave_up_says_who_and_why() -> None:
     """Not that its attempts did not help."""
-    ordered = incident(1, timedelta(0), attempts=2)._replace(ordered=Ordered.GIVE_UP)
+    operator_request = incident(1, timedelta(0), attempts=2)._replace(
+        operator_request=OperatorRequest.GIVE_UP
+    )
     events = [event(EventKind.GIVE_UP, "to be given up, by ann: the node is gone")]
-    assert story(ordered, events, POLICY) == (
+    assert tell_story(operator_request, events, POLICY) == (
         "orphaned since 2026-03-01 12:00:00 UTC; 2026-03-01 12:00:00 UTC to be given up, by ann: "
         "the node is gone; its row was removed from the registry and is kept in the ledger"
     )
@@ -259,7 +269,7 @@ def test_the_story_of_what_an_operator_gave_up_says_who_and_why() -> None:
 
 def test_the_story_after_a_reset_tells_of_all_its_attempts() -> None:
     """Those before the reset were made, though they do not count."""
-    again = incident(1, timedelta(0), attempts=7)._replace(carried=-2)
-    assert story(again, [], POLICY).startswith(
+    again = incident(1, timedelta(0), attempts=7)._replace(prior_attempts=-2)
+    assert tell_story(again, [], POLICY).startswith(
         "orphaned since 2026-03-01 12:00:00 UTC; 7 attempts, at least 5 min apart, did not bring"
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true, usable
 from dagster_amoro.containers.amoro.local import LocalContainer, log_folder
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
 from dagster_amoro.core.model import Resource
 
@@ -181,19 +181,19 @@ def test_who_says_the_dialect() -> None:
     """The property before the running AMS, and the latest where there is nobody to ask."""
     properties = {"ams-optimizing-uri": URI}
 
-    def ask() -> Dialect:
-        return Dialect.V0_7
+    def ask() -> AmsVersion:
+        return AmsVersion.V0_7
 
-    assert OptimizerContainer("c", properties).dialect is Dialect.V0_9
-    assert OptimizerContainer("c", properties, ask).dialect is Dialect.V0_7
+    assert OptimizerContainer("c", properties).dialect is AmsVersion.V0_9
+    assert OptimizerContainer("c", properties, ask).dialect is AmsVersion.V0_7
     named = {**properties, "ams-version": "0.8.0"}
-    assert OptimizerContainer("c", named, ask).dialect is Dialect.V0_8
+    assert OptimizerContainer("c", named, ask).dialect is AmsVersion.V0_8
 
 
 def test_an_unknown_dialect_is_an_obstacle() -> None:
     """Not an attempt that fails."""
 
-    def ask() -> Dialect:
+    def ask() -> AmsVersion:
         raise ContainerError("set keeper.ams-version")
 
     container = OptimizerContainer("c", {"ams-optimizing-uri": URI}, ask)

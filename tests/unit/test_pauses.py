@@ -48,10 +48,10 @@ def test_a_pause_ends_on_the_microsecond() -> None:
     ],
 )
 def test_a_pause_says_who_what_until_when_and_why(
-    target: Target, until: datetime | None, reason: str, told: str
+    target: Target, until: datetime | None, reason: str, message: str
 ) -> None:
     """As far as it was given."""
-    assert str(pause(target, until, reason)) == told
+    assert str(pause(target, until, reason)) == message
 
 
 @given(

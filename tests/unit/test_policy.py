@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.model import Incident, Ordered, State
+from dagster_amoro.core.model import Incident, OperatorRequest, State
 from dagster_amoro.core.policy import (
     Backoff,
     Decision,
     OnExhausted,
+    Replacement,
     RestartPolicy,
     RunState,
-    StandIn,
     Verdict,
     decide,
     due_at,
@@ -65,7 +65,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
     obstacle: str | None = None,
     claimed: bool = False,
     paused: str | None = None,
-    stand_in: StandIn = StandIn.NONE,
+    replacement: Replacement = Replacement.NONE,
 ) -> Decision:
     """The decision at `NOW`."""
     return decide(
@@ -75,7 +75,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
         claimed=claimed,
         now=NOW,
         paused=paused,
-        stand_in=lambda: stand_in,
+        replacement=lambda: replacement,
     )
 
 
@@ -87,12 +87,12 @@ class Case(NamedTuple):
     policy: RestartPolicy
     claimed: bool
     paused: str | None = None
-    stand_in: StandIn = StandIn.NONE
+    replacement: Replacement = Replacement.NONE
 
     @property
     def left(self) -> int:
         """The attempts that are left of its budget; not above zero: none."""
-        return self.policy.max_retries - self.incident.carried - self.incident.attempts
+        return self.policy.max_retries - self.incident.prior_attempts - self.incident.attempts
 
     @property
     def grace_ends(self) -> datetime:
@@ -101,7 +101,7 @@ class Case(NamedTuple):
         since = self.incident.detected_at if attempted is None else attempted
         if self.policy.backoff is Backoff.CONSTANT:
             return since + self.policy.grace_period
-        used_up = self.incident.attempts + self.incident.carried
+        used_up = self.incident.attempts + self.incident.prior_attempts
         return since + pauses(self.policy.grace_period, self.policy.backoff_cap, used_up)[-1]
 
     def decided(self) -> Decision:
@@ -112,7 +112,7 @@ class Case(NamedTuple):
             obstacle=self.obstacle,
             claimed=self.claimed,
             paused=self.paused,
-            stand_in=self.stand_in,
+            replacement=self.replacement,
         )
 
 
@@ -148,19 +148,19 @@ TABLE: Final[list[tuple[Callable[[Case], bool], Verdict]]] = [
         lambda case: (
             case.obstacle is not None
             and not removing(case)
-            and case.incident.ordered is not Ordered.GIVE_UP
+            and case.incident.operator_request is not OperatorRequest.GIVE_UP
         ),
         Verdict.REPORT,
     ),
     (lambda case: case.claimed, Verdict.WAIT),
     (lambda case: case.incident.state is State.GIVING_UP, Verdict.GIVE_UP),
     (lambda case: case.incident.state is State.SUPERSEDING, Verdict.SUPERSEDE),
-    (lambda case: case.incident.ordered is Ordered.GIVE_UP, Verdict.GIVE_UP),
-    (lambda case: case.incident.ordered is Ordered.RESTART, Verdict.RESTART),
+    (lambda case: case.incident.operator_request is OperatorRequest.GIVE_UP, Verdict.GIVE_UP),
+    (lambda case: case.incident.operator_request is OperatorRequest.RESTART, Verdict.RESTART),
     (is_kept, Verdict.HOLD),
     (lambda case: case.grace_ends > NOW, Verdict.WAIT),
-    (lambda case: case.stand_in is StandIn.LIVE, Verdict.SUPERSEDE),
-    (lambda case: case.stand_in is StandIn.COMING, Verdict.WAIT),
+    (lambda case: case.replacement is Replacement.LIVE, Verdict.SUPERSEDE),
+    (lambda case: case.replacement is Replacement.COMING, Verdict.WAIT),
     (lambda case: case.left > 0, Verdict.RESTART),
     (lambda case: case.policy.on_exhausted is OnExhausted.KEEP, Verdict.KEEP),
     (lambda _: True, Verdict.GIVE_UP),
@@ -203,8 +203,8 @@ def cases(draw: st.DrawFn) -> Case:
             claimed_by=draw(st.none() | st.just("run")),
             claimed_until=draw(st.none() | st.just(NOW + GRACE)),
             note=draw(st.none() | st.just("as before")),
-            carried=draw(st.integers(-attempts, 4)),
-            ordered=draw(st.none() | st.sampled_from(Ordered)),
+            prior_attempts=draw(st.integers(-attempts, 4)),
+            operator_request=draw(st.none() | st.sampled_from(OperatorRequest)),
         ),
         obstacle=draw(st.none() | st.sampled_from(["", "as before", "unknown container"])),
         policy=replace(
@@ -216,7 +216,7 @@ def cases(draw: st.DrawFn) -> Case:
         ),
         claimed=draw(st.booleans()),
         paused=draw(st.none() | st.sampled_from(["", "etl is paused by ann"])),
-        stand_in=draw(st.sampled_from(StandIn)),
+        replacement=draw(st.sampled_from(Replacement)),
     )
 
 
@@ -234,18 +234,31 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
         [None, "an obstacle"],
         [False, True],  # claimed
         OPEN_STATES,
-        [None, *Ordered],
+        [None, *OperatorRequest],
         [-MICROSECOND, timedelta(0)],  # from the end of the grace period
         [(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, -1, 1)],  # attempts, carried, max retries
-        list(StandIn),
+        list(Replacement),
         list(OnExhausted),
     )
-    for enabled, paused, obstacle, claimed, state, ordered, over, budget, came, after in corners:
-        attempts, carried, most = budget
+    for (
+        enabled,
+        paused,
+        obstacle,
+        claimed,
+        state,
+        operator_request,
+        over,
+        budget,
+        came,
+        after,
+    ) in corners:
+        attempts, prior_attempts, most = budget
         age = GRACE + over
         value = incident(GRACE * 9, age, attempts) if attempts else incident(age)
         case = Case(
-            value._replace(state=state, carried=carried, ordered=ordered),
+            value._replace(
+                state=state, prior_attempts=prior_attempts, operator_request=operator_request
+            ),
             obstacle,
             replace(policy(enabled=enabled, max_retries=most), on_exhausted=after),
             claimed,
@@ -270,7 +283,7 @@ def test_says_why_and_until_when(case: Case) -> None:
     elif case.claimed:
         assert decision.until == case.incident.claimed_until
     elif decision.until is None:  # nobody knows how long AMS takes
-        assert case.stand_in is StandIn.COMING
+        assert case.replacement is Replacement.COMING
     else:
         assert decision.until == case.grace_ends == due_at(case.incident, case.policy)
         assert decision.until > NOW
@@ -336,8 +349,10 @@ def test_an_orphan_that_cannot_be_restarted_is_never_given_up() -> None:
 
 def test_auto_restart_off_comes_before_everything() -> None:
     """Neither reports nor removals, nor what operators want, happen while it is off."""
-    for state, claimed, ordered in product(OPEN_STATES, (False, True), (None, *Ordered)):
-        value = incident(GRACE, GRACE, 9, state)._replace(ordered=ordered)
+    for state, claimed, operator_request in product(
+        OPEN_STATES, (False, True), (None, *OperatorRequest)
+    ):
+        value = incident(GRACE, GRACE, 9, state)._replace(operator_request=operator_request)
         decision = decided(value, policy(enabled=False), obstacle="opts out", claimed=claimed)
         assert decision == Decision(Verdict.HOLD, "auto-restart is off")
 
@@ -360,8 +375,8 @@ def test_a_removal_that_has_begun_is_finished(case: Case, state: State, end: Ver
 
 def test_what_an_operator_paused_is_left_alone_whatever_else_holds() -> None:
     """Not even a removal that was begun, or what another operator wants, is done meanwhile."""
-    for state, ordered in product(OPEN_STATES, (None, *Ordered)):
-        value = incident(GRACE, state=state)._replace(ordered=ordered)
+    for state, operator_request in product(OPEN_STATES, (None, *OperatorRequest)):
+        value = incident(GRACE, state=state)._replace(operator_request=operator_request)
         decision = decided(value, policy(), obstacle="opts out", paused="ann paused it")
         assert decision == Decision(Verdict.HOLD, "ann paused it")
 
@@ -369,14 +384,16 @@ def test_what_an_operator_paused_is_left_alone_whatever_else_holds() -> None:
 def test_what_an_operator_wants_restarted_waits_for_nothing_and_has_no_budget() -> None:
     """Neither the grace period, nor the attempts, nor a refilled group stand in its way."""
     for attempts, after in product((0, 5), OnExhausted):
-        value = incident(attempts=attempts)._replace(ordered=Ordered.RESTART)
-        decision = decided(value, replace(policy(), on_exhausted=after), stand_in=StandIn.LIVE)
+        value = incident(attempts=attempts)._replace(operator_request=OperatorRequest.RESTART)
+        decision = decided(
+            value, replace(policy(), on_exhausted=after), replacement=Replacement.LIVE
+        )
         assert decision.verdict is Verdict.RESTART
 
 
 def test_what_an_operator_wants_given_up_is_removed_though_others_are_kept() -> None:
     """`on-exhausted: keep` is about attempts that are used up, not about a person's word."""
-    value = incident(state=State.KEPT)._replace(ordered=Ordered.GIVE_UP)
+    value = incident(state=State.KEPT)._replace(operator_request=OperatorRequest.GIVE_UP)
     keeping = replace(policy(), on_exhausted=OnExhausted.KEEP)
     assert decided(value, keeping).verdict is Verdict.GIVE_UP
     assert decided(value, keeping, obstacle="opts out").verdict is Verdict.GIVE_UP
@@ -384,10 +401,10 @@ def test_what_an_operator_wants_given_up_is_removed_though_others_are_kept() -> 
 
 def test_an_operator_cannot_order_what_cannot_be_done() -> None:
     """What cannot be restarted is not, and a run that has it is waited for."""
-    value = incident(GRACE)._replace(ordered=Ordered.RESTART)
+    value = incident(GRACE)._replace(operator_request=OperatorRequest.RESTART)
     assert decided(value, policy(), obstacle="opts out").verdict is Verdict.REPORT
-    for ordered in Ordered:
-        value = incident(GRACE)._replace(ordered=ordered)
+    for operator_request in OperatorRequest:
+        value = incident(GRACE)._replace(operator_request=operator_request)
         assert decided(value, policy(), claimed=True).verdict is Verdict.WAIT
 
 
@@ -395,7 +412,7 @@ def test_an_operator_cannot_order_what_cannot_be_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempts", "carried", "verdict"),
+    ("attempts", "prior_attempts", "verdict"),
     [
         (0, 4, Verdict.RESTART),
         (0, 5, Verdict.GIVE_UP),  # a crash loop ends
@@ -406,10 +423,12 @@ def test_an_operator_cannot_order_what_cannot_be_done() -> None:
     ],
 )
 def test_attempts_of_earlier_incidents_count_and_those_before_a_reset_do_not(
-    attempts: int, carried: int, verdict: Verdict
+    attempts: int, prior_attempts: int, verdict: Verdict
 ) -> None:
     """Five of its budget are used up by its own and by those that it carries."""
-    value = incident(GRACE * 9, GRACE if attempts else None, attempts)._replace(carried=carried)
+    value = incident(GRACE * 9, GRACE if attempts else None, attempts)._replace(
+        prior_attempts=prior_attempts
+    )
     assert decided(value, policy()).verdict is verdict
 
 
@@ -420,7 +439,7 @@ def test_what_is_kept_is_told_once_and_then_held() -> None:
     assert decided(value, keeping).verdict is Verdict.KEEP
     kept = value._replace(state=State.KEPT)
     assert decided(kept, keeping).verdict is Verdict.HOLD
-    assert decided(kept, keeping, stand_in=StandIn.LIVE).verdict is Verdict.HOLD
+    assert decided(kept, keeping, replacement=Replacement.LIVE).verdict is Verdict.HOLD
 
 
 def test_what_is_kept_goes_on_when_its_budget_or_the_policy_changes() -> None:
@@ -437,7 +456,7 @@ def test_what_is_kept_goes_on_when_its_budget_or_the_policy_changes() -> None:
 def test_who_came_in_its_place_is_asked_only_when_it_is_due() -> None:
     """It costs a look at the registry."""
 
-    def must_not_be_asked() -> StandIn:
+    def must_not_be_asked() -> Replacement:
         raise AssertionError
 
     def ask(value: Incident, *, paused: str | None = None, claimed: bool = False) -> Verdict:
@@ -448,7 +467,7 @@ def test_who_came_in_its_place_is_asked_only_when_it_is_due() -> None:
             claimed=claimed,
             now=NOW,
             paused=paused,
-            stand_in=must_not_be_asked,
+            replacement=must_not_be_asked,
         ).verdict
 
     assert ask(incident(GRACE - MICROSECOND)) is Verdict.WAIT
@@ -456,8 +475,11 @@ def test_who_came_in_its_place_is_asked_only_when_it_is_due() -> None:
     assert ask(incident(GRACE), paused="by ann") is Verdict.HOLD
     for state in (State.GIVING_UP, State.SUPERSEDING):
         assert ask(incident(GRACE, state=state)) in {Verdict.GIVE_UP, Verdict.SUPERSEDE}
-    for ordered in Ordered:
-        assert ask(incident(GRACE)._replace(ordered=ordered)) in {Verdict.GIVE_UP, Verdict.RESTART}
+    for operator_request in OperatorRequest:
+        assert ask(incident(GRACE)._replace(operator_request=operator_request)) in {
+            Verdict.GIVE_UP,
+            Verdict.RESTART,
+        }
     with pytest.raises(AssertionError):
         ask(incident(GRACE))
 
@@ -468,8 +490,8 @@ def test_an_orphan_whose_group_was_refilled_is_neither_restarted_nor_given_up(
 ) -> None:
     """Its attempts may be used up or not: others do its work."""
     value = incident(GRACE * 9, GRACE if attempts else None, attempts)
-    assert decided(value, policy(), stand_in=StandIn.LIVE).verdict is Verdict.SUPERSEDE
-    coming = decided(value, policy(), stand_in=StandIn.COMING)
+    assert decided(value, policy(), replacement=Replacement.LIVE).verdict is Verdict.SUPERSEDE
+    coming = decided(value, policy(), replacement=Replacement.COMING)
     assert coming == Decision(Verdict.WAIT, "its group is being refilled")
 
 
@@ -498,17 +520,19 @@ def test_each_pause_is_twice_the_one_before_up_to_the_cap() -> None:
     grace=st.timedeltas(MICROSECOND, timedelta(days=400)),
     cap=st.timedeltas(MICROSECOND, timedelta(days=400)),
     attempts=st.integers(0, 100),
-    carried=st.integers(0, 100),
+    prior_attempts=st.integers(0, 100),
 )
-@example(grace=GRACE, cap=HOUR, attempts=39, carried=0)
-@example(grace=timedelta(days=400), cap=timedelta(days=400), attempts=100, carried=100)
+@example(grace=GRACE, cap=HOUR, attempts=39, prior_attempts=0)
+@example(grace=timedelta(days=400), cap=timedelta(days=400), attempts=100, prior_attempts=100)
 def test_pauses_are_those_of_doubling_however_many_attempts_there_are(
-    grace: timedelta, cap: timedelta, attempts: int, carried: int
+    grace: timedelta, cap: timedelta, attempts: int, prior_attempts: int
 ) -> None:
     """Those that are carried count; none is longer than the cap, and none is too long to reckon."""
-    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(carried=carried)
+    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(
+        prior_attempts=prior_attempts
+    )
     found = pause(value, growing(grace, cap))
-    assert found == pauses(grace, cap, attempts + carried)[-1]
+    assert found == pauses(grace, cap, attempts + prior_attempts)[-1]
 
 
 @given(
@@ -546,13 +570,18 @@ def test_jitter_differs_from_attempt_to_attempt() -> None:
 
 
 @given(
-    grace=graces, attempts=st.integers(0, 50), carried=st.integers(-50, 50), jitter=st.floats(0, 1)
+    grace=graces,
+    attempts=st.integers(0, 50),
+    prior_attempts=st.integers(-50, 50),
+    jitter=st.floats(0, 1),
 )
 def test_constant_pauses_are_the_grace_period_exactly(
-    grace: timedelta, attempts: int, carried: int, jitter: float
+    grace: timedelta, attempts: int, prior_attempts: int, jitter: float
 ) -> None:
     """Neither the number of attempts, nor cap, nor jitter change them."""
-    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(carried=carried)
+    value = incident(GRACE, GRACE if attempts else None, attempts)._replace(
+        prior_attempts=prior_attempts
+    )
     constant = replace(policy(grace=grace), backoff_cap=MICROSECOND, backoff_jitter=jitter)
     assert pause(value, constant) == grace
 

@@ -8,7 +8,7 @@ import pytest
 
 from dagster_amoro.cli import main
 from dagster_amoro.config import SETTINGS
-from dagster_amoro.core.groups import floor
+from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.healing.keeper import Keeper
 
 CHECKOUT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = names["keeper"]
     assert isinstance(keeper, Keeper)
     assert keeper.registry.survey().resources == 4
-    assert [floor(group) for group in keeper.registry.sized_groups().values()] == [8]
+    assert [min_parallelism(group) for group in keeper.registry.sized_groups().values()] == [8]
     keeper.registry.database.close()
     defs = names["defs"]
     assert isinstance(defs, dg.Definitions)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.model import Incident, State
-from dagster_amoro.core.policy import StandIn
-from dagster_amoro.core.replacement import Newcomer, hopeless, stand_in
+from dagster_amoro.core.policy import Replacement
+from dagster_amoro.core.replacement import NewResource, hopeless, replacement
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BEFORE, THEN, AFTER = "2026-03-01 11:00:00", "2026-03-01 11:30:00", "2026-03-01 11:45:00"
@@ -28,74 +28,76 @@ def orphan(threads: int = 4, newest: str | None = THEN) -> Incident:
     )
 
 
-def newcomer(
+def new_resource(
     threads: int = 4, *, registered: bool = True, at: str = AFTER, name: str = "new"
-) -> Newcomer:
+) -> NewResource:
     """One that came after the detection and registered, unless told otherwise."""
-    return Newcomer(name, "g", threads, at, registered)
+    return NewResource(name, "g", threads, at, registered)
 
 
 def came(
-    *newcomers: Newcomer,
+    *new_resources: NewResource,
     value: Incident | None = None,
     lost: frozenset[str] = frozenset(),
     live: int = 8,
-    floor: int = 8,
-) -> StandIn:
+    min_parallelism: int = 8,
+) -> Replacement:
     """What came in the place of an orphan of four threads."""
-    return stand_in(value or orphan(), newcomers, hopeless=lost, live=live, floor=floor)
+    return replacement(
+        value or orphan(), new_resources, hopeless=lost, live=live, min_parallelism=min_parallelism
+    )
 
 
 def test_as_many_threads_that_reach_the_floor_took_its_place() -> None:
     """One resource or several, with as many threads as were lost at least."""
-    assert came(newcomer()) is StandIn.LIVE
-    assert came(newcomer(3, name="n1"), newcomer(1, name="n2")) is StandIn.LIVE
-    assert came(newcomer(9)) is StandIn.LIVE
-    assert came(newcomer(3)) is StandIn.NONE
+    assert came(new_resource()) is Replacement.LIVE
+    assert came(new_resource(3, name="n1"), new_resource(1, name="n2")) is Replacement.LIVE
+    assert came(new_resource(9)) is Replacement.LIVE
+    assert came(new_resource(3)) is Replacement.NONE
 
 
 def test_a_group_that_still_misses_threads_needs_its_orphan_back() -> None:
-    """A thread below the floor nobody took its place; exactly at the floor somebody did."""
-    assert came(newcomer(), live=7) is StandIn.NONE
-    assert came(newcomer(), live=8) is StandIn.LIVE
-    assert came(newcomer(), live=0, floor=0) is StandIn.LIVE
+    """A thread below the min-parallelism nobody took its place; exactly at it somebody did."""
+    assert came(new_resource(), live=7) is Replacement.NONE
+    assert came(new_resource(), live=8) is Replacement.LIVE
+    assert came(new_resource(), live=0, min_parallelism=0) is Replacement.LIVE
 
 
 def test_what_has_not_registered_yet_is_waited_for() -> None:
     """Also where only a part of it has."""
-    assert came(newcomer(registered=False), live=0) is StandIn.COMING
-    half, other = newcomer(2, name="n1"), newcomer(2, name="n2", registered=False)
-    assert came(half, other, live=0) is StandIn.COMING
-    assert came(newcomer(3, registered=False), live=0) is StandIn.NONE
+    assert came(new_resource(registered=False), live=0) is Replacement.COMING
+    half, other = new_resource(2, name="n1"), new_resource(2, name="n2", registered=False)
+    assert came(half, other, live=0) is Replacement.COMING
+    assert came(new_resource(3, registered=False), live=0) is Replacement.NONE
 
 
 @pytest.mark.parametrize("at", [BEFORE, THEN])
 def test_what_was_there_before_took_nobodys_place(at: str) -> None:
     """It was at work, or dead, when the orphan was found."""
-    assert came(newcomer(at=at)) is StandIn.NONE
+    assert came(new_resource(at=at)) is Replacement.NONE
 
 
 def test_where_nobody_adds_resources_nobody_took_its_place() -> None:
     """The ledger then knows no newest resource."""
-    assert came(newcomer(), value=orphan(newest=None)) is StandIn.NONE
+    assert came(new_resource(), value=orphan(newest=None)) is Replacement.NONE
 
 
 def test_an_orphan_takes_not_its_own_place() -> None:
     """A restart may write a new start time."""
-    assert came(newcomer(name="dead")) is StandIn.NONE
+    assert came(new_resource(name="dead")) is Replacement.NONE
 
 
 def test_what_will_never_register_takes_nobodys_place() -> None:
     """Nor does one that is being removed."""
     lost = frozenset({"new"})
-    assert came(newcomer(registered=False), lost=lost) is StandIn.NONE
+    assert came(new_resource(registered=False), lost=lost) is Replacement.NONE
 
 
 @given(
     threads=st.integers(0, 6),
     came_in=st.lists(
         st.builds(
-            Newcomer,
+            NewResource,
             st.sampled_from(["dead", "n1", "n2", "n3"]),
             st.just("g"),
             st.integers(0, 6),
@@ -106,10 +108,10 @@ def test_what_will_never_register_takes_nobodys_place() -> None:
     ),
     lost=st.frozensets(st.sampled_from(["n1", "n2"])),
     live=st.integers(0, 9),
-    floor=st.integers(0, 9),
+    min_parallelism=st.integers(0, 9),
 )
 def test_a_second_reckoning_agrees(
-    threads: int, came_in: list[Newcomer], lost: frozenset[str], live: int, floor: int
+    threads: int, came_in: list[NewResource], lost: frozenset[str], live: int, min_parallelism: int
 ) -> None:
     """Threads at work come first, then those on their way; none counts as something."""
     at_work = on_its_way = 0
@@ -120,12 +122,15 @@ def test_a_second_reckoning_agrees(
             at_work += each.thread_count
         else:
             on_its_way += each.thread_count
-    expected = StandIn.NONE
+    expected = Replacement.NONE
     if on_its_way > 0 and at_work + on_its_way >= threads:
-        expected = StandIn.COMING
-    if at_work >= max(threads, 1) and live >= floor:
-        expected = StandIn.LIVE
-    assert came(*came_in, value=orphan(threads), lost=lost, live=live, floor=floor) is expected
+        expected = Replacement.COMING
+    if at_work >= max(threads, 1) and live >= min_parallelism:
+        expected = Replacement.LIVE
+    assert (
+        came(*came_in, value=orphan(threads), lost=lost, live=live, min_parallelism=min_parallelism)
+        is expected
+    )
 
 
 def test_no_optimizer_comes_of_what_is_left_alone_or_removed() -> None:

@@ -12,7 +12,7 @@ from dagster_amoro.config import ContainerSettings
 from dagster_amoro.containers import CommandContainer
 from dagster_amoro.containers.amoro.base import OptimizerContainer
 from dagster_amoro.containers.resolve import Containers, build_container
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.testing import RecordingContainer
@@ -160,16 +160,16 @@ def test_amoros_class_names_stand_for_ours(kind: str, properties: dict[str, str]
     """They start optimizers in the dialect of the AMS that was asked."""
     given = {"ams-home": "/opt/amoro", "ams-optimizing-uri": "thrift://ams:1261", **properties}
     entry = settings(f"org.apache.amoro.server.manager.{kind}OptimizerContainer", **given)
-    container = build_container(entry, lambda: Dialect.V0_8)
+    container = build_container(entry, lambda: AmsVersion.V0_8)
     assert type(container).__name__ == f"{kind}Container"
     assert isinstance(container, OptimizerContainer)
-    assert container.dialect is Dialect.V0_8
+    assert container.dialect is AmsVersion.V0_8
 
 
 def test_an_unknown_version_of_ams_is_an_obstacle() -> None:
     """An option that it does not know would crash the optimizer."""
 
-    def ask() -> Dialect:
+    def ask() -> AmsVersion:
         raise ContainerError("the version of AMS is not known")
 
     given = {"ams-optimizing-uri": "thrift://ams:1261", "flink-home": "/opt/flink"}
@@ -351,8 +351,8 @@ def test_the_fake_fails_as_often_as_it_is_told() -> None:
 
 def test_the_fake_can_be_told_by_its_properties() -> None:
     """For a configuration that a whole Dagster runs with."""
-    told: dict[str, Any] = {"fail-starts": "no", "refuse-releases": "never"}
-    fake = RecordingContainer("c", told)
+    message: dict[str, Any] = {"fail-starts": "no", "refuse-releases": "never"}
+    fake = RecordingContainer("c", message)
     with pytest.raises(StartFailedError, match="no"):
         fake.request_resource(resource())
     with pytest.raises(ReleaseFailedError, match="never"):

@@ -10,40 +10,40 @@ from hypothesis import strategies as st
 from dagster_amoro.core.model import Incident, Orphan, State
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.core.scale_up import (
-    Course,
-    Refill,
-    RefillState,
+    ScaleDecision,
+    ScaleUp,
+    ScaleUpState,
     coming,
-    course,
     is_coming,
     next_round,
+    scale_decision,
 )
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 GRACE: Final = timedelta(minutes=5)
 POLICY: Final = RestartPolicy(enabled=True, max_retries=3, grace_period=GRACE)
-ROUND: Final = Refill("g", 8, rounds=1, state=RefillState.STARTED, next_at=NOW)
+ROUND: Final = ScaleUp("g", 8, rounds=1, state=ScaleUpState.STARTED, next_at=NOW)
 
 
 def chosen(  # noqa: PLR0913 - what the table depends on
-    refill: Refill | None = None,
+    scale_up: ScaleUp | None = None,
     *,
-    floor: int = 8,
+    min_parallelism: int = 8,
     live: int = 0,
     on_its_way: int = 0,
     claimed: bool = False,
     most: int = 3,
     now: datetime = NOW,
-) -> Course:
+) -> ScaleDecision:
     """What is to be done for a group that has nothing of eight threads, unless told otherwise."""
-    return course(
-        refill,
-        floor=floor,
+    return scale_decision(
+        scale_up,
+        min_parallelism=min_parallelism,
         live=live,
         coming=on_its_way,
         claimed=claimed,
-        most_rounds=most,
+        max_rounds=most,
         now=now,
     )
 
@@ -52,88 +52,99 @@ def chosen(  # noqa: PLR0913 - what the table depends on
 
 
 def test_a_group_that_misses_a_thread_gets_a_resource() -> None:
-    """Exactly at its floor it gets none; orphans that come back count."""
-    assert chosen(live=7) is Course.START
-    assert chosen(live=8) is Course.REST
-    assert chosen(live=5, on_its_way=2) is Course.START
-    assert chosen(live=5, on_its_way=3) is Course.REST
+    """Exactly at its min-parallelism it gets none; orphans that come back count."""
+    assert chosen(live=7) is ScaleDecision.START
+    assert chosen(live=8) is ScaleDecision.REST
+    assert chosen(live=5, on_its_way=2) is ScaleDecision.START
+    assert chosen(live=5, on_its_way=3) is ScaleDecision.REST
 
 
 def test_rounds_are_forgotten_only_once_the_threads_are_there() -> None:
     """An orphan in its grace period may still be lost."""
-    assert chosen(ROUND, live=8) is Course.SETTLE
-    assert chosen(ROUND, live=7, on_its_way=1) is Course.REST
+    assert chosen(ROUND, live=8) is ScaleDecision.SETTLE
+    assert chosen(ROUND, live=7, on_its_way=1) is ScaleDecision.REST
 
 
 def test_a_group_without_a_floor_is_settled() -> None:
     """It was removed after a round; nothing is missing any more."""
-    for state in RefillState:
-        assert chosen(ROUND._replace(state=state), floor=0) is Course.SETTLE
+    for state in ScaleUpState:
+        assert chosen(ROUND._replace(state=state), min_parallelism=0) is ScaleDecision.SETTLE
 
 
 def test_the_next_round_begins_on_the_microsecond() -> None:
     """Not one before."""
-    assert chosen(ROUND, now=NOW - MICROSECOND) is Course.WAIT
-    assert chosen(ROUND) is Course.START
+    assert chosen(ROUND, now=NOW - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(ROUND) is ScaleDecision.START
 
 
 def test_the_last_round_gets_its_pause_before_it_is_said_that_it_did_not_help() -> None:
     """And it is said once."""
     last = ROUND._replace(rounds=3)
-    assert chosen(last, now=NOW - MICROSECOND) is Course.WAIT
-    assert chosen(last) is Course.STOP
-    assert chosen(last._replace(state=RefillState.STOPPED)) is Course.STOPPED
+    assert chosen(last, now=NOW - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(last) is ScaleDecision.STOP
+    assert chosen(last._replace(state=ScaleUpState.STOPPED)) is ScaleDecision.STOPPED
 
 
 def test_another_floor_is_another_matter() -> None:
     """A person looked at it: neither a pause nor an end of the old rounds counts."""
     waiting = ROUND._replace(next_at=NOW + GRACE)
-    stopped = ROUND._replace(rounds=3, state=RefillState.STOPPED)
-    for refill in (waiting, stopped):
-        assert chosen(refill, floor=9) is Course.START
-        assert chosen(refill, floor=7) is Course.START
+    stopped = ROUND._replace(rounds=3, state=ScaleUpState.STOPPED)
+    for scale_up in (waiting, stopped):
+        assert chosen(scale_up, min_parallelism=9) is ScaleDecision.START
+        assert chosen(scale_up, min_parallelism=7) is ScaleDecision.START
 
 
 def test_a_run_that_is_at_it_is_waited_for() -> None:
     """Whatever was counted meanwhile, it writes down how it ends."""
     for live in (0, 8):
-        assert chosen(ROUND, live=live, claimed=True) is Course.WAIT
+        assert chosen(ROUND, live=live, claimed=True) is ScaleDecision.WAIT
 
 
 @given(
-    refill=st.none()
+    scale_up=st.none()
     | st.builds(
-        Refill,
+        ScaleUp,
         st.just("g"),
         st.integers(0, 3),
         rounds=st.integers(0, 4),
-        state=st.sampled_from(RefillState),
+        state=st.sampled_from(ScaleUpState),
         next_at=st.none() | st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]),
     ),
-    floor=st.integers(0, 3),
+    min_parallelism=st.integers(0, 3),
     live=st.integers(0, 4),
     on_its_way=st.integers(0, 3),
     claimed=st.booleans(),
     most=st.integers(0, 3),
 )
 def test_follows_the_table(  # noqa: PLR0913 - what the table depends on
-    refill: Refill | None, floor: int, live: int, on_its_way: int, most: int, *, claimed: bool
+    scale_up: ScaleUp | None,
+    min_parallelism: int,
+    live: int,
+    on_its_way: int,
+    most: int,
+    *,
+    claimed: bool,
 ) -> None:
     """The first row that applies, as the table has them."""
-    known = refill or Refill("g", -1)  # none has this floor
+    known = scale_up or ScaleUp("g", -1)  # none has this min-parallelism
     table = [
-        (refill is not None and claimed, Course.WAIT),
-        (floor <= live, Course.REST if refill is None else Course.SETTLE),
-        (floor <= live + on_its_way, Course.REST),
-        (floor != known.floor, Course.START),
-        (known.state is RefillState.STOPPED, Course.STOPPED),
-        (known.next_at == NOW + MICROSECOND, Course.WAIT),
-        (known.rounds < most, Course.START),
-        (True, Course.STOP),
+        (scale_up is not None and claimed, ScaleDecision.WAIT),
+        (min_parallelism <= live, ScaleDecision.REST if scale_up is None else ScaleDecision.SETTLE),
+        (min_parallelism <= live + on_its_way, ScaleDecision.REST),
+        (min_parallelism != known.min_parallelism, ScaleDecision.START),
+        (known.state is ScaleUpState.STOPPED, ScaleDecision.STOPPED),
+        (known.next_at == NOW + MICROSECOND, ScaleDecision.WAIT),
+        (known.rounds < most, ScaleDecision.START),
+        (True, ScaleDecision.STOP),
     ]
     expected = next(what for applies, what in table if applies)
     found = chosen(
-        refill, floor=floor, live=live, on_its_way=on_its_way, claimed=claimed, most=most
+        scale_up,
+        min_parallelism=min_parallelism,
+        live=live,
+        on_its_way=on_its_way,
+        claimed=claimed,
+        most=most,
     )
     assert found is expected
 
@@ -142,11 +153,17 @@ def test_follows_the_table(  # noqa: PLR0913 - what the table depends on
 
 
 def begun(
-    refill: Refill | None, now: datetime, floor: int = 8, interval: timedelta = GRACE
-) -> Refill:
+    scale_up: ScaleUp | None, now: datetime, min_parallelism: int = 8, interval: timedelta = GRACE
+) -> ScaleUp:
     """The next round of a group, begun now."""
     return next_round(
-        refill, "g", floor=floor, threads=floor, resource_id="r", interval=interval, now=now
+        scale_up,
+        "g",
+        min_parallelism=min_parallelism,
+        threads=min_parallelism,
+        resource_id="r",
+        interval=interval,
+        now=now,
     )
 
 
@@ -160,16 +177,19 @@ def test_rounds_are_those_of_amoro(most: int, interval: timedelta) -> None:
     Amoro queues a group again after `interval x attempts`, where attempts is one higher after each
     resource that it started, and says that it did not help where attempts exceeds the most.
     """
-    refill: Refill | None = None
+    scale_up: ScaleUp | None = None
     now, found = NOW, list[tuple[str, timedelta]]()
-    while (what := chosen(refill, most=most, now=now)) not in {Course.STOP, Course.STOPPED}:
-        if what is Course.START:
+    while (what := chosen(scale_up, most=most, now=now)) not in {
+        ScaleDecision.STOP,
+        ScaleDecision.STOPPED,
+    }:
+        if what is ScaleDecision.START:
             found.append(("start", now - NOW))
-            refill = begun(refill, now, interval=interval)
-        assert refill is not None
-        assert refill.next_at is not None
-        now = refill.next_at
-        assert chosen(refill, most=most, now=now - MICROSECOND) is Course.WAIT
+            scale_up = begun(scale_up, now, interval=interval)
+        assert scale_up is not None
+        assert scale_up.next_at is not None
+        now = scale_up.next_at
+        assert chosen(scale_up, most=most, now=now - MICROSECOND) is ScaleDecision.WAIT
     attempts, at, expected = 1, timedelta(0), list[tuple[str, timedelta]]()
     while attempts <= most:
         expected.append(("start", at))
@@ -181,23 +201,23 @@ def test_rounds_are_those_of_amoro(most: int, interval: timedelta) -> None:
 
 def test_with_amoros_defaults_there_are_rounds_at_0_2_and_5_intervals_and_an_end_at_9() -> None:
     """Amoro's 5, 15, 30 and 50 minutes: it looks first an interval after its start."""
-    refill: Refill | None = None
+    scale_up: ScaleUp | None = None
     for at in (0, 2, 5):
         now = NOW + GRACE * at
-        assert chosen(refill, now=now) is Course.START
-        refill = begun(refill, now)
-    assert chosen(refill, now=NOW + GRACE * 9 - MICROSECOND) is Course.WAIT
-    assert chosen(refill, now=NOW + GRACE * 9) is Course.STOP
+        assert chosen(scale_up, now=now) is ScaleDecision.START
+        scale_up = begun(scale_up, now)
+    assert chosen(scale_up, now=NOW + GRACE * 9 - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(scale_up, now=NOW + GRACE * 9) is ScaleDecision.STOP
 
 
 def test_a_round_is_counted_before_it_is_made() -> None:
     """It is written down as requested, with its size, its id and nothing of the last error."""
-    failed = ROUND._replace(rounds=2, state=RefillState.FAILED, last_error="no", version=4)
+    failed = ROUND._replace(rounds=2, state=ScaleUpState.FAILED, last_error="no", version=4)
     assert begun(failed, NOW) == failed._replace(
         rounds=3,
         resource_id="r",
         threads=8,
-        state=RefillState.REQUESTED,
+        state=ScaleUpState.REQUESTED,
         next_at=NOW + GRACE * 4,
         last_error=None,
         version=5,
@@ -205,18 +225,23 @@ def test_a_round_is_counted_before_it_is_made() -> None:
 
 
 def test_rounds_of_another_floor_begin_at_one() -> None:
-    """Those that did not help another floor say nothing about this one."""
-    stopped = ROUND._replace(rounds=3, state=RefillState.STOPPED)
-    first = begun(stopped, NOW, floor=9)
-    assert (first.rounds, first.floor, first.next_at) == (1, 9, NOW + GRACE * 2)
-    assert begun(None, NOW)._replace(version=0) == first._replace(version=0, floor=8, threads=8)
+    """Those that did not help another min-parallelism say nothing about this one."""
+    stopped = ROUND._replace(rounds=3, state=ScaleUpState.STOPPED)
+    first = begun(stopped, NOW, min_parallelism=9)
+    assert (first.rounds, first.min_parallelism, first.next_at) == (1, 9, NOW + GRACE * 2)
+    assert begun(None, NOW)._replace(version=0) == first._replace(
+        version=0, min_parallelism=8, threads=8
+    )
 
 
 # --- Which threads come back ---------------------------------------------------------------------
 
 
 def incident(
-    state: State = State.WAITING, age: timedelta = GRACE * 9, attempts: int = 0, carried: int = 0
+    state: State = State.WAITING,
+    age: timedelta = GRACE * 9,
+    attempts: int = 0,
+    prior_attempts: int = 0,
 ) -> Incident:
     """One that was detected, or attempted, so long ago."""
     return Incident(
@@ -229,7 +254,7 @@ def incident(
         state=state,
         attempts=attempts,
         attempted_at=NOW - age if attempts else None,
-        carried=carried,
+        prior_attempts=prior_attempts,
     )
 
 
@@ -241,11 +266,11 @@ def test_an_orphan_that_nobody_noticed_yet_is_waited_for() -> None:
 @pytest.mark.parametrize("state", State)
 def test_what_waits_or_is_in_hand_can_come_back(state: State) -> None:
     """What is removed, kept, left alone or over cannot."""
-    expected = state in {State.WAITING, State.HANDED_OVER, State.CLAIMED}
+    expected = state in {State.WAITING, State.DISPATCHED, State.CLAIMED}
     assert is_coming(incident(state), POLICY, NOW) is expected
 
 
-@pytest.mark.parametrize("state", [State.WAITING, State.HANDED_OVER, State.CLAIMED])
+@pytest.mark.parametrize("state", [State.WAITING, State.DISPATCHED, State.CLAIMED])
 def test_an_orphan_whose_restart_request_failed_does_not_count(state: State) -> None:
     """Whether or not it is tried again."""
     failed = incident(state, timedelta(0), 1)._replace(last_error="no such image")
@@ -254,12 +279,12 @@ def test_an_orphan_whose_restart_request_failed_does_not_count(state: State) -> 
 
 def test_an_orphan_without_attempts_counts_to_the_end_of_its_last_pause() -> None:
     """On the microsecond, and earlier attempts that it carries are attempts."""
-    for attempts, carried in ((3, 0), (1, 2), (0, 3)):
-        almost = incident(age=GRACE - MICROSECOND, attempts=attempts, carried=carried)
+    for attempts, prior_attempts in ((3, 0), (1, 2), (0, 3)):
+        almost = incident(age=GRACE - MICROSECOND, attempts=attempts, prior_attempts=prior_attempts)
         assert is_coming(almost, POLICY, NOW)
-        over = incident(age=GRACE, attempts=attempts, carried=carried)
+        over = incident(age=GRACE, attempts=attempts, prior_attempts=prior_attempts)
         assert not is_coming(over, POLICY, NOW)
-    assert is_coming(incident(attempts=3, carried=-3), POLICY, NOW)
+    assert is_coming(incident(attempts=3, prior_attempts=-3), POLICY, NOW)
     assert is_coming(incident(attempts=2), POLICY, NOW)
 
 

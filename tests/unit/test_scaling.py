@@ -1,4 +1,4 @@
-"""Which groups are below their floor, what is done for each, and what a tick says about it."""
+"""Which groups are below their min-parallelism, what is done for each, and what a tick says."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,28 +13,30 @@ from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Incident, Orphan, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, RunState
-from dagster_amoro.core.scale_up import Course, Refill, RefillState
-from dagster_amoro.core.scaling import Sizing, size
-from dagster_amoro.core.tick_plan import Surroundings, Survey
+from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState
+from dagster_amoro.core.scaling import ScalePlan, size
+from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE: Final = timedelta(minutes=5)
-AROUND: Final = Surroundings(
+AROUND: Final = DecisionInputs(
     policy=RestartPolicy(enabled=True, max_retries=3, grace_period=GRACE),
     obstacle=lambda _: None,
     runs={"run": RunState.ACTIVE},
     now=NOW,
 )
-ROUND: Final = Refill("g", 8, rounds=1, state=RefillState.STARTED, next_at=NOW + GRACE)
+ROUND: Final = ScaleUp("g", 8, rounds=1, state=ScaleUpState.STARTED, next_at=NOW + GRACE)
 CLAIMED: Final = ROUND._replace(
-    state=RefillState.REQUESTED, claimed_by="run", claimed_until=NOW + GRACE, fence=1
+    state=ScaleUpState.REQUESTED, claimed_by="run", claimed_until=NOW + GRACE, fence=1
 )
 
 
-def group(floor: object = 8, name: str = "g", container: str | None = "c") -> Group:
-    """A group with this floor."""
+def group(min_parallelism: object = 8, name: str = "g", container: str | None = "c") -> Group:
+    """A group with this min-parallelism."""
     return Group(
-        name=name, container_name=container, properties=f'{{"min-parallelism": "{floor}"}}'
+        name=name,
+        container_name=container,
+        properties=f'{{"min-parallelism": "{min_parallelism}"}}',
     )
 
 
@@ -57,9 +59,9 @@ def incident(key: str, state: State = State.WAITING, error: str | None = None) -
     )
 
 
-def survey(*groups: Group, orphans: tuple[Orphan, ...] = (), **live: int) -> Survey:
+def survey(*groups: Group, orphans: tuple[Orphan, ...] = (), **live: int) -> RegistrySnapshot:
     """These groups with so many live threads each, and these orphans."""
-    return Survey(
+    return RegistrySnapshot(
         resources=9,
         groups=tuple(each.name for each in groups),
         orphans={each.resource_id: each for each in orphans},
@@ -69,28 +71,28 @@ def survey(*groups: Group, orphans: tuple[Orphan, ...] = (), **live: int) -> Sur
 
 
 def sized(
-    seen: Survey,
+    seen: RegistrySnapshot,
     *incidents: Incident,
-    refills: Mapping[str, Refill] | None = None,
-    around: Surroundings = AROUND,
-) -> list[Sizing]:
+    scale_ups: Mapping[str, ScaleUp] | None = None,
+    around: DecisionInputs = AROUND,
+) -> list[ScalePlan]:
     """What the tick makes of it, three rounds being the most."""
-    return size(seen, incidents, refills or {}, around, 3)
+    return size(seen, incidents, scale_ups or {}, around, 3)
 
 
-def paused(target: Target) -> Surroundings:
+def paused(target: Target) -> DecisionInputs:
     """Somebody paused this."""
     pause = Pause(target=target, author="ann", reason="", paused_at=NOW, until=None)
     return replace(AROUND, pauses=Pauses([pause], NOW))
 
 
 def test_a_group_below_its_floor_gets_what_it_misses() -> None:
-    """The floor less the live threads, and less those of orphans that can come back."""
+    """The min-parallelism less the live threads, and less those of orphans that can come back."""
     seen = survey(group(), orphans=(orphan("a", 2), orphan("b", 1)), g=3)
     (found,) = sized(seen, incident("a"))
-    assert (found.floor, found.live, found.coming, found.missing) == (8, 3, 3, 2)
-    assert (found.course, found.acts, found.refill) == (Course.START, True, None)
-    assert found.told(3) == "g has 3 of 8 threads, a new resource of 2 is started"
+    assert (found.min_parallelism, found.live, found.coming, found.missing) == (8, 3, 3, 2)
+    assert (found.scale_decision, found.acts, found.scale_up) == (ScaleDecision.START, True, None)
+    assert found.message(3) == "g has 3 of 8 threads, a new resource of 2 is started"
 
 
 def test_an_orphan_whose_restart_failed_is_no_capacity_and_is_named() -> None:
@@ -106,36 +108,40 @@ def test_a_group_at_its_floor_rests_in_silence() -> None:
     """With live threads, or with those that come back."""
     for seen in (survey(group(), g=8), survey(group(), orphans=(orphan("a", 8),))):
         (found,) = sized(seen)
-        assert (found.course, found.missing, found.acts) == (Course.REST, 0, False)
-        assert found.told(3) is None
+        assert (found.scale_decision, found.missing, found.acts) == (ScaleDecision.REST, 0, False)
+        assert found.message(3) is None
 
 
-@pytest.mark.parametrize("floor", [0, -3, "many"])
-def test_a_group_that_asks_for_nothing_is_not_looked_at(floor: object) -> None:
-    """Nor one whose floor makes no sense."""
-    assert sized(survey(group(floor))) == []
+@pytest.mark.parametrize("min_parallelism", [0, -3, "many"])
+def test_a_group_that_asks_for_nothing_is_not_looked_at(min_parallelism: object) -> None:
+    """Nor one whose min-parallelism makes no sense."""
+    assert sized(survey(group(min_parallelism))) == []
 
 
 @pytest.mark.parametrize("seen", [survey(), survey(group(0), g=3), survey(group(0))])
-def test_rounds_of_a_group_without_a_floor_are_settled(seen: Survey) -> None:
-    """Its floor was removed, or the group itself; nothing is started for it any more."""
-    (found,) = sized(seen, refills={"g": ROUND})
-    assert (found.group.name, found.course, found.obstacle) == ("g", Course.SETTLE, None)
+def test_rounds_of_a_group_without_a_floor_are_settled(seen: RegistrySnapshot) -> None:
+    """Its min-parallelism was removed, or the group itself; nothing is started for it any more."""
+    (found,) = sized(seen, scale_ups={"g": ROUND})
+    assert (found.group.name, found.scale_decision, found.obstacle) == (
+        "g",
+        ScaleDecision.SETTLE,
+        None,
+    )
     assert found.acts
-    assert found.told(3) is None
+    assert found.message(3) is None
 
 
 def test_rounds_of_a_group_that_has_its_threads_are_settled() -> None:
     """In silence."""
-    (found,) = sized(survey(group(), g=8), refills={"g": ROUND})
-    assert (found.course, found.told(3)) == (Course.SETTLE, None)
+    (found,) = sized(survey(group(), g=8), scale_ups={"g": ROUND})
+    assert (found.scale_decision, found.message(3)) == (ScaleDecision.SETTLE, None)
 
 
 @pytest.mark.parametrize("target", [EVERYTHING, Target(scope=Scope.GROUP, name="g")])
 def test_a_paused_group_is_left_alone(target: Target) -> None:
     """Its rounds are neither continued nor forgotten."""
     for seen in (survey(group()), survey(group(), g=8), survey()):
-        assert sized(seen, refills={"g": ROUND}, around=paused(target)) == []
+        assert sized(seen, scale_ups={"g": ROUND}, around=paused(target)) == []
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,7 @@ def test_a_pause_of_something_else_does_not_matter(target: Target) -> None:
 def test_a_group_that_ams_sizes_is_left_alone() -> None:
     """Two that start resources for it would not know of each other."""
     around = replace(AROUND, group_obstacle=lambda name: "AMS sizes it" if name == "g" else None)
-    found = sized(survey(group(), group(name="h")), refills={"g": ROUND}, around=around)
+    found = sized(survey(group(), group(name="h")), scale_ups={"g": ROUND}, around=around)
     assert [each.group.name for each in found] == ["h"]
 
 
@@ -157,37 +163,43 @@ def test_an_obstacle_is_told_instead_of_a_start() -> None:
     """The container is asked by the group's; where nothing is to be started, it is not."""
     around = replace(AROUND, obstacle=lambda name: f"container {name!r} opts out")
     (found,) = sized(survey(group(), g=1), around=around)
-    assert (found.course, found.acts) == (Course.REST, False)
-    assert found.told(3) == ("g has 1 of 8 threads and cannot be refilled (container 'c' opts out)")
+    assert (found.scale_decision, found.acts) == (ScaleDecision.REST, False)
+    assert found.message(3) == (
+        "g has 1 of 8 threads and cannot be refilled (container 'c' opts out)"
+    )
     (resting,) = sized(survey(group(), g=8), around=around)
-    assert (resting.obstacle, resting.told(3)) == (None, None)
-    (over,) = sized(survey(group()), refills={"g": ROUND}, around=around)
-    assert (over.course, over.obstacle) == (Course.WAIT, None)
+    assert (resting.obstacle, resting.message(3)) == (None, None)
+    (over,) = sized(survey(group()), scale_ups={"g": ROUND}, around=around)
+    assert (over.scale_decision, over.obstacle) == (ScaleDecision.WAIT, None)
 
 
 def test_a_round_that_is_under_way_is_waited_for() -> None:
     """While its run holds it; under another lease it does not."""
-    (found,) = sized(survey(group()), refills={"g": CLAIMED})
-    assert (found.course, found.acts) == (Course.WAIT, False)
-    assert found.told(3) == "g has 0 of 8 threads, round 1 of 3 was begun"
+    (found,) = sized(survey(group()), scale_ups={"g": CLAIMED})
+    assert (found.scale_decision, found.acts) == (ScaleDecision.WAIT, False)
+    assert found.message(3) == "g has 0 of 8 threads, round 1 of 3 was begun"
     lapsed = CLAIMED._replace(next_at=NOW)
-    for fence, course in ((None, Course.WAIT), (1, Course.WAIT), (2, Course.START)):
+    for fence, scale_decision in (
+        (None, ScaleDecision.WAIT),
+        (1, ScaleDecision.WAIT),
+        (2, ScaleDecision.START),
+    ):
         around = replace(AROUND, fence=fence)
-        (found,) = sized(survey(group()), refills={"g": lapsed}, around=around)
-        assert found.course is course
+        (found,) = sized(survey(group()), scale_ups={"g": lapsed}, around=around)
+        assert found.scale_decision is scale_decision
 
 
 def test_rounds_that_did_not_help_are_told_for_as_long_as_they_are_over() -> None:
     """The first time it is written down as well."""
     over = ROUND._replace(rounds=3, next_at=NOW)
-    (found,) = sized(survey(group(), g=1), refills={"g": over})
-    assert (found.course, found.acts) == (Course.STOP, True)
-    stopped = over._replace(state=RefillState.STOPPED)
-    (again,) = sized(survey(group(), g=1), refills={"g": stopped})
-    assert (again.course, again.acts) == (Course.STOPPED, False)
+    (found,) = sized(survey(group(), g=1), scale_ups={"g": over})
+    assert (found.scale_decision, found.acts) == (ScaleDecision.STOP, True)
+    stopped = over._replace(state=ScaleUpState.STOPPED)
+    (again,) = sized(survey(group(), g=1), scale_ups={"g": stopped})
+    assert (again.scale_decision, again.acts) == (ScaleDecision.STOPPED, False)
     assert (
-        found.told(3)
-        == again.told(3)
+        found.message(3)
+        == again.message(3)
         == ("g has 1 of 8 threads, and 3 rounds did not help: a person is needed")
     )
 
@@ -200,13 +212,13 @@ def test_each_group_has_its_own_orphans_threads_and_rounds() -> None:
         orphans=(orphan("x", 2, "a"), orphan("y", 9, None), orphan("z", 9, "no group")),
         b=1,
     )
-    a, b = sized(seen, refills={"b": ROUND._replace(group_name="b", floor=4, rounds=2)})
-    assert (a.group.name, a.missing, a.course) == ("a", 6, Course.START)
-    assert (b.group.name, b.missing, b.course) == ("b", 3, Course.WAIT)
+    a, b = sized(seen, scale_ups={"b": ROUND._replace(group_name="b", min_parallelism=4, rounds=2)})
+    assert (a.group.name, a.missing, a.scale_decision) == ("a", 6, ScaleDecision.START)
+    assert (b.group.name, b.missing, b.scale_decision) == ("b", 3, ScaleDecision.WAIT)
 
 
 @given(
-    floor=st.integers(1, 20),
+    min_parallelism=st.integers(1, 20),
     live=st.integers(0, 20),
     dead=st.lists(
         st.tuples(
@@ -218,7 +230,7 @@ def test_each_group_has_its_own_orphans_threads_and_rounds() -> None:
     ),
 )
 def test_live_threads_those_that_come_and_those_that_are_started_reach_the_floor(
-    floor: int, live: int, dead: list[tuple[int | None, State | None, bool]]
+    min_parallelism: int, live: int, dead: list[tuple[int | None, State | None, bool]]
 ) -> None:
     """Exactly where a resource is started, and nothing is started otherwise."""
     orphans = tuple(orphan(f"r{n}", threads) for n, (threads, _, _) in enumerate(dead))
@@ -231,12 +243,12 @@ def test_live_threads_those_that_come_and_those_that_are_started_reach_the_floor
         threads or 0
         for threads, state, failed in dead
         if state is None
-        or (state in {State.WAITING, State.HANDED_OVER, State.CLAIMED} and not failed)
+        or (state in {State.WAITING, State.DISPATCHED, State.CLAIMED} and not failed)
     )
-    (found,) = sized(survey(group(floor), orphans=orphans, g=live), *incidents)
+    (found,) = sized(survey(group(min_parallelism), orphans=orphans, g=live), *incidents)
     assert found.coming == expected
-    if live + expected < floor:
-        assert found.course is Course.START
-        assert live + expected + found.missing == floor
+    if live + expected < min_parallelism:
+        assert found.scale_decision is ScaleDecision.START
+        assert live + expected + found.missing == min_parallelism
     else:
-        assert (found.course, found.missing) == (Course.REST, 0)
+        assert (found.scale_decision, found.missing) == (ScaleDecision.REST, 0)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro.containers import processes
 from dagster_amoro.containers.amoro.spark import DRIVER_HOST, SparkContainer
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import (
     ConfigError,
     ContainerError,
@@ -46,7 +46,7 @@ ANY_TEXT = st.text(
 ).filter(lambda text: text[:1] not in "'\"" or not text)
 
 
-def container(dialect: Dialect = Dialect.V0_9, /, **properties: str) -> SparkContainer:
+def container(dialect: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
     """A container with these properties beside the required ones."""
     return SparkContainer("sparkContainer", {**BASE, **named(properties)}, lambda: dialect)
 
@@ -142,17 +142,17 @@ def test_command_on_kubernetes_is_that_of_ams() -> None:
     }
 
 
-@pytest.mark.parametrize("dialect", Dialect)
-def test_dialects_differ_as_the_versions_of_ams_do(dialect: Dialect) -> None:
+@pytest.mark.parametrize("dialect", AmsVersion)
+def test_dialects_differ_as_the_versions_of_ams_do(dialect: AmsVersion) -> None:
     """No name before 0.9; no labels on executors and no word on waiting up to 0.9.0."""
     built = SparkContainer("c", ON_KUBERNETES, lambda: dialect)
     argv = built.command(resource(shutdown_timeout_ms="1000"))
-    told = " ".join(argv)
-    assert ("--name" in argv) is (dialect >= Dialect.V0_9_0)
-    assert ("-st" in argv) is (dialect >= Dialect.V0_9_0)
-    assert ("executor.label" in told) is (dialect is Dialect.V0_9)
-    assert ("waitAppCompletion" in told) is (dialect is Dialect.V0_9)
-    assert told.count("driver.label.optimizer-id") == 1
+    message = " ".join(argv)
+    assert ("--name" in argv) is (dialect >= AmsVersion.V0_9_0)
+    assert ("-st" in argv) is (dialect >= AmsVersion.V0_9_0)
+    assert ("executor.label" in message) is (dialect is AmsVersion.V0_9)
+    assert ("waitAppCompletion" in message) is (dialect is AmsVersion.V0_9)
+    assert message.count("driver.label.optimizer-id") == 1
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_dynamic_allocation_is_forced_unless_configured(
 def test_any_value_stays_one_argument(value: str, uri: str, group: str) -> None:
     """Blanks, quotes, semicolons and what else a shell knows change no other argument."""
     properties = {**BASE, "ams-optimizing-uri": uri, "spark-conf.spark.x": value}
-    built = SparkContainer("c", properties, lambda: Dialect.V0_9)
+    built = SparkContainer("c", properties, lambda: AmsVersion.V0_9)
     given_resource = Resource(
         resource_id=RID, group_name=group, container_name="c", thread_count=1, memory_mb=0
     )
@@ -294,7 +294,7 @@ def spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spark]:
 def build(spark: Spark) -> Callable[..., SparkContainer]:
     """Builds containers of that Spark, quick to lose their patience."""
 
-    def built(dialect: Dialect = Dialect.V0_9, /, **properties: str) -> SparkContainer:
+    def built(dialect: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
         found = container(dialect, **{"spark_home": str(spark.home), **properties})
         found.start_timeout = found.connect_timeout = 20
         found.start_check = found.patience = 0.5
@@ -343,20 +343,20 @@ def test_on_yarn_in_client_mode_the_driver_stays_here(spark: Spark, build: Build
 @pytest.mark.parametrize(
     ("mode", "dialect", "name", "killed"),
     [
-        ("cluster", Dialect.V0_9, f"Amoro-spark-optimizer-sparkGroup-{RID}", True),
-        ("cluster", Dialect.V0_9, "Amoro-spark-optimizer-sparkGroup-another", False),
-        ("cluster", Dialect.V0_8, MAIN, True),
-        ("cluster", Dialect.V0_8, "somebody's query", False),
-        ("client", Dialect.V0_8, f"amoro-spark-optimizer-{RID}", True),
-        ("client", Dialect.V0_9, f"amoro-spark-optimizer-{RID}", True),
-        ("client", Dialect.V0_9, "amoro-spark-optimizer-another", False),
+        ("cluster", AmsVersion.V0_9, f"Amoro-spark-optimizer-sparkGroup-{RID}", True),
+        ("cluster", AmsVersion.V0_9, "Amoro-spark-optimizer-sparkGroup-another", False),
+        ("cluster", AmsVersion.V0_8, MAIN, True),
+        ("cluster", AmsVersion.V0_8, "somebody's query", False),
+        ("client", AmsVersion.V0_8, f"amoro-spark-optimizer-{RID}", True),
+        ("client", AmsVersion.V0_9, f"amoro-spark-optimizer-{RID}", True),
+        ("client", AmsVersion.V0_9, "amoro-spark-optimizer-another", False),
     ],
 )
 def test_on_yarn_only_an_application_of_the_right_name_is_killed(  # noqa: PLR0913, PLR0917
     spark: Spark,
     build: Build,
     mode: str,
-    dialect: Dialect,
+    dialect: AmsVersion,
     name: str,
     killed: bool,  # noqa: FBT001
 ) -> None:
@@ -414,7 +414,7 @@ def test_without_spark_the_program_is_named(build: Build) -> None:
 def test_what_cannot_be_a_command_line_is_a_failed_start(build: Build) -> None:
     """A NUL character; and a version of AMS that nobody knows."""
 
-    def nobody() -> Dialect:
+    def nobody() -> AmsVersion:
         raise ContainerError("the version of AMS is not known")
 
     with pytest.raises(StartFailedError, match="version of AMS is not known"):
@@ -438,10 +438,10 @@ def test_on_kubernetes_the_id_is_namespace_and_pod(spark: Spark, build: Build) -
 @pytest.mark.parametrize("end", ["into Kubernetes", "to finish..."])
 def test_older_dialects_leave_spark_submit_watching(spark: Spark, build: Build, end: str) -> None:
     """It says when the driver's pod is there, and stays until the application is over."""
-    told = f"Waiting for n with application ID spark-1 and submission ID amoro:pod {end}"
-    spark.on("--class", told, stays=60)
+    message = f"Waiting for n with application ID spark-1 and submission ID amoro:pod {end}"
+    spark.on("--class", message, stays=60)
     began = time.monotonic()
-    build(Dialect.V0_8, **KUBERNETES).request_resource(resource())
+    build(AmsVersion.V0_8, **KUBERNETES).request_resource(resource())
     assert time.monotonic() - began < 15
     assert len(processes.started_with({"-id": RID})) == 1
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from dagster_amoro.cli.status_table import SHOWN, as_json, render
 from dagster_amoro.config import Mode
 from dagster_amoro.core.model import State
 from dagster_amoro.core.pauses import Pause, Scope, Target
-from dagster_amoro.core.scale_up import RefillState
+from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.healing.status import Acting, GroupStatus, OrphanStatus, Rounds, Status
+from dagster_amoro.healing.status_table import SHOWN, as_json, render
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 PAUSE = Pause(
@@ -21,17 +21,17 @@ PAUSE = Pause(
     paused_at=NOW,
     until=NOW + timedelta(hours=1),
 )
-ROUNDS = Rounds(rounds=2, most=3, state=RefillState.FAILED, next_at=NOW, last_error="no room")
+ROUNDS = Rounds(rounds=2, most=3, state=ScaleUpState.FAILED, next_at=NOW, last_error="no room")
 GROUP = GroupStatus(
     name="g",
     resources=3,
     wanted=6,
     live=4,
-    floor=None,
+    min_parallelism=None,
     orphans=1,
     trouble="orphans",
-    told=None,
-    refill=None,
+    message=None,
+    scale_up=None,
 )
 
 
@@ -43,7 +43,7 @@ def orphan(resource_id: str = "r-1", group: str = "g") -> OrphanStatus:
         incident_id=7,
         state=State.WAITING,
         orphaned_since=NOW - timedelta(minutes=5),
-        spent=2,
+        attempts_used=2,
         max_attempts=5,
         last_error=None,
         next="attempt 3 of 5 after 2026-03-29 01:00:05 UTC",
@@ -53,7 +53,7 @@ def orphan(resource_id: str = "r-1", group: str = "g") -> OrphanStatus:
 
 CALM = Status(
     at=NOW,
-    acting=Acting(deployment="", holder=None, until=None, told="this deployment"),
+    acting=Acting(deployment="", holder=None, until=None, message="this deployment"),
     mode=Mode.ENFORCE,
     auto_restart=True,
     attached=False,
@@ -83,14 +83,23 @@ def test_a_table_has_a_line_for_each_group_and_each_orphan() -> None:
     assert ["mode", "enforce"] in lines
     assert ["auto-restart", "on"] in lines
     assert ["AMS", "none"] in lines
-    assert ["group", "resources", "wanted", "live", "floor", "orphans", "refills", "state"] in lines
+    assert [
+        "group",
+        "resources",
+        "wanted",
+        "live",
+        "min_parallelism",
+        "orphans",
+        "refills",
+        "state",
+    ] in lines
     assert ["g", "3", "6", "4", "1", "orphans"] in lines
     assert ["r-1", "waiting", "5 min", "2 of 5", orphan().next] in lines
 
 
 def test_what_is_out_of_the_ordinary_stands_at_the_head() -> None:
     """A dry run, restarts that are off, a silent AMS, pauses, and what groups have to say."""
-    group = replace(GROUP, trouble="held", told="7 of 9 orphaned, allowed 50%", refill=ROUNDS)
+    group = replace(GROUP, trouble="held", message="7 of 9 orphaned, allowed 50%", scale_up=ROUNDS)
     status = replace(
         CALM,
         mode=Mode.DRY_RUN,
@@ -122,7 +131,7 @@ def test_nothing_at_all_can_be_shown() -> None:
 
 def test_an_orphan_that_is_new_has_no_past() -> None:
     """Its cells stay empty, and its error with them."""
-    new = replace(orphan(), incident_id=None, state=None, orphaned_since=None, spent=None)
+    new = replace(orphan(), incident_id=None, state=None, orphaned_since=None, attempts_used=None)
     shown = render(replace(CALM, orphans=(replace(new, next="found by the next tick"),)))
     assert ["r-1", "new", "found by the next tick"] in [cells(x) for x in shown.splitlines()]
 
@@ -182,10 +191,10 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_programs_get_every_field_under_its_name() -> None:
     """The keys are documented by the records; a change of them breaks whoever reads them."""
-    status = replace(CALM, pauses=(PAUSE,), groups=(replace(GROUP, refill=ROUNDS),))
+    status = replace(CALM, pauses=(PAUSE,), groups=(replace(GROUP, scale_up=ROUNDS),))
     assert json.loads(as_json(status)) == {
         "at": "2026-03-29T01:00:00Z",
-        "acting": {"deployment": "", "holder": None, "until": None, "told": "this deployment"},
+        "acting": {"deployment": "", "holder": None, "until": None, "message": "this deployment"},
         "mode": "enforce",
         "auto_restart": True,
         "attached": False,
@@ -205,11 +214,11 @@ def test_programs_get_every_field_under_its_name() -> None:
                 "resources": 3,
                 "wanted": 6,
                 "live": 4,
-                "floor": None,
+                "min_parallelism": None,
                 "orphans": 1,
                 "trouble": "orphans",
-                "told": None,
-                "refill": {
+                "message": None,
+                "scale_up": {
                     "rounds": 2,
                     "most": 3,
                     "state": "failed",
@@ -225,7 +234,7 @@ def test_programs_get_every_field_under_its_name() -> None:
                 "incident_id": 7,
                 "state": "waiting",
                 "orphaned_since": "2026-03-29T00:55:00Z",
-                "spent": 2,
+                "attempts_used": 2,
                 "max_attempts": 5,
                 "last_error": None,
                 "next": "attempt 3 of 5 after 2026-03-29 01:00:05 UTC",

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.model import EventKind, Incident, Orphan, State
-from dagster_amoro.core.policy import OnExhausted, RestartPolicy, RunState, StandIn, Verdict
+from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState, Verdict
 from dagster_amoro.core.tick_plan import (
-    Assessment,
-    Surroundings,
-    Survey,
-    assess,
+    DecisionInputs,
+    RegistrySnapshot,
+    TickPlan,
     missing,
     obstacle_of,
     orders,
+    plan_tick,
     reconcile,
 )
 from dagster_amoro.core.transitions import detect
@@ -37,9 +37,11 @@ def orphan(resource_id: str = "r0", properties: str | None = "{}") -> Orphan:
     return Orphan(resource_id, "g", "c", 2, 1024, properties)
 
 
-def survey(*orphans: Orphan) -> Survey:
+def survey(*orphans: Orphan) -> RegistrySnapshot:
     """A look that found these orphans."""
-    return Survey(resources=10, groups=("g",), orphans={o.resource_id: o for o in orphans})
+    return RegistrySnapshot(
+        resources=10, groups=("g",), orphans={o.resource_id: o for o in orphans}
+    )
 
 
 def incident(  # noqa: PLR0913 - what the tests vary
@@ -67,15 +69,15 @@ def incident(  # noqa: PLR0913 - what the tests vary
     )
 
 
-def surroundings(
+def inputs(
     *,
     obstacle: str | None = None,
     runs: dict[str, RunState] | None = None,
     enabled: bool = True,
     max_retries: int = 5,
-) -> Surroundings:
+) -> DecisionInputs:
     """Containers that can restart, or cannot for this reason; runs as Dagster knows them."""
-    return Surroundings(
+    return DecisionInputs(
         policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=GRACE),
         obstacle=lambda _: obstacle,
         runs=runs or {},
@@ -83,9 +85,9 @@ def surroundings(
     )
 
 
-def verdicts(assessment: Assessment) -> list[Verdict]:
+def verdicts(plan: TickPlan) -> list[Verdict]:
     """What is decided about those that are not due."""
-    return [decision.verdict for _, decision in assessment.waiting]
+    return [decision.verdict for _, decision in plan.waiting]
 
 
 # --- What opens and closes -----------------------------------------------------------------------
@@ -137,7 +139,7 @@ def test_a_resource_that_we_are_removing_is_not_taken_for_released() -> None:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[Survey, list[Incident], set[str]]:
+def worlds(draw: st.DrawFn) -> tuple[RegistrySnapshot, list[Incident], set[str]]:
     """Orphans, open incidents and rows that are there, in any combination."""
     orphans = draw(st.sets(st.sampled_from(IDS)))
     known = draw(st.lists(st.sampled_from(IDS), unique=True))
@@ -153,7 +155,7 @@ def worlds(draw: st.DrawFn) -> tuple[Survey, list[Incident], set[str]]:
 
 @given(worlds())
 def test_every_resource_gets_at_most_one_step_and_the_right_one(
-    world: tuple[Survey, list[Incident], set[str]],
+    world: tuple[RegistrySnapshot, list[Incident], set[str]],
 ) -> None:
     """Opened, recovered, released or left: exactly by whether orphan, known and present."""
     seen, incidents, present = world
@@ -175,7 +177,7 @@ def test_every_resource_gets_at_most_one_step_and_the_right_one(
 
 @given(worlds())
 def test_the_rows_to_ask_for_are_those_of_incidents_without_an_orphan(
-    world: tuple[Survey, list[Incident], set[str]],
+    world: tuple[RegistrySnapshot, list[Incident], set[str]],
 ) -> None:
     """Only where an incident's resource is no orphan any more does it matter why."""
     seen, incidents, _ = world
@@ -185,7 +187,7 @@ def test_the_rows_to_ask_for_are_those_of_incidents_without_an_orphan(
 
 @given(worlds())
 def test_a_second_look_at_the_same_world_takes_no_step(
-    world: tuple[Survey, list[Incident], set[str]],
+    world: tuple[RegistrySnapshot, list[Incident], set[str]],
 ) -> None:
     """Once the steps are taken there is nothing left to take."""
     seen, incidents, present = world
@@ -198,7 +200,7 @@ def test_a_second_look_at_the_same_world_takes_no_step(
 
 def test_steps_of_who_knows_more_of_the_new_orphans_are_taken_as_they_are() -> None:
     """Those that open incidents; how known ones end is seen as ever."""
-    step = detect(orphan("r1"), NOW, carried=2)
+    step = detect(orphan("r1"), NOW, prior_attempts=2)
     found = reconcile(survey(orphan("r1")), [incident()], {"r0"}, NOW, [step])
     assert found[0] is step
     assert [each.event.kind for each in found] == [EventKind.DETECTED, EventKind.RECOVERED]
@@ -246,7 +248,7 @@ def test_what_is_due_is_due_and_all_else_waits() -> None:
     claimed = incident("r3", number=4)._replace(claimed_by="run", claimed_until=NOW + SECOND)
     everyone = [due, exhausted, young, claimed]
     seen = survey(*(orphan(known.resource_id) for known in everyone))
-    result = assess(seen, everyone, surroundings())
+    result = plan_tick(seen, everyone, inputs())
     assert set(result.due) == {due, exhausted}
     assert [known for known, _ in result.waiting] == [young, claimed]
     assert result.reports == ()
@@ -255,31 +257,31 @@ def test_what_is_due_is_due_and_all_else_waits() -> None:
 def test_a_claim_of_a_run_that_ended_is_no_claim() -> None:
     """The tick does not wait for it to lapse."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE)
-    result = assess(survey(orphan()), [known], surroundings(runs={"run": RunState.ENDED}))
+    result = plan_tick(survey(orphan()), [known], inputs(runs={"run": RunState.ENDED}))
     assert result.due == (known,)
 
 
 def test_a_claim_under_another_lease_is_no_claim() -> None:
     """The run of whoever acted before can act no more."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE, fence=1)
-    around = surroundings(runs={"run": RunState.QUEUED})
-    assert assess(survey(orphan()), [known], replace(around, fence=1)).due == ()
-    assert assess(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
-    assert assess(survey(orphan()), [known], around).due == ()
+    around = inputs(runs={"run": RunState.QUEUED})
+    assert plan_tick(survey(orphan()), [known], replace(around, fence=1)).due == ()
+    assert plan_tick(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
+    assert plan_tick(survey(orphan()), [known], around).due == ()
 
 
 def test_what_others_took_the_place_of_or_is_to_be_kept_is_due_with_its_verdict() -> None:
     """A run does both, and writes them down."""
     known = incident(attempts=5)
-    around = surroundings()
-    live = replace(around, stand_in=lambda _: StandIn.LIVE)
+    around = inputs()
+    live = replace(around, replacement=lambda _: Replacement.LIVE)
     keeping = replace(around, policy=replace(around.policy, on_exhausted=OnExhausted.KEEP))
     for chosen, verdict in (
         (around, Verdict.GIVE_UP),
         (live, Verdict.SUPERSEDE),
         (keeping, Verdict.KEEP),
     ):
-        result = assess(survey(orphan()), [known], chosen)
+        result = plan_tick(survey(orphan()), [known], chosen)
         assert (result.due, result.verdicts) == ((known,), {1: verdict})
 
 
@@ -292,19 +294,19 @@ def test_the_longest_due_come_first() -> None:
     middle, twin = (incident(f"r{n}", number=n, age=GRACE * 2) for n in (2, 3))
     everyone = [attempted, twin, middle, old]
     seen = survey(*(orphan(known.resource_id) for known in everyone))
-    assert assess(seen, everyone, surroundings()).due == (old, middle, twin, attempted)
+    assert plan_tick(seen, everyone, inputs()).due == (old, middle, twin, attempted)
 
 
 def test_a_removal_that_was_begun_is_due_without_its_row() -> None:
     """The row is gone from the registry, the incident still needs its end."""
     known = incident(state=State.GIVING_UP, attempts=5, age=timedelta(0))
-    assert assess(survey(), [known], surroundings(obstacle="opts out")).due == (known,)
+    assert plan_tick(survey(), [known], inputs(obstacle="opts out")).due == (known,)
 
 
 def test_nothing_is_due_while_auto_restart_is_off() -> None:
     """Incidents are kept, held, and not even reported."""
     everyone = [incident(state=state, number=n) for n, state in enumerate(OPEN_STATES)]
-    result = assess(survey(orphan()), everyone, surroundings(enabled=False, obstacle="opts out"))
+    result = plan_tick(survey(orphan()), everyone, inputs(enabled=False, obstacle="opts out"))
     assert (result.due, result.reports) == ((), ())
     assert verdicts(result) == [Verdict.HOLD] * len(everyone)
 
@@ -314,11 +316,11 @@ def test_nothing_is_due_while_auto_restart_is_off() -> None:
 
 def test_an_orphan_that_cannot_be_restarted_is_reported_once() -> None:
     """The second look at an unchanged world has nothing to say."""
-    first = assess(survey(orphan()), [incident()], surroundings(obstacle="opts out"))
+    first = plan_tick(survey(orphan()), [incident()], inputs(obstacle="opts out"))
     (report,) = first.reports
     assert (report.after.state, report.after.note) == (State.UNSUPPORTED, "opts out")
     assert first.due == ()
-    second = assess(survey(orphan()), [report.after], surroundings(obstacle="opts out"))
+    second = plan_tick(survey(orphan()), [report.after], inputs(obstacle="opts out"))
     assert second.reports == ()
     assert verdicts(second) == [Verdict.REPORT]
 
@@ -326,22 +328,22 @@ def test_an_orphan_that_cannot_be_restarted_is_reported_once() -> None:
 def test_an_orphan_with_another_obstacle_is_reported_again() -> None:
     """What a person has to mend is something else now."""
     known = incident(state=State.UNSUPPORTED, note="opts out")
-    result = assess(survey(orphan(properties="{")), [known], surroundings())
+    result = plan_tick(survey(orphan(properties="{")), [known], inputs())
     assert [step.before for step in result.reports] == [known]
 
 
 def test_an_orphan_in_the_hands_of_a_run_is_not_reported_over_its_head() -> None:
     """The run finds the obstacle itself; only when it is gone does the tick report."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + SECOND)
-    assert assess(survey(orphan()), [known], surroundings(obstacle="x")).reports == ()
-    ended = surroundings(obstacle="x", runs={"run": RunState.ENDED})
-    assert len(assess(survey(orphan()), [known], ended).reports) == 1
+    assert plan_tick(survey(orphan()), [known], inputs(obstacle="x")).reports == ()
+    ended = inputs(obstacle="x", runs={"run": RunState.ENDED})
+    assert len(plan_tick(survey(orphan()), [known], ended).reports) == 1
 
 
 def test_an_orphan_whose_obstacle_is_gone_is_restarted() -> None:
     """A container that opts in again, a row that was mended."""
     known = incident(state=State.UNSUPPORTED, note="opts out")
-    assert assess(survey(orphan()), [known], surroundings()).due == (known,)
+    assert plan_tick(survey(orphan()), [known], inputs()).due == (known,)
 
 
 @given(
@@ -365,15 +367,15 @@ def test_every_incident_is_due_or_waits(
 ) -> None:
     """None is forgotten and none is told twice; what is reported waits as well."""
     numbered = [known._replace(incident_id=number) for number, known in enumerate(incidents)]
-    around = surroundings(obstacle=obstacle, enabled=enabled)
+    around = inputs(obstacle=obstacle, enabled=enabled)
     seen = survey(*(orphan(key) for key in orphans))
-    result = assess(seen, numbered, around)
+    result = plan_tick(seen, numbered, around)
     told = [*result.due, *(known for known, _ in result.waiting)]
     assert sorted(told) == numbered
     assert {step.before for step in result.reports} <= {known for known, _ in result.waiting}
     reported = {step.before.incident_id: step.after for step in result.reports if step.before}
     after = [reported.get(known.incident_id, known) for known in numbered]
-    assert assess(seen, after, around).reports == ()
+    assert plan_tick(seen, after, around).reports == ()
 
 
 # --- Which runs that makes -----------------------------------------------------------------------
@@ -427,12 +429,12 @@ def test_what_is_due_is_in_exactly_one_run(groups: list[str], most: int) -> None
 def test_a_hand_over_gives_each_incident_to_the_run() -> None:
     """Under the order's key, until the moment given."""
     (order,) = orders(numbered("gg"), 10)
-    steps = order.hand_over(NOW + GRACE, NOW)
+    steps = order.dispatch(NOW + GRACE, NOW)
     assert tuple(step.before for step in steps) == order.incidents
     for step in steps:
         assert (step.after.claimed_by, step.after.claimed_until) == (order.run_key, NOW + GRACE)
-        assert (step.after.state, step.after.fence) == (State.HANDED_OVER, None)
-    assert {step.after.fence for step in order.hand_over(NOW + GRACE, NOW, 7)} == {7}
+        assert (step.after.state, step.after.fence) == (State.DISPATCHED, None)
+    assert {step.after.fence for step in order.dispatch(NOW + GRACE, NOW, 7)} == {7}
 
 
 # More than a fleet of a million resources gets to in its life, and some.
@@ -445,10 +447,10 @@ histories: Final = st.lists(
 
 
 def key_of(history: list[tuple[int, int, int]]) -> str:
-    """The run key of one run for incidents with these numbers, attempts and hand-overs."""
+    """The run key of one run for incidents with these numbers, attempts and dispatches."""
     due = [
-        incident(number=number, attempts=attempts)._replace(hand_overs=hand_overs)
-        for number, attempts, hand_overs in history
+        incident(number=number, attempts=attempts)._replace(dispatches=dispatches)
+        for number, attempts, dispatches in history
     ]
     (order,) = orders(due, len(due))
     return order.run_key
@@ -460,8 +462,8 @@ def test_a_run_key_fits_its_column(history: list[tuple[int, int, int]]) -> None:
     key = key_of(history)
     assert len(key) <= 100
     assert set(key) <= set(string.ascii_letters + string.digits + " .,-")
-    number, attempts, hand_overs = history[0]
-    assert f" {number}.{attempts}.{hand_overs + 1}" in key
+    number, attempts, dispatches = history[0]
+    assert f" {number}.{attempts}.{dispatches + 1}" in key
 
 
 def test_the_key_of_the_largest_run_fits_its_column() -> None:
@@ -473,7 +475,7 @@ def test_the_key_of_the_largest_run_fits_its_column() -> None:
 def test_a_run_key_is_used_for_one_hand_over_only(
     history: list[tuple[int, int, int]], which: int, part: int
 ) -> None:
-    """One more attempt or hand-over, or another incident, of any member makes another key."""
+    """One more attempt or dispatch, or another incident, of any member makes another key."""
     which %= len(history)
     changed = list(history)
     one = list(changed[which])
@@ -490,9 +492,9 @@ def test_a_run_key_depends_on_nothing_else(history: list[tuple[int, int, int]]) 
     """Two daemons that see the same make the same key, whatever else they know."""
     due = [
         incident(number=number, attempts=attempts, age=GRACE * 2, note="x")._replace(
-            hand_overs=hand_overs, version=5, claimed_by="run", state=State.CLAIMED
+            dispatches=dispatches, version=5, claimed_by="run", state=State.CLAIMED
         )
-        for number, attempts, hand_overs in history
+        for number, attempts, dispatches in history
     ]
     (order,) = orders(due, 1000)
     assert order.run_key == key_of(history)

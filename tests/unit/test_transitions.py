@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.model import EventKind, Incident, Ordered, Orphan, State, Transition
+from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, Orphan, State, Transition
 from dagster_amoro.core.policy import RestartPolicy
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -22,17 +22,17 @@ CLAIMED: Final = Incident(
     state=State.CLAIMED,
     attempts=2,
     attempted_at=NOW - timedelta(minutes=20),
-    hand_overs=3,
+    dispatches=3,
     claimed_by="run-1",
     claimed_until=NOW + timedelta(minutes=1),
     last_error="it failed",
     version=9,
-    carried=1,
-    ordered=Ordered.RESTART,
+    prior_attempts=1,
+    operator_request=OperatorRequest.RESTART,
     newest_start="2026-03-01 10:59:00",
     fence=3,
 )
-HANDED_OVER: Final = CLAIMED._replace(state=State.HANDED_OVER, claimed_by="key-1")
+DISPATCHED: Final = CLAIMED._replace(state=State.DISPATCHED, claimed_by="key-1")
 GIVING_UP: Final = CLAIMED._replace(state=State.GIVING_UP)
 KEPT: Final = CLAIMED._replace(state=State.KEPT, claimed_by=None, claimed_until=None)
 BY: Final = {"author": "ann", "reason": "the node is back"}
@@ -46,32 +46,32 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.REPORTED, None, None),
     ),
     "hand over": (
-        transitions.hand_over(
+        transitions.dispatch(
             CLAIMED._replace(state=State.UNSUPPORTED, note="opted out"), "key-2", LATER, NOW
         ),
         {
-            "state": State.HANDED_OVER,
+            "state": State.DISPATCHED,
             "note": None,
-            "hand_overs": 4,
+            "dispatches": 4,
             "claimed_by": "key-2",
             "claimed_until": LATER,
             "fence": None,
         },
-        (EventKind.HANDED_OVER, None, None),
+        (EventKind.DISPATCHED, None, None),
     ),
     "hand over under a lease": (
-        transitions.hand_over(CLAIMED, "key-2", LATER, NOW, 4),
+        transitions.dispatch(CLAIMED, "key-2", LATER, NOW, 4),
         {
-            "state": State.HANDED_OVER,
-            "hand_overs": 4,
+            "state": State.DISPATCHED,
+            "dispatches": 4,
             "claimed_by": "key-2",
             "claimed_until": LATER,
             "fence": 4,
         },
-        (EventKind.HANDED_OVER, None, None),
+        (EventKind.DISPATCHED, None, None),
     ),
     "claim": (
-        transitions.claim(HANDED_OVER, "run-2", LATER, NOW),
+        transitions.claim(DISPATCHED, "run-2", LATER, NOW),
         {"state": State.CLAIMED, "claimed_by": "run-2", "claimed_until": LATER},
         (EventKind.CLAIMED, None, "run-2"),
     ),
@@ -82,7 +82,7 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
             "attempted_at": NOW,
             "claimed_until": LATER,
             "last_error": None,
-            "ordered": None,
+            "operator_request": None,
         },
         (EventKind.ATTEMPT, 3, "run-1"),
     ),
@@ -117,33 +117,35 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.KEPT, 2, "run-1"),
     ),
     "stand in": (
-        transitions.stand_in(CLAIMED, "r2", NOW),
+        transitions.replacement(CLAIMED, "r2", NOW),
         {"state": State.WAITING, **FREE},
-        (EventKind.STOOD_IN, None, None),
+        (EventKind.REPLACED, None, None),
     ),
     "enforce": (
         transitions.enforce(CLAIMED._replace(note="opted out"), NOW),
-        {"state": State.WAITING, "carried": -2, "note": None, "last_error": None, **FREE},
+        {"state": State.WAITING, "prior_attempts": -2, "note": None, "last_error": None, **FREE},
         (EventKind.ENFORCED, None, None),
     ),
     "restart now": (
-        transitions.order(CLAIMED._replace(ordered=None), Ordered.RESTART, BY, NOW),
-        {"state": State.WAITING, "ordered": Ordered.RESTART, **FREE},
+        transitions.order(
+            CLAIMED._replace(operator_request=None), OperatorRequest.RESTART, BY, NOW
+        ),
+        {"state": State.WAITING, "operator_request": OperatorRequest.RESTART, **FREE},
         (EventKind.RESTART_NOW, None, None),
     ),
     "give up": (
-        transitions.order(KEPT, Ordered.GIVE_UP, BY, NOW),
-        {"state": State.WAITING, "ordered": Ordered.GIVE_UP},
+        transitions.order(KEPT, OperatorRequest.GIVE_UP, BY, NOW),
+        {"state": State.WAITING, "operator_request": OperatorRequest.GIVE_UP},
         (EventKind.GIVE_UP, None, None),
     ),
     "reset": (
         transitions.reset(CLAIMED, BY, NOW),
-        {"carried": -2},
+        {"prior_attempts": -2},
         (EventKind.RESET, None, None),
     ),
     "reset what is kept": (
         transitions.reset(KEPT, BY, NOW),
-        {"state": State.WAITING, "carried": -2},
+        {"state": State.WAITING, "prior_attempts": -2},
         (EventKind.RESET, None, None),
     ),
     "close by a tick": (
@@ -223,10 +225,10 @@ def test_a_word_without_a_reason_is_signed_all_the_same() -> None:
 
 def test_a_reset_gives_the_whole_budget_back() -> None:
     """Whatever was spent and carried, and whether or not it was reset before."""
-    for attempts, carried in ((0, 0), (0, 3), (2, 3), (7, -5)):
-        value = CLAIMED._replace(attempts=attempts, carried=carried)
+    for attempts, prior_attempts in ((0, 0), (0, 3), (2, 3), (7, -5)):
+        value = CLAIMED._replace(attempts=attempts, prior_attempts=prior_attempts)
         for step in (transitions.reset(value, BY, NOW), transitions.enforce(value, NOW)):
-            assert step.after.spent == 0
+            assert step.after.attempts_used == 0
 
 
 @pytest.mark.parametrize("state", [State.GIVING_UP, State.SUPERSEDING])
@@ -238,11 +240,11 @@ def test_what_is_removed_and_reset_is_removed_all_the_same(state: State) -> None
 @pytest.mark.parametrize(
     "step",
     [
-        lambda incident: transitions.hand_over(incident, "key-2", LATER, NOW),
+        lambda incident: transitions.dispatch(incident, "key-2", LATER, NOW),
         lambda incident: transitions.claim(incident, "run-2", LATER, NOW),
         lambda incident: transitions.give_back(incident, "held", NOW),
-        lambda incident: transitions.order(incident, Ordered.RESTART, BY, NOW),
-        lambda incident: transitions.order(incident, Ordered.GIVE_UP, BY, NOW),
+        lambda incident: transitions.order(incident, OperatorRequest.RESTART, BY, NOW),
+        lambda incident: transitions.order(incident, OperatorRequest.GIVE_UP, BY, NOW),
     ],
 )
 def test_a_removal_that_has_begun_stays_one(step: Callable[[Incident], Transition]) -> None:
@@ -270,8 +272,8 @@ def test_a_new_incident_is_open_and_free() -> None:
 def test_a_new_incident_knows_what_was_there_before_it() -> None:
     """The attempts that count, which are told, and the newest resource of its group."""
     orphan = Orphan("r1", "g", "c", 4, 1024, "{}")
-    step = transitions.detect(orphan, NOW, carried=2, newest_start="2026-03-01 11:00:00")
-    assert (step.after.carried, step.after.spent) == (2, 2)
+    step = transitions.detect(orphan, NOW, prior_attempts=2, newest_start="2026-03-01 11:00:00")
+    assert (step.after.prior_attempts, step.after.attempts_used) == (2, 2)
     assert step.after.newest_start == "2026-03-01 11:00:00"
     assert step.event.message == (
         "no optimizer stands for this resource; "

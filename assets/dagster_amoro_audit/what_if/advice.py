@@ -91,8 +91,8 @@ def advice(
         policies: To try; the first is in force, and stands in for those that were not recorded.
         now: Until when the record goes; aware UTC.
     """
-    told = records(incidents, events, policies[0], now)
-    frame = pd.concat([_tried(told, policy) for policy in policies])
+    message = records(incidents, events, policies[0], now)
+    frame = pd.concat([_tried(message, policy) for policy in policies])
     in_force = policies[0].grace_period.total_seconds(), policies[0].max_retries
     frame["in_force"] = (frame["grace_seconds"] == in_force[0]) & (
         frame["max_retries"] == in_force[1]
@@ -163,10 +163,10 @@ def compare(other: Row, current: Row) -> str:
     """What another policy would have meant next to the one in force, by their rows of `advice`."""
     orphans = _count(other["orphans"], "orphan")
     in_vain = f"{other['unneeded_restarts']} of {orphans} would have been restarted though they"
-    told = [f"{in_vain} came back by themselves", _sooner(other, current)]
+    message = [f"{in_vain} came back by themselves", _sooner(other, current)]
     if other["given_up"] != current["given_up"]:
-        told.append(f"{other['given_up']} instead of {current['given_up']} would be given up")
-    sentence = f"With {_difference(other, current)}, {', and '.join(filter(None, told))}."
+        message.append(f"{other['given_up']} instead of {current['given_up']} would be given up")
+    sentence = f"With {_difference(other, current)}, {', and '.join(filter(None, message))}."
     if other["unknown"]:
         sentence += f" Of {other['unknown']} the record does not say how they would have ended."
     return sentence
@@ -215,11 +215,11 @@ def _objections(row: Row, current: Row) -> int:
     return int(row["unneeded_restarts"] + max(0, row["unknown"] - current["unknown"]))
 
 
-def _tried(told: Sequence[Told], policy: RestartPolicy) -> pd.DataFrame:
+def _tried(message: Sequence[Told], policy: RestartPolicy) -> pd.DataFrame:
     even = _even(policy)
-    recorded = [replace(one.recorded, policy=_even(one.recorded.policy)) for one in told]
+    recorded = [replace(one.recorded, policy=_even(one.recorded.policy)) for one in message]
     results = [_figures(each, replay(each, even)) for each in recorded]
-    rows = [(one.group, *figures) for one, figures in zip(told, results, strict=True)]
+    rows = [(one.group, *figures) for one, figures in zip(message, results, strict=True)]
     names = ["group", "ending", "closed", "attempts", "wait", "recovery"]
     frame = pd.DataFrame(rows, columns=names).astype({"wait": float, "recovery": float})
     every = _summed(frame.assign(group="")).assign(group=None)

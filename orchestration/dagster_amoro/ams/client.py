@@ -10,7 +10,7 @@ from typing import Final
 from dagster_amoro.ams import ping
 from dagster_amoro.ams.leader import FindLeader, Server
 from dagster_amoro.ams.sockets import Deadline, connect
-from dagster_amoro.core.ams_version import Dialect, parse_version
+from dagster_amoro.core.ams_version import AmsVersion, parse_version
 from dagster_amoro.core.errors import AmsUnavailableError, ContainerError, describe, shorten
 
 _KNOWN_FOR: Final = 60.0  # seconds until the version is asked for again
@@ -23,7 +23,7 @@ class Ams:
     """The AMS that leads. Threads may share it."""
 
     def __init__(
-        self, find_leader: FindLeader, *, dialect: Dialect | None = None, timeout: float = 5.0
+        self, find_leader: FindLeader, *, dialect: AmsVersion | None = None, timeout: float = 5.0
     ) -> None:
         """Asks whom `find_leader` names, and AMS for its version unless `dialect` says it.
 
@@ -33,7 +33,7 @@ class Ams:
         self._configured = dialect
         self._timeout = timeout
         self._asking = threading.Lock()
-        self._learned: Dialect | None = None
+        self._learned: AmsVersion | None = None
         self._ask_again_at = 0.0
 
     def ping(self) -> Server:
@@ -46,7 +46,7 @@ class Ams:
         ping.ping(server, self._timeout)
         return server
 
-    def dialect(self) -> Dialect:
+    def dialect(self) -> AmsVersion:
         """The configured one, else that of the version which AMS says it has.
 
         An answer holds for a minute; where AMS does not answer then, the last answer holds on.
@@ -70,7 +70,7 @@ class Ams:
         """
         return _version_of(self._find_leader(), Deadline(self._timeout))
 
-    def _ask(self) -> Dialect:
+    def _ask(self) -> AmsVersion:
         try:
             return self._read_dialect()
         except AmsUnavailableError as error:
@@ -81,7 +81,7 @@ class Ams:
                 "set keeper.ams-version, for example to 0.9"
             ) from error
 
-    def _read_dialect(self) -> Dialect:
+    def _read_dialect(self) -> AmsVersion:
         version = self.version()
         try:
             return parse_version(version)

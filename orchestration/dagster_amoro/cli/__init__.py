@@ -11,8 +11,6 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from dagster_amoro.cli.status_table import as_json as status_as_json
-from dagster_amoro.cli.status_table import render as render_status
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.pauses import Target
@@ -23,6 +21,8 @@ from dagster_amoro.healing.operations import end_of, target_of
 from dagster_amoro.healing.preflight import examine
 from dagster_amoro.healing.preflight import render as render_check
 from dagster_amoro.healing.status import take_status
+from dagster_amoro.healing.status_table import as_json as status_as_json
+from dagster_amoro.healing.status_table import render as render_status
 
 REFUSED: Final = 1  # exit code where a verb is refused
 UNUSABLE: Final = 2  # exit code where the configuration cannot be used
@@ -64,8 +64,10 @@ def check(conf_dir: Path | None, *, as_json: bool) -> None:
             report = examine(keeper, settings)
     except KeeperError as error:
         _fail(error, UNUSABLE)
-    told = {"good": report.is_good, **asdict(report)}
-    click.echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else render_check(report))
+    message = {"good": report.is_good, **asdict(report)}
+    click.echo(
+        json.dumps(message, ensure_ascii=False, indent=2) if as_json else render_check(report)
+    )
     sys.exit(not report.is_good)
 
 
@@ -221,10 +223,10 @@ def _run(conf_dir: Path | None, act: Callable[[Keeper], str]) -> None:
         _fail(error, UNUSABLE)
     try:
         with closing(keeper):
-            told = act(keeper)
+            message = act(keeper)
     except KeeperError as error:
         _fail(error, REFUSED)
-    click.echo(told)
+    click.echo(message)
 
 
 def _fail(error: KeeperError, code: int) -> NoReturn:

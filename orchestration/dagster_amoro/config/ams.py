@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from dagster_amoro.config.draft import Draft
 from dagster_amoro.config.keys import (
     AMS_HOME,
     AMS_VERSION,
@@ -19,6 +18,7 @@ from dagster_amoro.config.keys import (
     THRIFT_PORT,
     ZOOKEEPER_ADDRESS,
 )
+from dagster_amoro.config.raw import RawConfig
 from dagster_amoro.config.settings import AmsSettings, ContainerSettings, HighAvailability
 from dagster_amoro.core.ams_version import parse_version
 
@@ -26,39 +26,39 @@ AMORO: Final = "org.apache.amoro."  # how the class names of Amoro's own contain
 _URI: Final = "ams-optimizing-uri"
 
 
-def read_ams(draft: Draft) -> AmsSettings:
+def read_ams(raw: RawConfig) -> AmsSettings:
     """What the configuration says about AMS; checked only as far as it is going to be used."""
-    kind = draft.get(HA_TYPE) if draft.get(HA_ENABLED) else HighAvailability.NONE
+    kind = raw.get(HA_TYPE) if raw.get(HA_ENABLED) else HighAvailability.NONE
     zookeeper = kind is HighAvailability.ZOOKEEPER
-    version = draft.get(AMS_VERSION)
+    version = raw.get(AMS_VERSION)
     return AmsSettings(
-        host="" if kind is not HighAvailability.NONE else _host(draft),
-        thrift_port=draft.get(THRIFT_PORT),
-        http_port=draft.get(HTTP_PORT),
+        host="" if kind is not HighAvailability.NONE else _host(raw),
+        thrift_port=raw.get(THRIFT_PORT),
+        http_port=raw.get(HTTP_PORT),
         high_availability=kind,
-        cluster_name=draft.get(CLUSTER_NAME),
-        zookeeper_address=_zookeeper(draft) if zookeeper else "",
+        cluster_name=raw.get(CLUSTER_NAME),
+        zookeeper_address=_zookeeper(raw) if zookeeper else "",
         dialect=parse_version(version) if version else None,
     )
 
 
-def _host(draft: Draft) -> str:
-    setting = KEEPER_HOST if draft.has(KEEPER_HOST) else EXPOSE_HOST
-    host = draft.get(setting)
+def _host(raw: RawConfig) -> str:
+    setting = KEEPER_HOST if raw.has(KEEPER_HOST) else EXPOSE_HOST
+    host = raw.get(setting)
     if not host:
-        draft.reject(setting)
+        raw.reject(setting)
     return host
 
 
-def _zookeeper(draft: Draft) -> str:
-    address = draft.get(ZOOKEEPER_ADDRESS)
+def _zookeeper(raw: RawConfig) -> str:
+    address = raw.get(ZOOKEEPER_ADDRESS)
     if not address:
-        draft.reject(ZOOKEEPER_ADDRESS, f"though {HA_ENABLED.key} is true and {HA_TYPE.key} zk")
+        raw.reject(ZOOKEEPER_ADDRESS, f"though {HA_ENABLED.key} is true and {HA_TYPE.key} zk")
     return address
 
 
 def add_ams_properties(
-    draft: Draft,
+    raw: RawConfig,
     ams: AmsSettings,
     containers: Mapping[str, ContainerSettings],
     environ: Mapping[str, str],
@@ -68,10 +68,10 @@ def add_ams_properties(
     AMS does so in `AmoroServiceContainer`. With high availability by database it would give them
     the address of a ZooKeeper that is not there, so they have to bring one that is of use.
     """
-    overruling, missing = _overruling(draft, environ), _missing(draft, ams)
+    overruling, missing = _overruling(raw, environ), _missing(raw, ams)
     return MappingProxyType(
         {
-            name: _extended(draft, each, {**missing, **each.properties, **overruling})
+            name: _extended(raw, each, {**missing, **each.properties, **overruling})
             if each.implementation.startswith(AMORO)
             else each
             for name, each in containers.items()
@@ -79,25 +79,25 @@ def add_ams_properties(
     )
 
 
-def _overruling(draft: Draft, environ: Mapping[str, str]) -> dict[str, str]:
-    home = next(_homes(draft, environ), None)
+def _overruling(raw: RawConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    home = next(_homes(raw, environ), None)
     return {"ams-home": home} if home else {}
 
 
-def _homes(draft: Draft, environ: Mapping[str, str]) -> Iterator[str]:
+def _homes(raw: RawConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """Where Amoro may be installed, in AMS's order after our own key."""
     yield from filter(
-        None, (draft.get(AMS_HOME), environ.get("ARCTIC_HOME"), environ.get("AMORO_HOME"))
+        None, (raw.get(AMS_HOME), environ.get("ARCTIC_HOME"), environ.get("AMORO_HOME"))
     )
-    if (folder := draft.source.parent).name == "conf":
+    if (folder := raw.source.parent).name == "conf":
         yield str(folder.parent)
 
 
-def _missing(draft: Draft, ams: AmsSettings) -> dict[str, str]:
+def _missing(raw: RawConfig, ams: AmsSettings) -> dict[str, str]:
     given = {
         _URI: _optimizing_uri(ams),
-        "master-slave-mode-enabled": "true" if draft.get(MASTER_SLAVE) else "",
-        "ams-version": draft.get(AMS_VERSION),
+        "master-slave-mode-enabled": "true" if raw.get(MASTER_SLAVE) else "",
+        "ams-version": raw.get(AMS_VERSION),
     }
     return {key: value for key, value in given.items() if value}
 
@@ -113,10 +113,10 @@ def _optimizing_uri(ams: AmsSettings) -> str:
 
 
 def _extended(
-    draft: Draft, container: ContainerSettings, properties: Mapping[str, str]
+    raw: RawConfig, container: ContainerSettings, properties: Mapping[str, str]
 ) -> ContainerSettings:
     if _URI not in properties:
-        draft.reject_in_file(
+        raw.reject_in_file(
             f"the property {_URI} of container {container.name!r}",
             f"left out, though {HA_TYPE.key} is database",
             "thrift://host:port, where optimizers reach the leader of AMS",

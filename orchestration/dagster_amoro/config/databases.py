@@ -7,7 +7,6 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from dagster_amoro.config.draft import Draft
 from dagster_amoro.config.keys import (
     DATABASE_PASSWORD,
     DATABASE_TYPE,
@@ -18,40 +17,41 @@ from dagster_amoro.config.keys import (
     LEDGER_URL,
     Setting,
 )
+from dagster_amoro.config.raw import RawConfig
 from dagster_amoro.config.settings import DatabaseType
 from dagster_amoro.config.urls import url_flaws
 
 _USABLE: Final = {kind.backend for kind in DatabaseType if kind is not DatabaseType.DERBY}
 
 
-def read_database(draft: Draft, environ: Mapping[str, str]) -> sa.URL:
+def read_database(raw: RawConfig, environ: Mapping[str, str]) -> sa.URL:
     """The registry's URL; where there are problems, any URL, because it will not be used."""
-    kind, url = draft.get(DATABASE_TYPE), draft.get(DATABASE_URL)
+    kind, url = raw.get(DATABASE_TYPE), raw.get(DATABASE_URL)
     if kind is DatabaseType.DERBY:
-        draft.reject(DATABASE_TYPE)
+        raw.reject(DATABASE_TYPE)
     elif url is None and kind is not DatabaseType.SQLITE:
-        draft.reject(DATABASE_URL)
+        raw.reject(DATABASE_URL)
     elif url is not None and url.get_backend_name() != kind.backend:
         why = f"with {DATABASE_TYPE.key} {kind}, an unreachable combination"
-        draft.reject(DATABASE_URL, why)
+        raw.reject(DATABASE_URL, why)
     elif url is not None:
-        return _with_credentials(draft, _checked(draft, DATABASE_URL, url))
+        return _with_credentials(raw, _checked(raw, DATABASE_URL, url))
     return _default_file(environ)
 
 
-def read_ledger(draft: Draft, database: sa.URL) -> sa.URL:
+def read_ledger(raw: RawConfig, database: sa.URL) -> sa.URL:
     """The ledger's URL: its own, or the registry's where it has none.
 
     The registry's credentials serve a ledger of the same type that names no user, or the same one.
     """
-    url = draft.get(LEDGER_URL)
+    url = raw.get(LEDGER_URL)
     if url is None:
         return database
     backend = url.get_backend_name()
     if backend not in _USABLE:
-        draft.reject(LEDGER_URL, "which is of no type that can be used")
+        raw.reject(LEDGER_URL, "which is of no type that can be used")
         return database
-    url = _checked(draft, LEDGER_URL, url)
+    url = _checked(raw, LEDGER_URL, url)
     if backend != database.get_backend_name() or url.username not in {None, database.username}:
         return url
     return url.set(username=database.username, password=url.password or database.password)
@@ -63,21 +63,21 @@ def _default_file(environ: Mapping[str, str]) -> sa.URL:
     return sa.URL.create("sqlite", database=str(folder.absolute() / "registry.db"))
 
 
-def _checked(draft: Draft, setting: Setting[object], url: sa.URL) -> sa.URL:
+def _checked(raw: RawConfig, setting: Setting[object], url: sa.URL) -> sa.URL:
     for flaw in url_flaws(url):
-        draft.reject(setting, f"and {flaw}")
+        raw.reject(setting, f"and {flaw}")
     if url.get_backend_name() == "sqlite":
-        return url.set(database=str(draft.source.parent / (url.database or "")))
+        return url.set(database=str(raw.source.parent / (url.database or "")))
     return url
 
 
-def _with_credentials(draft: Draft, url: sa.URL) -> sa.URL:
+def _with_credentials(raw: RawConfig, url: sa.URL) -> sa.URL:
     """The first of the places that name a user, and the first that name a password.
 
     What is not reached may be encoded beyond reading.
     """
     if url.get_backend_name() == "sqlite":
         return url
-    username = draft.get(KEEPER_USERNAME) or url.username or draft.get(DATABASE_USERNAME)
-    password = draft.get(KEEPER_PASSWORD) or url.password or draft.get(DATABASE_PASSWORD)
+    username = raw.get(KEEPER_USERNAME) or url.username or raw.get(DATABASE_USERNAME)
+    password = raw.get(KEEPER_PASSWORD) or url.password or raw.get(DATABASE_PASSWORD)
     return url.set(username=username or None, password=password or None)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote
 
 import sqlalchemy as sa
 
-from dagster_amoro.config.values import JAVA_INT_MAX, FlawError
+from dagster_amoro.config.values import JAVA_INT_MAX, InvalidValueError
 
 DRIVERS: Final = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 _SERVER: Final = re.compile(
@@ -35,7 +35,7 @@ def parse_jdbc(text: str) -> sa.URL | None:
     if match := _SQLITE.fullmatch(text):
         return sa.URL.create("sqlite", database=match["path"])
     if match := _SPREAD.fullmatch(text):
-        raise FlawError(f"and of the kind {match['how']}, for several hosts; name one host")
+        raise InvalidValueError(f"and of the kind {match['how']}, for several hosts; name one host")
     match = _SERVER.fullmatch(text)
     given = _parameters(match) if match else None
     return None if match is None or given is None else _server_url(match, given)
@@ -96,7 +96,7 @@ def _ssl_mode(given: Mapping[str, str]) -> str:
     asked = "verify-full" if given.get("ssl", "false").lower() in {"", "true"} else ""
     mode = given.get("sslmode", asked).lower()
     if mode and mode not in _SSL_MODES:
-        raise FlawError("and asks for an sslmode that PostgreSQL's drivers do not have")
+        raise InvalidValueError("and asks for an sslmode that PostgreSQL's drivers do not have")
     unchecked = given.get("sslfactory", "").endswith(".NonValidatingFactory")
     return "require" if unchecked and mode.startswith("verify-") else mode
 
@@ -144,7 +144,7 @@ def _tls(mode: str) -> dict[str, str]:
             return {**_authorities(), "ssl_check_hostname": "false"}
         case "verify-identity" | "verify-full":
             return _authorities()
-    raise FlawError("and asks for an sslMode that MySQL's drivers do not have")
+    raise InvalidValueError("and asks for an sslMode that MySQL's drivers do not have")
 
 
 def _authorities() -> dict[str, str]:

@@ -326,7 +326,7 @@ CLAIM_TIMEOUT: Final = Setting(
     parse=duration_from(timedelta(microseconds=1)),
     default="15min",
     accepts=f"{DURATION_ACCEPTS}, more than 0 and up to {LONGEST.days} d",
-    meaning="How long a hand-over to a run, or a run's claim, lasts without a sign of life.",
+    meaning="How long a dispatch to a run, or a run's claim, lasts without a sign of life.",
     unit="ms",
 )
 MODE: Final = Setting(

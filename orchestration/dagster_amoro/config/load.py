@@ -11,7 +11,6 @@ import yaml
 from dagster_amoro.config.ams import add_ams_properties, read_ams
 from dagster_amoro.config.containers import read_containers
 from dagster_amoro.config.databases import read_database, read_ledger
-from dagster_amoro.config.draft import Draft, kind_of
 from dagster_amoro.config.keys import (
     ALERT_FLAPPING,
     ALERT_SUCCESS,
@@ -34,6 +33,7 @@ from dagster_amoro.config.limits import (
     read_lease_time,
     read_restart,
 )
+from dagster_amoro.config.raw import RawConfig, kind_of
 from dagster_amoro.config.settings import AuditSettings, DatabaseType, RegistryMode, Settings
 from dagster_amoro.config.shade import set_decoders
 from dagster_amoro.core.errors import ConfigError
@@ -57,19 +57,19 @@ def load_settings(
         ConfigError: Something cannot be used; it says everything that is wrong, a line each.
     """
     environ = os.environ if environ is None else environ
-    draft = Draft(_source(conf_dir, environ))
-    document = _read(draft.source)
-    draft.add_section("ams", document.get("ams"))
-    draft.add_section("keeper", document.get("keeper"))
-    draft.add_environment(environ)
-    draft.reject_unknown()
-    set_decoders(draft)
+    raw = RawConfig(_source(conf_dir, environ))
+    document = _read(raw.source)
+    raw.add_section("ams", document.get("ams"))
+    raw.add_section("keeper", document.get("keeper"))
+    raw.add_environment(environ)
+    raw.reject_unknown()
+    set_decoders(raw)
     for setting in SETTINGS:  # whether it is going to be used or not, with few exceptions
-        if not setting.when_needed and setting.key not in draft.decoders:
-            draft.get(setting)
-    settings = _settings(draft, document.get("containers"), environ)
-    if draft.problems:
-        raise ConfigError("\n".join(draft.problems))
+        if not setting.when_needed and setting.key not in raw.decoders:
+            raw.get(setting)
+    settings = _settings(raw, document.get("containers"), environ)
+    if raw.problems:
+        raise ConfigError("\n".join(raw.problems))
     return settings
 
 
@@ -78,44 +78,44 @@ def _source(conf_dir: Path | None, environ: Mapping[str, str]) -> Path:
     return Path(folder).absolute() / _FILE_NAME
 
 
-def _settings(draft: Draft, containers: object, environ: Mapping[str, str]) -> Settings:
-    registry = _registry(draft)
-    attached = registry is RegistryMode.ATTACHED and draft.get(DATABASE_TYPE).is_server
-    ams = read_ams(draft) if attached else None
-    found = read_containers(draft, containers)
-    database_url = read_database(draft, environ)
+def _settings(raw: RawConfig, containers: object, environ: Mapping[str, str]) -> Settings:
+    registry = _registry(raw)
+    attached = registry is RegistryMode.ATTACHED and raw.get(DATABASE_TYPE).is_server
+    ams = read_ams(raw) if attached else None
+    found = read_containers(raw, containers)
+    database_url = read_database(raw, environ)
     return Settings(
-        source=draft.source,
+        source=raw.source,
         database_url=database_url,
-        ledger_url=read_ledger(draft, database_url),
+        ledger_url=read_ledger(raw, database_url),
         registry=registry,
         ams=ams,
-        restart=read_restart(draft),
-        guards=read_guards(draft),
-        mode=draft.get(MODE),
-        dynamic_groups=read_dynamic_groups(draft),
-        max_keeping_attempts=draft.get(MAX_KEEPING_ATTEMPTS),
-        lease_time=read_lease_time(draft),
-        deployment=read_deployment(draft),
-        check_interval=draft.get(CHECK_INTERVAL),
-        heartbeat_timeout=draft.get(HEARTBEAT_TIMEOUT),
-        max_restarts_per_run=draft.get(MAX_RESTARTS),
-        claim_timeout=draft.get(CLAIM_TIMEOUT),
-        audit=_audit(draft),
-        containers=add_ams_properties(draft, ams, found, environ) if ams else found,
-        warnings=tuple(draft.warnings),
+        restart=read_restart(raw),
+        limits=read_guards(raw),
+        mode=raw.get(MODE),
+        dynamic_groups=read_dynamic_groups(raw),
+        max_keeping_attempts=raw.get(MAX_KEEPING_ATTEMPTS),
+        lease_time=read_lease_time(raw),
+        deployment=read_deployment(raw),
+        check_interval=raw.get(CHECK_INTERVAL),
+        heartbeat_timeout=raw.get(HEARTBEAT_TIMEOUT),
+        max_restarts_per_run=raw.get(MAX_RESTARTS),
+        claim_timeout=raw.get(CLAIM_TIMEOUT),
+        audit=_audit(raw),
+        containers=add_ams_properties(raw, ams, found, environ) if ams else found,
+        warnings=tuple(raw.warnings),
     )
 
 
-def _audit(draft: Draft) -> AuditSettings:
-    storage = draft.get(AUDIT_STORAGE)
+def _audit(raw: RawConfig) -> AuditSettings:
+    storage = raw.get(AUDIT_STORAGE)
     if storage and "://" not in storage:
-        storage = str(draft.source.parent / storage)
+        storage = str(raw.source.parent / storage)
     return AuditSettings(
         storage=storage or None,
-        retention=draft.get(AUDIT_RETENTION),
-        least_success=draft.get(ALERT_SUCCESS),
-        flapping=draft.get(ALERT_FLAPPING),
+        retention=raw.get(AUDIT_RETENTION),
+        least_success=raw.get(ALERT_SUCCESS),
+        flapping=raw.get(ALERT_FLAPPING),
     )
 
 
@@ -158,10 +158,10 @@ def _place(error: Exception) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1}: {problem})"
 
 
-def _registry(draft: Draft) -> RegistryMode:
-    kind, mode = draft.get(DATABASE_TYPE), draft.get(REGISTRY)
+def _registry(raw: RawConfig) -> RegistryMode:
+    kind, mode = raw.get(DATABASE_TYPE), raw.get(REGISTRY)
     embedded = kind is DatabaseType.SQLITE
     if embedded and mode is RegistryMode.ATTACHED:
         why = f"with {DATABASE_TYPE.key} sqlite, an unreachable combination: AMS has no SQLite"
-        draft.reject(REGISTRY, why)
+        raw.reject(REGISTRY, why)
     return mode or (RegistryMode.STANDALONE if embedded else RegistryMode.ATTACHED)

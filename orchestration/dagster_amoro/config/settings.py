@@ -8,8 +8,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dagster_amoro.core.ams_version import Dialect
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.ams_version import AmsVersion
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
 
 
@@ -79,7 +79,7 @@ class AmsSettings:
     # `host:port`, or several with a comma between; empty without ZooKeeper.
     zookeeper_address: str
     # The version of AMS as far as it matters. None: AMS is asked.
-    dialect: Dialect | None
+    dialect: AmsVersion | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +129,7 @@ class Settings:
     restart: RestartPolicy
     # How much may be restarted at once, by tick, by group and overall. Without a limit of shares
     # by default: a fleet of a few workers would stand still where it most needs help.
-    guards: Guards
+    limits: Limits
     # Whether what is decided is also done. Dry-run shows what would happen to a fleet before it
     # is trusted with it.
     mode: Mode
@@ -155,7 +155,7 @@ class Settings:
     # How many orphans one run of the job restarts; more are further runs. At least one. It keeps
     # the event log of a run readable and lets Dagster spread a large outage over a cluster.
     max_restarts_per_run: int
-    # How long a hand-over to a run, or a run's claim, lasts without a sign of life. More than
+    # How long a dispatch to a run, or a run's claim, lasts without a sign of life. More than
     # zero. A run that died unnoticed holds its orphans up for this long and no longer.
     claim_timeout: timedelta
     # What is kept for the morning after, and what it warns of.

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from dagster_amoro.config.draft import Draft
 from dagster_amoro.config.keys import (
     DATABASE_PASSWORD,
     DATABASE_TYPE,
@@ -14,7 +13,8 @@ from dagster_amoro.config.keys import (
     SENSITIVE,
     SHADE,
 )
-from dagster_amoro.config.values import FlawError, parse_text
+from dagster_amoro.config.raw import RawConfig
+from dagster_amoro.config.values import InvalidValueError, parse_text
 
 _ENCODABLE: Final = (
     DATABASE_URL,
@@ -23,18 +23,18 @@ _ENCODABLE: Final = (
 )  # as far as they are read here
 
 
-def set_decoders(draft: Draft) -> None:
+def set_decoders(raw: RawConfig) -> None:
     """Has encoded values decoded when they are read, wherever they were given, as AMS does.
 
     A value that cannot be decoded is an error only if it is read, since `keeper` may replace it.
     """
-    if not draft.get(DATABASE_TYPE).is_server:  # there is nobody to log in as
+    if not raw.get(DATABASE_TYPE).is_server:  # there is nobody to log in as
         return
-    shade = draft.get(SHADE)
+    shade = raw.get(SHADE)
     if shade == SHADE.default:
         return
-    sensitive = draft.get(SENSITIVE)
-    draft.decoders.update(
+    sensitive = raw.get(SENSITIVE)
+    raw.decoders.update(
         (setting.key, _decoder(shade))
         for setting in _ENCODABLE
         if setting.key.removeprefix("ams.") in sensitive
@@ -52,11 +52,11 @@ def _from_base64(value: object) -> str:
         return base64.b64decode(text + padding, validate=True).decode()
     except ValueError:
         flaw = f"and is not the base64 of a text, as {SHADE.key} says"
-    raise FlawError(flaw)  # here, so that nothing with the value in it is chained to it
+    raise InvalidValueError(flaw)  # here, so that nothing with the value in it is chained to it
 
 
 def _undecodable(shade: str, _value: object) -> str:
-    raise FlawError(
+    raise InvalidValueError(
         f"and encoded with the shade {shade!r}, which only AMS can decode; set "
         "keeper.database-password, best as KEEPER_DATABASE_PASSWORD, and where they are encoded "
         "as well keeper.database-username and, in a copy of config.yaml, a plain ams.database.url"

@@ -32,7 +32,7 @@ DURATION_ACCEPTS: Final = (
 LONGEST: Final = timedelta(days=36_500)
 
 
-class FlawError(ValueError):
+class InvalidValueError(ValueError):
     """A value that is not accepted, and why; the text completes "it is ..." and has no secret."""
 
 

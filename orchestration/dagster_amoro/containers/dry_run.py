@@ -6,7 +6,7 @@ from dagster_amoro.containers.base import Container, ContainerLookup
 from dagster_amoro.core.model import Resource
 
 
-class RehearsedContainer:
+class DryRunContainer:
     """Starts and stops nothing."""
 
     def __init__(self, container: Container) -> None:
@@ -21,7 +21,7 @@ class RehearsedContainer:
         """Stops nothing."""
 
 
-class RehearsedContainers:
+class DryRunContainers:
     """Containers by name, which are configured and start nothing."""
 
     def __init__(self, containers: ContainerLookup) -> None:
@@ -30,7 +30,7 @@ class RehearsedContainers:
 
     def get(self, name: str) -> Container:
         """One that starts nothing, or the error that the real one would be."""
-        return RehearsedContainer(self._containers.get(name))
+        return DryRunContainer(self._containers.get(name))
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container could not be restarted; None: they could."""

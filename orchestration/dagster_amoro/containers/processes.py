@@ -75,10 +75,10 @@ def stop(launch: Launch, patience: float) -> list[int]:
     """
     for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
         deadline = time.monotonic() + seconds
-        told: set[psutil.Process] = set()
+        message: set[psutil.Process] = set()
         while alive := _members(launch):
-            _signal(alive - told, launch.pid, signum)
-            told |= alive
+            _signal(alive - message, launch.pid, signum)
+            message |= alive
             if not _end_by(deadline, alive):
                 break
         else:

@@ -219,8 +219,8 @@ def failure(program: Program, what: str, output: str) -> ProgramError:
     shown = program.mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
     if len(shown) > _SHOWN:
         shown = f"…{shown[-_SHOWN:]}"
-    told = f"; the end of its output:\n{shown}" if shown else " without any output"
-    return ProgramError(f"{program.name} {what}{told}")
+    message = f"; the end of its output:\n{shown}" if shown else " without any output"
+    return ProgramError(f"{program.name} {what}{message}")
 
 
 def _ending(code: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dagster_amoro.config import ContainerSettings
 from dagster_amoro.containers.base import INTERRUPTIONS, Container
-from dagster_amoro.core.ams_version import AskDialect
+from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.secrets import Mask
 
@@ -23,19 +23,19 @@ _EXTERNAL: Final = "external"  # what groups name whose optimizers people start 
 
 
 def build_container(
-    settings: ContainerSettings, ask_dialect: AskDialect | None = None
+    settings: ContainerSettings, ask_ams_version: AskAmsVersion | None = None
 ) -> Container:
     """The container that an entry of `containers:` describes.
 
     Args:
         settings: The entry; Amoro's Java class names stand for the classes of this package.
-        ask_dialect: Says how the running AMS starts optimizers, for those of Amoro.
+        ask_ams_version: Says how the running AMS starts optimizers, for those of Amoro.
 
     Raises:
         ContainerError: Its class cannot be imported, cannot be built or is no container.
     """
     try:
-        container = _build(settings, ask_dialect)
+        container = _build(settings, ask_ams_version)
         missing = [member for member in _MEMBERS if not _has(container, member)]
     except INTERRUPTIONS:
         raise
@@ -46,11 +46,11 @@ def build_container(
     return container
 
 
-def _build(settings: ContainerSettings, ask_dialect: AskDialect | None) -> Container:
+def _build(settings: ContainerSettings, ask_ams_version: AskAmsVersion | None) -> Container:
     name, properties = settings.name, dict(settings.properties)
     if settings.implementation in _AMORO:
         amoro: Any = _class(_AMORO[settings.implementation])
-        built: Container = amoro(name, properties, ask_dialect)
+        built: Container = amoro(name, properties, ask_ams_version)
         return built
     if settings.implementation.startswith(_JAVA):
         raise ContainerError(f"no such class of Amoro is known; known are {', '.join(_AMORO)}")
@@ -65,10 +65,12 @@ class Containers:
     """
 
     def __init__(
-        self, settings: Mapping[str, ContainerSettings], ask_dialect: AskDialect | None = None
+        self,
+        settings: Mapping[str, ContainerSettings],
+        ask_ams_version: AskAmsVersion | None = None,
     ) -> None:
         self._settings: Final = dict(settings)
-        self._ask_dialect: Final = ask_dialect
+        self._ask_ams_version: Final = ask_ams_version
         self._lock: Final = Lock()
         self._built: Final[dict[str, Container]] = {}
 
@@ -85,7 +87,7 @@ class Containers:
             raise ContainerError(f"container {name!r} is not configured; there are: {names}")
         with self._lock:
             if name not in self._built:
-                self._built[name] = build_container(self._settings[name], self._ask_dialect)
+                self._built[name] = build_container(self._settings[name], self._ask_ams_version)
             return self._built[name]
 
     def obstacle(self, name: str | None) -> str | None:
@@ -99,8 +101,8 @@ class Containers:
         except ContainerError as error:
             return str(error)
         except BaseException as error:  # noqa: BLE001 - a user's code, as in build_container
-            told = Mask(self._settings[name].properties).hide(describe(error))
-            return f"container {name!r} does not say whether it restarts: {told}"
+            message = Mask(self._settings[name].properties).hide(describe(error))
+            return f"container {name!r} does not say whether it restarts: {message}"
         return None if supported else f"container {name!r} opts out of restarts"
 
 

@@ -24,16 +24,16 @@ _RETRIES: Final = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watch:
+class AmsRestartDetector:
     """What one look remembers for the next."""
 
-    witnesses: tuple[str, ...] = ()  # tokens of optimizers that were registered
+    sample_tokens: tuple[str, ...] = ()  # tokens of optimizers that were registered
     was_away: bool = False  # AMS did not answer since they were seen
     settling_since: datetime | None = None  # AMS answers again, and they were not there any more
 
-    def seen_away(self) -> "Watch":
+    def seen_away(self) -> "AmsRestartDetector":
         """After a look at which AMS did not answer."""
-        return Watch(witnesses=self.witnesses, was_away=True)
+        return AmsRestartDetector(sample_tokens=self.sample_tokens, was_away=True)
 
 
 def settling_time(heartbeat_timeout: timedelta) -> timedelta:
@@ -42,13 +42,13 @@ def settling_time(heartbeat_timeout: timedelta) -> timedelta:
 
 
 def look_again(
-    watch: Watch,
+    watch: AmsRestartDetector,
     *,
     still_there: AbstractSet[str],
     registered: Sequence[str],
     settling: timedelta,
     now: datetime,
-) -> tuple[Watch, datetime | None]:
+) -> tuple[AmsRestartDetector, datetime | None]:
     """What to remember after a look at which AMS answered, and until when to doubt what was seen.
 
     Args:
@@ -63,16 +63,18 @@ def look_again(
         What to remember, and the end of the doubt; None: there is none.
     """
     if not _is_doubtful(watch, still_there):
-        return Watch(witnesses=tuple(registered[:WITNESSES])), None
+        return AmsRestartDetector(sample_tokens=tuple(registered[:WITNESSES])), None
     since = watch.settling_since or now
     if now >= since + settling:
-        return Watch(witnesses=tuple(registered[:WITNESSES])), None
-    return Watch(witnesses=watch.witnesses, settling_since=since), since + settling
+        return AmsRestartDetector(sample_tokens=tuple(registered[:WITNESSES])), None
+    return AmsRestartDetector(
+        sample_tokens=watch.sample_tokens, settling_since=since
+    ), since + settling
 
 
-def _is_doubtful(watch: Watch, still_there: AbstractSet[str]) -> bool:
+def _is_doubtful(watch: AmsRestartDetector, still_there: AbstractSet[str]) -> bool:
     if watch.settling_since is not None:
         return True  # whoever is back, others may still be on their way
-    if not still_there.isdisjoint(watch.witnesses):
+    if not still_there.isdisjoint(watch.sample_tokens):
         return False
-    return watch.was_away or len(watch.witnesses) >= _SUSPICIOUS
+    return watch.was_away or len(watch.sample_tokens) >= _SUSPICIOUS

@@ -10,7 +10,7 @@ _NUMBERS: Final = re.compile(r"\s*v?(\d{1,9})\.(\d{1,9})(?:\.(\d+))?(.*)", re.DO
 
 
 @total_ordering
-class Dialect(Enum):
+class AmsVersion(Enum):
     """The ways in which AMS starts optimizers, oldest first; an unknown option crashes them."""
 
     V0_7 = (0, 7)
@@ -18,12 +18,12 @@ class Dialect(Enum):
     V0_9_0 = (0, 9, 0)  # the release; what followed on its branch does as master does
     V0_9 = (0, 9, 1)  # and everything later
 
-    def __lt__(self, other: "Dialect") -> bool:
+    def __lt__(self, other: "AmsVersion") -> bool:
         """Whether it is the older one."""
         return bool(self.value < other.value)
 
 
-AskDialect = Callable[[], Dialect]
+AskAmsVersion = Callable[[], AmsVersion]
 """Says which dialect to start optimizers in.
 
 Raises:
@@ -31,7 +31,7 @@ Raises:
 """
 
 
-def parse_version(text: str) -> Dialect:
+def parse_version(text: str) -> AmsVersion:
     """The dialect of a version as AMS gives it, `0.9.0-incubating(abc1234)`, or as one writes it.
 
     Raises:
@@ -41,9 +41,9 @@ def parse_version(text: str) -> Dialect:
     if match is None:
         raise ValueError("not a version")
     major, minor = int(match[1]), int(match[2])
-    if (major, minor) < Dialect.V0_7.value:
+    if (major, minor) < AmsVersion.V0_7.value:
         raise ValueError("older than 0.7")
     if (major, minor) < (0, 9):
-        return Dialect.V0_7 if (major, minor) == Dialect.V0_7.value else Dialect.V0_8
+        return AmsVersion.V0_7 if (major, minor) == AmsVersion.V0_7.value else AmsVersion.V0_8
     released_first = (major, minor, match[3]) == (0, 9, "0") and "SNAPSHOT" not in match[4]
-    return Dialect.V0_9_0 if released_first else Dialect.V0_9
+    return AmsVersion.V0_9_0 if released_first else AmsVersion.V0_9

@@ -1,7 +1,7 @@
 """What does a group say about itself: how many threads must it have, and who sizes it?
 
-Read as AMS reads it (its `DynamicAllocationConfig`): a floor that makes no sense asks for nothing,
-and dynamic allocation whose settings do not hold is off.
+Read as AMS reads it (its `DynamicAllocationConfig`): a min-parallelism that makes no sense asks
+for nothing, and dynamic allocation whose settings do not hold is off.
 """
 
 import re
@@ -49,11 +49,11 @@ class Group:
     properties: str | None  # JSON text as stored
 
 
-def floor(group: Group) -> int | None:
+def min_parallelism(group: Group) -> int | None:
     """The threads that the group must have at least; never negative.
 
-    None: nobody asked for a floor, or the properties cannot be read. A value that is no number of
-    threads is 0: AMS starts nothing for it.
+    None: nobody asked for a min-parallelism, or the properties cannot be read. A value that is
+    no number of threads is 0: AMS starts nothing for it.
     """
     text = _floor_text(_given(group, _FLOOR))
     if text is None:
@@ -102,7 +102,7 @@ def _sizes_hold(given: Mapping[str, str]) -> bool:
     unit = _integer(given.get("dynamic-allocation.executor-parallelism", "1"))
     if not (0 <= least <= most <= _MOST_THREADS and 1 <= unit <= most):
         return False
-    return -(-least // unit) * unit <= most  # the floor is reached in whole executors
+    return -(-least // unit) * unit <= most  # the min-parallelism is reached in whole executors
 
 
 def _spans_hold(given: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ CountResources = Callable[[], Mapping[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guards:
+class Limits:
     """The limits of what a tick restarts."""
 
     # Restarts per tick; the rest is due at the next. None: any number.
@@ -30,15 +30,17 @@ class Guards:
         return self.max_orphaned_of.get(group_name, self.max_orphaned)
 
 
-class Wave(NamedTuple):
+class Batch(NamedTuple):
     """What of all that is due goes first."""
 
     now: list[Incident]
     later: list[Incident]
-    turn: str | None  # the group that was served last, after which the next wave begins
+    last_served_group: (
+        str | None
+    )  # the group that was served last, after which the next wave begins
 
 
-def wave(due: Sequence[Incident], most: int | None, turn: str | None) -> Wave:
+def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str | None) -> Batch:
     """Takes so many of what is due, groups in turn, each group's first ones first.
 
     Groups stand in a ring, by their names. Each gives one incident a round, and the next wave goes
@@ -47,28 +49,28 @@ def wave(due: Sequence[Incident], most: int | None, turn: str | None) -> Wave:
     Args:
         due: In the order in which each group's are to be taken.
         most: How many; None: all.
-        turn: The group that the wave before served last; None: there was none.
+        last_served_group: The group that the wave before served last; None: there was none.
     """
     if most is None or len(due) <= most:
-        return Wave(list(due), [], None)
+        return Batch(list(due), [], None)
     rounds: Counter[str] = Counter()
 
     def place(incident: Incident) -> tuple[int, bool, str]:
         name = incident.group_name
         rounds[name] += 1
-        return rounds[name], turn is not None and name <= turn, name
+        return rounds[name], last_served_group is not None and name <= last_served_group, name
 
     chosen = sorted(due, key=place)[:most]
     ids = {incident.incident_id for incident in chosen}
     later = [incident for incident in due if incident.incident_id not in ids]
-    return Wave(chosen, later, chosen[-1].group_name)
+    return Batch(chosen, later, chosen[-1].group_name)
 
 
-def refusals(
+def blocked_groups(
     groups: Iterable[str],
     orphans: Iterable[str | None],
     count: CountResources,
-    guards: Guards,
+    limits: Limits,
 ) -> dict[str, str]:
     """In which of these groups nothing may be restarted now, and why.
 
@@ -76,17 +78,17 @@ def refusals(
         groups: The groups of which something is due.
         orphans: The groups of all orphans, once for each.
         count: Asked only if there is a limit.
-        guards: The limits.
+        limits: The shares.
     """
-    limits = {name: guards.limit_of(name) for name in groups}
-    if guards.max_orphaned_overall >= 1 and all(limit >= 1 for limit in limits.values()):
+    shares = {name: limits.limit_of(name) for name in groups}
+    if limits.max_orphaned_overall >= 1 and all(limit >= 1 for limit in shares.values()):
         return {}
     dead, resources = Counter(name or "" for name in orphans), count()
-    everywhere = _refusal(dead.total(), sum(resources.values()), guards.max_orphaned_overall)
+    everywhere = _refusal(dead.total(), sum(resources.values()), limits.max_orphaned_overall)
     overall = f"of all groups {everywhere}" if everywhere else None
     found = {
         name: _refusal(dead[name], resources.get(name, 0), limit) or overall
-        for name, limit in limits.items()
+        for name, limit in shares.items()
     }
     return {name: why for name, why in found.items() if why}
 

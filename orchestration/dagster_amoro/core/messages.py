@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from dagster_amoro.core.formatting import clock_time, counted, duration
-from dagster_amoro.core.model import Event, EventKind, Incident, Ordered, State, Transition
+from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, State, Transition
 from dagster_amoro.core.policy import (
     IN_A_RUN,
     Decision,
@@ -14,7 +14,7 @@ from dagster_amoro.core.policy import (
     Verdict,
     due_at,
 )
-from dagster_amoro.core.tick_plan import Assessment, Order, Surroundings, Survey
+from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot, RunPlan, TickPlan
 
 DRY_RUN = "Dry run, nothing is done: "
 """How the message of a tick, or of a turn, begins that only rehearsed."""
@@ -31,19 +31,19 @@ _NEWS = (EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.
 
 
 def summarize(  # noqa: PLR0913 - all that a tick saw and did
-    survey: Survey,
-    assessment: Assessment,
+    survey: RegistrySnapshot,
+    plan: TickPlan,
     *,
-    handed_over: Sequence[Order],
+    dispatched: Sequence[RunPlan],
     applied: Iterable[Transition],
-    surroundings: Surroundings,
+    inputs: DecisionInputs,
     sizes: Sequence[str] = (),
 ) -> str:
     """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)"."""
     line = f"{counted(survey.resources, 'resource')}, {counted(len(survey.orphans), 'orphan')}"
     parts = [
-        *_due(handed_over, assessment.verdicts, surroundings.policy),
-        *_waiting(assessment.waiting, surroundings.policy, surroundings.now),
+        *_due(dispatched, plan.verdicts, inputs.policy),
+        *_waiting(plan.waiting, inputs.policy, inputs.now),
     ]
     news = Counter(transition.event.kind for transition in applied)
     told = [f"{news[kind]} {kind}" for kind in _NEWS if news[kind]]
@@ -56,14 +56,14 @@ def summarize(  # noqa: PLR0913 - all that a tick saw and did
 def next_step(incident: Incident, policy: RestartPolicy) -> str:
     """What follows if no optimizer registers for an incident that was just attempted."""
     at = clock_time(due_at(incident, policy))
-    follows = f"attempt {incident.spent + 1} of {policy.max_retries} follows"
-    if incident.spent >= policy.max_retries:
+    follows = f"attempt {incident.attempts_used + 1} of {policy.max_retries} follows"
+    if incident.attempts_used >= policy.max_retries:
         keeps = policy.on_exhausted is OnExhausted.KEEP
         follows = "it is left to a person" if keeps else "it is given up"
     return f"If no optimizer registers for it, {follows} after {at}."
 
 
-def story(
+def tell_story(
     incident: Incident, events: Iterable[Event], policy: RestartPolicy, *, removed: bool = True
 ) -> str:
     """What was tried for an incident that is given up, for whoever gets the alert."""
@@ -71,23 +71,23 @@ def story(
     since = f"orphaned since {clock_time(incident.detected_at)}"
     row = "its row was removed from the registry and is kept in the ledger"
     row = row if removed else "its row is left where it is (keeper.on-exhausted)"
-    if incident.ordered == Ordered.GIVE_UP:
+    if incident.operator_request == OperatorRequest.GIVE_UP:
         return "; ".join([since, *tried, row])
-    if not incident.spent:
+    if not incident.attempts_used:
         return f"{since}, and no attempts are allowed; {row}"
     made = counted(incident.attempts, "attempt")
     attempts = f"{made}, at least {duration(policy.grace_period)} apart"
-    if incident.carried > 0:
-        before = counted(incident.carried, "attempt")
+    if incident.prior_attempts > 0:
+        before = counted(incident.prior_attempts, "attempt")
         attempts = f"{before} before it was orphaned again, and {attempts}"
     return "; ".join([f"{since}; {attempts}, did not bring it back", *tried, row])
 
 
 def _due(
-    handed_over: Sequence[Order], verdicts: Mapping[int, Verdict], policy: RestartPolicy
+    dispatched: Sequence[RunPlan], verdicts: Mapping[int, Verdict], policy: RestartPolicy
 ) -> list[str]:
     sorted_by: dict[Verdict, list[Incident]] = {}
-    for incident in (incident for order in handed_over for incident in order.incidents):
+    for incident in (incident for order in dispatched for incident in order.incidents):
         sorted_by.setdefault(verdicts[incident.incident_id], []).append(incident)
     restarts = sorted_by.get(Verdict.RESTART, [])
     first = [f"{len(restarts)} due for a restart{_attempt(restarts, policy)}"] if restarts else []
@@ -102,12 +102,12 @@ def _waiting(
     for incident, decision in waiting:
         by_verdict.setdefault((decision.verdict, decision.reason), []).append((incident, decision))
     return [
-        _tell(verdict, reason, members, policy, now)
+        _add_events(verdict, reason, members, policy, now)
         for (verdict, reason), members in by_verdict.items()
     ]
 
 
-def _tell(
+def _add_events(
     verdict: Verdict,
     reason: str,
     members: Sequence[tuple[Incident, Decision]],
@@ -133,5 +133,5 @@ def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
     if len(incidents) != 1:
         return ""
     (incident,) = incidents
-    number = incident.spent + (incident.state is not State.CLAIMED)
+    number = incident.attempts_used + (incident.state is not State.CLAIMED)
     return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"

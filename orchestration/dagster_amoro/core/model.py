@@ -44,7 +44,7 @@ class State(StrEnum):
 
     WAITING = "waiting"  # in its grace period, or due and not yet handed to a run
     UNSUPPORTED = "unsupported"  # reported once, never touched: it cannot be restarted
-    HANDED_OVER = "handed-over"  # a run was requested for it and has not taken it up
+    DISPATCHED = "dispatched"  # a run was requested for it and has not taken it up
     CLAIMED = "claimed"  # a run works on it
     GIVING_UP = "giving-up"  # its row is in the ledger and is being removed
     SUPERSEDING = "superseding"  # likewise, since its group was refilled without it
@@ -69,7 +69,7 @@ _OPEN = frozenset(
     {
         State.WAITING,
         State.UNSUPPORTED,
-        State.HANDED_OVER,
+        State.DISPATCHED,
         State.CLAIMED,
         State.GIVING_UP,
         State.SUPERSEDING,
@@ -79,7 +79,7 @@ _OPEN = frozenset(
 _REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING})
 
 
-class Ordered(StrEnum):
+class OperatorRequest(StrEnum):
     """What an operator wants to be done about an incident, whatever the policy says."""
 
     RESTART = "restart"  # without waiting for the end of the grace period
@@ -101,8 +101,8 @@ class Incident(NamedTuple):
     state: State = State.WAITING
     attempts: int = 0  # starts that were decided on, each counted before it was made
     attempted_at: datetime | None = None  # when the last of them began
-    hand_overs: int = 0  # runs that were requested for it
-    claimed_by: str | None = None  # the run key of a hand-over, then the id of the run at work
+    dispatches: int = 0  # runs that were requested for it
+    claimed_by: str | None = None  # the run key of a dispatch, then the id of the run at work
     claimed_until: datetime | None = None  # the claim lapses then, unless the run renews it
     note: str | None = None  # why it cannot be restarted, where state is UNSUPPORTED
     last_error: str | None = None  # of the last attempt that failed
@@ -110,8 +110,8 @@ class Incident(NamedTuple):
     version: int = 0  # counts transitions; the ledger compares it before each
     # Attempts of earlier incidents that count too, since it was not stable for long enough after
     # them. Below zero: so many of its own do not count, after a reset.
-    carried: int = 0
-    ordered: Ordered | None = None  # by an operator, and not done yet
+    prior_attempts: int = 0
+    operator_request: OperatorRequest | None = None  # by an operator, and not done yet
     # `start_time` of the newest resource in its group at the detection, as the database said it;
     # what is newer came afterwards. None: nobody adds resources to its group by themselves.
     newest_start: str | None = None
@@ -124,9 +124,9 @@ class Incident(NamedTuple):
         return self.state.is_open
 
     @property
-    def spent(self) -> int:
+    def attempts_used(self) -> int:
         """How many attempts of its budget are used up."""
-        return self.attempts + self.carried
+        return self.attempts + self.prior_attempts
 
     def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
         """A copy with these fields changed, one version on."""
@@ -138,7 +138,7 @@ class EventKind(StrEnum):
 
     DETECTED = "detected"
     REPORTED = "reported"  # cannot be restarted, and why
-    HANDED_OVER = "handed-over"
+    DISPATCHED = "dispatched"
     CLAIMED = "claimed"
     ATTEMPT = "attempt"  # the intent, written before the container is called
     STARTED = "started"  # the container accepted; registration decides
@@ -153,11 +153,11 @@ class EventKind(StrEnum):
     SUPERSEDED = "superseded"
     ENFORCED = "enforced"  # a dry run is over, and what it did not do counts no longer
     # What keeps a group at its size.
-    REFILL = "refill"  # the intent to start a new resource
-    REFILLED = "refilled"  # it was started and recorded
-    REFILL_FAILED = "refill-failed"
-    REFILL_STOPPED = "refill-stopped"  # too many rounds in a row did not help
-    STOOD_IN = "stood-in"  # a new resource is to take its place
+    SCALE_UP = "scale-up"  # the intent to start a new resource
+    SCALED_UP = "scaled-up"  # it was started and recorded
+    SCALE_UP_FAILED = "scale-up-failed"
+    SCALE_UP_STOPPED = "scale-up-stopped"  # too many rounds in a row did not help
+    REPLACED = "replaced"  # a new resource is to take its place
     # What operators do.
     PAUSED = "paused"
     RESUMED = "resumed"

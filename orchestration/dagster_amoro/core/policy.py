@@ -7,7 +7,7 @@ from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
-from dagster_amoro.core.model import Incident, Ordered, State
+from dagster_amoro.core.model import Incident, OperatorRequest, State
 
 _MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
 
@@ -71,12 +71,12 @@ IN_GRACE: Final = "in its grace period"
 EXHAUSTED_AND_KEPT: Final = "its attempts are used up, and keeper.on-exhausted is keep"
 
 
-class StandIn(Enum):
+class Replacement(Enum):
     """What came to a group after one of its resources was found orphaned."""
 
     NONE = "none"  # not as much as was lost
     COMING = "coming"  # as much, and not all of it has registered
-    LIVE = "live"  # as much, and the group has reached its floor with it
+    LIVE = "live"  # as much, and the group has reached its min-parallelism with it
 
 
 class RunState(Enum):
@@ -92,7 +92,7 @@ class Claimed(Protocol):
 
     @property
     def claimed_by(self) -> str | None:
-        """The run key of a hand-over, then the id of the run at work."""
+        """The run key of a dispatch, then the id of the run at work."""
 
     @property
     def claimed_until(self) -> datetime | None:
@@ -108,7 +108,7 @@ def holds_claim(
 ) -> bool:
     """Whether it is in the hands of a run that can still be expected to act.
 
-    `runs` has the state of runs by run id, and by run key for hand-overs. A run that ended has no
+    `runs` has the state of runs by run id, and by run key for dispatches. A run that ended has no
     claim, one that waits in the queue keeps it; otherwise, a run that died unnoticed included, a
     claim holds until it lapses. A claim that was given under another lease than that of `fence` is
     void: its run cannot act any more.
@@ -129,7 +129,7 @@ def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
 
 
 def _growing_pause(incident: Incident, policy: RestartPolicy) -> timedelta:
-    doublings = min(incident.spent, _MOST_DOUBLINGS)
+    doublings = min(incident.attempts_used, _MOST_DOUBLINGS)
     grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
     pause = timedelta(seconds=min(grace * 2.0**doublings, cap))
     return pause * (1 + policy.backoff_jitter * _chance(incident))
@@ -149,7 +149,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     claimed: bool,
     now: datetime,
     paused: str | None = None,
-    stand_in: Callable[[], StandIn] = lambda: StandIn.NONE,
+    replacement: Callable[[], Replacement] = lambda: Replacement.NONE,
 ) -> Decision:
     """The decision on an open incident; the first row that applies.
 
@@ -175,10 +175,10 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
         claimed: Whether another run holds it (see `holds_claim`).
         now: Aware UTC.
         paused: Who paused it, and why. None: nobody did.
-        stand_in: Says what came to its group since; asked only where it matters.
+        replacement: Says what came to its group since; asked only where it matters.
     """
     removing = incident.state.is_removing
-    unwanted = incident.ordered == Ordered.GIVE_UP
+    unwanted = incident.operator_request == OperatorRequest.GIVE_UP
     if not policy.enabled:
         return Decision(Verdict.HOLD, "auto-restart is off")
     if paused is not None:
@@ -191,19 +191,19 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
         return Decision(_FINISHES[incident.state], "its removal was begun and not finished")
     if unwanted:
         return Decision(Verdict.GIVE_UP, "an operator wants it given up")
-    if incident.ordered == Ordered.RESTART:
+    if incident.operator_request == OperatorRequest.RESTART:
         return Decision(Verdict.RESTART, "an operator wants it restarted now")
     keeping = policy.on_exhausted is OnExhausted.KEEP
-    exhausted = incident.spent >= policy.max_retries
+    exhausted = incident.attempts_used >= policy.max_retries
     if incident.state is State.KEPT and exhausted and keeping:
         return Decision(Verdict.HOLD, EXHAUSTED_AND_KEPT)
     due = due_at(incident, policy)
     if now < due:
         return Decision(Verdict.WAIT, IN_GRACE, due)
-    match stand_in():
-        case StandIn.LIVE:
+    match replacement():
+        case Replacement.LIVE:
             return Decision(Verdict.SUPERSEDE, "its group was refilled without it")
-        case StandIn.COMING:
+        case Replacement.COMING:
             return Decision(Verdict.WAIT, "its group is being refilled")
     if not exhausted:
         return Decision(Verdict.RESTART, "its grace period is over")

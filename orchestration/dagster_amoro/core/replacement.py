@@ -5,13 +5,13 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from dagster_amoro.core.model import Incident, State
-from dagster_amoro.core.policy import StandIn
+from dagster_amoro.core.policy import Replacement
 
 # Of these no optimizer is to be expected any more.
 _HOPELESS = frozenset({State.UNSUPPORTED, State.KEPT, State.GIVING_UP, State.SUPERSEDING})
 
 
-class Newcomer(NamedTuple):
+class NewResource(NamedTuple):
     """A resource that a group got of late."""
 
     resource_id: str
@@ -26,14 +26,14 @@ def hopeless(incidents: Iterable[Incident]) -> set[str]:
     return {i.resource_id for i in incidents if i.state in _HOPELESS}
 
 
-def stand_in(
+def replacement(
     incident: Incident,
-    newcomers: Iterable[Newcomer],
+    new_resources: Iterable[NewResource],
     *,
     hopeless: AbstractSet[str],
     live: int,
-    floor: int,
-) -> StandIn:
+    min_parallelism: int,
+) -> Replacement:
     """What came to the group of an orphan after its detection.
 
     AMS refills a group that is below its minimum parallelism with a new resource, whatever becomes
@@ -42,23 +42,23 @@ def stand_in(
 
     Args:
         incident: The orphan's.
-        newcomers: Resources of its group.
+        new_resources: Resources of its group.
         hopeless: See above; they take nobody's place.
         live: The threads of the group's optimizers.
-        floor: The group's minimum parallelism.
+        min_parallelism: The group's minimum parallelism.
     """
     newer = [
         each
-        for each in newcomers
+        for each in new_resources
         if incident.newest_start is not None
         and each.start_time > incident.newest_start
         and each.resource_id != incident.resource_id
         and each.resource_id not in hopeless
     ]
     registered = sum(each.thread_count for each in newer if each.registered)
-    if registered and registered >= incident.thread_count and live >= floor:
-        return StandIn.LIVE
+    if registered and registered >= incident.thread_count and live >= min_parallelism:
+        return Replacement.LIVE
     coming = sum(each.thread_count for each in newer if not each.registered)
     if coming and registered + coming >= incident.thread_count:
-        return StandIn.COMING
-    return StandIn.NONE
+        return Replacement.COMING
+    return Replacement.NONE

@@ -1,4 +1,4 @@
-"""Does a group need a new resource to reach its floor, and how often was that tried already?
+"""Does a group need a new resource to reach its min-parallelism, and how often was it tried?
 
 What AMS does for its groups (`OptimizerGroupKeeper`), with one difference: orphans that are going
 to be restarted count, so that nothing is started twice for the same threads.
@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, Final, NamedTuple, Self
 
-from dagster_amoro.core.model import Incident, Ordered, Orphan, State
+from dagster_amoro.core.model import Incident, OperatorRequest, Orphan, State
 from dagster_amoro.core.policy import RestartPolicy, due_at
 
-ON_ITS_WAY: Final = frozenset({State.WAITING, State.HANDED_OVER, State.CLAIMED})
+ON_ITS_WAY: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
 """In these states an incident can lead to a restart."""
 
 
-class RefillState(StrEnum):
+class ScaleUpState(StrEnum):
     """Where the last round of a group stands."""
 
     REQUESTED = "requested"  # with a run, unless its claim lapsed
@@ -26,15 +26,15 @@ class RefillState(StrEnum):
     STOPPED = "stopped"  # too many rounds did not help; a person is needed
 
 
-class Refill(NamedTuple):
+class ScaleUp(NamedTuple):
     """The rounds in a row in which a group got, or was to get, a new resource."""
 
     group_name: str
-    floor: int  # threads, as configured when the first of the rounds began
+    min_parallelism: int  # threads, as configured when the first of the rounds began
     rounds: int = 0  # each counted before the container is called
     resource_id: str = ""  # of the last round
     threads: int = 0  # likewise
-    state: RefillState = RefillState.UNNEEDED
+    state: ScaleUpState = ScaleUpState.UNNEEDED
     claimed_by: str | None = None  # as in `Incident`
     claimed_until: datetime | None = None
     next_at: datetime | None = None  # no round begins before
@@ -47,7 +47,7 @@ class Refill(NamedTuple):
         return self._replace(version=self.version + 1, **changes)
 
 
-class Course(Enum):
+class ScaleDecision(Enum):
     """What is to be done for a group."""
 
     REST = "rest"  # it has what it needs, or will have it
@@ -73,13 +73,13 @@ def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -
         return True
     if incident.state not in ON_ITS_WAY:
         return False
-    if incident.ordered is not None:
-        return incident.ordered == Ordered.RESTART
+    if incident.operator_request is not None:
+        return incident.operator_request == OperatorRequest.RESTART
     if incident.last_error is not None:
         return False
     until = incident.claimed_until if incident.state is State.CLAIMED else None
     is_held = until is not None and now < until  # its last attempt may be under way
-    return is_held or incident.spent < policy.max_retries or now < due_at(incident, policy)
+    return is_held or incident.attempts_used < policy.max_retries or now < due_at(incident, policy)
 
 
 def coming(
@@ -96,72 +96,72 @@ def coming(
     )
 
 
-def course(  # noqa: PLR0911, PLR0913 - a return for each row of the table
-    refill: Refill | None,
+def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the table
+    scale_up: ScaleUp | None,
     *,
-    floor: int,
+    min_parallelism: int,
     live: int,
     coming: int,
     claimed: bool,
-    most_rounds: int,
+    max_rounds: int,
     now: datetime,
-) -> Course:
+) -> ScaleDecision:
     """What to do for a group now; the first row that applies.
 
     | when | course |
     |---|---|
     | a run is at it | wait |
-    | live >= floor | settle, if there were rounds |
-    | live + coming >= floor | rest |
-    | the floor is another one than at the first round | start |
+    | live >= min-parallelism | settle, if there were rounds |
+    | live + coming >= min-parallelism | rest |
+    | the min-parallelism is another one than at the first round | start |
     | it was stopped | stopped |
     | now < the next round | wait |
     | rounds < most rounds | start |
     | else | stop |
 
     Args:
-        refill: Its rounds so far; None: there were none.
-        floor: The threads that it must have.
+        scale_up: Its rounds so far; None: there were none.
+        min_parallelism: The threads that it must have.
         live: The threads that it has.
         coming: Those that can be expected back.
         claimed: Whether a run is at it.
-        most_rounds: In a row.
+        max_rounds: In a row.
         now: Aware UTC.
     """
-    if refill is not None and claimed:
-        return Course.WAIT
-    if live >= floor:
-        return Course.SETTLE if refill else Course.REST
-    if live + coming >= floor:
-        return Course.REST
-    if refill is None or refill.floor != floor:
-        return Course.START
-    if refill.state is RefillState.STOPPED:
-        return Course.STOPPED
-    if refill.next_at is not None and now < refill.next_at:
-        return Course.WAIT
-    return Course.START if refill.rounds < most_rounds else Course.STOP
+    if scale_up is not None and claimed:
+        return ScaleDecision.WAIT
+    if live >= min_parallelism:
+        return ScaleDecision.SETTLE if scale_up else ScaleDecision.REST
+    if live + coming >= min_parallelism:
+        return ScaleDecision.REST
+    if scale_up is None or scale_up.min_parallelism != min_parallelism:
+        return ScaleDecision.START
+    if scale_up.state is ScaleUpState.STOPPED:
+        return ScaleDecision.STOPPED
+    if scale_up.next_at is not None and now < scale_up.next_at:
+        return ScaleDecision.WAIT
+    return ScaleDecision.START if scale_up.rounds < max_rounds else ScaleDecision.STOP
 
 
 def next_round(  # noqa: PLR0913 - what a round is made of
-    refill: Refill | None,
+    scale_up: ScaleUp | None,
     group_name: str,
     *,
-    floor: int,
+    min_parallelism: int,
     threads: int,
     resource_id: str,
     interval: timedelta,
     now: datetime,
-) -> Refill:
+) -> ScaleUp:
     """The next round, counted before it is made; the pause after it grows with their number."""
-    before = refill or Refill(group_name, floor)
-    rounds = before.rounds + 1 if before.floor == floor else 1
+    before = scale_up or ScaleUp(group_name, min_parallelism)
+    rounds = before.rounds + 1 if before.min_parallelism == min_parallelism else 1
     return before.evolve(
-        floor=floor,
+        min_parallelism=min_parallelism,
         rounds=rounds,
         resource_id=resource_id,
         threads=threads,
-        state=RefillState.REQUESTED,
+        state=ScaleUpState.REQUESTED,
         next_at=now + interval * (rounds + 1),
         last_error=None,
     )

@@ -9,31 +9,31 @@ from typing import Final
 
 from dagster_amoro.core.errors import PropertiesError
 from dagster_amoro.core.groups import Group
-from dagster_amoro.core.limits import CountResources, Guards, refusals, wave
+from dagster_amoro.core.limits import CountResources, Limits, blocked_groups, next_batch
 from dagster_amoro.core.model import Incident, Orphan, State, Transition
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import (
     Decision,
+    Replacement,
     RestartPolicy,
     RunState,
-    StandIn,
     Verdict,
     decide,
     due_at,
     holds_claim,
 )
 from dagster_amoro.core.properties import parse_properties
-from dagster_amoro.core.transitions import close, detect, hand_over, report
+from dagster_amoro.core.transitions import close, detect, dispatch, report
 
 _ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
-NEXT_WAVE: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
+NEXT_BATCH: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
 
 Obstacle = Callable[[str | None], str | None]
 """Why orphans of the container with this name cannot be restarted; None: they can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
+class RegistrySnapshot:
     """One look at the registry, in one snapshot."""
 
     resources: int  # rows in `resource`
@@ -46,7 +46,7 @@ class Survey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class DecisionInputs:
     """What the decisions of one tick depend on besides the incidents themselves."""
 
     policy: RestartPolicy
@@ -55,53 +55,53 @@ class Surroundings:
     now: datetime
     fence: int | None = None  # of the lease in force; None: without leases
     pauses: Pauses = field(default_factory=Pauses)
-    guards: Guards = field(default_factory=Guards)
+    limits: Limits = field(default_factory=Limits)
     count: CountResources = dict
-    turn: str | None = None  # the group that the last wave served last
+    last_served_group: str | None = None  # the group that the last wave served last
     # Why the orphans of a group are not to be restarted, by its name; None: they are.
     group_obstacle: Obstacle = lambda _: None
-    stand_in: Callable[[Incident], StandIn] = lambda _: StandIn.NONE
+    replacement: Callable[[Incident], Replacement] = lambda _: Replacement.NONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assessment:
+class TickPlan:
     """The open incidents, sorted by what is to be done about them."""
 
     due: tuple[Incident, ...]  # to be handed to runs, longest due first
     reports: tuple[Transition, ...]
     waiting: tuple[tuple[Incident, Decision], ...]  # everything else, with the reason
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)  # on those due, by number
-    turn: str | None = None  # the group that this wave served last; None: it took all
+    last_served_group: str | None = None  # the group that this wave served last; None: it took all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
+class RunPlan:
     """A run to request: incidents of one group that are due."""
 
     group_name: str
-    run_key: str  # names incidents, attempts and hand-overs: a used key is never launched again
+    run_key: str  # names incidents, attempts and dispatches: a used key is never launched again
     incidents: tuple[Incident, ...]
 
-    def hand_over(
+    def dispatch(
         self, until: datetime, now: datetime, fence: int | None = None
     ) -> list[Transition]:
         """The steps that give its incidents to the run, until `until`."""
-        return [hand_over(each, self.run_key, until, now, fence) for each in self.incidents]
+        return [dispatch(each, self.run_key, until, now, fence) for each in self.incidents]
 
 
-def missing(survey: Survey, incidents: Iterable[Incident]) -> list[str]:
+def missing(survey: RegistrySnapshot, incidents: Iterable[Incident]) -> list[str]:
     """Ids of resources with an open incident that are orphans no longer."""
     return [i.resource_id for i in incidents if i.resource_id not in survey.orphans]
 
 
-def unknown(survey: Survey, incidents: Iterable[Incident]) -> list[Orphan]:
+def unknown(survey: RegistrySnapshot, incidents: Iterable[Incident]) -> list[Orphan]:
     """The orphans without an open incident."""
     known = {incident.resource_id for incident in incidents}
     return [orphan for key, orphan in survey.orphans.items() if key not in known]
 
 
 def reconcile(
-    survey: Survey,
+    survey: RegistrySnapshot,
     incidents: Sequence[Incident],
     present: AbstractSet[str],
     now: datetime,
@@ -141,10 +141,12 @@ def recovery_message(incident: Incident) -> str:
     return f"an optimizer registered for it after attempt {incident.attempts}"
 
 
-def assess(survey: Survey, incidents: Iterable[Incident], surroundings: Surroundings) -> Assessment:
+def plan_tick(
+    survey: RegistrySnapshot, incidents: Iterable[Incident], inputs: DecisionInputs
+) -> TickPlan:
     """Decides on every open incident; see `dagster_amoro.core.policy.decide`.
 
-    What is due then passes the guards: see `dagster_amoro.core.limits`.
+    What is due then passes the limits: see `dagster_amoro.core.limits`.
     """
     due: list[Incident] = []
     verdicts: dict[int, Verdict] = {}
@@ -152,48 +154,50 @@ def assess(survey: Survey, incidents: Iterable[Incident], surroundings: Surround
     waiting: list[tuple[Incident, Decision]] = []
     for incident in incidents:
         claimed = incident.claimed_by is not None and holds_claim(
-            incident, surroundings.runs, surroundings.now, surroundings.fence
+            incident, inputs.runs, inputs.now, inputs.fence
         )
-        decision = _decide(survey, incident, surroundings, claimed=claimed)
+        decision = _decide(survey, incident, inputs, claimed=claimed)
         if decision.verdict in _ACTS:
             due.append(incident)
             verdicts[incident.incident_id] = decision.verdict
             continue
         waiting.append((incident, decision))
         if decision.verdict is Verdict.REPORT and incident.note != decision.reason and not claimed:
-            reports.append(report(incident, decision.reason, surroundings.now))
-    due.sort(key=lambda incident: (due_at(incident, surroundings.policy), incident.incident_id))
-    allowed, held, turn = _guard(survey, due, verdicts, surroundings)
-    return Assessment(
+            reports.append(report(incident, decision.reason, inputs.now))
+    due.sort(key=lambda incident: (due_at(incident, inputs.policy), incident.incident_id))
+    allowed, held, last_served_group = _limit(survey, due, verdicts, inputs)
+    return TickPlan(
         due=tuple(allowed),
         reports=tuple(reports),
         waiting=(*waiting, *held),
         verdicts=verdicts,
-        turn=turn,
+        last_served_group=last_served_group,
     )
 
 
-def _guard(
-    survey: Survey,
+def _limit(
+    survey: RegistrySnapshot,
     due: Sequence[Incident],
     verdicts: Mapping[int, Verdict],
-    surroundings: Surroundings,
+    inputs: DecisionInputs,
 ) -> tuple[list[Incident], list[tuple[Incident, Decision]], str | None]:
     """What may be handed over of what is due, what may not and why, and whose turn it was.
 
-    The guards are about restarts that nobody asked for; the rest passes.
+    The limits are about restarts that nobody asked for; the rest passes.
     """
-    guards = surroundings.guards
+    limits = inputs.limits
     restarts: list[Incident] = []
     others: list[Incident] = []
     for incident in due:
-        by_itself = verdicts[incident.incident_id] is Verdict.RESTART and not incident.ordered
+        by_itself = (
+            verdicts[incident.incident_id] is Verdict.RESTART and not incident.operator_request
+        )
         (restarts if by_itself else others).append(incident)
-    refused = refusals(
+    refused = blocked_groups(
         {incident.group_name for incident in restarts},
         (orphan.group_name for orphan in survey.orphans.values()),
-        surroundings.count,
-        guards,
+        inputs.count,
+        limits,
     )
     held = [
         (incident, Decision(Verdict.HOLD, refused[incident.group_name]))
@@ -201,9 +205,15 @@ def _guard(
         if incident.group_name in refused
     ]
     free = [incident for incident in restarts if incident.group_name not in refused]
-    chosen, later, turn = wave(free, guards.max_restarts, surroundings.turn)
-    later_on = Decision(Verdict.WAIT, NEXT_WAVE)
-    return [*others, *chosen], held + [(incident, later_on) for incident in later], turn
+    chosen, later, last_served_group = next_batch(
+        free, limits.max_restarts, inputs.last_served_group
+    )
+    later_on = Decision(Verdict.WAIT, NEXT_BATCH)
+    return (
+        [*others, *chosen],
+        held + [(incident, later_on) for incident in later],
+        last_served_group,
+    )
 
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
@@ -222,7 +232,7 @@ def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
     return None if orphan.thread_count is not None else "its thread_count is NULL"
 
 
-def orders(due: Sequence[Incident], max_per_run: int) -> list[Order]:
+def orders(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
     """The runs to request: a group's incidents together, `max_per_run` at most in each.
 
     Within a group the longest due go first.
@@ -231,7 +241,7 @@ def orders(due: Sequence[Incident], max_per_run: int) -> list[Order]:
     for incident in due:
         groups.setdefault(incident.group_name, []).append(incident)
     return [
-        Order(group_name=group, run_key=_run_key(chunk), incidents=chunk)
+        RunPlan(group_name=group, run_key=_run_key(chunk), incidents=chunk)
         for group, members in groups.items()
         for chunk in _chunks(members, max_per_run)
     ]
@@ -242,38 +252,38 @@ def _chunks(incidents: Sequence[Incident], size: int) -> list[tuple[Incident, ..
 
 
 def _run_key(incidents: Sequence[Incident]) -> str:
-    names = [f"{i.incident_id}.{i.attempts}.{i.hand_overs + 1}" for i in incidents]
+    names = [f"{i.incident_id}.{i.attempts}.{i.dispatches + 1}" for i in incidents]
     if len(names) == 1:
-        return f"incident.attempts.hand-over {names[0]}"
+        return f"incident.attempts.dispatch {names[0]}"
     digest = sha256(" ".join(names).encode()).hexdigest()[:32]
-    return f"incident.attempts.hand-over {names[0]} and {len(names) - 1} more, {digest}"
+    return f"incident.attempts.dispatch {names[0]} and {len(names) - 1} more, {digest}"
 
 
 def _decide(
-    survey: Survey, incident: Incident, surroundings: Surroundings, *, claimed: bool
+    survey: RegistrySnapshot, incident: Incident, inputs: DecisionInputs, *, claimed: bool
 ) -> Decision:
     orphan = survey.orphans.get(incident.resource_id)
     obstacle = None
     if orphan is not None:
-        obstacle = surroundings.group_obstacle(orphan.group_name)
+        obstacle = inputs.group_obstacle(orphan.group_name)
     if orphan is not None and obstacle is None:
-        is_resting = _is_resting(incident, surroundings)
-        lookup = surroundings.obstacle
+        is_resting = _is_resting(incident, inputs)
+        lookup = inputs.obstacle
         obstacle = lookup(orphan.container_name) if is_resting else obstacle_of(orphan, lookup)
-    pauses = surroundings.pauses
+    pauses = inputs.pauses
     pause = pauses.of(incident.resource_id, incident.group_name) if pauses.holding else None
     return decide(
         incident,
         obstacle=obstacle,
-        policy=surroundings.policy,
+        policy=inputs.policy,
         claimed=claimed,
-        now=surroundings.now,
+        now=inputs.now,
         paused=str(pause) if pause else None,
-        stand_in=lambda: surroundings.stand_in(incident),
+        replacement=lambda: inputs.replacement(incident),
     )
 
 
-def _is_resting(incident: Incident, surroundings: Surroundings) -> bool:
+def _is_resting(incident: Incident, inputs: DecisionInputs) -> bool:
     """Whether it was seen before and is not due: its properties were read, and will be again."""
-    due = due_at(incident, surroundings.policy)
-    return incident.state is State.WAITING and incident.detected_at < surroundings.now < due
+    due = due_at(incident, inputs.policy)
+    return incident.state is State.WAITING and incident.detected_at < inputs.now < due

@@ -6,7 +6,15 @@ from datetime import datetime
 from typing import Any
 
 from dagster_amoro.core.formatting import counted
-from dagster_amoro.core.model import Event, EventKind, Incident, Ordered, Orphan, State, Transition
+from dagster_amoro.core.model import (
+    Event,
+    EventKind,
+    Incident,
+    OperatorRequest,
+    Orphan,
+    State,
+    Transition,
+)
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.core.secrets import without_secrets
 
@@ -19,14 +27,14 @@ _CLOSING_KIND = {
 
 
 def detect(
-    orphan: Orphan, now: datetime, *, carried: int = 0, newest_start: str | None = None
+    orphan: Orphan, now: datetime, *, prior_attempts: int = 0, newest_start: str | None = None
 ) -> Transition:
     """A resource was found orphaned: its incident opens.
 
     Args:
         orphan: Its row.
         now: Aware UTC.
-        carried: Attempts of earlier incidents that count, since it was not stable after them.
+        prior_attempts: Attempts of earlier incidents that count, as it was not stable after them.
         newest_start: `start_time` of its group's newest resource, see `Incident`.
     """
     incident = Incident(
@@ -36,12 +44,14 @@ def detect(
         container_name=orphan.container_name or "",
         thread_count=orphan.thread_count or 0,
         detected_at=now,
-        carried=carried,
+        prior_attempts=prior_attempts,
         newest_start=newest_start,
     )
     message = "no optimizer stands for this resource"
-    if carried:
-        message += f"; it was not stable since its last recovery, and attempt {carried} counts"
+    if prior_attempts:
+        message += (
+            f"; it was not stable since its last recovery, and attempt {prior_attempts} counts"
+        )
     event = Event(kind=EventKind.DETECTED, at=now, message=message)
     return Transition(before=None, after=incident, event=event)
 
@@ -60,7 +70,7 @@ def observed(
     if step.before is None:
         details |= {
             "grace_seconds": policy.grace_period.total_seconds(),
-            "max_retries": max(policy.max_retries - step.after.carried, 0),
+            "max_retries": max(policy.max_retries - step.after.prior_attempts, 0),
         }
     return replace(step, event=replace(step.event, details=details))
 
@@ -74,7 +84,7 @@ def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
     return Transition(before=incident, after=after, event=event)
 
 
-def hand_over(
+def dispatch(
     incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
 ) -> Transition:
     """A run is requested for it; the right to act lapses at `until` unless it is taken up.
@@ -82,15 +92,15 @@ def hand_over(
     With a fence, it also ends with the lease of that number.
     """
     after = incident.evolve(
-        state=_working(incident, State.HANDED_OVER),
+        state=_working(incident, State.DISPATCHED),
         note=None,
-        hand_overs=incident.hand_overs + 1,
+        dispatches=incident.dispatches + 1,
         claimed_by=run_key,
         claimed_until=until,
         fence=fence,
     )
-    message = f"handed to a run (hand-over {after.hand_overs})"
-    event = Event(kind=EventKind.HANDED_OVER, at=now, message=message, details={"run_key": run_key})
+    message = f"handed to a run (dispatch {after.dispatches})"
+    event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})
     return Transition(before=incident, after=after, event=event)
 
 
@@ -110,9 +120,9 @@ def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transit
         attempted_at=now,
         claimed_until=until,
         last_error=None,
-        ordered=None,
+        operator_request=None,
     )
-    message = f"attempt {after.spent} begins"
+    message = f"attempt {after.attempts_used} begins"
     return _in_run(incident, after, EventKind.ATTEMPT, message, now)
 
 
@@ -121,7 +131,7 @@ def started(
 ) -> Transition:
     """The container accepted the start; the run lets go and registration decides."""
     after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
-    message = f"attempt {incident.spent} started it{shown(startup)}"
+    message = f"attempt {incident.attempts_used} started it{shown(startup)}"
     details = {"startup": without_secrets(startup), "notes": list(notes)}
     return _in_run(incident, after, EventKind.STARTED, message, now, details)
 
@@ -135,7 +145,7 @@ def shown(startup: Mapping[str, str]) -> str:
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
     """The start failed; the run keeps the incident for its next attempt."""
     after = incident.evolve(last_error=error, claimed_until=until)
-    message = f"attempt {incident.spent} failed: {error}"
+    message = f"attempt {incident.attempts_used} failed: {error}"
     return _in_run(incident, after, EventKind.ATTEMPT_FAILED, message, now)
 
 
@@ -177,14 +187,14 @@ def keep(incident: Incident, now: datetime) -> Transition:
     return _in_run(incident, after, EventKind.KEPT, message, now)
 
 
-def stand_in(incident: Incident, resource_id: str, now: datetime) -> Transition:
+def replacement(incident: Incident, resource_id: str, now: datetime) -> Transition:
     """A new resource is started for its threads, which it was not expected to bring any more.
 
     A run that has it in hand loses it.
     """
     after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
     message = f"{resource_id}, a new resource, is to take its place"
-    event = Event(kind=EventKind.STOOD_IN, at=now, message=message)
+    event = Event(kind=EventKind.REPLACED, at=now, message=message)
     return Transition(before=incident, after=after, event=event)
 
 
@@ -192,7 +202,7 @@ def enforce(incident: Incident, now: datetime) -> Transition:
     """A dry run is over: nothing that it did counts, since nothing was done."""
     after = incident.evolve(
         state=State.WAITING,
-        carried=-incident.attempts,
+        prior_attempts=-incident.attempts,
         claimed_by=None,
         claimed_until=None,
         note=None,
@@ -203,7 +213,9 @@ def enforce(incident: Incident, now: datetime) -> Transition:
     return Transition(before=incident, after=after, event=event)
 
 
-def order(incident: Incident, ordered: Ordered, by: Mapping[str, str], now: datetime) -> Transition:
+def order(
+    incident: Incident, operator_request: OperatorRequest, by: Mapping[str, str], now: datetime
+) -> Transition:
     """An operator wants it restarted or given up now; a run that has it in hand loses it.
 
     `by` says who (`author`) and why (`reason`).
@@ -212,25 +224,25 @@ def order(incident: Incident, ordered: Ordered, by: Mapping[str, str], now: date
         state=_working(incident, State.WAITING),
         claimed_by=None,
         claimed_until=None,
-        ordered=ordered,
+        operator_request=operator_request,
     )
     kind, what = {
-        Ordered.RESTART: (EventKind.RESTART_NOW, "to be restarted without further waiting"),
-        Ordered.GIVE_UP: (EventKind.GIVE_UP, "to be given up"),
-    }[ordered]
+        OperatorRequest.RESTART: (EventKind.RESTART_NOW, "to be restarted without further waiting"),
+        OperatorRequest.GIVE_UP: (EventKind.GIVE_UP, "to be given up"),
+    }[operator_request]
     return _by_operator(incident, after, kind, what, by, now)
 
 
 def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transition:
     """An operator gives it a fresh budget of attempts; `by` as in `order`."""
     state = State.WAITING if incident.state is State.KEPT else incident.state
-    after = incident.evolve(state=state, carried=-incident.attempts)
+    after = incident.evolve(state=state, prior_attempts=-incident.attempts)
     what = f"a fresh budget: {_attempts(incident)} counted until now"
     return _by_operator(incident, after, EventKind.RESET, what, by, now)
 
 
 def _attempts(incident: Incident) -> str:
-    return counted(incident.spent, "attempt")
+    return counted(incident.attempts_used, "attempt")
 
 
 def _by_operator(  # noqa: PLR0913, PLR0917 - the fields of an event

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from dagster_amoro.core.ams_restart import Watch
+from dagster_amoro.core.ams_restart import AmsRestartDetector
 
 Number = int | float | str
 """What a tick tells of itself under one name; a word where it is not counted."""
@@ -19,12 +19,12 @@ class Cursor:
     """Kept by Dagster with the sensor, as a text."""
 
     event: int = 0  # the newest event of the ledger that was reported as an asset event
-    watch: Watch = field(default_factory=Watch)
-    turn: str | None = None  # the group that the last wave of restarts served last
+    watch: AmsRestartDetector = field(default_factory=AmsRestartDetector)
+    last_served_group: str | None = None  # the group that the last wave of restarts served last
     abstentions: int = 0  # ticks in a row that concluded nothing
     # When the fleet was looked after last, by this deployment or by the one that it watches.
     surveyed_at: datetime | None = None
-    told: Mapping[str, Number] = field(default_factory=dict)  # of itself, when it last did
+    reported: Mapping[str, Number] = field(default_factory=dict)  # of itself, when it last did
 
 
 def parse_cursor(text: str | None) -> Cursor:
@@ -37,18 +37,18 @@ def parse_cursor(text: str | None) -> Cursor:
         values: Any = json.loads(text or "{}")
         if isinstance(values, int):  # as the first version of the sensor wrote it
             values = {"event": values}
-        turn = values.get("turn")
+        last_served_group = values.get("last_served_group")
         return Cursor(
             event=_number(values.get("event", 0)),
-            watch=Watch(
-                witnesses=tuple(map(str, values.get("witnesses", ()))),
+            watch=AmsRestartDetector(
+                sample_tokens=tuple(map(str, values.get("witnesses", ()))),
                 was_away=bool(values.get("was_away")),
                 settling_since=_moment(values.get("settling_since")),
             ),
-            turn=None if turn is None else str(turn),
+            last_served_group=None if last_served_group is None else str(last_served_group),
             abstentions=_number(values.get("abstentions", 0)),
             surveyed_at=_moment(values.get("surveyed_at")),
-            told=_told(values.get("told", {})),
+            reported=_told(values.get("reported", {})),
         )
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return Cursor()
@@ -59,13 +59,13 @@ def dump_cursor(cursor: Cursor) -> str:
     watch = cursor.watch
     values = {
         "event": cursor.event,
-        "witnesses": list(watch.witnesses),
+        "witnesses": list(watch.sample_tokens),
         "was_away": watch.was_away,
         "settling_since": _text(watch.settling_since),
-        "turn": cursor.turn,
+        "last_served_group": cursor.last_served_group,
         "abstentions": cursor.abstentions,
         "surveyed_at": _text(cursor.surveyed_at),
-        "told": dict(cursor.told),
+        "reported": dict(cursor.reported),
     }
     return json.dumps({key: value for key, value in values.items() if value})
 

@@ -12,10 +12,10 @@ from typing import Final
 import dagster as dg
 
 from dagster_amoro.asset_keys import RESOURCES
-from dagster_amoro.core.groups import floor
+from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.core.policy import Verdict
 from dagster_amoro.core.scale_up import ON_ITS_WAY
-from dagster_amoro.core.tick_plan import Assessment, Survey
+from dagster_amoro.core.tick_plan import RegistrySnapshot, TickPlan
 from dagster_amoro.defs.cursor import Cursor, Number
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.tick import Tick
@@ -36,13 +36,13 @@ Numbers = Mapping[str, Number]
 
 def of_survey(keeper: Keeper, seen: Tick) -> Numbers:
     """The numbers of a tick that completed its survey."""
-    assessment = seen.assessment
+    plan = seen.plan
     return {
         "resources": seen.survey.resources,
         "orphans": len(seen.survey.orphans),
-        OPEN_INCIDENTS: len(assessment.due) + len(assessment.waiting),
-        REFUSED: _refused(assessment),
-        "groups below their floor": _below_floor(seen.survey),
+        OPEN_INCIDENTS: len(plan.due) + len(plan.waiting),
+        REFUSED: _refused(plan),
+        "groups below their min-parallelism": _below_min_parallelism(seen.survey),
         ABSTENTIONS: 0,
         AGE: 0,
         ACTS: keeper.deployment or "this deployment",
@@ -77,19 +77,19 @@ def news(numbers: Numbers, told: Numbers, message: str) -> list[dg.AssetObservat
     return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]
 
 
-def _refused(assessment: Assessment) -> int:
-    """Restarts that a guard holds back now, and those whose last start failed."""
+def _refused(plan: TickPlan) -> int:
+    """Restarts that a limit holds back now, and those whose last start failed."""
     held = sum(
-        decision.verdict is Verdict.HOLD and incident.incident_id in assessment.verdicts
-        for incident, decision in assessment.waiting
+        decision.verdict is Verdict.HOLD and incident.incident_id in plan.verdicts
+        for incident, decision in plan.waiting
     )
-    going_on = [i for i, decision in assessment.waiting if decision.verdict is not Verdict.HOLD]
+    going_on = [i for i, decision in plan.waiting if decision.verdict is not Verdict.HOLD]
     return held + sum(
         incident.last_error is not None and incident.state in ON_ITS_WAY
-        for incident in (*going_on, *assessment.due)
+        for incident in (*going_on, *plan.due)
     )
 
 
-def _below_floor(survey: Survey) -> int:
-    floors = {name: floor(group) or 0 for name, group in survey.sized.items()}
-    return sum(survey.live.get(name, 0) < least for name, least in floors.items())
+def _below_min_parallelism(survey: RegistrySnapshot) -> int:
+    min_parallelisms = {name: min_parallelism(group) or 0 for name, group in survey.sized.items()}
+    return sum(survey.live.get(name, 0) < least for name, least in min_parallelisms.items())

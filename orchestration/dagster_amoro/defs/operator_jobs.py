@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import dagster as dg
 from pydantic import Field
 
-from dagster_amoro.cli.status_table import as_json, render
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.pauses import Target
 from dagster_amoro.core.secrets import hide_assigned
@@ -16,6 +15,7 @@ from dagster_amoro.healing import operations
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.operations import end_of, target_of
 from dagster_amoro.healing.status import take_status
+from dagster_amoro.healing.status_table import as_json, render
 
 _GROUP = "The name of a group, as the registry has it"
 _RESOURCE = "The id of a resource, as the registry has it"
@@ -139,8 +139,8 @@ class _Verbs:
     def status(self, config: View) -> _Told:
         status = take_status(self._keeper, config.group)
         table = dg.MetadataValue.md(f"```\n{render(status)}\n```")
-        told = {"status": table, "json": dg.MetadataValue.json(json.loads(as_json(status)))}
-        return _Told(render(status), told)
+        message = {"status": table, "json": dg.MetadataValue.json(json.loads(as_json(status)))}
+        return _Told(render(status), message)
 
     def pause(self, config: PauseConfig) -> _Told:
         until = end_of(self._keeper.clock(), config.until)
@@ -164,8 +164,8 @@ class _Verbs:
     def _do(
         self, verb: Callable[..., str], config: ByOperator, about: object, **more: object
     ) -> _Told:
-        told = verb(self._keeper, about, author=config.author, reason=config.reason, **more)
-        return _Told(told, {"result": told})
+        message = verb(self._keeper, about, author=config.author, reason=config.reason, **more)
+        return _Told(message, {"result": message})
 
 
 def _target(config: Targeted) -> Target:
@@ -185,11 +185,11 @@ def _job(
     )
     def step(context: dg.OpExecutionContext) -> dg.Output[None]:
         try:
-            told = act(kind(**context.op_config))
+            message = act(kind(**context.op_config))
         except KeeperError as error:
             raise dg.Failure(hide_assigned(describe(error)), allow_retries=False) from None
-        context.log.info(told.line)
-        return dg.Output(None, metadata=told.metadata)
+        context.log.info(message.line)
+        return dg.Output(None, metadata=message.metadata)
 
     @dg.job(
         name=f"keeper_{verb}",

@@ -13,20 +13,20 @@ from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.policy import Backoff, due_at
 from dagster_amoro.core.secrets import without_secrets
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import Ending, Turn, take_turn, take_up
+from dagster_amoro.healing.restart import Outcome, RestartResult, claim_dispatch, take_turn
 
 CLAIM_OP = "claim_orphans"
-_ACTED = {Ending.STARTED, Ending.FAILED, Ending.GIVEN_UP, Ending.REMOVED, Ending.KEPT}
-_LOUD = {Ending.FAILED, Ending.GIVEN_UP, Ending.KEPT}  # what somebody should hear of
+_ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
+_LOUD = {Outcome.FAILED, Outcome.GIVEN_UP, Outcome.KEPT}  # what somebody should hear of
 _OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _LONGEST_STEP_NAME = 40  # characters of the resource id in it
 
 
-class HandOver(dg.Config):
+class Dispatch(dg.Config):
     """What a run is to take up."""
 
-    hand_over: str = Field(
+    dispatch: str = Field(
         description="The run key under which the sensor handed its orphans over. It is good for "
         "one run: executed again, the run finds nothing to do."
     )
@@ -41,9 +41,9 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
         description="Takes up what the sensor handed over, and fans out to one step per orphan.",
     )
     def claim_orphans(
-        context: dg.OpExecutionContext, config: HandOver
+        context: dg.OpExecutionContext, config: Dispatch
     ) -> Iterator[dg.DynamicOutput[int]]:
-        incidents = take_up(keeper, config.hand_over, context.run_id)
+        incidents = claim_dispatch(keeper, config.dispatch, context.run_id)
         context.log.info(_taken_up(incidents))
         for incident in incidents:
             yield dg.DynamicOutput(incident.incident_id, mapping_key=step_name(incident))
@@ -64,12 +64,12 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     def restart_orphan(
         context: dg.OpExecutionContext, incident_id: int
     ) -> Iterator[dg.Output[None] | dg.AssetObservation]:
-        turn = take_turn(keeper, incident_id, context.run_id)
-        metadata = _metadata(keeper, turn)
-        yield from _observations(turn, metadata)
-        if turn.ending in _LOUD:
-            raise _failure(keeper, turn, metadata)
-        yield dg.Output(None, metadata={"result": turn.message, **metadata})
+        result = take_turn(keeper, incident_id, context.run_id)
+        metadata = _metadata(keeper, result)
+        yield from _observations(result, metadata)
+        if result.ending in _LOUD:
+            raise _failure(keeper, result, metadata)
+        yield dg.Output(None, metadata={"result": result.message, **metadata})
 
     @dg.job(
         executor_def=dg.in_process_executor,
@@ -87,14 +87,14 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     return restart_orphans
 
 
-def _failure(keeper: Keeper, turn: Turn, metadata: Mapping[str, str]) -> Exception:
+def _failure(keeper: Keeper, result: RestartResult, metadata: Mapping[str, str]) -> Exception:
     """What tells Dagster, and whoever it alerts, that a turn failed, and when to try again."""
-    again = turn.ending is Ending.FAILED
-    failure = dg.Failure(turn.message, metadata=metadata, allow_retries=again)
-    if not again or turn.incident is None or keeper.policy.backoff is Backoff.CONSTANT:
+    again = result.ending is Outcome.FAILED
+    failure = dg.Failure(result.message, metadata=metadata, allow_retries=again)
+    if not again or result.incident is None or keeper.policy.backoff is Backoff.CONSTANT:
         return failure
     # The op's retry policy knows pauses that grow, but neither their cap nor who else is restarted.
-    wait = due_at(turn.incident, keeper.policy) - keeper.clock()
+    wait = due_at(result.incident, keeper.policy) - keeper.clock()
     later = dg.RetryRequested(keeper.policy.max_retries, max(wait.total_seconds(), 0))
     later.__cause__ = failure
     return later
@@ -108,25 +108,25 @@ def step_name(incident: Incident) -> str:
 
 def _taken_up(incidents: list[Incident]) -> str:
     if not incidents:
-        return "Nothing to do: this hand-over was taken up by another run, or has lapsed."
+        return "Nothing to do: this dispatch was taken up by another run, or has lapsed."
     ids = ", ".join(incident.resource_id for incident in incidents[:10])
     more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
     return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
 
 
-def _observations(turn: Turn, told: Mapping[str, str]) -> Iterator[dg.AssetObservation]:
+def _observations(result: RestartResult, told: Mapping[str, str]) -> Iterator[dg.AssetObservation]:
     """Ties the run to its group's history, where it did something: an attempt, or giving up."""
-    if turn.incident is not None and turn.ending in _ACTED:
+    if result.incident is not None and result.ending in _ACTED:
         shown = {key: told[key] for key in _OBSERVED if key in told}
         yield dg.AssetObservation(
             HISTORY,
-            partition=partition_key(turn.incident.group_name),
-            metadata={**shown, "result": turn.message},
+            partition=partition_key(result.incident.group_name),
+            metadata={**shown, "result": result.message},
         )
 
 
-def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
-    incident = turn.incident
+def _metadata(keeper: Keeper, result: RestartResult) -> dict[str, str]:
+    incident = result.incident
     if incident is None:
         return {}
     told = {
@@ -134,9 +134,9 @@ def _metadata(keeper: Keeper, turn: Turn) -> dict[str, str]:
         "resource": incident.resource_id,
         "container": incident.container_name,
         "incident": str(incident.incident_id),
-        "attempt": f"{incident.spent} of {keeper.policy.max_retries}",
+        "attempt": f"{incident.attempts_used} of {keeper.policy.max_retries}",
         "orphaned since": clock_time(incident.detected_at),
     }
     if incident.is_open and incident.attempts and incident.state is not State.KEPT:
         told["next"] = next_step(incident, keeper.policy)
-    return told | without_secrets(turn.startup)
+    return told | without_secrets(result.startup)

@@ -1,4 +1,4 @@
-"""The job `refill_groups`: one step per group that needs a new resource, all in one process."""
+"""The job `scale_up_groups`: one step per group that needs a new resource, all in one process."""
 
 import re
 from collections.abc import Iterator
@@ -8,26 +8,26 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_amoro.core.formatting import counted
-from dagster_amoro.core.scale_up import Refill
+from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.scaling import Filling, take_turn, take_up
+from dagster_amoro.healing.scaling import ScaleUpOutcome, claim_dispatch, take_turn
 
 TAKE_OP: Final = "claim_groups"
 _NOT_IN_A_STEP_NAME: Final = re.compile(r"[^A-Za-z0-9_]+")
 _LONGEST_STEP_NAME: Final = 40  # characters of the group's name in it
 
 
-class GroupsToRefill(dg.Config):
+class GroupsToScaleUp(dg.Config):
     """What a run is to take up."""
 
-    hand_over: str = Field(
+    dispatch: str = Field(
         description="The run key under which the sensor handed its groups over. It is good for "
         "one run: executed again, the run finds nothing to do."
     )
 
 
-def build_refill_job(keeper: Keeper) -> dg.JobDefinition:
-    """The job that the sensor requests for groups that are below their floor."""
+def build_scale_up_job(keeper: Keeper) -> dg.JobDefinition:
+    """The job that the sensor requests for groups that are below their min-parallelism."""
 
     @dg.op(
         name=TAKE_OP,
@@ -35,12 +35,12 @@ def build_refill_job(keeper: Keeper) -> dg.JobDefinition:
         description="Takes up what the sensor handed over, and fans out to one step per group.",
     )
     def claim_groups(
-        context: dg.OpExecutionContext, config: GroupsToRefill
+        context: dg.OpExecutionContext, config: GroupsToScaleUp
     ) -> Iterator[dg.DynamicOutput[str]]:
-        refills = take_up(keeper, config.hand_over, context.run_id)
-        context.log.info("Taken up: %s.", counted(len(refills), "group"))
-        for number, refill in enumerate(refills):
-            yield dg.DynamicOutput(refill.group_name, mapping_key=_step_name(number, refill))
+        scale_ups = claim_dispatch(keeper, config.dispatch, context.run_id)
+        context.log.info("Taken up: %s.", counted(len(scale_ups), "group"))
+        for number, scale_up in enumerate(scale_ups):
+            yield dg.DynamicOutput(scale_up.group_name, mapping_key=_step_name(number, scale_up))
 
     @dg.op(
         out=dg.Out(dg.Nothing),
@@ -51,10 +51,12 @@ def build_refill_job(keeper: Keeper) -> dg.JobDefinition:
             "round, by another run."
         ),
     )
-    def refill_group(context: dg.OpExecutionContext, group_name: str) -> Iterator[dg.Output[None]]:
+    def scale_up_group(
+        context: dg.OpExecutionContext, group_name: str
+    ) -> Iterator[dg.Output[None]]:
         filled = take_turn(keeper, group_name, context.run_id)
         metadata = {"group": group_name, "result": filled.message}
-        if filled.ending is Filling.FAILED:
+        if filled.ending is ScaleUpOutcome.FAILED:
             raise dg.Failure(filled.message, metadata=metadata, allow_retries=False)
         yield dg.Output(None, metadata=metadata)
 
@@ -66,12 +68,12 @@ def build_refill_job(keeper: Keeper) -> dg.JobDefinition:
             "orphan_sensor in standalone mode; in attached mode AMS does it."
         ),
     )
-    def refill_groups() -> None:
-        claim_groups().map(refill_group)
+    def scale_up_groups() -> None:
+        claim_groups().map(scale_up_group)
 
-    return refill_groups
+    return scale_up_groups
 
 
-def _step_name(number: int, refill: Refill) -> str:
-    readable = _NOT_IN_A_STEP_NAME.sub("_", refill.group_name)[:_LONGEST_STEP_NAME]
+def _step_name(number: int, scale_up: ScaleUp) -> str:
+    readable = _NOT_IN_A_STEP_NAME.sub("_", scale_up.group_name)[:_LONGEST_STEP_NAME]
     return f"{readable}_{number}"

@@ -12,14 +12,14 @@ from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.messages import ABSTAINED
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.core.tick_plan import Order
+from dagster_amoro.core.tick_plan import RunPlan
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
 from dagster_amoro.defs.metrics import WATCHING, Numbers, news, of_abstention, of_standby, of_survey
 from dagster_amoro.defs.restart_job import CLAIM_OP
 from dagster_amoro.defs.scale_up_job import TAKE_OP
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.preconditions import DoubtError, StandbyError
-from dagster_amoro.healing.scaling import RefillOrder
+from dagster_amoro.healing.preconditions import StandbyError, UncertainStateError
+from dagster_amoro.healing.scaling import ScaleUpRun
 from dagster_amoro.healing.tick import Tick, tick
 from dagster_amoro.stores.ledger import Ledger
 
@@ -43,19 +43,19 @@ _ENDED = {
 
 
 def build_orphan_sensor(
-    keeper: Keeper, restarting: dg.JobDefinition, refilling: dg.JobDefinition
+    keeper: Keeper, restarting: dg.JobDefinition, scaling_up: dg.JobDefinition
 ) -> dg.SensorDefinition:
     """The sensor that finds orphans and requests runs for those that are due.
 
     Args:
         keeper: What to keep, and with what.
         restarting: The job that restarts orphans.
-        refilling: The job that brings groups up to their floor.
+        scaling_up: The job that brings groups up to their min-parallelism.
     """
 
     @dg.sensor(
         name="orphan_sensor",
-        jobs=[restarting, refilling],
+        jobs=[restarting, scaling_up],
         minimum_interval_seconds=int(keeper.check_interval.total_seconds()),
         default_status=(
             dg.DefaultSensorStatus.RUNNING
@@ -66,7 +66,7 @@ def build_orphan_sensor(
             "Looks for orphans: resources that no optimizer stands for. Records when they are "
             "found and how they end, and requests a run of restart_orphans for those whose grace "
             "period is over. If a store or AMS does not answer, it does nothing and says so. "
-            "In standalone mode it also requests a run of refill_groups for groups that are below "
+            "In standalone mode it also requests a run of scale_up_groups for groups below "
             "their min-parallelism."
         ),
         metadata={
@@ -84,7 +84,7 @@ def build_orphan_sensor(
                 keeper,
                 lambda owners: run_states(context.instance, owners),
                 cursor.watch,
-                turn=cursor.turn,
+                last_served_group=cursor.last_served_group,
                 instance=_identity(context.instance),
             )
         except StandbyError as standby:
@@ -92,18 +92,18 @@ def build_orphan_sensor(
             return _idle(f"{WATCHING}: {standby}.", numbers, following)
         except KeeperError as error:
             return _abstention(error, cursor, keeper.clock())
-        if seen.orders or seen.refills:
+        if seen.orders or seen.scale_ups:
             context.log.info(seen.summary)
         since = _news(keeper.ledger, cursor)
         following = Cursor(
             event=since.newest,
             watch=seen.watch,
-            turn=seen.turn,
+            last_served_group=seen.last_served_group,
             surveyed_at=keeper.clock(),
-            told=of_survey(keeper, seen),
+            reported=of_survey(keeper, seen),
         )
-        told = news(following.told, cursor.told, seen.summary)
-        return _result(seen, known, since.events, told, following)
+        message = news(following.reported, cursor.reported, seen.summary)
+        return _result(seen, known, since.events, message, following)
 
     return orphan_sensor
 
@@ -125,7 +125,7 @@ def _news(ledger: Ledger, cursor: Cursor) -> _News:
 
 
 def _abstention(error: KeeperError, cursor: Cursor, now: datetime) -> dg.SensorResult:
-    if isinstance(error, DoubtError):
+    if isinstance(error, UncertainStateError):
         cursor = replace(cursor, watch=error.watch)
     numbers, following = of_abstention(cursor, now)
     return _idle(f"{ABSTAINED}, nothing was changed: {describe(error)}", numbers, following)
@@ -135,8 +135,8 @@ def _idle(reason: str, numbers: Numbers, following: Cursor) -> dg.SensorResult:
     """The result of a tick that did nothing, and says so."""
     return dg.SensorResult(
         skip_reason=reason,
-        cursor=dump_cursor(replace(following, told=numbers)),
-        asset_events=news(numbers, following.told, reason),
+        cursor=dump_cursor(replace(following, reported=numbers)),
+        asset_events=news(numbers, following.reported, reason),
     )
 
 
@@ -170,19 +170,19 @@ def _result(
     seen: Tick,
     known: AbstractSet[str],
     happened: Mapping[str, Mapping[str, int]],
-    told: Sequence[dg.AssetObservation],
+    message: Sequence[dg.AssetObservation],
     following: Cursor,
 ) -> dg.SensorResult:
     new = sorted({partition_key(group) for group in {*seen.survey.groups, *happened}} - known)
     events = {**{group_name(key): {} for key in new}, **happened}
     requests = [_request(order) for order in seen.orders]
-    requests += [_refill_request(seen.refills)] if seen.refills else []
+    requests += [_scale_up_request(seen.scale_ups)] if seen.scale_ups else []
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else seen.summary,
         cursor=dump_cursor(following),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
-        asset_events=[*(_report(group, kinds) for group, kinds in events.items()), *told],
+        asset_events=[*(_report(group, kinds) for group, kinds in events.items()), *message],
     )
 
 
@@ -196,25 +196,25 @@ def _report(group: str, kinds: Mapping[str, int]) -> dg.AssetMaterialization:
     )
 
 
-def _request(order: Order) -> dg.RunRequest:
+def _request(order: RunPlan) -> dg.RunRequest:
     tags = {"amoro/group": order.group_name, "amoro/orphans": str(len(order.incidents))}
     if len(order.incidents) == 1:
         tags["amoro/resource"] = order.incidents[0].resource_id
     return dg.RunRequest(
         job_name="restart_orphans",
         run_key=order.run_key,
-        run_config={"ops": {CLAIM_OP: {"config": {"hand_over": order.run_key}}}},
+        run_config={"ops": {CLAIM_OP: {"config": {"dispatch": order.run_key}}}},
         tags=tags,
     )
 
 
-def _refill_request(order: RefillOrder) -> dg.RunRequest:
-    tags = {"amoro/groups": str(len(order.refills))}
-    if len(order.refills) == 1:
-        tags["amoro/group"] = order.refills[0].group_name
+def _scale_up_request(order: ScaleUpRun) -> dg.RunRequest:
+    tags = {"amoro/groups": str(len(order.scale_ups))}
+    if len(order.scale_ups) == 1:
+        tags["amoro/group"] = order.scale_ups[0].group_name
     return dg.RunRequest(
-        job_name="refill_groups",
+        job_name="scale_up_groups",
         run_key=order.run_key,
-        run_config={"ops": {TAKE_OP: {"config": {"hand_over": order.run_key}}}},
+        run_config={"ops": {TAKE_OP: {"config": {"dispatch": order.run_key}}}},
         tags=tags,
     )

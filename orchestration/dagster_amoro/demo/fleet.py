@@ -72,7 +72,7 @@ def kill_one(folder: Path) -> str:
     with registry.database.reading() as connection:
         rows = connection.execute(sa.select(optimizer.c.resource_id, optimizer.c.properties)).all()
     ours = {process.pid for process in processes(folder)}
-    workers = [(name, int(json.loads(told)["job-id"])) for name, told in rows]
+    workers = [(name, int(json.loads(message)["job-id"])) for name, message in rows]
     alive = [(name, pid) for name, pid in workers if pid in ours]
     if not alive:
         return "No worker is registered. Is `make run` running in another terminal?"

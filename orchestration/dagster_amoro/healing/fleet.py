@@ -36,7 +36,7 @@ def declare_group(
 ) -> None:
     """Says what a group is to be from now on.
 
-    Its property `min-parallelism` is a floor of threads: below it the keeper starts new resources
+    Its property `min-parallelism` is in threads: below it the keeper starts new resources
     of the group in this container, with the group's properties.
 
     Raises:

@@ -8,13 +8,13 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
 from dagster_amoro.config import AmsSettings, HighAvailability, Mode, Settings
 from dagster_amoro.containers.base import ContainerLookup
-from dagster_amoro.containers.dry_run import RehearsedContainers
+from dagster_amoro.containers.dry_run import DryRunContainers
 from dagster_amoro.containers.resolve import Containers
 from dagster_amoro.core.ams_restart import settling_time
-from dagster_amoro.core.limits import Guards
+from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.stores.database import Database
-from dagster_amoro.stores.dry_run import RehearsedRegistry
+from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
 
@@ -31,13 +31,13 @@ class Keeper:
     containers: ContainerLookup
     policy: RestartPolicy
     check_interval: timedelta  # between two ticks
-    claim_timeout: timedelta  # how long a hand-over or a claim lasts without a sign of life
+    claim_timeout: timedelta  # how long a dispatch or a claim lasts without a sign of life
     max_restarts_per_run: int
     clock: Clock
     ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
     # How long optimizers may take to register with an AMS that came back without them.
     settling: timedelta = timedelta(0)
-    guards: Guards = field(default_factory=Guards)
+    limits: Limits = field(default_factory=Limits)
     # Groups whose orphans are restarted although they are under dynamic allocation.
     dynamic_groups: frozenset[str] = frozenset()
     max_keeping_attempts: int = 3  # rounds in a row in which a group is refilled
@@ -66,21 +66,21 @@ class Keeper:
             clock=utc_clock,
             ams=ams,
             settling=settling_time(settings.heartbeat_timeout),
-            guards=settings.guards,
+            limits=settings.limits,
             dynamic_groups=settings.dynamic_groups,
             max_keeping_attempts=settings.max_keeping_attempts,
             deployment=settings.deployment,
             lease_time=settings.lease_time,
         )
-        return keeper.rehearsing() if settings.mode is Mode.DRY_RUN else keeper
+        return keeper.in_dry_run() if settings.mode is Mode.DRY_RUN else keeper
 
-    def rehearsing(self) -> "Keeper":
+    def in_dry_run(self) -> "Keeper":
         """The same keeper for a dry run: it records what it would do, and does nothing."""
         ledger = Ledger(self.ledger.database, dry_run=True)
-        registry = RehearsedRegistry(
+        registry = DryRunRegistry(
             self.registry.database, self.registry.heartbeat_timeout, ledger.removed_in_dry_run
         )
-        containers = RehearsedContainers(self.containers)
+        containers = DryRunContainers(self.containers)
         return replace(self, registry=registry, ledger=ledger, containers=containers)
 
     def close(self) -> None:

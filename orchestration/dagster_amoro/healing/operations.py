@@ -15,15 +15,23 @@ from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import KeeperError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.messages import next_step
-from dagster_amoro.core.model import Event, EventKind, Incident, Note, Ordered, State, Transition
+from dagster_amoro.core.model import (
+    Event,
+    EventKind,
+    Incident,
+    Note,
+    OperatorRequest,
+    State,
+    Transition,
+)
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import holds_claim
-from dagster_amoro.core.scale_up import Refill
+from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores import inspection
-from dagster_amoro.stores.ledger import Writing
+from dagster_amoro.stores.ledger import LedgerTransaction
 from dagster_amoro.stores.registry import orphan_of
 
 SHOWN: Final = 10  # names that a message lists
@@ -96,7 +104,7 @@ def pause(
     with keeper.ledger.writing() as ledger:
         ledger.add_pause(new)
         event = _event(EventKind.PAUSED, f"{signed(told, by)}{replaced}", now, details)
-        place.tell(ledger, event)
+        place.add_event(ledger, event)
     return f"{event.message}. Nothing is started or removed there; a start under way is finished."
 
 
@@ -118,7 +126,7 @@ def resume(keeper: Keeper, target: Target, *, author: str, reason: str) -> str:
         if not ledger.end_pause(target):
             raise _not_paused(target, [each for each in holding.values() if each != ended])
         told = f"{signed(f'{target} is resumed', by)}; before, {ended}"
-        place.tell(ledger, event := _event(EventKind.RESUMED, told, now, details))
+        place.add_event(ledger, event := _event(EventKind.RESUMED, told, now, details))
     left = Pauses(keeper.ledger.pauses(), now)
     in_a_group = target.scope is Scope.RESOURCE
     group = place.group_name or ""
@@ -136,13 +144,15 @@ def restart_now(keeper: Keeper, resource_id: str, *, author: str, reason: str) -
         UnknownTargetError: It is no orphan, or cannot be restarted now.
         KeeperError: Who or why was not said.
     """
-    incident = _order(keeper, resource_id, Ordered.RESTART, _by(author, reason))
-    attempt = f"attempt {incident.spent + 1} of {keeper.policy.max_retries}"
-    if incident.spent >= keeper.policy.max_retries:
-        attempt = f"attempt {incident.spent + 1}, beyond the {keeper.policy.max_retries} allowed"
+    incident = _order(keeper, resource_id, OperatorRequest.RESTART, _by(author, reason))
+    attempt = f"attempt {incident.attempts_used + 1} of {keeper.policy.max_retries}"
+    if incident.attempts_used >= keeper.policy.max_retries:
+        attempt = (
+            f"attempt {incident.attempts_used + 1}, beyond the {keeper.policy.max_retries} allowed"
+        )
     return (
         f"{resource_id} is to be restarted ({attempt}): the next tick hands it to a run, "
-        f"{_soon(keeper)}{_rehearsed(keeper)}."
+        f"{_soon(keeper)}{_dry_run_note(keeper)}."
     )
 
 
@@ -153,11 +163,11 @@ def give_up(keeper: Keeper, resource_id: str, *, author: str, reason: str) -> st
         UnknownTargetError: It is no orphan, or cannot be given up now.
         KeeperError: Who or why was not said.
     """
-    _order(keeper, resource_id, Ordered.GIVE_UP, _by(author, reason))
+    _order(keeper, resource_id, OperatorRequest.GIVE_UP, _by(author, reason))
     return (
         f"{resource_id} is to be given up: the next tick hands it to a run, {_soon(keeper)}, which "
         "keeps its row in the ledger, removes it from the registry and stops what may be left "
-        f"of it{_rehearsed(keeper)}. restore puts it back."
+        f"of it{_dry_run_note(keeper)}. restore puts it back."
     )
 
 
@@ -209,7 +219,7 @@ def restore(keeper: Keeper, resource_id: str, *, author: str, reason: str) -> st
     if keeper.ledger.dry_run:  # there is no row that an incident could be about
         with keeper.ledger.writing() as ledger:
             ledger.note(Note(event=event, group_name=removed.group_name))
-        return f"{resource_id}: {event.message}{_rehearsed(keeper)}."
+        return f"{resource_id}: {event.message}{_dry_run_note(keeper)}."
     incident = _reopened(keeper, row, event)
     return f"{resource_id}: {event.message}. {_following(keeper, incident)}"
 
@@ -220,9 +230,9 @@ class _Place(NamedTuple):
     group_name: str | None = None  # None: that of everything
     incident: Incident | None = None  # None: that of the group
 
-    def tell(self, ledger: Writing, event: Event) -> None:
+    def add_event(self, ledger: LedgerTransaction, event: Event) -> None:
         if self.incident is not None:
-            ledger.tell(self.incident, event)
+            ledger.add_event(self.incident, event)
         else:
             ledger.note(Note(event=event, group_name=self.group_name))
 
@@ -268,12 +278,12 @@ def _not_paused(target: Target, pauses: Iterable[Pause]) -> UnknownTargetError:
     return UnknownTargetError(f"{target} is not paused by itself, {others}")
 
 
-def _order(keeper: Keeper, resource_id: str, ordered: Ordered, by: By) -> Incident:
+def _order(keeper: Keeper, resource_id: str, operator_request: OperatorRequest, by: By) -> Incident:
     def ordering() -> Transition:
         incident = _orphaned(keeper, resource_id)
         now = keeper.clock()
-        _ensure_possible(keeper, incident, ordered, now)
-        return transitions.order(incident, ordered, by, now)
+        _ensure_possible(keeper, incident, operator_request, now)
+        return transitions.order(incident, operator_request, by, now)
 
     return _taken_step(keeper, resource_id, ordering)
 
@@ -309,10 +319,10 @@ def _orphaned(keeper: Keeper, resource_id: str) -> Incident:
             f"the removal of {resource_id} is under way and will be finished; restore puts it back "
             "afterwards"
         )
-    sighting = keeper.registry.look(resource_id)
-    if sighting.row is None:
+    seen_resource = keeper.registry.look(resource_id)
+    if seen_resource.row is None:
         raise _no_resource(keeper, resource_id)
-    if sighting.registered:
+    if seen_resource.registered:
         raise UnknownTargetError(f"{resource_id} is no orphan: an optimizer stands for it")
     if incident is None:
         raise UnknownTargetError(
@@ -322,7 +332,9 @@ def _orphaned(keeper: Keeper, resource_id: str) -> Incident:
     return incident
 
 
-def _ensure_possible(keeper: Keeper, incident: Incident, ordered: Ordered, now: datetime) -> None:
+def _ensure_possible(
+    keeper: Keeper, incident: Incident, operator_request: OperatorRequest, now: datetime
+) -> None:
     """Makes sure that the next tick would do it.
 
     Raises:
@@ -330,8 +342,12 @@ def _ensure_possible(keeper: Keeper, incident: Incident, ordered: Ordered, now: 
     """
     name = incident.resource_id
     held = Pauses(keeper.ledger.pauses(), now).of(name, incident.group_name)
-    duplicates = ordered is Ordered.GIVE_UP and keeper.registry.look(name).copies > 1
-    if incident.state is State.UNSUPPORTED and (ordered is Ordered.RESTART or duplicates):
+    duplicates = (
+        operator_request is OperatorRequest.GIVE_UP and keeper.registry.look(name).copies > 1
+    )
+    if incident.state is State.UNSUPPORTED and (
+        operator_request is OperatorRequest.RESTART or duplicates
+    ):
         raise UnknownTargetError(f"{name} is left alone: {incident.note}")
     if not keeper.policy.enabled:
         raise UnknownTargetError(
@@ -339,7 +355,7 @@ def _ensure_possible(keeper: Keeper, incident: Incident, ordered: Ordered, now: 
         )
     if held is not None:
         raise UnknownTargetError(f"{name} is left alone: {held}; resume {held.target} first")
-    if ordered is Ordered.RESTART and _is_starting(incident, now):
+    if operator_request is OperatorRequest.RESTART and _is_starting(incident, now):
         raise UnknownTargetError(f"a run is starting {name} at this moment; wait what comes of it")
 
 
@@ -353,7 +369,7 @@ class _Budgets:
     """What has spent some of its budget."""
 
     incidents: Sequence[Incident]  # open, or recovered so lately that their attempts would count
-    refills: Sequence[Refill]
+    scale_ups: Sequence[ScaleUp]
 
     @classmethod
     def look(cls, keeper: Keeper) -> "_Budgets":
@@ -362,20 +378,24 @@ class _Budgets:
         known = {each.resource_id for each in incidents}
         recovered = keeper.ledger.recovered(now - stable_after) if stable_after else []
         incidents += [each for each in recovered if each.resource_id not in known]
-        spent = [each for each in incidents if each.spent > 0 and not each.state.is_removing]
-        refills = {} if keeper.ams else keeper.ledger.refills()
-        return cls(spent, [each for each in refills.values() if not holds_claim(each, {}, now)])
+        attempts_used = [
+            each for each in incidents if each.attempts_used > 0 and not each.state.is_removing
+        ]
+        scale_ups = {} if keeper.ams else keeper.ledger.scale_ups()
+        return cls(
+            attempts_used, [each for each in scale_ups.values() if not holds_claim(each, {}, now)]
+        )
 
     @property
     def is_empty(self) -> bool:
-        return not self.incidents and not self.refills
+        return not self.incidents and not self.scale_ups
 
     def of(self, target: Target) -> "_Budgets":
         if target.scope is Scope.RESOURCE:
             return _Budgets([i for i in self.incidents if i.resource_id == target.name], [])
         return _Budgets(
             [each for each in self.incidents if each.group_name == target.name],
-            [each for each in self.refills if each.group_name == target.name],
+            [each for each in self.scale_ups if each.group_name == target.name],
         )
 
     def reset(self, keeper: Keeper, by: By) -> tuple[list[Incident], int]:
@@ -384,20 +404,22 @@ class _Budgets:
         steps = [transitions.reset(each, by, now) for each in self.incidents]
         with keeper.ledger.writing() as ledger:
             won = [moved for moved in ledger.apply(steps) if moved is not None]
-            for refill in self.refills:
-                if ledger.forget_refill(refill):
-                    rounds += refill.rounds
-                    told = signed(f"{counted(refill.rounds, 'refill round')} no longer count", by)
+            for scale_up in self.scale_ups:
+                if ledger.forget_scale_up(scale_up):
+                    rounds += scale_up.rounds
+                    told = signed(f"{counted(scale_up.rounds, 'refill round')} no longer count", by)
                     event = _event(EventKind.RESET, told, now, by)
-                    ledger.note(Note(event=event, group_name=refill.group_name))
+                    ledger.note(Note(event=event, group_name=scale_up.group_name))
         return won, rounds
 
 
 def _nothing_to_reset(target: Target, found: _Budgets) -> UnknownTargetError:
-    known = [f"{each.resource_id} ({counted(each.spent, 'attempt')})" for each in found.incidents]
+    known = [
+        f"{each.resource_id} ({counted(each.attempts_used, 'attempt')})" for each in found.incidents
+    ]
     known += [
         f"group {each.group_name} ({counted(each.rounds, 'refill round')})"
-        for each in found.refills
+        for each in found.scale_ups
     ]
     others = f"only of {_listed(known)}" if known else "nor anything of others"
     return UnknownTargetError(
@@ -453,8 +475,8 @@ def _taken(resource_id: str, removed: Incident) -> UnknownTargetError:
 
 def _is_unfinished(keeper: Keeper, removed: Incident, row: Mapping[str, Any]) -> bool:
     """Whether this very row was put back by somebody who died before it could be told."""
-    sighting = keeper.registry.look(removed.resource_id)
-    if removed.dry_run or sighting.registered or sighting.row != row:
+    seen_resource = keeper.registry.look(removed.resource_id)
+    if removed.dry_run or seen_resource.registered or seen_resource.row != row:
         return False
     incident = keeper.ledger.open_incident(removed.resource_id)
     events = keeper.ledger.events(incident.incident_id) if incident else []
@@ -474,7 +496,7 @@ def _reopened(keeper: Keeper, row: Mapping[str, Any], event: Event) -> Incident 
         with keeper.ledger.writing() as ledger:
             incident = found or ledger.apply([step])[0]
             if incident is not None:
-                ledger.tell(incident, event)
+                ledger.add_event(incident, event)
                 return incident
     with keeper.ledger.writing() as ledger:
         ledger.note(Note(event=event, group_name=group))
@@ -508,7 +530,7 @@ def _soon(keeper: Keeper) -> str:
     return f"at most {duration(keeper.check_interval)} from now"
 
 
-def _rehearsed(keeper: Keeper) -> str:
+def _dry_run_note(keeper: Keeper) -> str:
     return " (dry run: nothing is started or removed)" if keeper.ledger.dry_run else ""
 
 

@@ -7,7 +7,7 @@ just forget its optimizers.
 from datetime import datetime
 
 from dagster_amoro.ams.client import Ams
-from dagster_amoro.core.ams_restart import WITNESSES, Watch, look_again
+from dagster_amoro.core.ams_restart import WITNESSES, AmsRestartDetector, look_again
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.model import Event, EventKind, Note
@@ -15,10 +15,10 @@ from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores.leases import acquire
 
 
-class DoubtError(AmsUnavailableError):
+class UncertainStateError(AmsUnavailableError):
     """Nobody can tell now who is an orphan; the tick abstains."""
 
-    def __init__(self, message: str, watch: Watch) -> None:
+    def __init__(self, message: str, watch: AmsRestartDetector) -> None:
         """Carries what the next tick has to remember all the same."""
         super().__init__(message)
         self.watch = watch
@@ -71,17 +71,19 @@ def silence_of(ams: Ams | None) -> str | None:
     return None
 
 
-def ensure_answer(ams: Ams | None, watch: Watch) -> None:
+def ensure_answer(ams: Ams | None, watch: AmsRestartDetector) -> None:
     """Makes sure that AMS is there; to be called before a look.
 
     Raises:
         DoubtError: It does not answer, or not as AMS does.
     """
     if silence := silence_of(ams):
-        raise DoubtError(silence, watch.seen_away())
+        raise UncertainStateError(silence, watch.seen_away())
 
 
-def ensure_continuity(keeper: Keeper, watch: Watch, now: datetime) -> Watch:
+def ensure_continuity(
+    keeper: Keeper, watch: AmsRestartDetector, now: datetime
+) -> AmsRestartDetector:
     """Makes sure that AMS did not forget its optimizers before a look; to be called after it.
 
     Returns:
@@ -93,7 +95,7 @@ def ensure_continuity(keeper: Keeper, watch: Watch, now: datetime) -> Watch:
     """
     if keeper.ams is None:
         return watch
-    still_there, registered = keeper.registry.witnesses(watch.witnesses, WITNESSES)
+    still_there, registered = keeper.registry.sample_tokens(watch.sample_tokens, WITNESSES)
     following, until = look_again(
         watch,
         still_there=still_there,
@@ -102,13 +104,17 @@ def ensure_continuity(keeper: Keeper, watch: Watch, now: datetime) -> Watch:
         now=now,
     )
     if until is not None:
-        raise DoubtError(_doubt(watch, until), following)
+        raise UncertainStateError(_doubt(watch, until), following)
     return following
 
 
-def _doubt(watch: Watch, until: datetime) -> str:
-    gone = f"all {len(watch.witnesses)} optimizers that were looked for are gone at once"
-    why = gone if watch.witnesses else "AMS was away and nothing shows that it kept its optimizers"
+def _doubt(watch: AmsRestartDetector, until: datetime) -> str:
+    gone = f"all {len(watch.sample_tokens)} optimizers that were looked for are gone at once"
+    why = (
+        gone
+        if watch.sample_tokens
+        else "AMS was away and nothing shows that it kept its optimizers"
+    )
     return (
         f"{why}, as after a restart of AMS; healthy ones register again by {clock_time(until)}, "
         "and nothing is concluded before"

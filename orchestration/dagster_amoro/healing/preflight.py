@@ -38,7 +38,7 @@ class Finding:
 
     grade: Grade
     subject: str
-    told: str
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +77,11 @@ class Report:
 def examine(keeper: Keeper, settings: Settings) -> Report:
     """Looks at everything that the keeper works with, and changes nothing."""
     findings = [
-        Finding(grade=Grade.GOOD, subject="configuration", told=str(settings.source)),
-        *(Finding(grade=Grade.WARNING, subject="configuration", told=w) for w in settings.warnings),
+        Finding(grade=Grade.GOOD, subject="configuration", message=str(settings.source)),
+        *(
+            Finding(grade=Grade.WARNING, subject="configuration", message=w)
+            for w in settings.warnings
+        ),
         *_policy(keeper),
         *_ams(keeper),
         *_containers(keeper, settings),
@@ -95,31 +98,33 @@ def examine(keeper: Keeper, settings: Settings) -> Report:
 
 def _policy(keeper: Keeper) -> Iterator[Finding]:
     policy = keeper.policy
-    told = (
+    message = (
         f"{policy.max_retries} attempts, {duration(policy.grace_period)} apart; "
         f"a look every {duration(keeper.check_interval)}"
     )
     if not policy.enabled:
-        told = "off (ams.optimizer.auto-restart-enabled): orphans are recorded and left alone"
+        message = "off (ams.optimizer.auto-restart-enabled): orphans are recorded and left alone"
     yield Finding(
-        grade=Grade.GOOD if policy.enabled else Grade.WARNING, subject="auto-restart", told=told
+        grade=Grade.GOOD if policy.enabled else Grade.WARNING,
+        subject="auto-restart",
+        message=message,
     )
     if keeper.ams is not None and policy.grace_period < keeper.settling:
-        told = (
+        message = (
             f"{duration(policy.grace_period)} is shorter than the {duration(keeper.settling)} that "
             "optimizers may take to register again after a restart of AMS"
         )
-        yield Finding(grade=Grade.WARNING, subject="grace period", told=told)
+        yield Finding(grade=Grade.WARNING, subject="grace period", message=message)
 
 
 def _ams(keeper: Keeper) -> Iterator[Finding]:
     if keeper.ams is None:
-        yield Finding(grade=Grade.GOOD, subject="AMS", told="none: the registry is our own")
+        yield Finding(grade=Grade.GOOD, subject="AMS", message="none: the registry is our own")
         return
     try:
         server = keeper.ams.ping()
         address = f"{server.host}:{server.thrift_port}"
-        yield Finding(grade=Grade.GOOD, subject="AMS", told=f"answers at {address}")
+        yield Finding(grade=Grade.GOOD, subject="AMS", message=f"answers at {address}")
     except KeeperError as error:
         yield _problem("AMS", error)
     yield _version(keeper.ams)
@@ -128,31 +133,31 @@ def _ams(keeper: Keeper) -> Iterator[Finding]:
 def _version(ams: Ams) -> Finding:
     try:
         ams.dialect()
-        told = ams.version()
+        message = ams.version()
     except AmsUnavailableError:
-        told = "as keeper.ams-version says; AMS does not say it"
+        message = "as keeper.ams-version says; AMS does not say it"
     except KeeperError as error:
         return _problem("version of AMS", error)
-    return Finding(grade=Grade.GOOD, subject="version of AMS", told=told)
+    return Finding(grade=Grade.GOOD, subject="version of AMS", message=message)
 
 
 def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
     if not settings.containers:
-        told = "none is configured, so that nothing can be restarted"
-        yield Finding(grade=Grade.PROBLEM, subject="containers", told=told)
+        message = "none is configured, so that nothing can be restarted"
+        yield Finding(grade=Grade.PROBLEM, subject="containers", message=message)
     for name, entry in settings.containers.items():
         subject = f"container {name}"
         if obstacle := keeper.containers.obstacle(name):
             grade = Grade.WARNING if _opts_out(keeper, name) else Grade.PROBLEM
-            yield Finding(grade=grade, subject=subject, told=obstacle)
+            yield Finding(grade=grade, subject=subject, message=obstacle)
         else:
-            yield Finding(grade=Grade.GOOD, subject=subject, told=entry.implementation)
+            yield Finding(grade=Grade.GOOD, subject=subject, message=entry.implementation)
         for key in _live(entry.properties):
-            told = (
+            message = (
                 f"property {key}: AMS's shell would expand its value; here it is taken as it "
                 "stands, so write down what it expands to"
             )
-            yield Finding(grade=Grade.WARNING, subject=subject, told=told)
+            yield Finding(grade=Grade.WARNING, subject=subject, message=message)
 
 
 def _opts_out(keeper: Keeper, name: str) -> bool:
@@ -178,24 +183,24 @@ def _registry(keeper: Keeper) -> Iterator[Finding]:
         return
     if not there:
         ours = keeper.ams is None
-        told = "has no tables yet" + ("; the first tick creates them" if ours else " of Amoro's")
-        yield Finding(grade=Grade.GOOD if ours else Grade.PROBLEM, subject=subject, told=told)
+        message = "has no tables yet" + ("; the first tick creates them" if ours else " of Amoro's")
+        yield Finding(grade=Grade.GOOD if ours else Grade.PROBLEM, subject=subject, message=message)
         return
     refused = inspection.missing_rights(database)
     for right, why in refused.items():
-        yield Finding(grade=Grade.PROBLEM, subject=subject, told=f"may not {right}: {why}")
+        yield Finding(grade=Grade.PROBLEM, subject=subject, message=f"may not {right}: {why}")
     if not refused:
-        yield Finding(grade=Grade.GOOD, subject=subject, told="may do all that is needed")
+        yield Finding(grade=Grade.GOOD, subject=subject, message="may do all that is needed")
 
 
 def _ledger(keeper: Keeper) -> Iterator[Finding]:
     database = keeper.ledger.database
     subject = f"ledger {database.url.render_as_string(hide_password=True)}"
-    told = "is not there yet; the first tick creates it"
+    message = "is not there yet; the first tick creates it"
     try:
         if inspection.has_tables(database, schema.incident):
-            told = f"{inspection.open_incidents(database)} open incidents"
-        yield Finding(grade=Grade.GOOD, subject=subject, told=told)
+            message = f"{inspection.open_incidents(database)} open incidents"
+        yield Finding(grade=Grade.GOOD, subject=subject, message=message)
     except KeeperError as error:
         yield _problem(subject, error)
 
@@ -234,14 +239,15 @@ def _command(keeper: Keeper, orphan: Orphan) -> str:
 
 
 def _problem(subject: str, error: KeeperError) -> Finding:
-    return Finding(grade=Grade.PROBLEM, subject=subject, told=hide_assigned(describe(error)))
+    return Finding(grade=Grade.PROBLEM, subject=subject, message=hide_assigned(describe(error)))
 
 
 def render(report: Report) -> str:
     """The report as a text for a terminal."""
     width = max(len(finding.grade) for finding in report.findings)
     lines = [
-        f"{finding.grade:{width}}  {finding.subject}: {finding.told}" for finding in report.findings
+        f"{finding.grade:{width}}  {finding.subject}: {finding.message}"
+        for finding in report.findings
     ]
     for group in report.groups:
         lines += ["", *_rendered(group)]

@@ -19,23 +19,31 @@ from dagster_amoro.core.errors import (
     StartFailedError,
     StoreUnavailableError,
 )
-from dagster_amoro.core.groups import Group, floor
-from dagster_amoro.core.messages import DRY_RUN, next_step, story
-from dagster_amoro.core.model import Event, Incident, Ordered, Orphan, Resource, State, Transition
+from dagster_amoro.core.groups import Group, min_parallelism
+from dagster_amoro.core.messages import DRY_RUN, next_step, tell_story
+from dagster_amoro.core.model import (
+    Event,
+    Incident,
+    OperatorRequest,
+    Orphan,
+    Resource,
+    State,
+    Transition,
+)
 from dagster_amoro.core.pauses import Pauses
-from dagster_amoro.core.policy import Decision, StandIn, Verdict, decide, due_at
+from dagster_amoro.core.policy import Decision, Replacement, Verdict, decide, due_at
 from dagster_amoro.core.properties import parse_properties
-from dagster_amoro.core.scale_up import RefillState
+from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.core.tick_plan import obstacle_of, recovery_message
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.preconditions import silence_of
 from dagster_amoro.healing.replacements import Replacements, group_obstacle
-from dagster_amoro.stores.registry import Sighting, orphan_of
+from dagster_amoro.stores.registry import ResourceSnapshot, orphan_of
 
 _SAVES: Final = 3  # tries to save start-up properties while somebody else edits the row
 
 
-class Ending(StrEnum):
+class Outcome(StrEnum):
     """How a turn ended."""
 
     STARTED = "started"  # registration decides whether it helped
@@ -49,10 +57,10 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
+class RestartResult:
     """What came of one turn."""
 
-    ending: Ending
+    ending: Outcome
     message: str  # what happened, to what, and what happens next
     incident: Incident | None = None  # as it stands now; None: it is not this run's
     startup: Mapping[str, str] = field(default_factory=dict)  # of what was started
@@ -61,32 +69,32 @@ class Turn:
 class _OverError(Exception):
     """The turn is over before its last line: there is nothing (more) to do."""
 
-    def __init__(self, turn: Turn) -> None:
-        super().__init__(turn.message)
-        self.turn = turn
+    def __init__(self, result: RestartResult) -> None:
+        super().__init__(result.message)
+        self.result = result
 
 
-def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
+def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
     """Claims for this run what was handed over under the key.
 
-    Empty where all of it has been claimed before: a hand-over is good for one run, so a run that
-    is executed again, or that comes after its hand-over lapsed, finds nothing to do; nor does one
+    Empty where all of it has been claimed before: a dispatch is good for one run, so a run that
+    is executed again, or that comes after its dispatch lapsed, finds nothing to do; nor does one
     whose deployment lost the lease, or began or ended a dry run in between.
     """
     now = keeper.clock()
     until = now + keeper.claim_timeout
     dry_run = keeper.ledger.dry_run
-    handed_over = [i for i in keeper.ledger.claimed_by(run_key) if i.dry_run == dry_run]
-    fence = next((incident.fence for incident in handed_over), None)  # one tick's: all have it
+    dispatched = [i for i in keeper.ledger.claimed_by(run_key) if i.dry_run == dry_run]
+    fence = next((incident.fence for incident in dispatched), None)  # one tick's: all have it
     try:
         with keeper.ledger.writing(fence) as ledger:
-            won = ledger.apply([transitions.claim(i, run_id, until, now) for i in handed_over])
+            won = ledger.apply([transitions.claim(i, run_id, until, now) for i in dispatched])
     except LeaseLostError:
         return []
     return [incident for incident in won if incident is not None]
 
 
-def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
+def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> RestartResult:
     """Does what is right for one incident now, if this run still holds it.
 
     Raises:
@@ -97,12 +105,12 @@ def take_turn(keeper: Keeper, incident_id: int, run_id: str) -> Turn:
     if incident is None:
         return _not_ours(incident_id)
     try:
-        return _TurnUnderWay(keeper, incident, run_id).take()
+        return _Restart(keeper, incident, run_id).take()
     except _OverError as over:
-        return over.turn
+        return over.result
     except LeaseLostError as error:
         message = f"{incident.resource_id} was left: {error}; nothing of this run is running."
-        return Turn(ending=Ending.LEFT, message=message)
+        return RestartResult(ending=Outcome.LEFT, message=message)
 
 
 def resource_of(orphan: Orphan) -> Resource:
@@ -121,9 +129,9 @@ def resource_of(orphan: Orphan) -> Resource:
     )
 
 
-def _not_ours(incident_id: int) -> Turn:
+def _not_ours(incident_id: int) -> RestartResult:
     message = f"Incident {incident_id} is closed or with another run by now; nothing was done."
-    return Turn(ending=Ending.LEFT, message=message)
+    return RestartResult(ending=Outcome.LEFT, message=message)
 
 
 def _claimed(keeper: Keeper, incident_id: int, run_id: str) -> Incident | None:
@@ -139,7 +147,7 @@ def _claimed(keeper: Keeper, incident_id: int, run_id: str) -> Incident | None:
     return renewed if renewed is not None and renewed.claimed_by == run_id else None
 
 
-class _TurnUnderWay:
+class _Restart:
     """A turn: its incident moves on with every step that is written."""
 
     def __init__(self, keeper: Keeper, incident: Incident, run_id: str) -> None:
@@ -147,35 +155,35 @@ class _TurnUnderWay:
         self._incident = incident
         self._run_id = run_id
 
-    def take(self) -> Turn:
+    def take(self) -> RestartResult:
         if silence := silence_of(self._keeper.ams):
             return self._leave(Decision(Verdict.WAIT, silence))
-        sighting = self._look()
-        decision = self._decide(sighting)
+        seen_resource = self._look()
+        decision = self._decide(seen_resource)
         match decision.verdict:
-            case Verdict.RESTART if sighting.orphan is not None:
-                return self._restart(sighting.orphan)
+            case Verdict.RESTART if seen_resource.orphan is not None:
+                return self._restart(seen_resource.orphan)
             case Verdict.GIVE_UP | Verdict.SUPERSEDE:
-                return self._remove(sighting, decision)
+                return self._remove(seen_resource, decision)
             case Verdict.KEEP:
                 return self._keep()
         return self._leave(decision)
 
-    def _look(self) -> Sighting:
+    def _look(self) -> ResourceSnapshot:
         """The resource as it stands; the turn is over where it is no orphan any more."""
-        sighting = self._keeper.registry.look(self._incident.resource_id)
-        if sighting.registered:
-            self._close(Ending.RECOVERED, State.RECOVERED, recovery_message(self._incident))
-        if sighting.row is None and not self._incident.state.is_removing:
-            self._close(Ending.RELEASED, State.RELEASED, "somebody removed its resource row")
-        return sighting
+        seen_resource = self._keeper.registry.look(self._incident.resource_id)
+        if seen_resource.registered:
+            self._close(Outcome.RECOVERED, State.RECOVERED, recovery_message(self._incident))
+        if seen_resource.row is None and not self._incident.state.is_removing:
+            self._close(Outcome.RELEASED, State.RELEASED, "somebody removed its resource row")
+        return seen_resource
 
-    def _decide(self, sighting: Sighting) -> Decision:
+    def _decide(self, seen_resource: ResourceSnapshot) -> Decision:
         keeper, incident = self._keeper, self._incident
         group = keeper.registry.group(incident.group_name)
         obstacle = group_obstacle(keeper, group)
-        if obstacle is None and sighting.orphan is not None:
-            obstacle = obstacle_of(sighting.orphan, keeper.containers.obstacle)
+        if obstacle is None and seen_resource.orphan is not None:
+            obstacle = obstacle_of(seen_resource.orphan, keeper.containers.obstacle)
         now = keeper.clock()
         pause = Pauses(keeper.ledger.pauses(), now).of(incident.resource_id, incident.group_name)
         return decide(
@@ -185,30 +193,30 @@ class _TurnUnderWay:
             claimed=False,
             now=now,
             paused=str(pause) if pause else None,
-            stand_in=lambda: self._stand_in(group),
+            replacement=lambda: self._stand_in(group),
         )
 
-    def _stand_in(self, group: Group | None) -> StandIn:
+    def _stand_in(self, group: Group | None) -> Replacement:
         """What came to its group meanwhile, or is about to."""
-        if group is None or floor(group) is None:
-            return StandIn.NONE
+        if group is None or min_parallelism(group) is None:
+            return Replacement.NONE
         keeper, name = self._keeper, group.name
-        refill = None if keeper.ams else keeper.ledger.refills().get(name)
-        refilling = [name] if refill and refill.state is RefillState.REQUESTED else []
+        scale_up = None if keeper.ams else keeper.ledger.scale_ups().get(name)
+        scaling_up = [name] if scale_up and scale_up.state is ScaleUpState.REQUESTED else []
         incidents = keeper.ledger.open_incidents(name)
         now = keeper.clock()
-        others = Replacements(keeper, {name: group}, incidents, refilling=refilling, now=now)
-        return others.stand_in(self._incident)
+        others = Replacements(keeper, {name: group}, incidents, scaling_up=scaling_up, now=now)
+        return others.replacement(self._incident)
 
-    def _leave(self, decision: Decision) -> Turn:
+    def _leave(self, decision: Decision) -> RestartResult:
         now = self._keeper.clock()
         if decision.verdict is Verdict.REPORT:
             self._step(transitions.report(self._incident, decision.reason, now))
         else:
             self._step(transitions.give_back(self._incident, decision.reason, now))
-        return self._turn(Ending.LEFT, f"was left as it is: {decision.reason}.")
+        return self._result(Outcome.LEFT, f"was left as it is: {decision.reason}.")
 
-    def _restart(self, orphan: Orphan) -> Turn:
+    def _restart(self, orphan: Orphan) -> RestartResult:
         resource = resource_of(orphan)
         container = self._keeper.containers.get(resource.container_name)
         now = self._keeper.clock()
@@ -237,7 +245,7 @@ class _TurnUnderWay:
 
     def _record(
         self, container: Container, orphan: Orphan, startup: Mapping[str, str], notes: list[str]
-    ) -> Turn:
+    ) -> RestartResult:
         started = resource_of(orphan).with_properties(startup)
         try:
             saved = self._save(orphan, startup)
@@ -260,7 +268,9 @@ class _TurnUnderWay:
             return self._undo(container, started)
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
         following = next_step(step.after, self._keeper.policy)
-        return self._turn(Ending.STARTED, f"{'; '.join([message, *notes])}. {following}", startup)
+        return self._result(
+            Outcome.STARTED, f"{'; '.join([message, *notes])}. {following}", startup
+        )
 
     def _save(self, orphan: Orphan, startup: Mapping[str, str]) -> bool:
         """Saves the start-up properties; False: the row is gone, or another run's by now."""
@@ -290,44 +300,44 @@ class _TurnUnderWay:
             current.claimed_by == self._run_id or current.state is State.RECOVERED
         )
 
-    def _undo(self, container: Container, started: Resource) -> Turn:
+    def _undo(self, container: Container, started: Resource) -> RestartResult:
         """Releases what was started: its row is gone, or another run took over meanwhile."""
         notes = stop(container, started, "what this attempt started")
         if self._keeper.registry.look(started.resource_id).row is None:
             why = "its row was removed while it was started; what was started was released again"
-            self._close(Ending.RELEASED, State.RELEASED, "; ".join([why, *notes]))
+            self._close(Outcome.RELEASED, State.RELEASED, "; ".join([why, *notes]))
         if not self._is_ours():
             raise _OverError(_not_ours(self._incident.incident_id))
         why = f"its properties were changed {_SAVES} times while it was started"
         return self._failed("; ".join([f"{why}, so it was released again", *notes]))
 
-    def _failed(self, error: str) -> Turn:
+    def _failed(self, error: str) -> RestartResult:
         now = self._keeper.clock()
         until = due_at(self._incident, self._keeper.policy) + self._keeper.claim_timeout
         self._step(transitions.attempt_failed(self._incident, error, until, now))
         following = next_step(self._incident, self._keeper.policy)
-        return self._turn(
-            Ending.FAILED, f"was not started by attempt {self._attempt()}: {error}. {following}"
+        return self._result(
+            Outcome.FAILED, f"was not started by attempt {self._attempt()}: {error}. {following}"
         )
 
-    def _keep(self) -> Turn:
+    def _keep(self) -> RestartResult:
         self._step(transitions.keep(self._incident, self._keeper.clock()))
-        told = story(self._incident, self._events(), self._keeper.policy, removed=False)
-        return self._turn(Ending.KEPT, f"was kept: {told}.")
+        told = tell_story(self._incident, self._events(), self._keeper.policy, removed=False)
+        return self._result(Outcome.KEPT, f"was kept: {told}.")
 
     def _remove(  # noqa: RET503 - `_close` does not return
-        self, sighting: Sighting, decision: Decision
-    ) -> Turn:
+        self, seen_resource: ResourceSnapshot, decision: Decision
+    ) -> RestartResult:
         """Row into the ledger, row out of the registry, process stopped: each can be repeated."""
         superseding = decision.verdict is Verdict.SUPERSEDE
-        if sighting.row is not None:
+        if seen_resource.row is not None:
             now = self._keeper.clock()
             until = now + self._keeper.claim_timeout
             begin = transitions.begin_superseding if superseding else transitions.begin_giving_up
-            self._step(begin(self._incident, sighting.row, until, now))
+            self._step(begin(self._incident, seen_resource.row, until, now))
             self._ensure_still_ours()
             removed = self._keeper.registry.remove_orphan(
-                self._incident.resource_id, sighting.row["properties"]
+                self._incident.resource_id, seen_resource.row["properties"]
             )
             if not removed and self._look().row is not None:
                 return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
@@ -336,10 +346,10 @@ class _TurnUnderWay:
         notes = self._release(orphan_of(kept)) if kept else []
         if superseding:
             told = "its group was refilled without it; its row is kept in the ledger"
-            self._close(Ending.REMOVED, State.SUPERSEDED, "; ".join([told, *notes]))
-        told = "; ".join([story(self._incident, self._events(), self._keeper.policy), *notes])
-        by_order = self._incident.ordered == Ordered.GIVE_UP
-        self._close(Ending.REMOVED if by_order else Ending.GIVEN_UP, State.EXHAUSTED, told)
+            self._close(Outcome.REMOVED, State.SUPERSEDED, "; ".join([told, *notes]))
+        told = "; ".join([tell_story(self._incident, self._events(), self._keeper.policy), *notes])
+        by_order = self._incident.operator_request == OperatorRequest.GIVE_UP
+        self._close(Outcome.REMOVED if by_order else Outcome.GIVEN_UP, State.EXHAUSTED, told)
 
     def _events(self) -> list[Event]:
         return self._keeper.ledger.events(self._incident.incident_id)
@@ -351,10 +361,10 @@ class _TurnUnderWay:
         except KeeperError as error:
             return [f"could not stop what was left of it: {error}"]
 
-    def _close(self, ending: Ending, outcome: State, message: str) -> NoReturn:
+    def _close(self, ending: Outcome, outcome: State, message: str) -> NoReturn:
         now = self._keeper.clock()
         self._step(transitions.close(self._incident, outcome, message, now, run_id=self._run_id))
-        raise _OverError(self._turn(ending, f"was {ending}: {message}."))
+        raise _OverError(self._result(ending, f"was {ending}: {message}."))
 
     def _step(self, step: Transition) -> None:
         """Writes a step; the turn is over if somebody else moved the incident first."""
@@ -363,12 +373,14 @@ class _TurnUnderWay:
             raise _OverError(_not_ours(self._incident.incident_id))
         self._incident = moved
 
-    def _turn(self, ending: Ending, message: str, startup: Mapping[str, str] | None = None) -> Turn:
+    def _result(
+        self, ending: Outcome, message: str, startup: Mapping[str, str] | None = None
+    ) -> RestartResult:
         dry = DRY_RUN if self._keeper.ledger.dry_run else ""
         text = f"{dry}{self._incident.resource_id} {message}"
-        return Turn(
+        return RestartResult(
             ending=ending, incident=self._incident, message=text, startup=dict(startup or {})
         )
 
     def _attempt(self) -> str:
-        return f"{self._incident.spent} of {self._keeper.policy.max_retries}"
+        return f"{self._incident.attempts_used} of {self._keeper.policy.max_retries}"

@@ -1,4 +1,4 @@
-"""How does a group that is below its floor get a new resource, and never two?
+"""How does a group that is below its min-parallelism get a new resource, and never two?
 
 The intent is written down first, and with it the orphans whose restart failed are taken from
 whoever has them in hand: from then on it is the new resource that brings their threads.
@@ -19,25 +19,25 @@ from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Event, EventKind, Incident, Note, Resource
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.properties import dump_properties, parse_properties
-from dagster_amoro.core.scale_up import Course, Refill, RefillState, coming, next_round
-from dagster_amoro.core.scaling import Sizing
-from dagster_amoro.core.tick_plan import Surroundings
-from dagster_amoro.core.transitions import shown, stand_in
+from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState, coming, next_round
+from dagster_amoro.core.scaling import ScalePlan
+from dagster_amoro.core.tick_plan import DecisionInputs
+from dagster_amoro.core.transitions import replacement, shown
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.stores.ledger import Writing
+from dagster_amoro.stores.ledger import LedgerTransaction
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"  # of AMS's own resource ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RefillOrder:
+class ScaleUpRun:
     """A run to request: groups that get a new resource each."""
 
     run_key: str
-    refills: tuple[Refill, ...]
+    scale_ups: tuple[ScaleUp, ...]
 
 
-class Filling(StrEnum):
+class ScaleUpOutcome(StrEnum):
     """How a group's turn ended."""
 
     STARTED = "started"  # registration decides whether it helped
@@ -47,12 +47,12 @@ class Filling(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Filled:
+class ScaleUpResult:
     """What came of one group's turn."""
 
-    ending: Filling
+    ending: ScaleUpOutcome
     message: str  # what happened, to what, and what happens next
-    refill: Refill | None = None  # as it stands now; None: it is not this run's
+    scale_up: ScaleUp | None = None  # as it stands now; None: it is not this run's
 
 
 def new_resource_id() -> str:
@@ -65,142 +65,150 @@ def new_resource_id() -> str:
 
 
 def request(
-    ledger: Writing,
+    ledger: LedgerTransaction,
     keeper: Keeper,
-    sizings: Sequence[Sizing],
+    scale_plans: Sequence[ScalePlan],
     incidents: Sequence[Incident],
-    surroundings: Surroundings,
-) -> tuple[RefillOrder | None, list[Incident]]:
-    """Writes down what is to be done for groups that are below their floor.
+    inputs: DecisionInputs,
+) -> tuple[ScaleUpRun | None, list[Incident]]:
+    """Writes down what is to be done for groups that are below their min-parallelism.
 
     Returns:
         The run to request, and the incidents as they stand now.
     """
-    ids = {s.group.name: new_resource_id() for s in sizings if s.course is Course.START}
+    ids = {
+        s.group.name: new_resource_id()
+        for s in scale_plans
+        if s.scale_decision is ScaleDecision.START
+    }
     run_key = f"refill {next(iter(ids.values()), '')} of {len(ids)}"
     moved: dict[int, Incident] = {}
-    begun: list[Refill] = []
-    for sizing in sizings:
-        match sizing.course:
-            case Course.SETTLE if sizing.refill:
-                ledger.forget_refill(sizing.refill)
-            case Course.STOP if sizing.refill:
-                _give_up(ledger, sizing, sizing.refill, surroundings.now)
-            case Course.START:
-                new_id = ids[sizing.group.name]
-                steps = [stand_in(each, new_id, surroundings.now) for each in sizing.failed]
+    begun: list[ScaleUp] = []
+    for scale_plan in scale_plans:
+        match scale_plan.scale_decision:
+            case ScaleDecision.SETTLE if scale_plan.scale_up:
+                ledger.forget_scale_up(scale_plan.scale_up)
+            case ScaleDecision.STOP if scale_plan.scale_up:
+                _give_up(ledger, scale_plan, scale_plan.scale_up, inputs.now)
+            case ScaleDecision.START:
+                new_id = ids[scale_plan.group.name]
+                steps = [replacement(each, new_id, inputs.now) for each in scale_plan.failed]
                 won = [incident for incident in ledger.apply(steps) if incident is not None]
                 moved |= {incident.incident_id: incident for incident in won}
                 if len(won) == len(steps):  # else one is being restarted at this moment
-                    begun += _begin(ledger, keeper, sizing, new_id, run_key, surroundings)
-            case _ if sizing.lapsed and sizing.refill:  # its run may only sleep: it is too late
-                late = sizing.refill.evolve(
-                    state=RefillState.FAILED, claimed_by=None, claimed_until=None
+                    begun += _begin(ledger, keeper, scale_plan, new_id, run_key, inputs)
+            case _ if (
+                scale_plan.lapsed and scale_plan.scale_up
+            ):  # its run may only sleep: it is too late
+                late = scale_plan.scale_up.evolve(
+                    state=ScaleUpState.FAILED, claimed_by=None, claimed_until=None
                 )
-                ledger.move_refill(sizing.refill, late)
-    order = RefillOrder(run_key=run_key, refills=tuple(begun)) if begun else None
+                ledger.move_scale_up(scale_plan.scale_up, late)
+    order = ScaleUpRun(run_key=run_key, scale_ups=tuple(begun)) if begun else None
     return order, [moved.get(each.incident_id, each) for each in incidents]
 
 
 def _begin(  # noqa: PLR0913, PLR0917 - what a round is made of
-    ledger: Writing,
+    ledger: LedgerTransaction,
     keeper: Keeper,
-    sizing: Sizing,
+    scale_plan: ScalePlan,
     new_id: str,
     run_key: str,
-    surroundings: Surroundings,
-) -> list[Refill]:
-    now = surroundings.now
+    inputs: DecisionInputs,
+) -> list[ScaleUp]:
+    now = inputs.now
     after = next_round(
-        sizing.refill,
-        sizing.group.name,
-        floor=sizing.floor,
-        threads=sizing.missing,
+        scale_plan.scale_up,
+        scale_plan.group.name,
+        min_parallelism=scale_plan.min_parallelism,
+        threads=scale_plan.missing,
         resource_id=new_id,
         interval=keeper.check_interval,
         now=now,
-    )._replace(
-        claimed_by=run_key, claimed_until=now + keeper.claim_timeout, fence=surroundings.fence
-    )
-    if not ledger.move_refill(sizing.refill, after):
+    )._replace(claimed_by=run_key, claimed_until=now + keeper.claim_timeout, fence=inputs.fence)
+    if not ledger.move_scale_up(scale_plan.scale_up, after):
         return []
     message = (
-        f"{sizing.live} of {sizing.floor} threads are there and {sizing.coming} on their way; "
+        f"{scale_plan.live} of {scale_plan.min_parallelism} threads are there and "
+        f"{scale_plan.coming} on their way; "
         f"round {after.rounds} of {keeper.max_keeping_attempts} starts {new_id} with "
         f"{counted(after.threads, 'thread')}"
     )
-    ledger.note(_note(after, EventKind.REFILL, message, now, run_id=None))
+    ledger.note(_note(after, EventKind.SCALE_UP, message, now, run_id=None))
     return [after]
 
 
-def _give_up(ledger: Writing, sizing: Sizing, refill: Refill, now: datetime) -> None:
-    after = refill.evolve(state=RefillState.STOPPED)
-    if ledger.move_refill(refill, after):
-        why = f"; the last one failed: {refill.last_error}" if refill.last_error else ""
+def _give_up(
+    ledger: LedgerTransaction, scale_plan: ScalePlan, scale_up: ScaleUp, now: datetime
+) -> None:
+    after = scale_up.evolve(state=ScaleUpState.STOPPED)
+    if ledger.move_scale_up(scale_up, after):
+        why = f"; the last one failed: {scale_up.last_error}" if scale_up.last_error else ""
         message = (
-            f"{sizing.live} of {sizing.floor} threads are there, and {refill.rounds} rounds in a "
+            f"{scale_plan.live} of {scale_plan.min_parallelism} threads are there, "
+            f"and {scale_up.rounds} rounds in a "
             f"row did not help{why}. No more are begun until the group has its threads, its "
             "min-parallelism changes, or it is reset"
         )
-        ledger.note(_note(after, EventKind.REFILL_STOPPED, message, now, run_id=None))
+        ledger.note(_note(after, EventKind.SCALE_UP_STOPPED, message, now, run_id=None))
 
 
-def take_up(keeper: Keeper, run_key: str, run_id: str) -> list[Refill]:
+def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[ScaleUp]:
     """Claims for this run what was requested under the key; as `attempt.take_up` does."""
     until = keeper.clock() + keeper.claim_timeout
-    handed_over = [r for r in keeper.ledger.refills().values() if r.claimed_by == run_key]
-    claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in handed_over]
-    fence = next((refill.fence for refill in handed_over), None)
+    dispatched = [r for r in keeper.ledger.scale_ups().values() if r.claimed_by == run_key]
+    claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in dispatched]
+    fence = next((scale_up.fence for scale_up in dispatched), None)
     try:
         with keeper.ledger.writing(fence) as ledger:
-            return [after for before, after in claims if ledger.move_refill(before, after)]
+            return [after for before, after in claims if ledger.move_scale_up(before, after)]
     except LeaseLostError:
         return []
 
 
-def take_turn(keeper: Keeper, group_name: str, run_id: str) -> Filled:
+def take_turn(keeper: Keeper, group_name: str, run_id: str) -> ScaleUpResult:
     """Starts a new resource for a group, if it still needs one and this run still may.
 
     Raises:
         StoreUnavailableError: A store did not answer. What was started and cannot be recorded was
             released again.
     """
-    refill = keeper.ledger.refills().get(group_name)
-    if refill is None or refill.claimed_by != run_id:
+    scale_up = keeper.ledger.scale_ups().get(group_name)
+    if scale_up is None or scale_up.claimed_by != run_id:
         return _not_ours(group_name)
     try:
-        return _FillingUnderWay(keeper, refill, run_id).take()
+        return _ScaleUp(keeper, scale_up, run_id).take()
     except LeaseLostError as error:
-        return Filled(ending=Filling.LEFT, message=f"{group_name} was left: {error}.")
+        return ScaleUpResult(ending=ScaleUpOutcome.LEFT, message=f"{group_name} was left: {error}.")
 
 
-class _FillingUnderWay:
+class _ScaleUp:
     """A group's turn."""
 
-    def __init__(self, keeper: Keeper, refill: Refill, run_id: str) -> None:
+    def __init__(self, keeper: Keeper, scale_up: ScaleUp, run_id: str) -> None:
         self._keeper = keeper
-        self._refill = refill
+        self._scale_up = scale_up
         self._run_id = run_id
 
-    def take(self) -> Filled:
+    def take(self) -> ScaleUpResult:
         now = self._keeper.clock()
-        name = self._refill.group_name
+        name = self._scale_up.group_name
         if pause := Pauses(self._keeper.ledger.pauses(), now).of_group(name):
-            return self._end(Filling.UNNEEDED, EventKind.GIVEN_BACK, str(pause))
+            return self._end(ScaleUpOutcome.UNNEEDED, EventKind.GIVEN_BACK, str(pause))
         incidents = {i.resource_id: i for i in self._keeper.ledger.open_incidents(name)}
         survey = self._keeper.registry.survey_group(name)
         group = survey.sized.get(name)
-        floor = (groups.floor(group) or 0) if group else 0
+        min_parallelism = (groups.min_parallelism(group) or 0) if group else 0
         live = survey.live.get(name, 0)
         expected = coming(survey.orphans.values(), incidents, self._keeper.policy, now)
         # No more than was decided on: other orphans were not taken from their runs.
-        threads = min(self._refill.threads, floor - live - expected)
+        threads = min(self._scale_up.threads, min_parallelism - live - expected)
         if group is None or threads <= 0:
-            there = f"{live} of {floor} threads are there and {expected} on their way"
-            return self._end(Filling.UNNEEDED, EventKind.GIVEN_BACK, f"not needed: {there}")
+            there = f"{live} of {min_parallelism} threads are there and {expected} on their way"
+            return self._end(ScaleUpOutcome.UNNEEDED, EventKind.GIVEN_BACK, f"not needed: {there}")
         return self._start(group, threads)
 
-    def _start(self, group: Group, threads: int) -> Filled:
+    def _start(self, group: Group, threads: int) -> ScaleUpResult:
         if not self._is_ours():
             return _not_ours(group.name)
         try:
@@ -208,12 +216,12 @@ class _FillingUnderWay:
             container = self._keeper.containers.get(resource.container_name)
             startup = start(container, resource)
         except (ContainerError, PropertiesError) as error:
-            return self._end(Filling.FAILED, EventKind.REFILL_FAILED, f"failed: {error}")
+            return self._end(ScaleUpOutcome.FAILED, EventKind.SCALE_UP_FAILED, f"failed: {error}")
         started = resource.with_properties(startup)
         try:
             self._keeper.registry.add_resource(started)
             message = f"started {started.resource_id}{shown(startup)} with {threads} threads"
-            return self._end(Filling.STARTED, EventKind.REFILLED, message)
+            return self._end(ScaleUpOutcome.STARTED, EventKind.SCALED_UP, message)
         except KeeperError:  # unrecorded, or another deployment's business by now
             stop(container, started, "what cannot be recorded")
             properties = dump_properties(started.properties)
@@ -222,7 +230,7 @@ class _FillingUnderWay:
 
     def _resource(self, group: Group, threads: int) -> Resource:
         return Resource(
-            resource_id=self._refill.resource_id,
+            resource_id=self._scale_up.resource_id,
             group_name=group.name,
             container_name=group.container_name or "",
             thread_count=threads,
@@ -232,44 +240,48 @@ class _FillingUnderWay:
 
     def _is_ours(self) -> bool:
         """Whether it still is right before the start: this process may have slept."""
-        if self._refill.fence is not None:
-            self._keeper.ledger.ensure_lease(self._refill.fence)
-        current = self._keeper.ledger.refills().get(self._refill.group_name)
-        return current == self._refill
+        if self._scale_up.fence is not None:
+            self._keeper.ledger.ensure_lease(self._scale_up.fence)
+        current = self._keeper.ledger.scale_ups().get(self._scale_up.group_name)
+        return current == self._scale_up
 
-    def _end(self, ending: Filling, kind: EventKind, told: str) -> Filled:
+    def _end(self, ending: ScaleUpOutcome, kind: EventKind, told: str) -> ScaleUpResult:
         now = self._keeper.clock()
         state = _STATES[ending]
-        failed = ending is Filling.FAILED
-        after = self._refill.evolve(
+        failed = ending is ScaleUpOutcome.FAILED
+        after = self._scale_up.evolve(
             state=state, claimed_by=None, claimed_until=None, last_error=told if failed else None
         )
         round_of = f"round {after.rounds} of {self._keeper.max_keeping_attempts}"
         note = _note(after, kind, f"{round_of} {told}", now, run_id=self._run_id)
-        with self._keeper.ledger.writing(self._refill.fence) as ledger:
-            if not ledger.move_refill(self._refill, after):
+        with self._keeper.ledger.writing(self._scale_up.fence) as ledger:
+            if not ledger.move_scale_up(self._scale_up, after):
                 raise LeaseLostError("another run has it by now")
             ledger.note(note)
         following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
         message = f"{after.group_name}: {round_of} {told}.{following}"
-        return Filled(ending=ending, message=message, refill=after)
+        return ScaleUpResult(ending=ending, message=message, scale_up=after)
 
 
-_STATES: Final[Mapping[Filling, RefillState]] = {
-    Filling.STARTED: RefillState.STARTED,
-    Filling.FAILED: RefillState.FAILED,
-    Filling.UNNEEDED: RefillState.UNNEEDED,
+_STATES: Final[Mapping[ScaleUpOutcome, ScaleUpState]] = {
+    ScaleUpOutcome.STARTED: ScaleUpState.STARTED,
+    ScaleUpOutcome.FAILED: ScaleUpState.FAILED,
+    ScaleUpOutcome.UNNEEDED: ScaleUpState.UNNEEDED,
 }
 
 
-def _not_ours(group_name: str) -> Filled:
+def _not_ours(group_name: str) -> ScaleUpResult:
     message = f"{group_name} is with another run by now; nothing was done."
-    return Filled(ending=Filling.LEFT, message=message)
+    return ScaleUpResult(ending=ScaleUpOutcome.LEFT, message=message)
 
 
 def _note(
-    refill: Refill, kind: EventKind, message: str, now: datetime, *, run_id: str | None
+    scale_up: ScaleUp, kind: EventKind, message: str, now: datetime, *, run_id: str | None
 ) -> Note:
-    details = {"resource": refill.resource_id, "threads": refill.threads, "round": refill.rounds}
+    details = {
+        "resource": scale_up.resource_id,
+        "threads": scale_up.threads,
+        "round": scale_up.rounds,
+    }
     event = Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
-    return Note(event=event, group_name=refill.group_name)
+    return Note(event=event, group_name=scale_up.group_name)

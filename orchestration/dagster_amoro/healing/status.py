@@ -17,7 +17,7 @@ from dagster_amoro.config import Mode
 from dagster_amoro.core import groups
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
-from dagster_amoro.core.limits import refusals
+from dagster_amoro.core.limits import blocked_groups
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope
 from dagster_amoro.core.policy import (
@@ -28,24 +28,24 @@ from dagster_amoro.core.policy import (
     Verdict,
     due_at,
 )
-from dagster_amoro.core.scale_up import Course, Refill, RefillState
-from dagster_amoro.core.scaling import Sizing
+from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState
+from dagster_amoro.core.scaling import ScalePlan
 from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.core.tick_plan import NEXT_WAVE, Survey, missing, reconcile, unknown
-from dagster_amoro.core.transitions import detect, enforce, stand_in
+from dagster_amoro.core.tick_plan import NEXT_BATCH, RegistrySnapshot, missing, reconcile, unknown
+from dagster_amoro.core.transitions import detect, enforce, replacement
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.preconditions import silence_of
-from dagster_amoro.healing.tick import assessment_of, sizings_of, surroundings_of
+from dagster_amoro.healing.tick import inputs_of, plan_of, sizings_of
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import utc_now
-from dagster_amoro.stores.dry_run import RehearsedRegistry
+from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.inspection import has_tables
 from dagster_amoro.stores.leases import Lease
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import resource
 
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
-_STOPPED: Final = {Course.STOP, Course.STOPPED}
+_STOPPED: Final = {ScaleDecision.STOP, ScaleDecision.STOPPED}
 _ONE_OF_THE_NEXT: Final = "at one of the next ticks (keeper.max-restarts-per-tick)"
 _ENDS: Final = {
     Verdict.GIVE_UP: "given up {}: its row moves to the ledger",
@@ -61,7 +61,7 @@ class Acting:
     deployment: str  # this one
     holder: str | None  # of the lease, in force or not; None: nobody has one
     until: datetime | None  # its lease runs until then unless it is renewed
-    told: str  # the same in a sentence
+    message: str  # the same in a sentence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Rounds:
 
     rounds: int
     most: int
-    state: RefillState  # of the last one
+    state: ScaleUpState  # of the last one
     next_at: datetime | None  # no round begins before
     last_error: str | None
 
@@ -83,11 +83,11 @@ class GroupStatus:
     resources: int
     wanted: int  # threads, by its resources
     live: int  # threads, by its optimizers
-    floor: int | None  # threads that it must have at least; None: nobody asked for any
+    min_parallelism: int | None  # threads that it must have at least; None: nobody asked for any
     orphans: int
     trouble: str | None  # in a word; None: it is well
-    told: str | None  # the same in a sentence, where a word is not enough
-    refill: Rounds | None
+    message: str | None  # the same in a sentence, where a word is not enough
+    scale_up: Rounds | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ class OrphanStatus:
     incident_id: int | None  # None, like the next three: the next tick opens an incident
     state: State | None
     orphaned_since: datetime | None
-    spent: int | None  # attempts of its budget that are used up
+    attempts_used: int | None  # attempts of its budget that are used up
     max_attempts: int
     last_error: str | None
     next: str  # what happens next, in a sentence
@@ -166,7 +166,7 @@ class _Recorded:
 
     incidents: Sequence[Incident] = ()
     pauses: Sequence[Pause] = ()
-    refills: Mapping[str, Refill] = field(default_factory=dict)
+    scale_ups: Mapping[str, ScaleUp] = field(default_factory=dict)
     removed: Callable[[], Collection[str]] = frozenset
     lease: Lease | None = None
     lease_holds: bool = False  # by the database's clock
@@ -184,7 +184,7 @@ def _recorded(keeper: Keeper) -> _Recorded:
     return _Recorded(
         ledger.open_incidents(),
         ledger.pauses(),
-        {} if keeper.ams else ledger.refills(),
+        {} if keeper.ams else ledger.scale_ups(),
         ledger.removed_in_dry_run if dry_run else frozenset,
         *(_lease(ledger) if keeper.lease_time is not None else ()),
     )
@@ -212,7 +212,7 @@ def _acting(keeper: Keeper, recorded: _Recorded) -> Acting:
         told = f"{lease.holder}, {'this deployment' if ours else f'while {us} watches'}"
         told += f"; its lease runs until {clock_time(lease.expires_at)}"
     holder, until = (lease.holder, lease.expires_at) if lease else (None, None)
-    return Acting(deployment=us, holder=holder, until=until, told=told)
+    return Acting(deployment=us, holder=holder, until=until, message=told)
 
 
 def _pauses(pauses: Pauses, group: str | None) -> Iterator[Pause]:
@@ -227,7 +227,7 @@ def _look(keeper: Keeper, recorded: _Recorded) -> "_Outlook | None":
     database, timeout = keeper.registry.database, keeper.registry.heartbeat_timeout
     if keeper.ams is None and not has_tables(database, resource):
         return None
-    registry = RehearsedRegistry(database, timeout, recorded.removed)
+    registry = DryRunRegistry(database, timeout, recorded.removed)
     survey = registry.survey()
     return _Outlook(replace(keeper, registry=registry), recorded, survey)
 
@@ -235,13 +235,13 @@ def _look(keeper: Keeper, recorded: _Recorded) -> "_Outlook | None":
 class _Outlook:
     """What the next tick would conclude from what is there now."""
 
-    def __init__(self, keeper: Keeper, recorded: _Recorded, survey: Survey) -> None:
+    def __init__(self, keeper: Keeper, recorded: _Recorded, survey: RegistrySnapshot) -> None:
         self.now = keeper.clock()
         self._keeper = keeper
         self._survey = survey
-        self._refills = recorded.refills
+        self._scale_ups = recorded.scale_ups
         self._counts = keeper.registry.resource_counts()
-        self._surroundings = surroundings_of(
+        self._inputs = inputs_of(
             keeper,
             survey,
             pauses=recorded.pauses,
@@ -254,13 +254,13 @@ class _Outlook:
         self._closing = reconcile(survey, recorded.incidents, present, self.now, opened=())
         closed = {step.after.incident_id for step in self._closing}
         incidents = [self._enforced(i) for i in recorded.incidents if i.incident_id not in closed]
-        found = sizings_of(keeper, survey, incidents, self._refills, self._surroundings)
+        found = sizings_of(keeper, survey, incidents, self._scale_ups, self._inputs)
         self._sizings = {each.group.name: each for each in found}
-        starting = [each for each in found if each.course is Course.START]
+        starting = [each for each in found if each.scale_decision is ScaleDecision.START]
         self._incidents = self._stood_in_for(incidents, starting)
         started = [each.group.name for each in starting]
-        self._assessment = assessment_of(
-            keeper, survey, self._incidents, self._refills, started, self._surroundings
+        self._plan = plan_of(
+            keeper, survey, self._incidents, self._scale_ups, started, self._inputs
         )
 
     def _enforced(self, incident: Incident) -> Incident:
@@ -270,12 +270,12 @@ class _Outlook:
         return enforce(incident, self.now).after
 
     def _stood_in_for(
-        self, incidents: Sequence[Incident], starting: Sequence[Sizing]
+        self, incidents: Sequence[Incident], starting: Sequence[ScalePlan]
     ) -> list[Incident]:
         """As they are once the rounds that are due have begun."""
-        failed = {each.incident_id for sizing in starting for each in sizing.failed}
+        failed = {each.incident_id for scale_plan in starting for each in scale_plan.failed}
         return [
-            stand_in(each, "", self.now).after if each.incident_id in failed else each
+            replacement(each, "", self.now).after if each.incident_id in failed else each
             for each in incidents
         ]
 
@@ -288,7 +288,7 @@ class _Outlook:
 
     def groups(self, names: Sequence[str]) -> tuple[GroupStatus, ...]:
         dead = Counter(orphan.group_name or "" for orphan in self._survey.orphans.values())
-        held = refusals(dead, dead.elements(), lambda: self._counts, self._keeper.guards)
+        held = blocked_groups(dead, dead.elements(), lambda: self._counts, self._keeper.limits)
         capacity = self._keeper.registry.capacity(names)
         return tuple(
             self._group(name, capacity[name], dead[name], held.get(name)) for name in names
@@ -299,15 +299,17 @@ class _Outlook:
     ) -> GroupStatus:
         wanted, live = threads
         row = self._survey.sized.get(name)
-        floor = groups.floor(row) if row else None
-        sizing = self._sizings.get(name)
-        pause = self._surroundings.pauses.of_group(name)
-        told = held or (sizing.told(self._keeper.max_keeping_attempts) if sizing else None)
+        min_parallelism = groups.min_parallelism(row) if row else None
+        scale_plan = self._sizings.get(name)
+        pause = self._inputs.pauses.of_group(name)
+        told = held or (
+            scale_plan.message(self._keeper.max_keeping_attempts) if scale_plan else None
+        )
         troubles = {
             "paused": pause is not None,
             "held": held is not None,
-            "refills stopped": sizing is not None and sizing.course in _STOPPED,
-            "below floor": live < (floor or 0),
+            "scale-up stopped": scale_plan is not None and scale_plan.scale_decision in _STOPPED,
+            "below min-parallelism": live < (min_parallelism or 0),
             "orphans": orphans > 0,
         }
         return GroupStatus(
@@ -315,23 +317,23 @@ class _Outlook:
             resources=self._counts.get(name, 0),
             wanted=wanted,
             live=live,
-            floor=floor,
+            min_parallelism=min_parallelism,
             orphans=orphans,
             trouble=next((word for word, holds in troubles.items() if holds), None),
-            told=_hidden(told),
-            refill=self._rounds(name),
+            message=_hidden(told),
+            scale_up=self._rounds(name),
         )
 
     def _rounds(self, group_name: str) -> Rounds | None:
-        refill = self._refills.get(group_name)
-        if refill is None:
+        scale_up = self._scale_ups.get(group_name)
+        if scale_up is None:
             return None
         return Rounds(
-            rounds=refill.rounds,
+            rounds=scale_up.rounds,
             most=self._keeper.max_keeping_attempts,
-            state=refill.state,
-            next_at=refill.next_at,
-            last_error=_hidden(refill.last_error),
+            state=scale_up.state,
+            next_at=scale_up.next_at,
+            last_error=_hidden(scale_up.last_error),
         )
 
     def orphans(self, names: Sequence[str], *, silent: bool) -> tuple[OrphanStatus, ...]:
@@ -341,25 +343,27 @@ class _Outlook:
 
     def _orphans(self, *, silent: bool) -> Iterator[OrphanStatus]:
         before = "once AMS answers: " if silent else ""
-        tell = partial(_orphan, most=self._keeper.policy.max_retries, before=before)
+        as_status = partial(_orphan, most=self._keeper.policy.max_retries, before=before)
         for step in self._closing:
             told = f"closed by the next tick: {step.event.message}"
-            yield tell(step.before or step.after, told, self.now)
-        for incident in self._assessment.due:
+            yield as_status(step.before or step.after, told, self.now)
+        for incident in self._plan.due:
             due = min(due_at(incident, self._keeper.policy), self.now)
-            yield tell(incident, self._due(incident), due)
-        for incident, decision in self._assessment.waiting:
-            yield tell(incident, *self._waiting(incident, decision))
+            yield as_status(incident, self._due(incident), due)
+        for incident, decision in self._plan.waiting:
+            yield as_status(incident, *self._waiting(incident, decision))
         for orphan in unknown(self._survey, self._incidents):
             new = detect(orphan, self.now).after
-            found = tell(new, "found by the next tick", self.now)
-            yield replace(found, incident_id=None, state=None, orphaned_since=None, spent=None)
+            found = as_status(new, "found by the next tick", self.now)
+            yield replace(
+                found, incident_id=None, state=None, orphaned_since=None, attempts_used=None
+            )
 
     def _due(self, incident: Incident) -> str:
-        verdict = self._assessment.verdicts[incident.incident_id]
-        if incident.ordered:
+        verdict = self._plan.verdicts[incident.incident_id]
+        if incident.operator_request:
             when = "at the next tick, by order of an operator"
-        elif verdict is Verdict.RESTART and self._assessment.turn is not None:
+        elif verdict is Verdict.RESTART and self._plan.last_served_group is not None:
             when = _ONE_OF_THE_NEXT
         else:
             when = "at the next tick"
@@ -369,11 +373,11 @@ class _Outlook:
     def _waiting(self, incident: Incident, decision: Decision) -> tuple[str, datetime | None]:
         policy, until = self._keeper.policy, decision.until
         if decision.verdict is Verdict.HOLD:
-            pause = self._surroundings.pauses.of(incident.resource_id, incident.group_name)
+            pause = self._inputs.pauses.of(incident.resource_id, incident.group_name)
             return f"held: {decision.reason}", pause.until if pause and policy.enabled else None
         if decision.verdict is Verdict.REPORT:
             return f"left alone: {decision.reason}", None
-        if decision.reason == NEXT_WAVE:
+        if decision.reason == NEXT_BATCH:
             return _attempt(incident, policy).format(_ONE_OF_THE_NEXT), due_at(incident, policy)
         if until is None:
             return f"waits: {decision.reason}", None
@@ -384,11 +388,11 @@ class _Outlook:
 
 def _attempt(incident: Incident, policy: RestartPolicy) -> str:
     """What is to be done, with a gap for when; so are the texts of `_ENDS`."""
-    return f"attempt {incident.spent + 1} of {policy.max_retries} {{}}"
+    return f"attempt {incident.attempts_used + 1} of {policy.max_retries} {{}}"
 
 
 def _following(incident: Incident, policy: RestartPolicy) -> str:
-    if incident.spent < policy.max_retries:
+    if incident.attempts_used < policy.max_retries:
         return _attempt(incident, policy)
     keeps = policy.on_exhausted is OnExhausted.KEEP
     return _ENDS[Verdict.KEEP if keeps else Verdict.GIVE_UP]
@@ -403,7 +407,7 @@ def _orphan(
         incident_id=incident.incident_id,
         state=incident.state,
         orphaned_since=incident.detected_at,
-        spent=incident.spent,
+        attempts_used=incident.attempts_used,
         max_attempts=most,
         last_error=_hidden(incident.last_error),
         next=hide_assigned(before + told),

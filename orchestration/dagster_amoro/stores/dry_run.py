@@ -8,13 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_amoro.core.model import Resource
-from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.core.tick_plan import RegistrySnapshot
 from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.inspection import has_tables
-from dagster_amoro.stores.registry import Registry, Sighting, optimizer, resource
+from dagster_amoro.stores.registry import Registry, ResourceSnapshot, optimizer, resource
 
 
-class RehearsedRegistry(Registry):
+class DryRunRegistry(Registry):
     """A registry that is only read: each write succeeds and does nothing.
 
     Heartbeats that are too old stay where they are and do not count. Tables are not created.
@@ -33,14 +33,16 @@ class RehearsedRegistry(Registry):
     def create(self) -> None:
         """Creates nothing."""
 
-    def survey(self) -> Survey:
+    def survey(self) -> RegistrySnapshot:
         """One look at everything but what would have been removed."""
         ours = self.heartbeat_timeout is not None
         if ours and not has_tables(self.database, resource):
-            return Survey(resources=0, groups=(), orphans={})  # it would have been created
+            return RegistrySnapshot(
+                resources=0, groups=(), orphans={}
+            )  # it would have been created
         return self._without_removed(super().survey())
 
-    def survey_group(self, name: str) -> Survey:
+    def survey_group(self, name: str) -> RegistrySnapshot:
         """One look at a group, likewise."""
         return self._without_removed(super().survey_group(name))
 
@@ -48,10 +50,10 @@ class RehearsedRegistry(Registry):
         """Of these ids, the ones that would have a resource row."""
         return super().present(resource_ids) - set(self._removed())
 
-    def look(self, resource_id: str) -> Sighting:
+    def look(self, resource_id: str) -> ResourceSnapshot:
         """One resource, gone if it would have been removed."""
         if resource_id in self._removed():
-            return Sighting(row=None, registered=False)
+            return ResourceSnapshot(row=None, registered=False)
         return super().look(resource_id)
 
     def save_startup(
@@ -66,8 +68,8 @@ class RehearsedRegistry(Registry):
 
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Removes nothing; whether it would have been possible."""
-        sighting = super().look(resource_id)
-        return sighting.orphan is not None and sighting.orphan.properties == properties
+        seen_resource = super().look(resource_id)
+        return seen_resource.orphan is not None and seen_resource.orphan.properties == properties
 
     def restore(self, row: Mapping[str, Any]) -> bool:
         """Puts nothing back; whether it would have been possible."""
@@ -84,7 +86,7 @@ class RehearsedRegistry(Registry):
     def add_resource(self, new: Resource) -> None:
         """Records nothing."""
 
-    def _without_removed(self, survey: Survey) -> Survey:
+    def _without_removed(self, survey: RegistrySnapshot) -> RegistrySnapshot:
         removed = set(self._removed())
         orphans = {key: each for key, each in survey.orphans.items() if key not in removed}
         return replace(survey, orphans=orphans)

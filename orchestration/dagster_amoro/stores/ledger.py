@@ -18,7 +18,7 @@ from alembic.util.exc import CommandError
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import Event, EventKind, Incident, Note, State, Transition
 from dagster_amoro.core.pauses import Pause, Scope, Target
-from dagster_amoro.core.scale_up import Refill, RefillState
+from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.stores import leases, schema
 from dagster_amoro.stores.database import Database, insert_unless_there
 from dagster_amoro.stores.schema import event, incident, removed_row
@@ -41,7 +41,7 @@ _NOTED: Final = (
 )
 
 
-class Writing:
+class LedgerTransaction:
     """One transaction on the ledger: everything applied through it is committed together."""
 
     def __init__(self, connection: sa.Connection, *, dry_run: bool = False) -> None:
@@ -58,7 +58,7 @@ class Writing:
         """
         results = [(self._step(transition), transition) for transition in transitions]
         taken = [(moved, step) for moved, step in results if moved is not None]
-        self._tell((moved.incident_id, moved.group_name, step.event) for moved, step in taken)
+        self._add_events((moved.incident_id, moved.group_name, step.event) for moved, step in taken)
         self._insert(removed_row, [_kept(moved, step) for moved, step in taken if step.row])
         return [moved for moved, _ in results]
 
@@ -80,40 +80,40 @@ class Writing:
         chosen = (schema.pause.c.scope == str(target.scope), schema.pause.c.name == target.name)
         return self.connection.execute(sa.delete(schema.pause).where(*chosen)).rowcount > 0
 
-    def move_refill(self, before: Refill | None, after: Refill) -> bool:
+    def move_scale_up(self, before: ScaleUp | None, after: ScaleUp) -> bool:
         """Takes a step of a group's rounds, if they stand where they were expected to."""
         values = after._asdict() | {"state": str(after.state), "dry_run": int(self._dry_run)}
         if before is None:
-            insert = insert_unless_there(schema.refill, self.connection.dialect.name)
+            insert = insert_unless_there(schema.scale_up, self.connection.dialect.name)
             counting = insert.execution_options(preserve_rowcount=True)
             return self.connection.execute(counting, values).rowcount == 1
         expected = self._expected(before)
-        update = sa.update(schema.refill).where(*expected).values(values)
+        update = sa.update(schema.scale_up).where(*expected).values(values)
         return self.connection.execute(update).rowcount == 1
 
-    def forget_refill(self, refill: Refill) -> bool:
+    def forget_scale_up(self, scale_up: ScaleUp) -> bool:
         """Forgets a group's rounds, likewise."""
-        delete = sa.delete(schema.refill).where(*self._expected(refill))
+        delete = sa.delete(schema.scale_up).where(*self._expected(scale_up))
         return self.connection.execute(delete).rowcount == 1
 
     def note(self, note: Note) -> None:
         """Writes an event that is no step of an incident."""
-        self._tell([(None, note.group_name, note.event)])
+        self._add_events([(None, note.group_name, note.event)])
 
-    def tell(self, of: Incident, told: Event) -> None:
+    def add_event(self, of: Incident, told: Event) -> None:
         """Writes an event into the story of an incident that does not move by it."""
-        self._tell([(of.incident_id, of.group_name, told)])
+        self._add_events([(of.incident_id, of.group_name, told)])
 
-    def _expected(self, refill: Refill) -> tuple[sa.ColumnElement[bool], ...]:
-        columns = schema.refill.c
+    def _expected(self, scale_up: ScaleUp) -> tuple[sa.ColumnElement[bool], ...]:
+        columns = schema.scale_up.c
         return (
-            columns.group_name == refill.group_name,
+            columns.group_name == scale_up.group_name,
             columns.dry_run == int(self._dry_run),
-            columns.resource_id == refill.resource_id,
-            columns.version == refill.version,
+            columns.resource_id == scale_up.resource_id,
+            columns.version == scale_up.version,
         )
 
-    def _tell(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
+    def _add_events(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
         rows = [_event_row(*told, dry_run=self._dry_run) for told in events]
         self._insert(event, rows)
 
@@ -163,7 +163,7 @@ class Ledger:
         self._migrated = False
 
     @contextmanager
-    def writing(self, fence: int | None = None) -> Iterator[Writing]:
+    def writing(self, fence: int | None = None) -> Iterator[LedgerTransaction]:
         """One transaction; with a fence, one of the deployment that has the lease.
 
         Raises:
@@ -174,7 +174,7 @@ class Ledger:
         with self.database.writing() as connection:
             if fence is not None:
                 leases.ensure(connection, fence)
-            yield Writing(connection, dry_run=self.dry_run)
+            yield LedgerTransaction(connection, dry_run=self.dry_run)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -214,7 +214,7 @@ class Ledger:
         return self._incidents(query)
 
     def claimed_by(self, owner: str) -> list[Incident]:
-        """The open incidents that a run, or a hand-over, has a claim on; oldest first."""
+        """The open incidents that a run, or a dispatch, has a claim on; oldest first."""
         query = (
             sa.select(*_FIELDS)
             .where(_OPEN, incident.c.claimed_by == owner)
@@ -272,14 +272,16 @@ class Ledger:
                 for row in connection.execute(sa.select(schema.pause))
             ]
 
-    def refills(self) -> dict[str, Refill]:
-        """The rounds of every group that did not reach its floor yet, by its name."""
-        columns = schema.refill.c
+    def scale_ups(self) -> dict[str, ScaleUp]:
+        """The rounds of every group that did not reach its min-parallelism yet, by its name."""
+        columns = schema.scale_up.c
         ours = columns.dry_run == int(self.dry_run)
-        query = sa.select(*(columns[name] for name in Refill._fields)).where(ours)
+        query = sa.select(*(columns[name] for name in ScaleUp._fields)).where(ours)
         with self.reading() as connection, self._understanding():
-            found = [Refill._make(row) for row in connection.execute(query)]
-            return {each.group_name: each._replace(state=RefillState(each.state)) for each in found}
+            found = [ScaleUp._make(row) for row in connection.execute(query)]
+            return {
+                each.group_name: each._replace(state=ScaleUpState(each.state)) for each in found
+            }
 
     def unstable(self, since: datetime) -> dict[str, int]:
         """The spent attempts of resources that recovered since then, and were not lost again.
@@ -290,7 +292,7 @@ class Ledger:
             sa.select(
                 incident.c.resource_id,
                 incident.c.state,
-                incident.c.attempts + incident.c.carried,
+                incident.c.attempts + incident.c.prior_attempts,
             )
             .where(incident.c.closed_at > since)
             .order_by(incident.c.incident_id)
@@ -299,7 +301,11 @@ class Ledger:
             query = query.where(incident.c.dry_run == 0)
         with self.reading() as connection, self._understanding():
             ends = {row[0]: (row[1], row[2]) for row in connection.execute(query)}
-        return {name: spent for name, (end, spent) in ends.items() if end is State.RECOVERED}
+        return {
+            name: attempts_used
+            for name, (end, attempts_used) in ends.items()
+            if end is State.RECOVERED
+        }
 
     def removed_in_dry_run(self) -> set[str]:
         """The resources that would not be there any more if this were no dry run.
@@ -390,7 +396,7 @@ class Ledger:
         )
         return query.where(incident.c.incident_id.in_(told))
 
-    def story(self, group_name: str, after_event: int, limit: int) -> sa.Select[Any]:
+    def story_events(self, group_name: str, after_event: int, limit: int) -> sa.Select[Any]:
         """A query for the next events of a group, in the order they were written.
 
         Those that are no step of an incident have neither its number nor a resource. Times are UTC

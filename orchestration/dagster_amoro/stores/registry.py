@@ -17,8 +17,8 @@ from sqlalchemy.dialects import mysql
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.properties import dump_properties, merge_properties
-from dagster_amoro.core.replacement import Newcomer
-from dagster_amoro.core.tick_plan import Survey
+from dagster_amoro.core.replacement import NewResource
+from dagster_amoro.core.tick_plan import RegistrySnapshot
 from dagster_amoro.stores.database import Database, utc_now
 
 metadata: Final = sa.MetaData()
@@ -118,7 +118,7 @@ _HASH_JOIN: Final = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sighting:
+class ResourceSnapshot:
     """One resource as the registry has it at this moment."""
 
     row: Mapping[str, Any] | None  # the whole row, every column as stored; None: it is gone
@@ -158,7 +158,7 @@ class Registry:
             metadata.create_all(connection)
         self._created = True
 
-    def survey(self) -> Survey:
+    def survey(self) -> RegistrySnapshot:
         """One look at everything; in standalone mode after removing expired heartbeats."""
         expired = 0
         if self.heartbeat_timeout is not None:
@@ -173,7 +173,7 @@ class Registry:
             sized = _sized_groups(connection)
             ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
             live = _threads(connection, self._optimizers(connection), sized) if ours else {}
-        return Survey(
+        return RegistrySnapshot(
             resources=count or 0,
             groups=tuple(groups),
             orphans=orphans,
@@ -182,7 +182,7 @@ class Registry:
             live=live,
         )
 
-    def survey_group(self, name: str) -> Survey:
+    def survey_group(self, name: str) -> RegistrySnapshot:
         """One look at a group; nothing is removed first."""
         mine = resource.c.group_name == name
         with self.database.snapshot() as connection:
@@ -190,7 +190,7 @@ class Registry:
             orphans = _by_id(connection.execute(_orphans_beside(optimizers).where(mine)))
             count = sa.select(sa.func.count()).select_from(resource).where(mine)
             row = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
-            return Survey(
+            return RegistrySnapshot(
                 resources=connection.scalar(count) or 0,
                 groups=(name,),
                 orphans=orphans,
@@ -250,9 +250,9 @@ class Registry:
         with self.database.reading() as connection:
             return {row[0]: str(_plain(row[1])) for row in connection.execute(query)}
 
-    def newcomers(self, since: Mapping[str, str]) -> list[Newcomer]:
+    def new_resources(self, since: Mapping[str, str]) -> list[NewResource]:
         """The resources that were recorded after a moment, by group, as `newest_starts` says it."""
-        found: list[Newcomer] = []
+        found: list[NewResource] = []
         with self.database.reading() as connection:
             optimizers = self._optimizers(connection)
             registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)
@@ -266,10 +266,10 @@ class Registry:
             for group, start in since.items():
                 later = resource.c.start_time > _moment(start, self.database)
                 query = sa.select(*columns).where(resource.c.group_name == group, later)
-                found += [_newcomer(row) for row in connection.execute(query)]
+                found += [_new_resource(row) for row in connection.execute(query)]
         return found
 
-    def witnesses(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
+    def sample_tokens(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
         """Which of these optimizers' tokens are there still, and `number` that are there now.
 
         AMS's tokens are random, so that the first by their order are any.
@@ -280,7 +280,7 @@ class Registry:
             found = set(connection.scalars(still_there)) if known else set()
             return found, list(connection.scalars(some))
 
-    def look(self, resource_id: str) -> Sighting:
+    def look(self, resource_id: str) -> ResourceSnapshot:
         """One resource, in one snapshot of both tables."""
         with self.database.reading() as connection:
             registered = _is_registered(resource_id, self._optimizers(connection))
@@ -288,9 +288,11 @@ class Registry:
             chosen = query.where(resource.c.resource_id == resource_id)
             rows = connection.execute(chosen).mappings().all()
         if not rows:
-            return Sighting(row=None, registered=False)
+            return ResourceSnapshot(row=None, registered=False)
         columns = {column.name: _plain(rows[0][column.name]) for column in resource.columns}
-        return Sighting(row=columns, registered=bool(rows[0]["registered"]), copies=len(rows))
+        return ResourceSnapshot(
+            row=columns, registered=bool(rows[0]["registered"]), copies=len(rows)
+        )
 
     def save_startup(
         self, resource_id: str, properties: str | None, startup: Mapping[str, str]
@@ -413,8 +415,8 @@ def _is_registered(
 
 
 def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
-    told = resource_group.c.properties
-    says_so = told.contains("-parallelism") | told.contains("dynamic-allocation")
+    message = resource_group.c.properties
+    says_so = message.contains("-parallelism") | message.contains("dynamic-allocation")
     return _groups(connection, sa.select(*_GROUP_COLUMNS).where(says_so))
 
 
@@ -425,9 +427,9 @@ def _groups(connection: sa.Connection, query: sa.Select[Any]) -> dict[str, Group
     }
 
 
-def _newcomer(row: Sequence[Any]) -> Newcomer:
+def _new_resource(row: Sequence[Any]) -> NewResource:
     resource_id, group_name, threads, start, registered = row
-    return Newcomer(resource_id, group_name, threads or 0, str(_plain(start)), bool(registered))
+    return NewResource(resource_id, group_name, threads or 0, str(_plain(start)), bool(registered))
 
 
 def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:

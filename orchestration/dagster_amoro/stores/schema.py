@@ -79,15 +79,15 @@ incident: Final = sa.Table(
     sa.Column("detected_at", UtcDateTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("attempted_at", UtcDateTime),
-    sa.Column("hand_overs", sa.Integer, nullable=False),
+    sa.Column("dispatches", sa.Integer, nullable=False),
     sa.Column("claimed_by", sa.String(100)),
     sa.Column("claimed_until", UtcDateTime),
     sa.Column("note", AnyText),
     sa.Column("last_error", AnyText),
     sa.Column("closed_at", UtcDateTime),
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("carried", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("ordered", sa.String(20)),
+    sa.Column("prior_attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("operator_request", sa.String(20)),
     sa.Column("newest_start", sa.String(40)),
     sa.Column("fence", sa.BigInteger),
     sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
@@ -140,12 +140,12 @@ pause: Final = sa.Table(
     sqlite_autoincrement=True,
 )
 """What operators paused and did not resume; those whose time is over stay until then."""
-refill: Final = sa.Table(
-    "keeper_refill",
+scale_up: Final = sa.Table(
+    "keeper_scale_up",
     metadata,
     sa.Column("group_name", Name, primary_key=True),
     sa.Column("dry_run", sa.SmallInteger, primary_key=True, autoincrement=False),
-    sa.Column("floor", sa.Integer, nullable=False),
+    sa.Column("min_parallelism", sa.Integer, nullable=False),
     sa.Column("rounds", sa.Integer, nullable=False),
     sa.Column("resource_id", Name, nullable=False),
     sa.Column("threads", sa.Integer, nullable=False),
@@ -157,7 +157,7 @@ refill: Final = sa.Table(
     sa.Column("fence", sa.BigInteger),
     sa.Column("version", sa.Integer, nullable=False),
 )
-"""Per group below its floor: the rounds in which a new resource was to be started.
+"""Per group below its min-parallelism: the rounds in which a new resource was to be started.
 
 Those of dry runs are apart: where nothing was started, nothing has failed.
 """

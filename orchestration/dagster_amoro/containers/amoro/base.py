@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers.command.launches import file_stem
-from dagster_amoro.core.ams_version import AskDialect, Dialect, parse_version
+from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
@@ -35,21 +35,21 @@ class OptimizerContainer:
     """
 
     def __init__(
-        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+        self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
         """Prepares the container; nothing is connected to or looked for before it is used.
 
         Args:
             name: What resource rows call it.
             properties: From config.yaml, with AMS's additions.
-            ask_dialect: Says how the running AMS starts optimizers.
+            ask_ams_version: Says how the running AMS starts optimizers.
 
         Raises:
             ConfigError: A property is missing or cannot be used.
         """
         self.name: Final = name
         self.properties: Final = dict(properties)
-        self._ask_dialect: Final = ask_dialect
+        self._ask_ams_version: Final = ask_ams_version
         self._dialect: Final = self._configured_dialect()
         self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
         self.exports: Final = {
@@ -68,7 +68,7 @@ class OptimizerContainer:
         return self.dialect is not None
 
     @property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> AmsVersion:
         """How AMS starts optimizers.
 
         Raises:
@@ -76,7 +76,7 @@ class OptimizerContainer:
         """
         if self._dialect is not None:
             return self._dialect
-        return self._ask_dialect() if self._ask_dialect else Dialect.V0_9
+        return self._ask_ams_version() if self._ask_ams_version else AmsVersion.V0_9
 
     def required(self, key: str) -> str:
         """A property of the container.
@@ -126,7 +126,7 @@ class OptimizerContainer:
             *("-p", str(resource.thread_count), "-g", resource.group_name),
             *_option("-hb", given, "heart-beat-interval"),
         ]
-        latest = self.dialect >= Dialect.V0_9_0
+        latest = self.dialect >= AmsVersion.V0_9_0
         if latest:
             found += _option("-st", given, "shutdown-timeout-ms")
         if is_true(given.get("extend-disk-storage")):
@@ -145,7 +145,7 @@ class OptimizerContainer:
             found.append("-msm")
         return usable(found)
 
-    def _configured_dialect(self) -> Dialect | None:
+    def _configured_dialect(self) -> AmsVersion | None:
         version = self.properties.get("ams-version")
         try:
             return parse_version(version) if version else None

@@ -17,7 +17,7 @@ from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, fai
 from dagster_amoro.containers.amoro.flink_conf import PREFIX, options_of, read_conf, with_sizes
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest, FlinkRestError, Job, base_url
 from dagster_amoro.containers.programs import Program, ProgramError
-from dagster_amoro.core.ams_version import AskDialect, Dialect
+from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import (
     ConfigError,
     ContainerError,
@@ -87,14 +87,14 @@ class FlinkContainer(OptimizerContainer):
     """Seconds to look for a job whose submission was broken off, to cancel it."""
 
     def __init__(
-        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+        self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
         """Prepares the container, as the base class does.
 
         Raises:
             ConfigError: A property is missing or cannot be used.
         """
-        super().__init__(name, properties, ask_dialect)
+        super().__init__(name, properties, ask_ams_version)
         self.home: Final = self.required("flink-home").removesuffix("/")
         self.conf_folder: Final = Path(self.exports.get("FLINK_CONF_DIR") or f"{self.home}/conf")
         self.target: Final = self._target()
@@ -210,7 +210,7 @@ class FlinkContainer(OptimizerContainer):
 
     def _require_image(self) -> None:
         """AMS wants an image; which, and under which other names, is Flink's affair."""
-        if _IMAGE not in read_conf(self.conf_folder, Dialect.V0_9):
+        if _IMAGE not in read_conf(self.conf_folder, AmsVersion.V0_9):
             self.required(PREFIX + _IMAGE)
 
     def _given(self, resource: Resource) -> dict[str, str]:

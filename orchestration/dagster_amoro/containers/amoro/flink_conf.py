@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 
 from dagster_amoro.containers.amoro.sizes import MEBIBYTE, parse_size, parse_size_0_7, print_size
-from dagster_amoro.core.ams_version import Dialect
+from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import StartFailedError
 
 PREFIX: Final = "flink-conf."  # of the properties that are options of Flink
@@ -18,7 +18,7 @@ _LEGACY: Final = "flink-conf.yaml"
 _logger: Final = logging.getLogger(__name__)
 
 
-def read_conf(folder: Path, dialect: Dialect) -> dict[str, str]:
+def read_conf(folder: Path, dialect: AmsVersion) -> dict[str, str]:
     """The settings in Flink's conf folder by their dotted names; none where it cannot be read.
 
     AMS too goes on without them. 0.7 knows flink-conf.yaml alone; later, config.yaml comes first.
@@ -26,10 +26,10 @@ def read_conf(folder: Path, dialect: Dialect) -> dict[str, str]:
     """
     standard, legacy = folder / _STANDARD, folder / _LEGACY
     try:
-        if dialect > Dialect.V0_7 and standard.exists():
+        if dialect > AmsVersion.V0_7 and standard.exists():
             return flattened(_mapping(standard.read_text(encoding="utf-8")))
         text = legacy.read_text(encoding="utf-8")
-        return parse_lines(text) if dialect >= Dialect.V0_9_0 else flattened(_mapping(text))
+        return parse_lines(text) if dialect >= AmsVersion.V0_9_0 else flattened(_mapping(text))
     except FileNotFoundError:
         return {}
     except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -54,7 +54,7 @@ def with_sizes(
     options: Mapping[str, str],
     resource: Mapping[str, str],
     conf: Mapping[str, str],
-    dialect: Dialect,
+    dialect: AmsVersion,
 ) -> dict[str, str]:
     """The options with the memory sizes of Flink's two processes as AMS states them.
 
@@ -99,10 +99,10 @@ def _size(
     options: Mapping[str, str],
     resource: Mapping[str, str],
     conf: Mapping[str, str],
-    dialect: Dialect,
+    dialect: AmsVersion,
 ) -> str:
     """The size that counts, as AMS writes it; empty if it is not a MiB."""
-    is_old = dialect is Dialect.V0_7
+    is_old = dialect is AmsVersion.V0_7
     key = f"{process}.memory.process.size"
     first = f"{process}.memory" if is_old else key
     places = (

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 import yaml
 
 from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true
-from dagster_amoro.core.ams_version import AskDialect, Dialect
+from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import (
     ConfigError,
     ContainerError,
@@ -79,14 +79,14 @@ class KubernetesContainer(OptimizerContainer):
     deletion_timeout: float = 60.0  # seconds for a Deployment and its pods to disappear
 
     def __init__(
-        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+        self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
         """Prepares the container without connecting to anything.
 
         Raises:
             ConfigError: A property is missing, or Kubernetes' client is not installed.
         """
-        super().__init__(name, properties, ask_dialect)
+        super().__init__(name, properties, ask_ams_version)
         if find_spec("kubernetes") is None:
             raise ConfigError(
                 f"container {name!r}: the client of Kubernetes is not installed; "
@@ -212,7 +212,7 @@ class KubernetesContainer(OptimizerContainer):
     def _pod_template(self, resource: Resource) -> dict[str, Any]:
         given = self._given(resource)
         bare: dict[str, Any] = {"metadata": {}, "spec": {"containers": [None]}}
-        template = given.pod_template() if self.dialect >= Dialect.V0_8 else None
+        template = given.pod_template() if self.dialect >= AmsVersion.V0_8 else None
         template = template or bare
         template["metadata"]["labels"] = {
             "app": _name_of(resource),
@@ -223,7 +223,7 @@ class KubernetesContainer(OptimizerContainer):
         spec["containers"][0] = self._container(resource, given)
         if secrets := _split(given.values.get("imagePullSecrets", "")):
             spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
-        if self.dialect >= Dialect.V0_9_0 and spec.get("terminationGracePeriodSeconds") is None:
+        if self.dialect >= AmsVersion.V0_9_0 and spec.get("terminationGracePeriodSeconds") is None:
             spec["terminationGracePeriodSeconds"] = _grace_seconds(resource)
         return template
 
@@ -241,15 +241,15 @@ class KubernetesContainer(OptimizerContainer):
 
     def _memory(self, resource: Resource, given: "_Given") -> int:
         """MiB of the pod."""
-        if resource.memory_mb > 0 and self.dialect >= Dialect.V0_8:
+        if resource.memory_mb > 0 and self.dialect >= AmsVersion.V0_8:
             return resource.memory_mb
         return given.whole("memory") * resource.thread_count
 
     def _command(self, resource: Resource, given: "_Given", memory: int) -> str:
-        ratio = given.number("extra.jvm.heap.ratio", "0.8") if self.dialect > Dialect.V0_7 else 1
+        ratio = given.number("extra.jvm.heap.ratio", "0.8") if self.dialect > AmsVersion.V0_7 else 1
         arguments = as_text(self.arguments(resource))
         whole = f"{_ENTRYPOINT} {int(memory * ratio)} {arguments}"
-        text = f"exec {whole}" if self.dialect >= Dialect.V0_9_0 else whole
+        text = f"exec {whole}" if self.dialect >= AmsVersion.V0_9_0 else whole
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
 
 

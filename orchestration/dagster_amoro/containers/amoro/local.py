@@ -17,7 +17,7 @@ import psutil
 from dagster_amoro.containers import processes, programs
 from dagster_amoro.containers.amoro.base import OptimizerContainer, failed_start, required_of
 from dagster_amoro.containers.programs import Program, ProgramError
-from dagster_amoro.core.ams_version import AskDialect
+from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
 
@@ -47,9 +47,9 @@ class LocalContainer(OptimizerContainer):
     """
 
     def __init__(
-        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+        self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        super().__init__(name, properties, ask_dialect)
+        super().__init__(name, properties, ask_ams_version)
         self._script: Final = Path(self.ams_home, "bin", "optimizer.sh")
 
     @property

@@ -24,7 +24,7 @@ from dagster_amoro.containers.amoro.base import (
 )
 from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest, SparkRestError
 from dagster_amoro.containers.programs import Program, ProgramError
-from dagster_amoro.core.ams_version import AskDialect, Dialect
+from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import (
     ConfigError,
     ContainerError,
@@ -120,9 +120,9 @@ class SparkContainer(OptimizerContainer):
     """Seconds between SIGTERM and SIGKILL for processes of this host."""
 
     def __init__(
-        self, name: str, properties: Mapping[str, str], ask_dialect: AskDialect | None = None
+        self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        super().__init__(name, properties, ask_dialect)
+        super().__init__(name, properties, ask_ams_version)
         self.home: Final = self.required("spark-home").removesuffix("/")
         self.master: Final = self.properties.get("master", "yarn")
         self.cluster: Final = self._cluster()
@@ -138,7 +138,7 @@ class SparkContainer(OptimizerContainer):
             StartFailedError: A property is missing, or a value cannot be an argument.
         """
         user = self.exports.get("HADOOP_USER_NAME", "hadoop")
-        has_name = self.dialect >= Dialect.V0_9_0
+        has_name = self.dialect >= AmsVersion.V0_9_0
         return usable(
             [
                 *(self._spark_submit, "--master", self.master, f"--deploy-mode={self.deploy_mode}"),
@@ -244,7 +244,7 @@ class SparkContainer(OptimizerContainer):
         options = self._given(resource)
         forced = {f"{_ALLOCATION}enabled": "true"}
         forced[f"{_ALLOCATION}maxExecutors"] = str(resource.thread_count)
-        if self.cluster is Cluster.KUBERNETES and self.dialect >= Dialect.V0_9:
+        if self.cluster is Cluster.KUBERNETES and self.dialect >= AmsVersion.V0_9:
             forced[_WAITS] = "false"
         options |= {key: options.get(key) or value for key, value in forced.items()}
         if self.cluster is Cluster.KUBERNETES:
@@ -253,7 +253,7 @@ class SparkContainer(OptimizerContainer):
 
     def _pod_options(self, resource: Resource) -> dict[str, str]:
         """The pod's name and labels; up to 0.9.0, AMS forgets those of executors."""
-        labelled = ("driver", "executor") if self.dialect >= Dialect.V0_9 else ("driver",)
+        labelled = ("driver", "executor") if self.dialect >= AmsVersion.V0_9 else ("driver",)
         labels = {
             "optimizer-group": resource.group_name,
             "optimizer-implementation": "spark-native-kubernetes",
@@ -379,7 +379,7 @@ class SparkContainer(OptimizerContainer):
         """
         if not self._in_cluster:
             return f"amoro-spark-optimizer-{resource.resource_id}"
-        if self.dialect >= Dialect.V0_9_0:
+        if self.dialect >= AmsVersion.V0_9_0:
             return _name(resource)
         return self._given(resource).get("spark.app.name", MAIN_CLASS)
 

@@ -181,11 +181,11 @@ class LaunchFiles:
         Raises:
             OSError: It could not be written.
         """
-        draft = self.record.with_suffix(".tmp")  # one is enough, under the lock
-        with _opened(draft, os.O_WRONLY | os.O_TRUNC) as file:
+        raw = self.record.with_suffix(".tmp")  # one is enough, under the lock
+        with _opened(raw, os.O_WRONLY | os.O_TRUNC) as file:
             os.write(file, dump_record(record).encode())
             os.fsync(file)
-        draft.replace(self.record)
+        raw.replace(self.record)
         with _opened(self._folder, os.O_DIRECTORY, create=0) as folder:
             os.fsync(folder)
 

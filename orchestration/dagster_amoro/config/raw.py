@@ -21,7 +21,7 @@ from dagster_amoro.config.keys import (
     resembles_one,
 )
 from dagster_amoro.config.urls import parse_url
-from dagster_amoro.config.values import FlawError
+from dagster_amoro.config.values import InvalidValueError
 
 _T = TypeVar("_T")
 
@@ -37,7 +37,7 @@ class _Given:
 
 
 @dataclass(slots=True)
-class Draft:
+class RawConfig:
     """The keys as they were given, in full and flattened, and what was found wrong so far."""
 
     source: Path
@@ -54,7 +54,7 @@ class Draft:
             try:
                 decode = self.decoders.get(setting.key)
                 return setting.parse(decode(given.value) if decode else given.value)
-            except FlawError as flaw:
+            except InvalidValueError as flaw:
                 self.reject(setting, str(flaw))
             except ValueError:
                 self.reject(setting)

@@ -21,7 +21,7 @@ from dagster_amoro.healing.status import GroupStatus, OrphanStatus, Status
 SHOWN: Final = 20  # orphans of a group that a table shows
 _WIDE: Final = 160  # columns of what is no terminal: a file, a pipe
 _LONGEST_ERROR: Final = 200  # characters of an error in a table; JSON has all
-_NUMBERS: Final = ("resources", "wanted", "live", "floor", "orphans")
+_NUMBERS: Final = ("resources", "wanted", "live", "min_parallelism", "orphans")
 _GROUP_COLUMNS: Final = ("group", *_NUMBERS, "refills", "state")
 _ORPHAN_COLUMNS: Final = ("orphan", "state", "for", "attempts", "next", "last error")
 
@@ -64,17 +64,17 @@ def _head(status: Status) -> Iterator[tuple[str, str]]:
     dry = status.mode is Mode.DRY_RUN
     ams = f"does not answer, nothing is concluded before it does: {status.silence}"
     yield "at", clock_time(status.at)
-    yield "acts", status.acting.told
+    yield "acts", status.acting.message
     yield "mode", "dry run: nothing is started or removed" if dry else str(status.mode)
     yield "auto-restart", "on" if status.auto_restart else "off"
     yield "AMS", (ams if status.silence else "answers") if status.attached else "none"
     yield from (("pause", str(pause)) for pause in status.pauses)
-    yield from ((group.name, group.told) for group in status.groups if group.told)
+    yield from ((group.name, group.message) for group in status.groups if group.message)
 
 
 def _group_row(group: GroupStatus) -> tuple[str, ...]:
     numbers = [getattr(group, name) for name in _NUMBERS]
-    rounds = f"{group.refill.rounds} of {group.refill.most}" if group.refill else ""
+    rounds = f"{group.scale_up.rounds} of {group.scale_up.most}" if group.scale_up else ""
     shown = ("" if number is None else f"{number:,}" for number in numbers)
     return group.name, *shown, rounds, group.trouble or "ok"
 
@@ -85,7 +85,7 @@ def _orphan_row(orphan: OrphanStatus, now: datetime) -> tuple[str, ...]:
         orphan.resource_id,
         orphan.state or "new",
         duration(now - since) if since else "",
-        "" if orphan.spent is None else f"{orphan.spent} of {orphan.max_attempts}",
+        "" if orphan.attempts_used is None else f"{orphan.attempts_used} of {orphan.max_attempts}",
         orphan.next,
         shorten(orphan.last_error or "", _LONGEST_ERROR),
     )

@@ -1,14 +1,14 @@
-"""Which restarts are refused now: by a guard, by a container, or since refills did not help?"""
+"""Which restarts are refused now: by a limit, by a container, or since refills did not help?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dagster_amoro.core.limits import refusals
+from dagster_amoro.core.limits import blocked_groups
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.pauses import Pause, Pauses
 from dagster_amoro.core.policy import Verdict, decide
-from dagster_amoro.core.scale_up import ON_ITS_WAY, Refill, RefillState
+from dagster_amoro.core.scale_up import ON_ITS_WAY, ScaleUp, ScaleUpState
 from dagster_amoro.healing.keeper import Keeper
 
 
@@ -16,10 +16,10 @@ from dagster_amoro.healing.keeper import Keeper
 class Refusals:
     """What is not restarted now although it is time; nothing of it is paused."""
 
-    guarded: Mapping[str, str]  # why the guards hold a group back, by its name
+    guarded: Mapping[str, str]  # why the limits hold a group back, by its name
     held: Sequence[Incident]  # the orphans that they hold back
     failed: Sequence[Incident]  # whose last start failed, the newest first
-    stopped: Sequence[Refill]  # groups whose rounds did not help
+    stopped: Sequence[ScaleUp]  # groups whose rounds did not help
     pauses: Sequence[Pause]  # those that hold: what is paused is no refusal
 
     @property
@@ -34,7 +34,7 @@ def refused(
     """Looks for refused restarts, as a tick would decide on them.
 
     Args:
-        keeper: Whose guards and refills these are.
+        keeper: Whose limits and refills these are.
         incidents: All that are open.
         pauses: Those that hold at `now`.
         now: Aware UTC.
@@ -49,13 +49,13 @@ def refused(
         for each in incidents
         if verdicts[each.incident_id] is Verdict.RESTART
         and each.state is State.WAITING
-        and not each.ordered
+        and not each.operator_request
     ]
-    guarded = refusals(
+    guarded = blocked_groups(
         {each.group_name for each in due},
         (each.group_name for each in incidents),
         keeper.registry.resource_counts,
-        keeper.guards,
+        keeper.limits,
     )
     failed = [
         each
@@ -64,15 +64,15 @@ def refused(
         and each.state in ON_ITS_WAY
         and verdicts[each.incident_id] is not Verdict.HOLD
     ]
-    refills = {} if keeper.ams or not keeper.policy.enabled else keeper.ledger.refills()
+    scale_ups = {} if keeper.ams or not keeper.policy.enabled else keeper.ledger.scale_ups()
     return Refusals(
         guarded=guarded,
         held=[each for each in due if each.group_name in guarded],
         failed=sorted(failed, key=lambda each: each.attempted_at or each.detected_at, reverse=True),
         stopped=[
             each
-            for each in refills.values()
-            if each.state is RefillState.STOPPED and not pauses.of_group(each.group_name)
+            for each in scale_ups.values()
+            if each.state is ScaleUpState.STOPPED and not pauses.of_group(each.group_name)
         ],
         pauses=list(pauses.holding.values()),
     )
