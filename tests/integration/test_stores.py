@@ -1797,7 +1797,7 @@ def test_a_refill_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
     assert move_scale_up(ledger, None, first)
 
 
-@pytest.mark.parametrize("action", ["scale-up", "scale_up_again"])
+@pytest.mark.parametrize("action", ["scale_up", "scale_up_again"])
 def test_exactly_one_of_two_processes_refills_a_group(
     ledger: Ledger, database_url: sa.URL, racers: Racers, action: str
 ) -> None:
@@ -1809,7 +1809,7 @@ def test_exactly_one_of_two_processes_refills_a_group(
         assert sorted(map(str, racers.race(action, database_url))) == ["False", "True"]
         (moved,) = ledger.scale_ups().values()
         assert moved.version == (number + 1 if action == "scale_up_again" else 0)
-        if action == "scale-up":
+        if action == "scale_up":
             execute(ledger.database, sa.delete(schema.scale_up))
 
 
