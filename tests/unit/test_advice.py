@@ -189,7 +189,7 @@ def test_the_grid_begins_with_the_policy_in_force() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("message", "says"),
     [
         ([], "Too little history: 0 closed incidents, 10 needed."),
         ([recorded(3)], "Too little history: 1 closed incident, 10 needed."),

@@ -17,7 +17,7 @@ def test_a_moment_is_told_with_its_zone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "message"),
     [
         (-5, "0 s"),
         (0, "0 s"),
@@ -51,7 +51,7 @@ def test_a_span_is_told_to_the_second_and_from_an_hour_on_to_the_minute(span: ti
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(0, "0 orphans"), (1, "1 orphan"), (1000, "1,000 orphans")]
+    ("number", "message"), [(0, "0 orphans"), (1, "1 orphan"), (1000, "1,000 orphans")]
 )
 def test_things_are_counted(number: int, message: str) -> None:
     """One of them has no s."""

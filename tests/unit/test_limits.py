@@ -54,7 +54,7 @@ def groups_of(incidents: list[Incident]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("due", "most", "turn", "now", "served_last"),
+    ("due", "most", "last_served_group", "now", "served_last"),
     [
         ("", 3, None, "", None),
         ("aab", None, None, "aab", None),
@@ -260,7 +260,7 @@ def test_a_group_of_one_has_its_own_limit() -> None:
     }
 
 
-@pytest.mark.parametrize(("limit", "told"), [(0.125, "12.5%"), (0.001, "0.1%"), (0.29, "29%")])
+@pytest.mark.parametrize(("limit", "message"), [(0.125, "12.5%"), (0.001, "0.1%"), (0.29, "29%")])
 def test_a_limit_is_told_as_it_was_set(limit: float, message: str) -> None:
     """Whoever reads it looks for it in the configuration."""
     found = refused({"a": 9}, {"a": 9}, Limits(max_orphaned=limit))

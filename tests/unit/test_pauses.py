@@ -35,7 +35,7 @@ def test_a_pause_ends_on_the_microsecond() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "until", "reason", "told"),
+    ("target", "until", "reason", "message"),
     [
         (EVERYTHING, None, "", "everything is paused by ann"),
         (ETL, None, "moving hosts", "group etl is paused by ann: moving hosts"),
