@@ -265,8 +265,8 @@ class World:
     def outcomes(self) -> dict[tuple[str, datetime], tuple[object, ...]]:
         """Each incident as it stands, but for its number and whose it is."""
         query = sa.text(
-            "SELECT resource_id, detected_at, state, attempts, prior_attempts, attempted_at, dispatches, "
-            "closed_at, version, note, last_error, claimed_until FROM keeper_incident"
+            "SELECT resource_id, detected_at, state, attempts, prior_attempts, attempted_at, "
+            "dispatches, closed_at, version, note, last_error, claimed_until FROM keeper_incident"
         )
         with self.keeper.ledger.reading() as connection:
             return {(row[0], row[1]): tuple(row[2:]) for row in connection.execute(query)}
