@@ -15,12 +15,19 @@ from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.groups import min_parallelism
-from dagster_amoro.core.messages import ABSTAINED
+from dagster_amoro.core.messages import (
+    ABSTAINED,
+    ABSTENTIONS,
+    AGE,
+    OPEN_INCIDENTS,
+    PAUSED,
+    REFUSED,
+    WATCHING,
+)
 from dagster_amoro.core.model import EventKind, Incident, State
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.core.scale_up import ScaleUp
-from dagster_amoro.defs.metrics import ABSTENTIONS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED, WATCHING
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores.schema import event, incident
 from dagster_amoro_audit.automation import whenever

@@ -12,9 +12,9 @@ import pandas as pd
 import sqlalchemy as sa
 
 from dagster_amoro.asset_keys import AUDIT, EVENTS, GROUPS, HISTORY, group_name
+from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.healing.keeper import Clock
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit import charts
 from dagster_amoro_audit.automation import whenever

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from dagster_amoro.config import load_settings
+from dagster_amoro.core.clock import utc_clock
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.demo.fleet import MARKER, processes, stop_all
-from dagster_amoro.healing.keeper import Keeper, utc_clock
+from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.testing import RecordingContainer
 from tests.helpers.fleet import Fleet
 

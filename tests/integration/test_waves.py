@@ -13,11 +13,11 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from dagster_amoro.core.clock import utc_clock
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.core.transitions import order
-from dagster_amoro.healing.keeper import utc_clock
 from dagster_amoro.stores.registry import resource, resource_group
 from tests.helpers.fleet import GRACE, Fleet, fleet
 

@@ -20,6 +20,16 @@ DRY_RUN = "Dry run, nothing is done: "
 """How the message of a tick, or of a turn, begins that only rehearsed."""
 ABSTAINED = "Abstained"
 """How the message of a tick begins that concluded nothing."""
+WATCHING = "Watching"
+"""How the message of a tick begins that left the fleet to another deployment."""
+
+# What the numbers of a tick, and of a check, are called.
+AGE = "seconds since the last completed survey"
+ABSTENTIONS = "abstentions in a row"
+OPEN_INCIDENTS = "open incidents"
+REFUSED = "refused restarts"
+PAUSED = "paused"
+ACTS = "who acts"
 
 _ENDS = {
     Verdict.GIVE_UP: "to be given up",

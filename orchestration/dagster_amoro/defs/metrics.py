@@ -7,28 +7,18 @@ A tick has no metadata in Dagster; its numbers are those of an observation of Am
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
 
 import dagster as dg
 
 from dagster_amoro.asset_keys import RESOURCES
 from dagster_amoro.core.groups import min_parallelism
+from dagster_amoro.core.messages import ABSTENTIONS, ACTS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED
 from dagster_amoro.core.policy import Verdict
 from dagster_amoro.core.scale_up import ON_ITS_WAY
 from dagster_amoro.core.tick_plan import RegistrySnapshot, TickPlan
 from dagster_amoro.defs.cursor import Cursor, Number
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.tick import Tick
-
-WATCHING: Final = "Watching"
-"""How the message of a tick begins that left the fleet to another deployment."""
-
-AGE: Final = "seconds since the last completed survey"
-ABSTENTIONS: Final = "abstentions in a row"
-OPEN_INCIDENTS: Final = "open incidents"
-REFUSED: Final = "refused restarts"
-PAUSED: Final = "paused"
-ACTS: Final = "who acts"
 
 Numbers = Mapping[str, Number]
 """What a tick tells, by name."""

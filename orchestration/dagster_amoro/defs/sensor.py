@@ -9,12 +9,12 @@ import dagster as dg
 
 from dagster_amoro.asset_keys import EVENTS, GROUPS, group_name, partition_key
 from dagster_amoro.core.errors import KeeperError, describe
-from dagster_amoro.core.messages import ABSTAINED
+from dagster_amoro.core.messages import ABSTAINED, WATCHING
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.tick_plan import RunPlan
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
-from dagster_amoro.defs.metrics import WATCHING, Numbers, news, of_abstention, of_standby, of_survey
+from dagster_amoro.defs.metrics import Numbers, news, of_abstention, of_standby, of_survey
 from dagster_amoro.defs.restart_job import CLAIM_OP
 from dagster_amoro.defs.scale_up_job import TAKE_OP
 from dagster_amoro.healing.keeper import Keeper

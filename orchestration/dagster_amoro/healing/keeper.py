@@ -1,8 +1,7 @@
 """What the tick and the steps of a run work with: settings, stores, containers and a clock."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
@@ -11,15 +10,13 @@ from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.dry_run import DryRunContainers
 from dagster_amoro.containers.resolve import Containers
 from dagster_amoro.core.ams_restart import settling_time
+from dagster_amoro.core.clock import Clock, utc_clock
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
-
-Clock = Callable[[], datetime]
-"""Says what time it is, as aware UTC. Read once per tick and once per step of an attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +100,3 @@ def _leader(settings: AmsSettings, database: Database) -> FindLeader:
             return from_lease(database, settings.cluster_name, settings.http_port)
         case HighAvailability.NONE:
             return always(Server(settings.host, settings.thrift_port, settings.http_port))
-
-
-def utc_clock() -> datetime:
-    """The clock of this host."""
-    return datetime.now(UTC)
