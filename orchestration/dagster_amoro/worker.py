@@ -15,12 +15,18 @@ import sqlalchemy as sa
 from dagster_amoro.core.errors import StoreUnavailableError, describe
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.stores.database import Database, utc_now
-from dagster_amoro.stores.registry import optimizer
 
 _LOG: Final = logging.getLogger(__name__)
 _EXIT_SECONDS: Final = 5  # a worker that is done does not wait longer for its row to go
-# A server that vanished without a word counts as away after this long, not after hours. What the
-# URL says about it goes first.
+_LONGEST_NAME: Final = 100  # characters that a column of names holds
+# The table of the registry without the types of its columns, which would take long to import.
+_OPTIMIZER: Final = sa.table(
+    "optimizer",
+    *map(sa.column, ("token", "resource_id", "group_name", "container_name", "start_time")),
+    *map(sa.column, ("touch_time", "thread_count", "total_memory", "properties")),
+)
+# A server that vanished without a word counts as away after this long, not after hours. Settings
+# in the URL come first.
 _PATIENCE: Final = {
     "postgresql+psycopg": {
         "connect_timeout": "10",  # s
@@ -79,9 +85,8 @@ class Heartbeat:
             "container_name": container_name,
         }
         for name, value in names.items():
-            longest = _length(optimizer.c[name].type)
-            if not 0 < len(value) <= longest:
-                raise ValueError(f"{name} must have 1 to {longest} characters: {value!r}")
+            if not 0 < len(value) <= _LONGEST_NAME:
+                raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} characters: {value!r}")
         if interval <= timedelta(0):
             raise ValueError(f"interval must be longer than nothing: {interval!r}")
         self._columns = {**names, "thread_count": thread_count, "total_memory": memory_mb}
@@ -108,14 +113,14 @@ class Heartbeat:
         Raises:
             StoreUnavailableError: The registry did not answer as it should.
         """
-        mine = optimizer.c.token == self._token
+        mine = _OPTIMIZER.c.token == self._token
         with self._writing() as connection:
-            touch = sa.update(optimizer).where(mine).values(touch_time=utc_now())
+            touch = sa.update(_OPTIMIZER).where(mine).values(touch_time=utc_now())
             if connection.execute(touch).rowcount:
                 return
             # Kept before the commit: if its answer is lost, the next touch tells whether it held.
             self._token = str(uuid4())
-            connection.execute(sa.insert(optimizer).values(token=self._token, **self._row()))
+            connection.execute(sa.insert(_OPTIMIZER).values(token=self._token, **self._row()))
 
     def _row(self) -> dict[str, object]:
         properties = {
@@ -151,7 +156,7 @@ class Heartbeat:
     def _unregister(self) -> None:
         try:
             with self._writing() as connection:
-                connection.execute(sa.delete(optimizer).where(optimizer.c.token == self._token))
+                connection.execute(sa.delete(_OPTIMIZER).where(_OPTIMIZER.c.token == self._token))
         except Exception as error:  # noqa: BLE001 - the row expires by itself
             who = self._columns["resource_id"]
             _LOG.info("The row for %r is left to expire: %s", who, describe(error))
@@ -167,11 +172,6 @@ class Heartbeat:
                 yield connection
         finally:
             self._database.close()
-
-
-def _length(kind: sa.types.TypeEngine[str]) -> int:
-    """How many characters a column of names holds."""
-    return (kind.length if isinstance(kind, sa.String) else None) or 0
 
 
 def _impatient(url: sa.URL) -> sa.URL:

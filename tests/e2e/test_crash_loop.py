@@ -54,7 +54,7 @@ def configuration(folder: Path) -> str:
     containers = [
         {
             "name": name,
-            "container-impl": "dagster_amoro.containers.CommandContainer",
+            "container-impl": "dagster_amoro.CommandContainer",
             "properties": {
                 "command": [sys.executable, str(folder / "worker.py"), "{resource_id}", deaths],
                 "log-dir": str(folder / "logs"),

@@ -18,7 +18,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from dagster_amoro.containers import CommandContainer, processes
+from dagster_amoro import CommandContainer
+from dagster_amoro.containers import processes
 from dagster_amoro.containers.command.launches import LaunchFiles, Record, properties_of
 from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch
 from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
@@ -50,7 +51,8 @@ os.wait()
 # Another process of ours, which dies where it is told to.
 STARTER = """
 import json, os, signal, sys, time
-from dagster_amoro.containers import CommandContainer, processes
+from dagster_amoro import CommandContainer
+from dagster_amoro.containers import processes
 from dagster_amoro.containers.command.launches import LaunchFiles
 from dagster_amoro.core.model import Resource
 

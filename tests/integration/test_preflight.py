@@ -173,7 +173,7 @@ def test_a_standalone_fleet_that_never_ran_is_well(tmp_path: Path) -> None:
           optimizer: {auto-restart-enabled: true}
         containers:
           - name: w
-            container-impl: dagster_amoro.containers.CommandContainer
+            container-impl: dagster_amoro.CommandContainer
             properties: {command: [sleep, "{resource_id}"]}
         """
     )

@@ -35,7 +35,7 @@ def keeper_at(folder: Path, later: timedelta) -> Keeper:
     command = ["sleep", "600"]
     settings = ContainerSettings(
         name="local",
-        implementation="dagster_amoro.containers.CommandContainer",
+        implementation="dagster_amoro.CommandContainer",
         properties={
             "command": str(command).replace("'", '"'),
             "log-dir": str(folder / "workers"),

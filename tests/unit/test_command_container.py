@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.containers import CommandContainer
+from dagster_amoro import CommandContainer
 from dagster_amoro.containers.base import Container
 from dagster_amoro.containers.command.container import fill, parse_command
 from dagster_amoro.containers.command.launches import (

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from dagster import DagsterExecutionInterruptedError
 
+import dagster_amoro.defs  # noqa: F401 - makes Dagster's interruption known
+from dagster_amoro import CommandContainer
 from dagster_amoro.config import ContainerSettings
-from dagster_amoro.containers import CommandContainer
 from dagster_amoro.containers.amoro.base import OptimizerContainer
 from dagster_amoro.containers.resolve import Containers, build_container
 from dagster_amoro.core.ams_version import AmsVersion
@@ -116,7 +117,7 @@ def test_builds_a_class_with_name_and_properties() -> None:
 
 def test_builds_the_command_container_by_its_public_name() -> None:
     """The name that a config.yaml has."""
-    entry = settings("dagster_amoro.containers.CommandContainer", command='["w"]')
+    entry = settings("dagster_amoro.CommandContainer", command='["w"]')
     assert isinstance(build_container(entry), CommandContainer)
 
 
@@ -134,7 +135,7 @@ def test_builds_the_command_container_by_its_public_name() -> None:
         (f"{HERE}.Raising", "RuntimeError: no luck"),
         (f"{HERE}.Incomplete", "it has no release_resource"),
         ("collections.abc.Sized", "TypeError"),
-        ("dagster_amoro.containers.CommandContainer", "property 'command' is missing"),
+        ("dagster_amoro.CommandContainer", "property 'command' is missing"),
         (JAVA, "container 'c': property 'ams-optimizing-uri' is required"),
         ("org.apache.amoro.Other", f"no such class of Amoro is known; known are {JAVA[:31]}"),
     ],

@@ -1,5 +1,1 @@
-"""The containers: one file per way of starting a worker."""
-
-from dagster_amoro.containers.command.container import CommandContainer
-
-__all__ = ["CommandContainer"]
+"""The containers: one module or folder per way of starting a worker."""

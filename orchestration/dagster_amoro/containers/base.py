@@ -3,13 +3,27 @@
 from collections.abc import Mapping
 from typing import Final, Protocol, runtime_checkable
 
-from dagster import DagsterExecutionInterruptedError
-
 from dagster_amoro.core.model import Resource
 
-INTERRUPTIONS: Final = (KeyboardInterrupt, GeneratorExit, DagsterExecutionInterruptedError)
-"""What asks this process to stop. Anything else that a container raises, exits and panics of
-foreign code included, is a failure of that container alone."""
+_interruptions: Final[list[type[BaseException]]] = [KeyboardInterrupt, GeneratorExit]
+
+
+def never_swallow(*kinds: type[BaseException]) -> None:
+    """Adds kinds of exceptions to `interruptions`, for the whole process.
+
+    Whoever runs containers within a framework that interrupts by an exception of its own says so
+    here, once, before the first container is called.
+    """
+    _interruptions.extend(kind for kind in kinds if kind not in _interruptions)
+
+
+def interruptions() -> tuple[type[BaseException], ...]:
+    """The exceptions that ask this process to stop, and so pass through a container's call.
+
+    Anything else that a container raises is a failure of that container alone, exits and panics
+    of foreign code included.
+    """
+    return tuple(_interruptions)
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """How is a container called, so that whatever it does wrong is a failure of that call alone?"""
 
-from dagster_amoro.containers.base import INTERRUPTIONS, Container
+from dagster_amoro.containers.base import Container, interruptions
 from dagster_amoro.core.errors import StartFailedError, describe
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
@@ -17,7 +17,7 @@ def start(container: Container, resource: Resource) -> dict[str, str]:
         # As texts, which not every container of one's own returns: what was started has to be
         # found again by them.
         return {str(key): str(value) for key, value in dict(startup).items()}
-    except INTERRUPTIONS:
+    except interruptions():
         raise
     except BaseException as error:
         raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
@@ -27,7 +27,7 @@ def stop(container: Container, resource: Resource, what: str) -> list[str]:
     """Stops it as well as it can be done; returns what there is to say about it."""
     try:
         container.release_resource(resource)
-    except INTERRUPTIONS:
+    except interruptions():
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
         return [f"could not stop {what}: {Mask(resource.properties).hide(describe(error))}"]

@@ -6,7 +6,7 @@ from threading import Lock
 from typing import Any, Final
 
 from dagster_amoro.config import ContainerSettings
-from dagster_amoro.containers.base import INTERRUPTIONS, Container
+from dagster_amoro.containers.base import Container, interruptions
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.secrets import Mask
@@ -37,7 +37,7 @@ def build_container(
     try:
         container = _build(settings, ask_ams_version)
         missing = [member for member in _MEMBERS if not _has(container, member)]
-    except INTERRUPTIONS:
+    except interruptions():
         raise
     except BaseException as error:  # a user's code, which may also exit, or panic in Rust
         raise _unusable(settings, Mask(settings.properties).hide(describe(error))) from error
@@ -96,7 +96,7 @@ class Containers:
             return "it names no container"
         try:
             supported = bool(self.get(name).supports_auto_restart)
-        except INTERRUPTIONS:
+        except interruptions():
             raise
         except ContainerError as error:
             return str(error)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
@@ -210,6 +209,8 @@ def is_mysql(dialect: sa.Dialect) -> bool:
 
 def insert_unless_there(table: sa.Table, dialect: str) -> sa.Insert:
     """An insert that does nothing where it would collide with a row that is there."""
+    from sqlalchemy.dialects import mysql, postgresql, sqlite  # noqa: PLC0415 - slow to import
+
     if dialect == "sqlite":
         return sqlite.insert(table).on_conflict_do_nothing()
     if dialect == "postgresql":
@@ -250,6 +251,8 @@ class UtcDateTime(TypeDecorator[datetime]):
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """MySQL drops the fraction of a second unless told otherwise."""
         if is_mysql(dialect):
+            from sqlalchemy.dialects import mysql  # noqa: PLC0415 - slow to import
+
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(sa.DateTime())
 
