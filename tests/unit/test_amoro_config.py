@@ -20,8 +20,8 @@ from dagster_amoro.config import (
     Settings,
     load_settings,
 )
+from dagster_amoro.config.jdbc import parse_url
 from dagster_amoro.config.shade import _from_base64
-from dagster_amoro.config.urls import parse_url
 from dagster_amoro.config.values import parse_host, parse_keywords
 from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError
@@ -222,7 +222,7 @@ def test_the_file_of_each_version_is_read(
     assert settings.heartbeat_timeout == timedelta(seconds=heartbeat)
     assert settings.ams is not None
     assert settings.ams.http_port == http_port
-    assert settings.ams.dialect is None
+    assert settings.ams.ams_version is None
 
 
 def test_what_the_helm_chart_leaves_to_the_environment_is_found_there(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_what_the_helm_chart_leaves_to_the_environment_is_found_there(tmp_path: 
         high_availability=HighAvailability.NONE,
         cluster_name="default",
         zookeeper_address="",
-        dialect=None,
+        ams_version=None,
     )
     assert settings.containers[LOCAL].properties == {
         "ams-home": "/usr/local/amoro",
@@ -350,7 +350,7 @@ def test_ports_that_cannot_be_are_reported(tmp_path: Path, key: str, port: objec
 
 
 @pytest.mark.parametrize(
-    ("value", "text", "dialect"),
+    ("value", "text", "version"),
     [
         ("0.7.1", "0.7.1", AmsVersion.V0_7),
         (0.8, "0.8", AmsVersion.V0_8),
@@ -361,13 +361,13 @@ def test_ports_that_cannot_be_are_reported(tmp_path: Path, key: str, port: objec
     ],
 )
 def test_the_version_is_told_to_containers(
-    tmp_path: Path, value: object, text: str | None, dialect: AmsVersion | None
+    tmp_path: Path, value: object, text: str | None, version: AmsVersion | None
 ) -> None:
     """Where it is left out, AMS is asked."""
     document = attached(keeper={"ams-version": value}, containers={LOCAL: {}})
     settings = load(tmp_path, document)
     assert settings.ams is not None
-    assert settings.ams.dialect is dialect
+    assert settings.ams.ams_version is version
     assert settings.containers[LOCAL].properties.get("ams-version") == text
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.config import Mode, Settings, load_settings
-from dagster_amoro.config.keys import GROUP_DYNAMIC, SETTINGS, group_in
+from dagster_amoro.config import SETTINGS, Mode, Settings, load_settings
+from dagster_amoro.config.sources import group_of
 from dagster_amoro.config.values import DURATION_ACCEPTS
 from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.core.limits import Limits
@@ -275,7 +275,7 @@ def test_groups_are_named_nested_or_dotted(tmp_path: Path, keys: dict[str, Any])
 @given(st.text(min_size=1))
 def test_every_name_of_a_group_is_found(name: str) -> None:
     """Whatever is in it, keys of groups included."""
-    assert group_in(f"keeper.groups.{name}.dynamic-allocation", GROUP_DYNAMIC) == name
+    assert group_of(f"keeper.groups.{name}.dynamic-allocation") == name
 
 
 def test_groups_named_like_keys_are_groups(tmp_path: Path) -> None:

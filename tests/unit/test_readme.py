@@ -7,7 +7,6 @@ import dagster as dg
 import pytest
 
 from dagster_amoro.cli import main
-from dagster_amoro.config import SETTINGS
 from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.healing.keeper import Keeper
 
@@ -15,17 +14,6 @@ CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()
 OPERATING = (CHECKOUT / "docs" / "operations.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README + OPERATING, re.DOTALL)
-
-
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    """Every key, with its default and its meaning, and no other."""
-    rows = [
-        f"| `{setting.key}` | {f'`{setting.default}`' if setting.default else ''} "
-        f"| {setting.meaning} |"
-        for setting in SETTINGS
-    ]
-    assert "\n".join(rows) in README
-    assert len(re.findall(r"^\| `(?:ams|keeper)\.", README, re.MULTILINE)) == len(rows)
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,18 @@
-"""What the `containers:` list says, entry by entry."""
+"""What the `containers:` list says, entry by entry, and what AMS adds to its own containers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Final
 
-from dagster_amoro.config.ams import AMORO
-from dagster_amoro.config.raw import RawConfig, kind_of, show
-from dagster_amoro.config.settings import ContainerSettings
+from dagster_amoro.config.models import Configuration
+from dagster_amoro.config.settings import AmsSettings, ContainerSettings, HighAvailability
+from dagster_amoro.config.sources import RawConfig, kind_of, show
 from dagster_amoro.config.values import parse_text
+
+_AMORO: Final = "org.apache.amoro."  # how the class names of Amoro's own containers begin
+_URI: Final = "ams-optimizing-uri"
 
 
 def read_containers(raw: RawConfig, entries: object) -> Mapping[str, ContainerSettings]:
@@ -21,15 +26,15 @@ def read_containers(raw: RawConfig, entries: object) -> Mapping[str, ContainerSe
 
 def _container(raw: RawConfig, place: str, entry: object) -> ContainerSettings:
     if not isinstance(entry, dict):
-        accepts = "a map with name, container-impl and properties"
-        raw.reject_in_file(place, kind_of(entry), accepts)
+        raw.reject_in_file(place, kind_of(entry), "a map with name, container-impl and properties")
         return ContainerSettings(name="", implementation="", properties={})
     implementation = _required(raw, place, entry, "container-impl")
-    lists = not implementation.startswith(AMORO)
     return ContainerSettings(
         name=_required(raw, place, entry, "name"),
         implementation=implementation,
-        properties=_properties(raw, f"{place}.properties", entry, lists=lists),
+        properties=_properties(
+            raw, place, entry.get("properties", {}), lists=not implementation.startswith(_AMORO)
+        ),
     )
 
 
@@ -42,22 +47,19 @@ def _required(raw: RawConfig, place: str, entry: Mapping[object, object], key: s
     return ""
 
 
-def _properties(
-    raw: RawConfig, place: str, entry: Mapping[object, object], *, lists: bool
-) -> Mapping[str, str]:
+def _properties(raw: RawConfig, place: str, given: object, *, lists: bool) -> Mapping[str, str]:
     """An entry's properties; a null among them counts as left out, as it does for AMS."""
-    given = entry.get("properties", {})
     if not isinstance(given, dict):
-        raw.reject_in_file(place, kind_of(given), "a map, or to leave it out")
+        raw.reject_in_file(f"{place}.properties", kind_of(given), "a map, or to leave it out")
         return {}
+    accepts = "a text, a number, true or false" + (", or a list of those" if lists else "")
     texts: dict[str, str] = {}
     for key, value in given.items():
         try:
             if value is not None:
                 texts[parse_text(key)] = _property_text(value, lists=lists)
         except ValueError:
-            accepts = "a text, a number, true or false" + (", or a list of those" if lists else "")
-            raw.reject_in_file(f"{place}.{key}", kind_of(value), accepts)
+            raw.reject_in_file(f"{place}.properties.{key}", kind_of(value), accepts)
     return MappingProxyType(texts)
 
 
@@ -66,3 +68,57 @@ def _property_text(value: object, *, lists: bool) -> str:
         texts = [parse_text(each) for each in value]
         return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     return parse_text(value)
+
+
+def add_ams_properties(
+    raw: RawConfig,
+    config: Configuration,
+    ams: AmsSettings,
+    containers: Mapping[str, ContainerSettings],
+    environ: Mapping[str, str],
+) -> Mapping[str, ContainerSettings]:
+    """The containers, those of Amoro with the properties that AMS gives them when it starts.
+
+    AMS does so in `AmoroServiceContainer`. With high availability by database it would give them
+    the address of a ZooKeeper that is not there, so they have to bring one that is of use.
+    """
+    home = next(_homes(raw, config, environ), "")
+    always = {"ams-home": home} if home else {}
+    defaults = {
+        _URI: _optimizing_uri(ams),
+        "master-slave-mode-enabled": "true" if config.ha.use_master_slave_mode else "",
+        "ams-version": config.ams.version,
+    }
+    missing = {key: value for key, value in defaults.items() if value}
+
+    def extended(container: ContainerSettings) -> ContainerSettings:
+        if not container.implementation.startswith(_AMORO):
+            return container
+        properties = {**missing, **container.properties, **always}
+        if _URI not in properties:
+            raw.reject_in_file(
+                f"the property {_URI} of container {container.name!r}",
+                "left out, though ams.ha.type is database",
+                "thrift://host:port, where optimizers reach the leader of AMS",
+            )
+        return replace(container, properties=MappingProxyType(properties))
+
+    return MappingProxyType({name: extended(each) for name, each in containers.items()})
+
+
+def _homes(raw: RawConfig, config: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
+    """Where Amoro may be installed: our own key first, then what AMS looks at, in its order."""
+    given = (config.ams.home, environ.get("ARCTIC_HOME"), environ.get("AMORO_HOME"))
+    yield from filter(None, given)
+    if (folder := raw.source.parent).name == "conf":
+        yield str(folder.parent)
+
+
+def _optimizing_uri(ams: AmsSettings) -> str:
+    match ams.high_availability:
+        case HighAvailability.ZOOKEEPER:
+            return f"zookeeper://{ams.zookeeper_address}/{ams.cluster_name}"
+        case HighAvailability.DATABASE:
+            return ""
+    host = f"[{ams.host}]" if ":" in ams.host else ams.host
+    return f"thrift://{host}:{ams.thrift_port}"

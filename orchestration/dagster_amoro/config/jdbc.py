@@ -1,14 +1,14 @@
-"""What a JDBC URL of Amoro's comes to for Python's drivers."""
+"""Which database a URL means, in Amoro's JDBC form or SQLAlchemy's, and what is wrong with it."""
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 import sqlalchemy as sa
 
-from dagster_amoro.config.values import JAVA_INT_MAX, InvalidValueError
+from dagster_amoro.config.values import JAVA_INT_MAX, InvalidValueError, parse_text
 
 DRIVERS: Final = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 _SERVER: Final = re.compile(
@@ -24,12 +24,62 @@ _SSL_MODES: Final = {"disable", "allow", "prefer", "require", "verify-ca", "veri
 _ESCAPED: Final = re.compile(r"([\s\\])")
 
 
-def parse_jdbc(text: str) -> sa.URL | None:
-    """The database that a JDBC URL means; None: it is none, or cannot be read.
+def parse_url(value: object) -> sa.URL | None:
+    """The database that a URL means; None: the text is empty.
 
     Raises:
-        FlawError: It asks for something that cannot be had.
+        InvalidValueError: It asks for something that no driver of ours can do.
+        ValueError: It is no URL, or one in which the password cannot be told from the rest.
     """
+    text = parse_text(value)
+    if not text:
+        return None
+    return _parse_jdbc(text) or _sqlalchemy_url(text)
+
+
+def _sqlalchemy_url(text: str) -> sa.URL:
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise ValueError("not a URL") from None
+    if url.get_backend_name() != "sqlite" and text.count("@") != (url.username is not None):
+        # An `@` or `/` of the password was not escaped: the rest of it would pass for something
+        # else, and be shown.
+        raise ValueError("an @ that does not end the credentials")
+    return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+
+
+def url_flaws(url: sa.URL) -> Iterator[str]:
+    """What is wrong with a URL that could be read; each completes "the URL ..."."""
+    if any("password" in key.lower() or "passwd" in key.lower() for key in url.query):
+        yield "holds a password in its query part, which logs would show"
+    try:
+        if url.get_dialect().is_async:
+            yield "names an asynchronous driver, which cannot be used here"
+    except sa.exc.NoSuchModuleError:
+        yield "names a driver that SQLAlchemy does not know"
+    yield from _file_flaws(url) if url.get_backend_name() == "sqlite" else _server_flaws(url)
+
+
+def _server_flaws(url: sa.URL) -> Iterator[str]:
+    if not url.database:
+        yield "names no database"
+    if url.port is not None and not 0 < url.port < 2**16:
+        yield "names a port beyond 1 to 65535"
+
+
+def _file_flaws(url: sa.URL) -> Iterator[str]:
+    path = url.database or ""
+    if url.host:
+        yield "has a host; an absolute path takes four slashes, as in sqlite:////data/registry.db"
+    elif path in {"", ":memory:"}:
+        yield "is in memory, where every process would have a registry of its own"
+    elif "uri" in url.query or path.startswith(("file:", ":resource:")):
+        yield "is not a plain path"
+
+
+def _parse_jdbc(text: str) -> sa.URL | None:
+    """The database that a JDBC URL means; None: it is none, or cannot be read."""
     if text.startswith("jdbc:derby:"):  # so that it can be told apart from nonsense
         return sa.URL.create("derby")
     if match := _SQLITE.fullmatch(text):
@@ -160,6 +210,6 @@ def _count(text: str | None, unit: int = 1) -> str:
 
 
 def _count_up(text: str | None) -> str:
-    """Milliseconds as whole seconds, rounded up, since 0 would be none; empty as above."""
+    """Milliseconds as whole seconds, rounded up, since 0 would be no limit; empty: no limit."""
     milliseconds = _count(text)
     return str(-(-int(milliseconds) // 1000)) if milliseconds else ""

@@ -1,41 +1,28 @@
-"""How the configuration is read: file, then environment, then checks, then settings."""
+"""How the configuration is read: file, then environment, then the schema, then the rules."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
+from pydantic import ValidationError
 
-from dagster_amoro.config.ams import add_ams_properties, read_ams
-from dagster_amoro.config.containers import read_containers
-from dagster_amoro.config.databases import read_database, read_ledger
-from dagster_amoro.config.keys import (
-    ALERT_FLAPPING,
-    ALERT_SUCCESS,
-    AUDIT_RETENTION,
-    AUDIT_STORAGE,
-    CHECK_INTERVAL,
-    CLAIM_TIMEOUT,
-    DATABASE_TYPE,
-    HEARTBEAT_TIMEOUT,
-    MAX_KEEPING_ATTEMPTS,
-    MAX_RESTARTS,
-    MODE,
-    REGISTRY,
-    SETTINGS,
+from dagster_amoro.config import rules
+from dagster_amoro.config.containers import add_ams_properties, read_containers
+from dagster_amoro.config.models import (
+    GROUP,
+    AmsConfig,
+    Configuration,
+    HighAvailabilityConfig,
+    settings_of,
 )
-from dagster_amoro.config.limits import (
-    read_deployment,
-    read_dynamic_groups,
-    read_guards,
-    read_lease_time,
-    read_restart,
-)
-from dagster_amoro.config.raw import RawConfig, kind_of
-from dagster_amoro.config.settings import AuditSettings, DatabaseType, RegistryMode, Settings
-from dagster_amoro.config.shade import set_decoders
+from dagster_amoro.config.settings import HighAvailability, Settings
+from dagster_amoro.config.shade import decode, encoded_keys
+from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
+from dagster_amoro.config.values import InvalidValueError
 from dagster_amoro.core.errors import ConfigError
 
 CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
@@ -57,75 +44,55 @@ def load_settings(
         ConfigError: Something cannot be used; it says everything that is wrong, a line each.
     """
     environ = os.environ if environ is None else environ
-    raw = RawConfig(_source(conf_dir, environ))
+    folder = conf_dir or environ.get(CONF_DIR_VARIABLE) or _BUNDLED
+    raw = RawConfig(Path(folder).absolute() / _FILE_NAME)
     document = _read(raw.source)
     raw.add_section("ams", document.get("ams"))
     raw.add_section("keeper", document.get("keeper"))
     raw.add_environment(environ)
     raw.reject_unknown()
-    set_decoders(raw)
-    for setting in SETTINGS:  # whether it is going to be used or not, with few exceptions
-        if not setting.when_needed and setting.key not in raw.decoders:
-            raw.get(setting)
-    settings = _settings(raw, document.get("containers"), environ)
+    settings = _settings(raw, _configuration(raw), document.get("containers"), environ)
     if raw.problems:
         raise ConfigError("\n".join(raw.problems))
     return settings
 
 
-def _source(conf_dir: Path | None, environ: Mapping[str, str]) -> Path:
-    folder = conf_dir or environ.get(CONF_DIR_VARIABLE) or _BUNDLED
-    return Path(folder).absolute() / _FILE_NAME
-
-
-def _settings(raw: RawConfig, containers: object, environ: Mapping[str, str]) -> Settings:
-    registry = _registry(raw)
-    attached = registry is RegistryMode.ATTACHED and raw.get(DATABASE_TYPE).is_server
-    ams = read_ams(raw) if attached else None
+def _settings(
+    raw: RawConfig, config: Configuration, containers: object, environ: Mapping[str, str]
+) -> Settings:
+    rules.check_registry(raw, config)
+    ams = rules.ams_settings(raw, config) if rules.is_attached(config) else None
     found = read_containers(raw, containers)
-    database_url = read_database(raw, environ)
+    database_url = rules.database_url(raw, config, environ)
     return Settings(
         source=raw.source,
         database_url=database_url,
-        ledger_url=read_ledger(raw, database_url),
-        registry=registry,
+        ledger_url=rules.ledger_url(raw, config, database_url),
+        registry=rules.registry_mode(config),
         ams=ams,
-        restart=read_restart(raw),
-        limits=read_guards(raw),
-        mode=raw.get(MODE),
-        dynamic_groups=read_dynamic_groups(raw),
-        max_keeping_attempts=raw.get(MAX_KEEPING_ATTEMPTS),
-        lease_time=read_lease_time(raw),
-        deployment=read_deployment(raw),
-        check_interval=raw.get(CHECK_INTERVAL),
-        heartbeat_timeout=raw.get(HEARTBEAT_TIMEOUT),
-        max_restarts_per_run=raw.get(MAX_RESTARTS),
-        claim_timeout=raw.get(CLAIM_TIMEOUT),
-        audit=_audit(raw),
-        containers=add_ams_properties(raw, ams, found, environ) if ams else found,
+        restart=rules.restart_policy(raw, config),
+        limits=rules.limits(raw, config),
+        mode=config.limits.mode,
+        dynamic_groups=rules.dynamic_groups(config),
+        max_keeping_attempts=config.optimizer_group.max_keeping_attempts,
+        lease_time=rules.lease_time(raw, config),
+        deployment=rules.deployment(config),
+        check_interval=config.optimizer_group.min_parallelism_check_interval,
+        heartbeat_timeout=config.optimizer.heart_beat_timeout,
+        max_restarts_per_run=config.limits.max_restarts_per_run,
+        claim_timeout=config.limits.claim_timeout,
+        audit=rules.audit_settings(raw, config),
+        containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,
         warnings=tuple(raw.warnings),
     )
 
 
-def _audit(raw: RawConfig) -> AuditSettings:
-    storage = raw.get(AUDIT_STORAGE)
-    if storage and "://" not in storage:
-        storage = str(raw.source.parent / storage)
-    return AuditSettings(
-        storage=storage or None,
-        retention=raw.get(AUDIT_RETENTION),
-        least_success=raw.get(ALERT_SUCCESS),
-        flapping=raw.get(ALERT_FLAPPING),
-    )
+# --- The file ---------------------------------------------------------------------------------
 
 
 # What PyYAML raises: its own errors, and Python's for scalars such as `2024-13-45`.
 _NOT_YAML: Final = (
-    yaml.YAMLError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
+    *(yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError),
     RecursionError,
 )
 
@@ -158,10 +125,77 @@ def _place(error: Exception) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1}: {problem})"
 
 
-def _registry(raw: RawConfig) -> RegistryMode:
-    kind, mode = raw.get(DATABASE_TYPE), raw.get(REGISTRY)
-    embedded = kind is DatabaseType.SQLITE
-    if embedded and mode is RegistryMode.ATTACHED:
-        why = f"with {DATABASE_TYPE.key} sqlite, an unreachable combination: AMS has no SQLite"
-        raw.reject(REGISTRY, why)
-    return mode or (RegistryMode.STANDALONE if embedded else RegistryMode.ATTACHED)
+# --- The schema -------------------------------------------------------------------------------
+
+
+def _configuration(raw: RawConfig) -> Configuration:
+    """What was given, as the schema has it; a value that is not accepted is its key's default.
+
+    It is rejected only if something depends on it.
+    """
+    values = raw.values()
+    config, flaws = _validated(values)
+    raw.encoded = encoded_keys(config)
+    if raw.encoded:
+        values, undecoded = decode(values, raw.encoded, config.shade.identifier)
+        config, flaws = _validated(values)
+        flaws |= undecoded
+    unused = set(_unused_keys(raw, config))
+    for key, why in flaws.items():
+        if key not in unused:
+            raw.reject(key, why)
+    return config
+
+
+def _validated(values: Mapping[str, object]) -> tuple[Configuration, dict[str, str]]:
+    """The configuration without the values that are not accepted, and why they are not, by key.
+
+    A reason is empty where what is accepted says enough.
+    """
+    try:
+        return Configuration.model_validate(_by_section(values)), {}
+    except ValidationError as error:
+        flaws = {_key_at(each["loc"]): _reason(each["ctx"]["error"]) for each in error.errors()}
+    accepted = {key: value for key, value in values.items() if key not in flaws}
+    return Configuration.model_validate(_by_section(accepted)), flaws
+
+
+def _by_section(values: Mapping[str, object]) -> dict[str, Any]:
+    groups: defaultdict[str, dict[str, object]] = defaultdict(dict)
+    for key, value in values.items():
+        if name := group_of(key):
+            groups[name][documented(key)] = value
+    return {**dict.fromkeys(Configuration.model_fields, values), "groups": groups}
+
+
+def _key_at(location: tuple[int | str, ...]) -> str:
+    _, second, *_ = location  # the name of a group stands before its key
+    return str(location[-1]).replace(GROUP, str(second))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, InvalidValueError) else ""
+
+
+def _unused_keys(raw: RawConfig, config: Configuration) -> Iterator[str]:
+    """The keys on which nothing depends, given what the others say: they may say anything."""
+    ha, url = config.ha, config.database.url
+    if not config.database.type.is_server:
+        yield "ams.shade.identifier"
+    if not config.database.type.is_server or config.shade.identifier == "default":
+        yield "ams.shade.sensitive-keywords"
+    if not rules.is_attached(config):
+        for section in (AmsConfig, HighAvailabilityConfig):
+            yield from (setting.key for setting in settings_of(section))
+    if ha.enabled or raw.has("keeper.server-expose-host"):
+        yield "ams.server-expose-host"
+    if ha.enabled:
+        yield "keeper.server-expose-host"
+    else:
+        yield "ams.ha.type"
+    if not ha.enabled or ha.type is HighAvailability.DATABASE:
+        yield "ams.ha.zookeeper-address"
+    if url is None or url.username or config.stores.database_username:
+        yield from raw.encoded & {"ams.database.username"}
+    if url is None or url.password or config.stores.database_password:
+        yield from raw.encoded & {"ams.database.password"}

@@ -79,7 +79,7 @@ class AmsSettings:
     # `host:port`, or several with a comma between; empty without ZooKeeper.
     zookeeper_address: str
     # The version of AMS as far as it matters. None: AMS is asked.
-    dialect: AmsVersion | None
+    ams_version: AmsVersion | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

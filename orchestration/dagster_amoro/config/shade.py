@@ -1,63 +1,55 @@
 """Which values Amoro has encoded, and how they are read."""
 
 import base64
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from typing import Final
 
-from dagster_amoro.config.keys import (
-    DATABASE_PASSWORD,
-    DATABASE_TYPE,
-    DATABASE_URL,
-    DATABASE_USERNAME,
-    SENSITIVE,
-    SHADE,
-)
-from dagster_amoro.config.raw import RawConfig
+from dagster_amoro.config.models import Configuration
 from dagster_amoro.config.values import InvalidValueError, parse_text
 
-_ENCODABLE: Final = (
-    DATABASE_URL,
-    DATABASE_USERNAME,
-    DATABASE_PASSWORD,
-)  # as far as they are read here
+_PLAIN: Final = "default"
+_ENCODABLE: Final = ("ams.database.url", "ams.database.username", "ams.database.password")
 
 
-def set_decoders(raw: RawConfig) -> None:
-    """Has encoded values decoded when they are read, wherever they were given, as AMS does.
+def encoded_keys(config: Configuration) -> frozenset[str]:
+    """The keys that are read here and encoded; none where there is no server to log in to."""
+    if not config.database.type.is_server or config.shade.identifier == _PLAIN:
+        return frozenset()
+    sensitive = {f"ams.{key}" for key in config.shade.sensitive_keywords}
+    return frozenset(_ENCODABLE) & sensitive
 
-    A value that cannot be decoded is an error only if it is read, since `keeper` may replace it.
+
+def decode(
+    values: Mapping[str, object], keys: frozenset[str], identifier: str
+) -> tuple[dict[str, object], dict[str, str]]:
+    """The values with those of `keys` decoded, and why some could not be, by key.
+
+    Encoded is what the file and what the environment say, as it is for AMS.
     """
-    if not raw.get(DATABASE_TYPE).is_server:  # there is nobody to log in as
-        return
-    shade = raw.get(SHADE)
-    if shade == SHADE.default:
-        return
-    sensitive = raw.get(SENSITIVE)
-    raw.decoders.update(
-        (setting.key, _decoder(shade))
-        for setting in _ENCODABLE
-        if setting.key.removeprefix("ams.") in sensitive
-    )
+    decoded, flaws = dict(values), {}
+    for key in keys & values.keys():
+        try:
+            decoded[key] = _decoded(decoded.pop(key), identifier)
+        except InvalidValueError as flaw:
+            flaws[key] = str(flaw)
+    return decoded, flaws
 
 
-def _decoder(shade: str) -> Callable[[object], str]:
-    return _from_base64 if shade == "base64" else partial(_undecodable, shade)
-
-
-def _from_base64(value: object) -> str:
-    text = parse_text(value)
-    padding = "" if text.endswith("=") else "=" * (-len(text) % 4)  # Java does not ask for it
-    try:
-        return base64.b64decode(text + padding, validate=True).decode()
-    except ValueError:
-        flaw = f"and is not the base64 of a text, as {SHADE.key} says"
-    raise InvalidValueError(flaw)  # here, so that nothing with the value in it is chained to it
-
-
-def _undecodable(shade: str, _value: object) -> str:
+def _decoded(value: object, identifier: str) -> str:
+    if identifier == "base64":
+        return _from_base64(value)
     raise InvalidValueError(
-        f"and encoded with the shade {shade!r}, which only AMS can decode; set "
+        f"and encoded with the shade {identifier!r}, which only AMS can decode; set "
         "keeper.database-password, best as KEEPER_DATABASE_PASSWORD, and where they are encoded "
         "as well keeper.database-username and, in a copy of config.yaml, a plain ams.database.url"
     )
+
+
+def _from_base64(value: object) -> str:
+    try:
+        text = parse_text(value)
+        padding = "" if text.endswith("=") else "=" * (-len(text) % 4)  # Java does not ask for it
+        return base64.b64decode(text + padding, validate=True).decode()
+    except ValueError:
+        flaw = "and is not the base64 of a text, as ams.shade.identifier says"
+    raise InvalidValueError(flaw)  # here, so that nothing with the value in it is chained to it

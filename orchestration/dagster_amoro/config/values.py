@@ -1,18 +1,23 @@
-"""Which values are accepted: durations, numbers, switches and texts, as Amoro reads them."""
+"""How values are read: the grammars of durations, numbers, switches and texts are Amoro's.
+
+A parser takes a value as YAML has it, or the text of an environment variable, and raises
+ValueError where it does not accept it. A `Reader` makes it the type of a pydantic field.
+"""
 
 import ipaddress
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from dagster_amoro.core.groups import UNITS
-
-_T = TypeVar("_T")
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 JAVA_INT_MAX: Final = 2**31 - 1
 _JAVA_LONG_MAX: Final = 2**63 - 1
@@ -22,7 +27,7 @@ _KEYWORD: Final = re.compile(
     r"""\s*(?:'(?P<single>(?:[^']|'')*)'|"(?P<double>(?:[^"]|"")*)"|(?P<bare>[^\s;'"][^;]*)|)"""
     r"\s*(?:;|\Z)"
 )
-_SHARE: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
+_FRACTION: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
 _DURATION: Final = re.compile(r"\s*0*([0-9]{1,19})\s*(\S*)\s*", re.ASCII)
 DURATION_ACCEPTS: Final = (
     "a whole number with one of the units d, h, min, s, ms, \u00b5s or ns, "
@@ -34,6 +39,55 @@ LONGEST: Final = timedelta(days=36_500)
 
 class InvalidValueError(ValueError):
     """A value that is not accepted, and why; the text completes "it is ..." and has no secret."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Stands in the annotation of a field: how its value is read, and what is accepted."""
+
+    parse: Callable[[object], object]  # raises ValueError for what is not accepted
+    accepts: str  # completes "accepted is ..."
+
+    def __get_pydantic_core_schema__(
+        self, _source: object, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Has pydantic read the field with `parse`, and with nothing else."""
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+
+def optional(reader: Reader) -> Reader:
+    """Reads an empty text as None, and everything else as `reader` does."""
+    return Reader(lambda value: None if value == "" else reader.parse(value), reader.accepts)
+
+
+def one_of(kind: type[StrEnum], accepts: str = "") -> Reader:
+    """The values of an enumeration, as they are written there."""
+    return Reader(lambda value: kind(str(value)), accepts or " or ".join(kind))
+
+
+def whole(lowest: int, highest: int = JAVA_INT_MAX) -> Reader:
+    """Whole numbers from `lowest` to `highest`."""
+
+    def parse(value: object) -> int:
+        number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+        number = None if isinstance(number, bool) else number
+        if isinstance(number, int) and lowest <= number <= highest:
+            return number
+        raise ValueError("not a whole number, or out of range")
+
+    return Reader(parse, f"a whole number from {lowest} to {highest}")
+
+
+def duration(shortest: timedelta, limits: str) -> Reader:
+    """Durations from `shortest` up to a century; `limits` says so in what is accepted."""
+
+    def parse(value: object) -> timedelta:
+        found = parse_duration(value)
+        if not shortest <= found <= LONGEST:
+            raise ValueError("out of range")
+        return found
+
+    return Reader(parse, f"{DURATION_ACCEPTS}, {limits}")
 
 
 def parse_duration(value: object) -> timedelta:
@@ -55,24 +109,6 @@ def parse_duration(value: object) -> timedelta:
         raise ValueError(f"that is too long; accepted is {DURATION_ACCEPTS}") from None
 
 
-def duration_from(shortest: timedelta) -> Callable[[object], timedelta]:
-    """A parser of durations that are not shorter than `shortest`."""
-
-    def parse(value: object) -> timedelta:
-        duration = parse_duration(value)
-        if not shortest <= duration <= LONGEST:
-            raise ValueError("out of range")
-        return duration
-
-    return parse
-
-
-def parse_interval(value: object) -> timedelta:
-    """A duration of whole seconds, at least one; a fraction is cut off."""
-    duration = duration_from(timedelta(seconds=1))(value)
-    return timedelta(seconds=duration // timedelta(seconds=1))
-
-
 def parse_switch(value: object) -> bool:
     """True or false, in any case."""
     texts = {"true": True, "false": False}
@@ -83,44 +119,21 @@ def parse_switch(value: object) -> bool:
     raise ValueError("neither true nor false")
 
 
-def whole_from(lowest: int, highest: int = JAVA_INT_MAX) -> Callable[[object], int]:
-    """A parser of whole numbers from `lowest` to `highest`; left out: as large as Java has them."""
-
-    def parse(value: object) -> int:
-        number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
-        number = None if isinstance(number, bool) else number
-        if isinstance(number, int) and lowest <= number <= highest:
-            return number
-        raise ValueError("not a whole number, or out of range")
-
-    return parse
-
-
-def parse_share(value: object) -> float:
+def parse_fraction(value: object) -> float:
     """A number from 0 to 1."""
-    if isinstance(value, str) and _SHARE.fullmatch(value):
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
         value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise ValueError("not a number from 0 to 1")
 
 
-def parse_part(value: object) -> float:
+def parse_positive_fraction(value: object) -> float:
     """A number that is more than 0, up to 1."""
-    share = parse_share(value)
-    if share == 0:
-        raise ValueError("nothing is no part")
-    return share
-
-
-def one_of(kind: type[_Choice]) -> Callable[[object], _Choice]:
-    """A parser of the values of an enumeration, as they are written there."""
-    return lambda value: kind(str(value))
-
-
-def or_none(parse: Callable[[object], _T]) -> Callable[[object], _T | None]:
-    """A parser that takes an empty text for a key left out: None."""
-    return lambda value: None if value == "" else parse(value)
+    fraction = parse_fraction(value)
+    if fraction == 0:
+        raise ValueError("0 would stop everything")
+    return fraction
 
 
 def parse_text(value: object) -> str:
@@ -158,7 +171,7 @@ def parse_host(value: object) -> str:
         return text
     address = text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
     if ipaddress.ip_address(address).is_unspecified:
-        raise ValueError("every address, so none")
+        raise ValueError("stands for every address, so nothing is reached under it")
     return address
 
 

@@ -87,7 +87,7 @@ class Keeper:
 
 
 def _ams(settings: AmsSettings, database: Database) -> Ams:
-    return Ams(_leader(settings, database), dialect=settings.dialect)
+    return Ams(_leader(settings, database), dialect=settings.ams_version)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:

@@ -1,37 +1,39 @@
-"""What was given, by file or environment, and everything that is wrong with it."""
+"""What was given, by file or environment, where, and everything that is wrong with it."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple
 
-from dagster_amoro.config.keys import (
-    DATABASE_URL,
-    LEDGER_URL,
-    Setting,
-    for_group,
-    group_in,
-    is_known,
-    is_of_groups,
-    keys_meant,
-    resembles_one,
+from dagster_amoro.config.jdbc import parse_url
+from dagster_amoro.config.models import GROUP, SETTINGS, GroupConfig, settings_of
+
+_BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
+_GROUP_KEYS: Final = tuple(setting.key for setting in settings_of(GroupConfig))
+_KEEPER: Final = "keeper."
+_KEEPER_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_KEEPER))
+# Without what they all begin with, which would make short names look alike.
+_KEEPER_NAMES: Final = tuple(key.removeprefix(_KEEPER) for key in _KEEPER_KEYS)
+_WORDS_OF_GROUPS: Final = "|".join(key.rpartition(".")[2] for key in _GROUP_KEYS)
+_OF_GROUP: Final = re.compile(rf"keeper\.groups\.(.+)\.({_WORDS_OF_GROUPS})", re.DOTALL)
+# A group, and what is no key of one: a word, or what stands below a key.
+_NEAR_GROUP: Final = re.compile(
+    rf"keeper\.groups(?:\.(.+?)(?:\.(?:{_WORDS_OF_GROUPS})\..*|\.[^.]*)?)?", re.DOTALL
 )
-from dagster_amoro.config.urls import parse_url
-from dagster_amoro.config.values import InvalidValueError
-
-_T = TypeVar("_T")
-
+_RESTART_PREFIX: Final = "ams.optimizer.auto-restart"
+RESTART_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_RESTART_PREFIX))
+# The nearest of Amoro's own keys is 0.67 alike; a key whose `optimizer` was left out, 0.82.
+_ALIKE: Final = 0.8
+_URL_KEYS: Final = {"ams.database.url", "keeper.ledger-url"}
 _LONGEST_VALUE: Final = 80  # characters of a value that an error shows
 _KUBERNETES: Final = re.compile("_(?:SERVICE_HOST|PORT)(?:_|$)")
 _SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential")
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(NamedTuple):
     value: object
     origin: str  # the file or the environment variable, as errors name it
 
@@ -42,65 +44,57 @@ class RawConfig:
 
     source: Path
     given: dict[str, _Given] = field(default_factory=dict)
-    decoders: dict[str, Callable[[object], str]] = field(default_factory=dict)  # by key
+    encoded: frozenset[str] = frozenset()  # keys whose values only AMS may show
     rejected: set[str] = field(default_factory=set)  # keys
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def get(self, setting: Setting[_T]) -> _T:
-        """The value of a key, its default where it is left out or not accepted."""
-        given = self.given.get(setting.key)
-        if given is not None and given.value is not None:  # null is Amoro's way of leaving out
-            try:
-                decode = self.decoders.get(setting.key)
-                return setting.parse(decode(given.value) if decode else given.value)
-            except InvalidValueError as flaw:
-                self.reject(setting, str(flaw))
-            except ValueError:
-                self.reject(setting)
-        return setting.parse(setting.default)
+    def values(self) -> dict[str, object]:
+        """The values by key; without those that are null, which is Amoro's way of leaving out."""
+        found = {key: given.value for key, given in self.given.items()}
+        return {key: value for key, value in found.items() if value is not None}
 
-    def has(self, setting: Setting[object]) -> bool:
+    def has(self, key: str) -> bool:
         """Whether a key was given, and not as an empty text."""
-        given = self.given.get(setting.key)
-        return given is not None and given.value is not None and given.value != ""
+        return key in self.given and self.given[key].value not in (None, "")
 
-    def by_group(self, setting: Setting[_T | None]) -> Mapping[str, _T]:
-        """The values that groups were given, by name; without those that were given none."""
-        names = filter(None, (group_in(key, setting) for key in self.given))
-        found = ((name, self.get(for_group(setting, name))) for name in names)
-        return MappingProxyType({name: value for name, value in found if value is not None})
-
-    def shown(self, setting: Setting[object]) -> str:
+    def shown(self, key: str) -> str:
         """What a key was given, as errors may show it, or that it was left out."""
-        given = self.given.get(setting.key)
+        given = self.given.get(key)
         if given is None or given.value is None:
-            return "left out" + (f", which means {setting.default}" if setting.default else "")
-        return "***" if setting.key in self.decoders else show(setting.key, given.value)
+            default = _BY_KEY[documented(key)].default
+            return f"left out, which means {default}" if default else "left out"
+        return "***" if key in self.encoded else show(key, given.value)
 
-    def reject(self, setting: Setting[object], why: str = "") -> None:
+    def reject(self, key: str, why: str = "") -> None:
         """Notes that a key cannot have the value that it was given; without a reason, once."""
-        if not why and setting.key in self.rejected:
+        if not why and key in self.rejected:
             return
-        self.rejected.add(setting.key)
+        self.rejected.add(key)
         reason = f" {why}" if why else ""
-        self.note(f"{self._found(setting)}{reason}; accepted is {setting.accepts}")
+        self.note(
+            f"{self._found(key)}{reason}; accepted is {_BY_KEY[documented(key)].reader.accepts}"
+        )
 
-    def warn(self, setting: Setting[object], why: str) -> None:
+    def reject_beside(self, key: str, other: str) -> None:
+        """Notes that two keys do not go together, unless one of them is wrong by itself."""
+        if not self.rejected & {key, other}:
+            self.reject(key, f"though {other} is {self.shown(other)}")
+
+    def warn(self, key: str, why: str) -> None:
         """Notes that a key has a value that is accepted, but hardly meant."""
-        self.warnings.append(f"{self._found(setting)}: {why}.")
+        self.warnings.append(f"{self._found(key)}: {why}.")
 
-    def _found(self, setting: Setting[object]) -> str:
-        given = self.given.get(setting.key)
-        origin = given.origin if given else self.source
-        return f"{origin}: {setting.key} is {self.shown(setting)}"
+    def _found(self, key: str) -> str:
+        origin = self.given[key].origin if key in self.given else self.source
+        return f"{origin}: {key} is {self.shown(key)}"
 
     def reject_in_file(self, place: str, found: str, accepts: str) -> None:
         """Notes that something in the file, which is not one of the keys, is not accepted."""
         self.note(f"{self.source}: {place} is {found}; accepted is {accepts}")
 
     def note(self, problem: str) -> None:
-        """Adds a problem, once: a bad value may be met again where its default fails as well."""
+        """Adds a problem, once."""
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -129,20 +123,20 @@ class RawConfig:
         for name in sorted(environ):
             if key := environment_key(name):
                 names[key].append(name)
-        for key, same in names.items():
-            if len(same) > 1:
+        for key, (name, *others) in names.items():
+            if others:
                 self.note(
-                    f"environment variables {' and '.join(same)}: each sets {key}; "
+                    f"environment variables {' and '.join((name, *others))}: each sets {key}; "
                     "accepted is one of them"
                 )
-            self.given[key] = _Given(environ[same[0]], f"environment variable {same[0]}")
+            self.given[key] = _Given(environ[name], f"environment variable {name}")
 
     def reject_unknown(self) -> None:
         """Notes the keys that do not exist and that Amoro cannot have either."""
         for key, given in self.given.items():
-            if is_known(key) or not (meant := keys_meant(key)):
+            if documented(key) in _BY_KEY or not (meant := _keys_meant(key)):
                 continue
-            if given.value is None and is_of_groups(key):  # a group with nothing in it
+            if given.value is None and _NEAR_GROUP.fullmatch(key):  # a group with nothing in it
                 continue
             nearest = get_close_matches(key, meant, n=1)
             hint = f" did you mean {nearest[0]}?" if nearest else ""
@@ -161,6 +155,29 @@ def _flatten(section: Mapping[object, object], prefix: str) -> Iterator[tuple[st
             yield path, value
 
 
+def group_of(key: str) -> str:
+    """The name of the group that a key is for, dots and all; empty: it is no key of groups."""
+    match = _OF_GROUP.fullmatch(key)
+    return match[1] if match else ""
+
+
+def documented(key: str) -> str:
+    """The key as the schema has it: with a placeholder for the name of a group."""
+    match = _OF_GROUP.fullmatch(key)
+    return f"keeper.groups.{GROUP}.{match[2]}" if match else key
+
+
+def _keys_meant(key: str) -> tuple[str, ...]:
+    """Which keys of ours an unknown one may have been meant for; none: it is not ours."""
+    if group := _NEAR_GROUP.fullmatch(key):
+        return tuple(each.replace(GROUP, group[1] or GROUP) for each in _GROUP_KEYS)
+    if key.startswith(_KEEPER):
+        return _KEEPER_KEYS
+    if key.startswith(_RESTART_PREFIX) or get_close_matches(key, RESTART_KEYS, cutoff=_ALIKE):
+        return RESTART_KEYS
+    return ()
+
+
 def environment_key(name: str) -> str | None:
     """The key that an environment variable sets; None: it is not ours.
 
@@ -173,14 +190,16 @@ def environment_key(name: str) -> str | None:
         text = name.removeprefix("AMS_").lower()
         return "ams." + re.sub("__+", "-", text).replace("_", ".")
     if name.startswith("KEEPER_") and not _KUBERNETES.search(name):
-        key = "keeper." + re.sub("_+", "-", name.removeprefix("KEEPER_").lower())
-        return key if resembles_one(key) else None
+        key = re.sub("_+", "-", name.removeprefix("KEEPER_").lower())
+        # Keys of groups have no variables: one that seems to be for them must not pass unnoticed.
+        near = get_close_matches(key, _KEEPER_NAMES, n=1, cutoff=_ALIKE)
+        return f"{_KEEPER}{key}" if near or key.startswith("groups-") else None
     return None
 
 
 def show(key: str, value: object) -> str:
     """A value as an error may show it: no secrets, on one line, not too long."""
-    if key in {DATABASE_URL.key, LEDGER_URL.key}:
+    if key in _URL_KEYS:
         return _shown_url(value)
     text = repr(value)
     if any(word in key.lower() for word in _SECRET_WORDS) or "://" in text or "jdbc:" in text:

@@ -1,0 +1,448 @@
+"""The schema of config.yaml: which keys there are, and what each accepts, means and defaults to.
+
+A model per concern. The alias of a field is its key in full, as config.yaml has it when it is
+dotted; its default is written as one would write it there, and read like any other value. An empty
+default is none, and the text below the field says what follows then. docs/configuration.md is made
+from these models and texts by `python -m dagster_amoro.config docs/configuration.md`.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Annotated, Any, Final, NamedTuple
+
+import sqlalchemy as sa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from dagster_amoro.config import settings
+from dagster_amoro.config.jdbc import parse_url
+from dagster_amoro.config.values import (
+    LONGEST,
+    Reader,
+    duration,
+    one_of,
+    optional,
+    parse_fraction,
+    parse_host,
+    parse_keywords,
+    parse_positive_fraction,
+    parse_switch,
+    parse_text,
+    whole,
+)
+from dagster_amoro.core import policy
+from dagster_amoro.core.ams_version import parse_version
+
+GROUP: Final = "<name>"  # stands for the name of a group in the keys of groups
+LONGEST_NAME: Final = 80  # characters of a deployment's name
+_CENTURY: Final = f"up to {LONGEST.days} d"
+_ZERO: Final = timedelta(0)
+_MORE_THAN_0: Final = timedelta(microseconds=1)  # the shortest duration that is kept
+_GRACE: Final = "ams.optimizer.auto-restart-grace-period"
+_CHECK: Final = "ams.optimizer-group.min-parallelism-check-interval"
+
+
+def _parse_high_availability(value: object) -> settings.HighAvailability:
+    kind = settings.HighAvailability(str(value).lower())
+    if kind is settings.HighAvailability.NONE:
+        raise ValueError("not one of Amoro's")
+    return kind
+
+
+def _parse_version(value: object) -> str:
+    text = parse_text(value)
+    if text:
+        parse_version(text)
+    return text
+
+
+def _parse_name(value: object) -> str:
+    text = parse_text(value).strip()
+    if len(text) > LONGEST_NAME:
+        raise ValueError("too long")
+    return text
+
+
+# --- Types of values, each with what it accepts ------------------------------------------------
+
+
+Text = Annotated[str, Reader(parse_text, "a text")]
+_PASSWORD_ACCEPTS: Final = "a text, in quotes where YAML would read something else"  # noqa: S105 - says what one is
+Password = Annotated[str, Reader(parse_text, _PASSWORD_ACCEPTS)]
+Switch = Annotated[bool, Reader(parse_switch, "true or false")]
+Count = Annotated[int, whole(1)]
+Port = Annotated[int, whole(1, 65535)]
+Fraction = Annotated[float, Reader(parse_fraction, "a number from 0 to 1")]
+_POSITIVE: Final = Reader(
+    parse_positive_fraction,
+    "a number more than 0, with which nothing would ever be healed, and up to 1",
+)
+PositiveFraction = Annotated[float, _POSITIVE]
+GroupFraction = Annotated[float | None, optional(_POSITIVE)]
+
+Timeout = Annotated[timedelta, duration(_MORE_THAN_0, f"more than 0 and {_CENTURY}")]
+GracePeriod = Annotated[timedelta, duration(_ZERO, _CENTURY)]
+StableAfter = Annotated[
+    timedelta,
+    duration(_ZERO, f"not shorter than {_GRACE} and {_CENTURY}, or 0 to switch it off"),
+]
+Cap = Annotated[
+    timedelta,
+    duration(_MORE_THAN_0, f"more than 0, not shorter than {_GRACE} and {_CENTURY}"),
+]
+CheckInterval = Annotated[
+    timedelta,
+    duration(
+        timedelta(seconds=1), f"from 1 s, the shortest that Dagster's sensors know, {_CENTURY}"
+    ),
+    AfterValidator(lambda interval: interval - interval % timedelta(seconds=1)),
+]
+_LEASE_ACCEPTS: Final = f"at least twice {_CHECK}, at least 10 s more than that, and {_CENTURY}"
+LeaseTime = Annotated[timedelta | None, optional(duration(_MORE_THAN_0, _LEASE_ACCEPTS))]
+Retention = Annotated[
+    timedelta | None, optional(duration(timedelta(days=1), f"from 1 d {_CENTURY}"))
+]
+
+DatabaseType = Annotated[
+    settings.DatabaseType,
+    one_of(
+        settings.DatabaseType,
+        "postgres, mysql or sqlite; Derby, Amoro's default, cannot be opened from outside AMS's "
+        "process: move AMS to PostgreSQL or MySQL, or run dagster-amoro without AMS, with sqlite "
+        "and workers of its own",
+    ),
+]
+_URL_ACCEPTS: Final = (
+    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
+    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
+)
+DatabaseUrl = Annotated[
+    sa.URL | None,
+    Reader(
+        parse_url,
+        f"{_URL_ACCEPTS}, of the kind that ams.database.type says and with its password before the "
+        "host or in ams.database.password",
+    ),
+]
+LedgerUrl = Annotated[sa.URL | None, Reader(parse_url, _URL_ACCEPTS)]
+Registry = Annotated[
+    settings.RegistryMode | None,
+    optional(one_of(settings.RegistryMode, "attached, or standalone, the only one for sqlite")),
+]
+Host = Annotated[
+    str,
+    Reader(
+        parse_host,
+        "a host name or a full IPv4 or IPv6 address; set keeper.server-expose-host to the one "
+        "under which AMS is reached",
+    ),
+]
+Version = Annotated[
+    str,
+    Reader(
+        _parse_version,
+        "a version from 0.7 on, such as 0.8 or '0.9.0', in quotes where it ends in a zero",
+    ),
+]
+Keywords = Annotated[
+    frozenset[str],
+    Reader(parse_keywords, "a list of keys, or one text with a semicolon between them"),
+]
+HighAvailability = Annotated[
+    settings.HighAvailability, Reader(_parse_high_availability, "zk or database")
+]
+ZooKeeper = Annotated[str, Reader(parse_text, "host:port, or several with a comma between")]
+Storage = Annotated[
+    str, Reader(parse_text, "a folder, or the URL of an object store such as s3://bucket/path")
+]
+Name = Annotated[str, Reader(_parse_name, f"a text of up to {LONGEST_NAME} characters")]
+Mode = Annotated[settings.Mode, one_of(settings.Mode)]
+Backoff = Annotated[policy.Backoff, one_of(policy.Backoff)]
+OnExhausted = Annotated[policy.OnExhausted, one_of(policy.OnExhausted)]
+DynamicAllocation = Annotated[settings.DynamicAllocation, one_of(settings.DynamicAllocation)]
+
+
+# --- The keys -----------------------------------------------------------------------------------
+
+
+def key(default: str, alias: str | None = None) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """A field with its default as one would write it; alias: its key, where its name does not say.
+
+    The default is read and checked like a value that was given.
+    """
+    return Field(default, alias=alias, validate_default=True)
+
+
+def below(prefix: str) -> Callable[[str], str]:
+    """Names the key of a field: the prefix, a dot, and the field's name with hyphens."""
+    return lambda name: f"{prefix}.{name.replace('_', '-')}"
+
+
+class Section(BaseModel):
+    """Keys that belong together; the docstring is their heading, and what is to be said of all."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class DatabaseConfig(Section, alias_generator=below("ams.database")):
+    """The database of the registry."""
+
+    type: DatabaseType = key("derby")
+    """Where the registry is kept. Amoro's default is not usable: set it."""
+
+    url: DatabaseUrl = key("")
+    """The database, in Amoro's JDBC form or as a SQLAlchemy URL. Of several hosts the first is
+    used. Of the JDBC parameters, those for TLS (but no Java key stores and client keys), timeouts,
+    `currentSchema` and `ApplicationName` are kept; MySQL's certificates are checked against the
+    authorities of the system or of `$SSL_CERT_FILE`. A relative SQLite path starts at the folder of
+    config.yaml. Left out with sqlite: `registry.db` in `$DAGSTER_HOME`, or in `./.dagster-amoro` if
+    that is not set."""
+
+    username: Text = key("")
+    """The user, where the URL names none. Empty: the driver's own default."""
+
+    password: Password = key("")
+    """The password, where the URL has none; best set as `AMS_DATABASE_PASSWORD`."""
+
+
+class ShadeConfig(Section, alias_generator=below("ams.shade")):
+    """Encoded values.
+
+    Read where the database is a server.
+    """
+
+    identifier: Text = key("default")
+    """How Amoro has encoded the values of `ams.shade.sensitive-keywords`: `default` is plain text,
+    `base64` is decoded. A shade of your own cannot be decoded here: set
+    `keeper.database-password`."""
+
+    sensitive_keywords: Keywords = key("admin-password;database.password")
+    """Which keys of `ams` are encoded, in the environment too."""
+
+
+class AmsConfig(Section, alias_generator=below("ams")):
+    """The running AMS.
+
+    Read in attached mode.
+    """
+
+    server_expose_host: Host = key("")
+    """Where AMS is reached, where neither `keeper.server-expose-host` nor high availability says
+    it. The beginning of an address, which AMS would complete, is not enough."""
+
+    thrift_port: Port = key("1261", "ams.thrift-server.optimizing-service.bind-port")
+    """The port that optimizers register at."""
+
+    http_port: Port = key("19090", "ams.http-server.bind-port")
+    """The port of AMS's REST interface."""
+
+    own_expose_host: Host = key("", "keeper.server-expose-host")
+    """Where AMS is reached, if not at `ams.server-expose-host`."""
+
+    home: Text = key("", "keeper.ams-home")
+    """The folder of Amoro, on the host where its programs are started. Left out: `$ARCTIC_HOME`,
+    else `$AMORO_HOME`, else the folder above that of config.yaml if that is called `conf`."""
+
+    version: Version = key("", "keeper.ams-version")
+    """The version of AMS, which decides how optimizers are started. Left out: AMS is asked."""
+
+
+class HighAvailabilityConfig(Section, alias_generator=below("ams.ha")):
+    """The nodes of AMS, where it has several.
+
+    Read in attached mode.
+    """
+
+    enabled: Switch = key("false")
+    """Whether AMS has several nodes, one of them the leader."""
+
+    type: HighAvailability = key("zk")
+    """Where the nodes agree on their leader. With `database` each of Amoro's containers needs a
+    property `ams-optimizing-uri`, since what AMS would give it is of no use."""
+
+    cluster_name: Text = key("default")
+    """Which AMS cluster it is, of those that share a ZooKeeper or a database."""
+
+    zookeeper_address: ZooKeeper = key("")
+    """The ZooKeeper, required where `ams.ha.type` is `zk`."""
+
+    use_master_slave_mode: Switch = key("false")
+    """Whether optimizers work for all nodes of AMS, not only for the leader."""
+
+
+class OptimizerConfig(Section, alias_generator=below("ams.optimizer")):
+    """When a worker counts as dead, and whether it is restarted."""
+
+    heart_beat_timeout: Timeout = key("1min")
+    """How old a worker's last heartbeat may be before the worker counts as dead."""
+
+    auto_restart_enabled: Switch = key("false")
+    """Whether orphans are restarted. If not, they are recorded and left alone."""
+
+    auto_restart_max_retries: Annotated[int, whole(0)] = key("5")
+    """How often a start is attempted before the resource is given up. 0: never."""
+
+    auto_restart_grace_period: GracePeriod = key("5min")
+    """How long an orphan is left alone after its detection, and after each attempt."""
+
+
+class OptimizerGroupConfig(Section, alias_generator=below("ams.optimizer-group")):
+    """How often groups are looked at, and how long they are filled up."""
+
+    min_parallelism_check_interval: CheckInterval = key("5min")
+    """How often the sensor looks for orphans. A fraction of a second is cut off."""
+
+    max_keeping_attempts: Count = key("3")
+    """How many rounds in a row a group that stays below its `min-parallelism` is filled up, before
+    it is left as it is. Only standalone: an AMS does this itself."""
+
+
+class StoresConfig(Section, alias_generator=below("keeper")):
+    """Whose the registry is, where the ledger is, and who logs in."""
+
+    registry: Registry = key("")
+    """Whose the registry is: a running AMS's (`attached`) or ours (`standalone`). Left out:
+    standalone for sqlite, attached otherwise."""
+
+    ledger_url: LedgerUrl = key("")
+    """The ledger's database, written as `ams.database.url` is. Without a user it is that of the
+    registry, if both are of one type. Left out: the registry's database."""
+
+    database_username: Text = key("")
+    """The user of the registry's database, in plain text, whatever `ams.database` says."""
+
+    database_password: Password = key("")
+    """The password of the registry's database, in plain text, whatever `ams.database` says; best
+    set as `KEEPER_DATABASE_PASSWORD`."""
+
+
+class RestartConfig(Section, alias_generator=below("keeper")):
+    """How patiently orphans are restarted."""
+
+    stable_after: StableAfter = key("1h")
+    """A resource that is orphaned again sooner after its recovery continues its old count of
+    attempts, so that a crash loop ends. 0: every recovery gives a fresh count. Left out: 1h, or the
+    grace period if that is longer."""
+
+    backoff: Backoff = key("constant")
+    """The pauses between attempts: each as long as the grace period, or each twice as long as the
+    one before."""
+
+    backoff_cap: Cap = key("1h")
+    """The longest pause where they are exponential. Left out: 1h, or the grace period if that is
+    longer."""
+
+    backoff_jitter: Fraction = key("0.1")
+    """By up to which fraction an exponential pause is made longer, so that workers that died
+    together are not started together."""
+
+    on_exhausted: OnExhausted = key("clean-up")
+    """What becomes of a resource without attempts left: it is released and its row moves to the
+    ledger (`clean-up`), or it stays and is reported once (`keep`)."""
+
+
+class LimitsConfig(Section, alias_generator=below("keeper")):
+    """How much is done, and how much at once."""
+
+    mode: Mode = key("enforce")
+    """`dry-run`: everything is recorded as if it were done, nothing is started, saved or removed.
+    """
+
+    max_restarts_per_tick: Count = key("1000")
+    """How many orphans one tick dispatches to runs; the others follow at the next ticks, oldest
+    first and groups in turn."""
+
+    max_restarts_per_run: Count = key("200")
+    """How many orphans one run of the job restarts; more are further runs."""
+
+    claim_timeout: Timeout = key("15min")
+    """How long a dispatch to a run, or a run's claim, lasts without a sign of life."""
+
+    max_orphaned_fraction: PositiveFraction = key("1")
+    """While a larger fraction of a group's resources is orphaned, nothing is restarted in it. 1: no
+    limit."""
+
+    max_orphaned_fraction_overall: PositiveFraction = key("1")
+    """While a larger fraction of all resources is orphaned, nothing is restarted at all. 1: no
+    limit."""
+
+
+class GroupConfig(Section, alias_generator=below(f"keeper.groups.{GROUP}")):
+    """Groups that differ.
+
+    These keys are read from the file alone: they have no environment variables.
+    """
+
+    dynamic_allocation: DynamicAllocation = key("leave")
+    """Whether this group's orphans are restarted (`restart`) though AMS changes its size by itself,
+    or left to AMS (`leave`)."""
+
+    max_orphaned_fraction: GroupFraction = key("")
+    """`keeper.max-orphaned-fraction` for this group. Left out: that of all groups."""
+
+
+class DeploymentConfig(Section, alias_generator=below("keeper")):
+    """Several Dagster deployments that share a registry."""
+
+    lease_time: LeaseTime = key("")
+    """Set where more than one Dagster deployment works on one registry: one acts, the others watch,
+    and take over when its lease was not renewed for so long. Left out: no lease."""
+
+    deployment: Name = key("")
+    """What this Dagster deployment is called. Left out: the name of its host."""
+
+
+class AuditConfig(Section, alias_generator=below("keeper")):
+    """What the audit keeps, and what its checks warn of."""
+
+    audit_storage: Storage = key("")
+    """Where the frames of the audit are kept: a folder, which if relative starts at that of
+    config.yaml, or an object store's URL. Left out: the storage folder of the Dagster instance."""
+
+    audit_retention: Retention = key("")
+    """How long the frames of the audit are kept; the ledger keeps everything in any case. Left out:
+    for ever."""
+
+    alert_restart_success: Fraction = key("0.5")
+    """A check warns when a smaller fraction of a day's restarted resources came back."""
+
+    alert_flapping: Annotated[int, whole(2)] = key("3")
+    """A check warns of a resource that was orphaned so many times within a day."""
+
+
+class Configuration(BaseModel):
+    """Everything that config.yaml and the environment may say, but for the containers.
+
+    Each section is read from one flat map of all keys, and each group from a map of its own.
+    """
+
+    database: DatabaseConfig
+    shade: ShadeConfig
+    ams: AmsConfig
+    ha: HighAvailabilityConfig
+    optimizer: OptimizerConfig
+    optimizer_group: OptimizerGroupConfig
+    stores: StoresConfig
+    restart: RestartConfig
+    limits: LimitsConfig
+    groups: dict[str, GroupConfig]
+    deployment: DeploymentConfig
+    audit: AuditConfig
+
+
+class Setting(NamedTuple):
+    """A key of config.yaml."""
+
+    key: str  # in full, with its section
+    default: str  # as one would write it; empty: there is none
+    reader: Reader
+
+
+def settings_of(section: type[Section]) -> Iterator[Setting]:
+    """The keys of a section, in their order."""
+    for field in section.model_fields.values():
+        (reader,) = (each for each in field.metadata if isinstance(each, Reader))
+        yield Setting(str(field.alias), field.default, reader)
+
+
+SECTIONS: Final[tuple[type[Section], ...]] = tuple(Section.__subclasses__())
+SETTINGS: Final = tuple(setting for section in SECTIONS for setting in settings_of(section))

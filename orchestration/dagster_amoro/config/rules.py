@@ -1,0 +1,243 @@
+"""What the keys mean together: which of them need, exclude or complete each other."""
+
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import sqlalchemy as sa
+
+from dagster_amoro.config.jdbc import url_flaws
+from dagster_amoro.config.models import LONGEST_NAME, Configuration
+from dagster_amoro.config.settings import (
+    AmsSettings,
+    AuditSettings,
+    DatabaseType,
+    DynamicAllocation,
+    HighAvailability,
+    RegistryMode,
+)
+from dagster_amoro.config.sources import RawConfig
+from dagster_amoro.core.ams_version import parse_version
+from dagster_amoro.core.limits import Limits
+from dagster_amoro.core.policy import Backoff, RestartPolicy
+
+_TYPE: Final = "ams.database.type"
+_URL: Final = "ams.database.url"
+_LEDGER: Final = "keeper.ledger-url"
+_HOST: Final = "ams.server-expose-host"
+_OUR_HOST: Final = "keeper.server-expose-host"
+_ZOOKEEPER: Final = "ams.ha.zookeeper-address"
+_GRACE: Final = "ams.optimizer.auto-restart-grace-period"
+_BACKOFF: Final = "keeper.backoff"
+_FRACTION: Final = "max-orphaned-fraction"
+_USABLE: Final = {kind.backend for kind in DatabaseType if kind is not DatabaseType.DERBY}
+# Dagster's daemon looks at its sensors every 5 s at most, and a run takes some to begin.
+_DAEMON_SLACK: Final = timedelta(seconds=10)
+
+
+# --- The registry, its database and the ledger's ----------------------------------------------
+
+
+def registry_mode(config: Configuration) -> RegistryMode:
+    """Whose the registry is; where nobody says so, it follows from the kind of its database."""
+    embedded = config.database.type is DatabaseType.SQLITE
+    return config.stores.registry or (
+        RegistryMode.STANDALONE if embedded else RegistryMode.ATTACHED
+    )
+
+
+def is_attached(config: Configuration) -> bool:
+    """Whether there is an AMS to ask: the registry is its own, and a database that it can use."""
+    return config.database.type.is_server and registry_mode(config) is RegistryMode.ATTACHED
+
+
+def check_registry(raw: RawConfig, config: Configuration) -> None:
+    """Rejects a registry of AMS in a database that AMS does not have."""
+    embedded = config.database.type is DatabaseType.SQLITE
+    if embedded and config.stores.registry is RegistryMode.ATTACHED:
+        why = f"with {_TYPE} sqlite, an unreachable combination: AMS has no SQLite"
+        raw.reject("keeper.registry", why)
+
+
+def database_url(raw: RawConfig, config: Configuration, environ: Mapping[str, str]) -> sa.URL:
+    """The registry's URL; where there are problems, any URL, because it will not be used."""
+    kind, url = config.database.type, config.database.url
+    if kind is DatabaseType.DERBY:
+        raw.reject(_TYPE)
+    elif url is None and kind is not DatabaseType.SQLITE:
+        raw.reject(_URL)
+    elif url is not None and url.get_backend_name() != kind.backend:
+        raw.reject(_URL, f"with {_TYPE} {kind}, an unreachable combination")
+    elif url is not None:
+        return _with_credentials(config, _checked(raw, _URL, url))
+    home = environ.get("DAGSTER_HOME") or ".dagster-amoro"
+    folder = Path(os.path.expanduser(home))  # noqa: PTH111 - Path's own fails for unknown users
+    return sa.URL.create("sqlite", database=str(folder.absolute() / "registry.db"))
+
+
+def _with_credentials(config: Configuration, url: sa.URL) -> sa.URL:
+    """The first of the places that name a user, and the first that name a password."""
+    if url.get_backend_name() == "sqlite":
+        return url
+    ours, theirs = config.stores, config.database
+    username = ours.database_username or url.username or theirs.username
+    password = ours.database_password or url.password or theirs.password
+    return url.set(username=username or None, password=password or None)
+
+
+def ledger_url(raw: RawConfig, config: Configuration, database: sa.URL) -> sa.URL:
+    """The ledger's URL: its own, or the registry's where it has none.
+
+    A ledger of the registry's type that names no user, or the registry's user, is opened with the
+    registry's credentials.
+    """
+    url = config.stores.ledger_url
+    if url is None:
+        return database
+    backend = url.get_backend_name()
+    if backend not in _USABLE:
+        raw.reject(_LEDGER, "which is of no type that can be used")
+        return database
+    url = _checked(raw, _LEDGER, url)
+    if backend != database.get_backend_name() or url.username not in {None, database.username}:
+        return url
+    return url.set(username=database.username, password=url.password or database.password)
+
+
+def _checked(raw: RawConfig, key: str, url: sa.URL) -> sa.URL:
+    for flaw in url_flaws(url):
+        raw.reject(key, f"and {flaw}")
+    if url.get_backend_name() == "sqlite":
+        return url.set(database=str(raw.source.parent / (url.database or "")))
+    return url
+
+
+# --- AMS --------------------------------------------------------------------------------------
+
+
+def ams_settings(raw: RawConfig, config: Configuration) -> AmsSettings:
+    """Where the running AMS is reached."""
+    ams, ha = config.ams, config.ha
+    kind = ha.type if ha.enabled else HighAvailability.NONE
+    if kind is HighAvailability.NONE and not (ams.own_expose_host or ams.server_expose_host):
+        raw.reject(_OUR_HOST if raw.has(_OUR_HOST) else _HOST)
+    if kind is HighAvailability.ZOOKEEPER and not ha.zookeeper_address:
+        raw.reject(_ZOOKEEPER, "though ams.ha.enabled is true and ams.ha.type zk")
+    return AmsSettings(
+        host=(ams.own_expose_host or ams.server_expose_host)
+        if kind is HighAvailability.NONE
+        else "",
+        thrift_port=ams.thrift_port,
+        http_port=ams.http_port,
+        high_availability=kind,
+        cluster_name=ha.cluster_name,
+        zookeeper_address=ha.zookeeper_address if kind is HighAvailability.ZOOKEEPER else "",
+        ams_version=parse_version(ams.version) if ams.version else None,
+    )
+
+
+# --- How patiently, how much at once, and by whom ---------------------------------------------
+
+
+def restart_policy(raw: RawConfig, config: Configuration) -> RestartPolicy:
+    """Whether, how often and how patiently orphans are restarted."""
+    optimizer, restart = config.optimizer, config.restart
+    grace, exponential = optimizer.auto_restart_grace_period, restart.backoff is Backoff.EXPONENTIAL
+    _warn_of_no_effect(raw, grace, exponential=exponential)
+    cap = restart.backoff_cap
+    return RestartPolicy(
+        enabled=optimizer.auto_restart_enabled,
+        max_retries=optimizer.auto_restart_max_retries,
+        grace_period=grace,
+        stable_after=_at_least(raw, "keeper.stable-after", restart.stable_after, grace),
+        backoff=restart.backoff,
+        backoff_cap=_at_least(raw, "keeper.backoff-cap", cap, grace) if exponential else cap,
+        backoff_jitter=restart.backoff_jitter,
+        on_exhausted=restart.on_exhausted,
+    )
+
+
+def _warn_of_no_effect(raw: RawConfig, grace: timedelta, *, exponential: bool) -> None:
+    if not exponential:
+        for key in filter(raw.has, ("keeper.backoff-cap", "keeper.backoff-jitter")):
+            why = f"it has no effect while {_BACKOFF} is constant"
+            raw.warn(key, f"{why}; set {_BACKOFF}: exponential, or leave it out")
+    elif not grace:
+        why = f"it has no effect while {_GRACE} is 0, since twice nothing is nothing"
+        raw.warn(_BACKOFF, f"{why}; set a grace period, or leave it out")
+
+
+def _at_least(raw: RawConfig, key: str, value: timedelta, grace: timedelta) -> timedelta:
+    """A duration that has no effect if it is shorter than the grace period, unless it is zero."""
+    if not raw.has(key):
+        return max(grace, value)
+    if timedelta(0) < value < grace:
+        raw.reject_beside(key, _GRACE)
+    return value
+
+
+def limits(raw: RawConfig, config: Configuration) -> Limits:
+    """How much may be restarted at once."""
+    given = config.limits
+    found = {name: group.max_orphaned_fraction for name, group in config.groups.items()}
+    by_group = {name: each for name, each in found.items() if each is not None}
+    way_out = f"set keeper.groups.<name>.{_FRACTION}: 1 for such groups"
+    overall, key = given.max_orphaned_fraction_overall, f"keeper.{_FRACTION}"
+    _warn_of_one(raw, key, given.max_orphaned_fraction, "a group of one resource", way_out)
+    way_out = "leave it out for such a registry"
+    _warn_of_one(raw, f"{key}-overall", overall, "a registry of one resource", way_out)
+    for name, fraction in by_group.items():
+        key, what = f"keeper.groups.{name}.{_FRACTION}", "this group, if it has one resource,"
+        _warn_of_one(raw, key, fraction, what, "set it to 1 in that case")
+    return Limits(
+        max_restarts=given.max_restarts_per_tick,
+        max_orphaned=given.max_orphaned_fraction,
+        max_orphaned_overall=overall,
+        max_orphaned_of=MappingProxyType(by_group),
+    )
+
+
+def _warn_of_one(raw: RawConfig, key: str, fraction: float, what: str, way_out: str) -> None:
+    """Warns of a fraction with which a single resource is never healed."""
+    if fraction < 1:
+        why = f"{what} is never healed, since 1 of 1 orphaned is more than"
+        raw.warn(key, f"{why} {fraction * 100:.12g}%; {way_out}")
+
+
+def dynamic_groups(config: Configuration) -> frozenset[str]:
+    """The groups whose orphans are restarted although AMS changes their size."""
+    groups = config.groups.items()
+    restart = DynamicAllocation.RESTART
+    return frozenset(name for name, group in groups if group.dynamic_allocation is restart)
+
+
+def lease_time(raw: RawConfig, config: Configuration) -> timedelta | None:
+    """How long a lease lasts; None: there is none."""
+    lease = config.deployment.lease_time
+    interval = config.optimizer_group.min_parallelism_check_interval
+    # One that lapses between two ticks could never be held, and its runs would all come too late.
+    if lease is not None and lease < max(2 * interval, interval + _DAEMON_SLACK):
+        raw.reject_beside("keeper.lease-time", "ams.optimizer-group.min-parallelism-check-interval")
+    return lease
+
+
+def deployment(config: Configuration) -> str:
+    """What this deployment is called."""
+    return config.deployment.deployment or socket.gethostname()[:LONGEST_NAME]
+
+
+def audit_settings(raw: RawConfig, config: Configuration) -> AuditSettings:
+    """What the audit keeps and warns of; a relative folder starts at that of config.yaml."""
+    audit, storage = config.audit, config.audit.audit_storage
+    if storage and "://" not in storage:
+        storage = str(raw.source.parent / storage)
+    return AuditSettings(
+        storage=storage or None,
+        retention=audit.audit_retention,
+        least_success=audit.alert_restart_success,
+        flapping=audit.alert_flapping,
+    )
