@@ -93,7 +93,7 @@ def _on(url: sa.URL, server: str, dialect: Mapping[str, str]) -> Figures:
     with closing(Database(url, "registry")) as database:
         _fill(database, dialect)
         registry = Registry(database, None)
-        sides = (registry.survey, _fetch(database, dialect["orphans"]))
+        sides = (registry.read_snapshot, _fetch(database, dialect["orphans"]))
         ours, bare = interleaved(*map(seconds, sides), repetitions=_REPETITIONS)
         by_group = seconds(lambda: _by_group(database))() * _GROUPS / _GROUPS_ASKED
     yield Figure(name=name, ours=ours, bare=bare, bound=_BOUND)

@@ -51,7 +51,7 @@ class _Fleet:
         self._turn: str | None = None
         self._keeper = replace(keeper_of(folder), clock=lambda: later, limits=limits)
         self._keeper.ledger.open_incidents()  # connects
-        self._keeper.registry.survey()
+        self._keeper.registry.read_snapshot()
         self.seen: Tick | None = None
 
     def tick(self) -> None:

@@ -116,7 +116,7 @@ def test_a_crash_loop_ends_and_a_single_crash_does_not_count(world: Fleet, tmp_p
     assert kinds[-2:] == ["giving-up", "exhausted"]
     row = world.keeper.ledger.removed_row(found[-1].incident_id) or {}
     assert row["container_name"] == "always"
-    assert world.keeper.registry.look("always").row is None
+    assert world.keeper.registry.read_resource("always").row is None
 
     # The other one died once, came back, and is the only one that runs.
     (*_, last) = story(world, "once")

@@ -160,7 +160,7 @@ def test_a_group_is_filled_up_to_its_floor(demo: Demo) -> None:
     """One worker of the threads that it lacks, started and recorded by a run of its own."""
 
     def look() -> RegistrySnapshot | None:
-        survey = demo.registry.survey_group("reports")
+        survey = demo.registry.read_group_snapshot("reports")
         is_there = survey.resources and survey.live.get("reports") and not survey.orphans
         return survey if is_there else None
 
@@ -221,7 +221,7 @@ def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
     assert len(times) == RETRIES + 1
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert min(pauses) >= GRACE
-    assert demo.registry.look("legacy-1").row is None
+    assert demo.registry.read_resource("legacy-1").row is None
     (kept,) = demo.events(incident, "giving-up")
     row = demo.ledger.removed_row(incident.incident_id) or {}
     assert row["group_name"] == "legacy"

@@ -21,7 +21,7 @@ HOUR = timedelta(hours=1)
 
 def sleep_within_a_transaction(beta: Fleet) -> None:
     """Alpha takes the lease and never gets to commit it, until beta has completed a tick."""
-    with beta.keeper.ledger.writing() as asleep:
+    with beta.keeper.ledger.transaction() as asleep:
         acquire(asleep.connection, "alpha", HOUR)
         wait_until(lambda: beta.tick() == [] and "0 orphans" in beta.message)
 

@@ -119,7 +119,7 @@ def test_a_survey_finds_the_orphans_of_ams(attached: Registry, amoro_url: sa.URL
         insert_resource(amoro_url, resource_id, properties=properties, **columns)
     insert_optimizer(amoro_url, "alive", group_name=group)
     insert_optimizer(amoro_url, None)
-    survey = attached.survey()
+    survey = attached.read_snapshot()
     assert (survey.resources, survey.groups, survey.expired) == (3, (group,), 0)
     text = '{"memory":"2048","ä":"/\\u001F"}'
     assert survey.orphans == {
@@ -131,7 +131,7 @@ def test_a_survey_finds_the_orphans_of_ams(attached: Registry, amoro_url: sa.URL
 def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL) -> None:
     """Every column, in a form that JSON keeps; as the survey has it."""
     insert_resource(amoro_url, "r")
-    seen_resource = attached.look("r")
+    seen_resource = attached.read_resource("r")
     assert seen_resource.row is not None
     kept = json.loads(json.dumps(dict(seen_resource.row)))
     assert datetime.fromisoformat(kept.pop("start_time")).replace(tzinfo=UTC).year > 2000
@@ -144,10 +144,10 @@ def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL
         "total_memory": 0,
         "properties": "{}",
     }
-    assert seen_resource.orphan == attached.survey().orphans["r"]
+    assert seen_resource.orphan == attached.read_snapshot().orphans["r"]
     insert_optimizer(amoro_url, "r")
-    assert attached.look("r").registered
-    assert attached.look("gone") == ResourceSnapshot(row=None, registered=False)
+    assert attached.read_resource("r").registered
+    assert attached.read_resource("gone") == ResourceSnapshot(row=None, registered=False)
 
 
 def test_startup_properties_are_saved_and_orphans_removed(
@@ -192,7 +192,7 @@ def test_a_row_is_put_back_as_ams_wrote_it(
     insert_resource(amoro_url, "another")
     insert_resource(amoro_url, "r", **columns)
     before = stored(amoro_url)
-    row = attached.look("r").row
+    row = attached.read_resource("r").row
     assert row is not None
     kept = json.loads(json.dumps(dict(row)))
     assert not attached.restore(kept)
@@ -200,7 +200,7 @@ def test_a_row_is_put_back_as_ams_wrote_it(
     assert len(stored(amoro_url)) == 1
     assert attached.restore(kept)
     assert stored(amoro_url) == before
-    assert attached.look("r").row == row
+    assert attached.read_resource("r").row == row
 
 
 @pytest.mark.parametrize("zone", ["-05:00", "+09:00"])
@@ -211,7 +211,7 @@ def test_a_row_is_put_back_where_ams_has_a_zone_of_its_own(
     insert_resource(amoro_url, "r", start_time=datetime(2024, 7, 1, 2, 30))  # noqa: DTZ001
     with server_in(zone, amoro_url):
         attached.database.close()  # sessions that began before keep their zone
-        row = attached.look("r").row
+        row = attached.read_resource("r").row
         assert row is not None
         before = stored(amoro_url)
         assert attached.remove_orphan("r", "{}")
@@ -229,11 +229,11 @@ def test_a_time_of_zeros_is_one_like_any_other(
     attached = Registry(open_database(mariadb_url), None)
     since = attached.newest_starts(["g"])
     assert attached.new_resources(since) == []
-    row = attached.look("r").row
+    row = attached.read_resource("r").row
     assert row is not None
     assert attached.remove_orphan("r", "{}")
     assert attached.restore(row)
-    assert attached.look("r").row == row
+    assert attached.read_resource("r").row == row
     insert_resource(mariadb_url, "new")
     assert [each.resource_id for each in attached.new_resources(since)] == ["new"]
 
@@ -278,7 +278,7 @@ def test_a_survey_of_a_group_of_ams(attached: Registry, amoro_url: sa.URL) -> No
     for resource_id in ("a", "b"):
         insert_resource(amoro_url, resource_id)
     insert_optimizer(amoro_url, "a", thread_count=3)
-    survey = attached.survey_group("g")
+    survey = attached.read_group_snapshot("g")
     assert (survey.resources, list(survey.orphans), survey.live) == (2, ["b"], {"g": 3})
     assert list(survey.sized) == list(attached.sized_groups()) == ["g"]
     assert attached.group("g") == survey.sized["g"]
@@ -348,7 +348,7 @@ def test_rows_without_an_id_are_no_orphans(
     for _ in range(2):
         insert_resource(upgraded_url, None)
     insert_optimizer(upgraded_url, None)
-    survey = Registry(open_database(upgraded_url), None).survey()
+    survey = Registry(open_database(upgraded_url), None).read_snapshot()
     assert (survey.resources, survey.orphans) == (2, {})
 
 
@@ -359,9 +359,9 @@ def test_an_id_that_stands_in_several_rows_is_left_alone(
     attached = Registry(open_database(upgraded_url), None)
     for resource_id in ("once", "thrice", "thrice", "thrice"):
         insert_resource(upgraded_url, resource_id)
-    orphans = attached.survey().orphans
+    orphans = attached.read_snapshot().orphans
     assert {name: orphan.copies for name, orphan in orphans.items()} == {"once": 1, "thrice": 3}
-    assert attached.look("thrice").orphan == orphans["thrice"]
+    assert attached.read_resource("thrice").orphan == orphans["thrice"]
     assert attached.present(["once", "thrice"]) == {"once", "thrice"}
     before = stored(upgraded_url)
     assert not attached.save_startup("thrice", "{}", {"pid": "7"})
@@ -370,8 +370,8 @@ def test_an_id_that_stands_in_several_rows_is_left_alone(
     assert attached.save_startup("once", "{}", {"pid": "7"})
     assert attached.remove_orphan("once", '{"pid":"7"}')
     insert_optimizer(upgraded_url, "thrice")
-    assert attached.survey().orphans == {}
-    assert attached.look("thrice").orphan is None
+    assert attached.read_snapshot().orphans == {}
+    assert attached.read_resource("thrice").orphan is None
 
 
 # --- How the survey asks ----------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_mariadb_is_told_to_join_by_a_hash_table(
         insert_optimizer(mariadb_url, resource_id)
     database = open_database(mariadb_url)
     with anti_joins(database) as sent:
-        Registry(database, None).survey()
+        Registry(database, None).read_snapshot()
     settings, _, query = sent[0].partition(" FOR ")
     with database.reading() as connection:
         assert "BNLH" in str(connection.exec_driver_sql(f"{settings} FOR EXPLAIN {query}").all())
@@ -400,7 +400,7 @@ def test_where_our_own_index_is_the_index_is_used(
     """In standalone mode every database is asked the same."""
     database = open_database(database_url)
     with anti_joins(database) as sent:
-        Registry(database, timedelta(minutes=1)).survey()
+        Registry(database, timedelta(minutes=1)).read_snapshot()
     assert [statement.split()[0] for statement in sent] == ["SELECT"]
 
 

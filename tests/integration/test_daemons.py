@@ -214,7 +214,7 @@ BEFORE_THE_START = (
     "ledger.incident 2",  # whose is it?
 )
 TOO_LATE = (
-    "registry.look 3",  # the very last: is it still an orphan?
+    "registry.read_resource 3",  # the very last: is it still an orphan?
     "container.request_resource 1",
     "registry.save_startup 1",  # right after the start
     "ledger.apply 2",  # which records the start
@@ -271,7 +271,7 @@ class Twins:
 
     def recorded(self) -> str | None:
         """The launch that the registry has."""
-        row = self.beta.keeper.registry.look("w-1").row or {}
+        row = self.beta.keeper.registry.read_resource("w-1").row or {}
         launch: str | None = json.loads(row["properties"] or "{}").get("recording-launch")
         return launch
 
@@ -339,7 +339,7 @@ def test_no_lease_no_start_though_nobody_took_over(twins: Twins, place: str) -> 
 @pytest.mark.parametrize(
     "place",
     [
-        "registry.survey 1",
+        "registry.read_snapshot 1",
         "ledger.writing 2",  # which hands over
         "ledger.changed_groups 1",  # its dispatch is written by then
     ],

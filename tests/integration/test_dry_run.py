@@ -425,7 +425,7 @@ def test_what_a_dry_run_would_have_removed_is_there_and_is_restarted(tmp_path: P
     """It is an orphan like any other, with a budget of its own."""
     with rehearsed_outage(tmp_path, 30) as made:
         assert newest(made)[0] is State.EXHAUSTED
-        assert made.keeper.registry.survey().orphans == {}
+        assert made.keeper.registry.read_snapshot().orphans == {}
         made.enforce()
         made.play({}, range(30, 36))
         assert made.containers["steady"].requested == ["w-01"]
@@ -472,7 +472,7 @@ def test_back_to_a_dry_run_a_resource_that_was_healed_is_seen_again(tmp_path: Pa
         made.now += MINUTE
         made.step()
         assert newest(made)[0] is State.WAITING
-        assert list(made.keeper.registry.survey().orphans) == ["w-01"]
+        assert list(made.keeper.registry.read_snapshot().orphans) == ["w-01"]
 
 
 def test_back_to_a_dry_run_an_open_incident_goes_on_and_nothing_is_done(tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ def test_shares_and_threads_leave_out_what_would_have_been_removed(tmp_path: Pat
         ours, theirs = from_dry_run.keeper.registry, enforced.keeper.registry
         assert ours.resource_counts() == theirs.resource_counts()
         assert ours.capacity(["g-0", "g-1"]) == theirs.capacity(["g-0", "g-1"])
-        assert ours.survey().resources == theirs.survey().resources
+        assert ours.read_snapshot().resources == theirs.read_snapshot().resources
 
 
 # As Dagster runs it.
@@ -580,7 +580,7 @@ def test_the_mode_comes_from_the_configuration(tmp_path: Path) -> None:
             (request,) = made.later().tick()
             assert made.launch(request).success
             assert ("ry run" in said) is (mode == "dry-run")
-            row = made.keeper.registry.look("w-01").row
+            row = made.keeper.registry.read_resource("w-01").row
             assert row is not None
             assert ("recording-launch" in row["properties"]) is bool(started)
         configured.close()

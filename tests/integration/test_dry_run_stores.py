@@ -104,8 +104,8 @@ def dump(registry: Registry) -> dict[str, list[tuple[object, ...]]]:
 # --- It does nothing ---------------------------------------------------------------------------
 
 WRITES: Final[dict[str, Callable[[Registry], Any]]] = {
-    "survey": Registry.survey,
-    "survey_group": lambda registry: registry.survey_group("g"),
+    "read_snapshot": Registry.read_snapshot,
+    "read_group_snapshot": lambda registry: registry.read_group_snapshot("g"),
     "save_startup": lambda registry: registry.save_startup("orphan", "{}", {"pid": "7"}),
     "remove_orphan": lambda registry: registry.remove_orphan("orphan", "{}"),
     "restore": lambda registry: registry.restore(a_row("new")),
@@ -124,7 +124,7 @@ def test_whatever_it_is_asked_to_do_it_changes_nothing(
     WRITES[call](dry)
     assert dump(registry) == before
     WRITES[call](registry)
-    assert (dump(registry) == before) == (call == "survey_group")
+    assert (dump(registry) == before) == (call == "read_group_snapshot")
 
 
 def test_it_creates_no_tables(database_url: sa.URL, open_database: OpenDatabase) -> None:
@@ -157,15 +157,15 @@ def test_it_says_what_would_have_come_of_it(dry: DryRunRegistry, removed: set[st
 def test_heartbeats_that_are_too_old_do_not_count(registry: Registry, dry: DryRunRegistry) -> None:
     """What a survey says is what one says that removes them; only, they are still there."""
     register(registry, None, threads=5)
-    said = dry.survey()
+    said = dry.read_snapshot()
     assert set(said.orphans) == {"orphan", "silent"}
     assert (said.expired, said.live) == (0, {"g": 5})
-    assert not dry.look("silent").registered
-    assert dry.look("alive").registered
-    group = dry.survey_group("g")
+    assert not dry.read_resource("silent").registered
+    assert dry.read_resource("alive").registered
+    group = dry.read_group_snapshot("g")
     assert (set(group.orphans), group.live) == ({"orphan", "silent"}, {"g": 5})
     capacity = dry.capacity(["g"])
-    before = registry.survey()
+    before = registry.read_snapshot()
     assert before.expired == 2
     assert (before.orphans, before.live) == (said.orphans, said.live)
     assert registry.capacity(["g"]) == capacity == {"g": (6, 5)}
@@ -190,8 +190,8 @@ def test_heartbeats_of_an_attached_registry_count_however_old(
 ) -> None:
     """They are AMS's."""
     attached = DryRunRegistry(open_database(registry.database.url), None, set)
-    assert set(attached.survey().orphans) == {"orphan"}
-    assert attached.look("silent").registered
+    assert set(attached.read_snapshot().orphans) == {"orphan"}
+    assert attached.read_resource("silent").registered
 
 
 # --- What would have been removed ---------------------------------------------------------------
@@ -200,8 +200,10 @@ def test_heartbeats_of_an_attached_registry_count_however_old(
 def test_what_would_have_been_removed_is_not_there(dry: DryRunRegistry, removed: set[str]) -> None:
     """For a survey, a look and a question; others are."""
     removed.add("orphan")
-    assert set(dry.survey().orphans) == set(dry.survey_group("g").orphans) == {"silent"}
-    assert dry.look("orphan") == ResourceSnapshot(row=None, registered=False)
+    assert (
+        set(dry.read_snapshot().orphans) == set(dry.read_group_snapshot("g").orphans) == {"silent"}
+    )
+    assert dry.read_resource("orphan") == ResourceSnapshot(row=None, registered=False)
     assert dry.present(["orphan", "silent", "alive", "gone"]) == {"silent", "alive"}
 
 
@@ -220,11 +222,11 @@ def test_a_keepers_own_ledger_says_what_would_have_been_removed(
         assert world.incidents()[0].state is State.EXHAUSTED
         assert world.container.calls == ()
         assert dump(real.registry) == before
-        assert world.keeper.registry.look("w-1").row is None
+        assert world.keeper.registry.read_resource("w-1").row is None
         assert world.tick() == []
         assert len(world.incidents()) == 1
         world.keeper = real
-        assert world.keeper.registry.look("w-1").row is not None
+        assert world.keeper.registry.read_resource("w-1").row is not None
         world.tick()
         assert [(each.dry_run, each.is_open) for each in world.incidents()] == [
             (True, False),

@@ -24,23 +24,23 @@ RUN = "the-run"
 # The calls that a turn makes on the registry, the ledger and the container, in their order.
 RESTART = [
     "ledger.incident",
-    "registry.look",
+    "registry.read_resource",
     "registry.group",
     "containers.obstacle",
     "ledger.pauses",
     "containers.get",
     "ledger.apply",
-    "registry.look",
+    "registry.read_resource",
     "container.release_resource",
     "ledger.incident",
-    "registry.look",
+    "registry.read_resource",
     "container.request_resource",
     "registry.save_startup",
     "ledger.apply",
 ]
 GIVE_UP = [
     "ledger.incident",
-    "registry.look",
+    "registry.read_resource",
     "registry.group",
     "containers.obstacle",
     "ledger.pauses",
@@ -138,7 +138,7 @@ def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         assert kind == "give up" or not any(started_while) or at in {call - 1, call}
         settle(world)
         (incident,) = world.incidents()
-        removed = world.keeper.registry.look("w-1").row is None
+        removed = world.keeper.registry.read_resource("w-1").row is None
         assert incident.state is (State.EXHAUSTED if removed else State.RECOVERED)
         # Removed only where the registration came after the guarded delete.
         assert removed == (
@@ -164,7 +164,7 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
     """An operator's change survives the saving of the start-up properties."""
     with claimed(tmp_path, kind) as world:
         turn_with(world, kind, at, lambda: world.properties('{"memory":"2048"}'))
-        row = world.keeper.registry.look("w-1").row
+        row = world.keeper.registry.read_resource("w-1").row
         assert row is None or '"memory":"2048"' in row["properties"]
         settle(world)
         assert world.incidents()[0].state is State.EXHAUSTED
@@ -178,7 +178,7 @@ def test_properties_are_spoilt_in_the_middle_of_a_turn(tmp_path: Path, kind: str
     """What cannot be recorded does not run on; mended, the row is healed."""
     with claimed(tmp_path, kind) as world:
         turn_with(world, kind, at, lambda: world.properties('{"a":'))
-        row = world.keeper.registry.look("w-1").row
+        row = world.keeper.registry.read_resource("w-1").row
         spoilt = row is not None and row["properties"] == '{"a":'
         saved = at > PLACES["restart"].index("before registry.save_startup")
         assert kind == "give up" or saved or not world.container.running
@@ -200,7 +200,7 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
         assert incident.state is State.EXHAUSTED
         assert incident.attempts <= world.keeper.policy.max_retries
         assert len(world.container.requested) <= incident.attempts
-        assert world.keeper.registry.look("w-1").row is None
+        assert world.keeper.registry.read_resource("w-1").row is None
         kept = world.keeper.ledger.removed_row(1)
         assert kept is not None
         assert kept["resource_id"] == "w-1"
@@ -209,7 +209,7 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
 def taken_over(world: Fleet) -> None:
     """This process slept: its lease ran out, and another deployment has acted since."""
     ended = timedelta(0)  # so that the first one can take over again
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.connection.execute(sa.update(lease).values(expires_at=START))
         acquire(ledger.connection, "two", ended)
 
@@ -218,7 +218,7 @@ def taken_over(world: Fleet) -> None:
 def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """Nothing is started or removed that the lease was not looked at for, and nothing runs on."""
     with claimed(tmp_path, kind) as world:
-        before = world.keeper.registry.look("w-1").row
+        before = world.keeper.registry.read_resource("w-1").row
         turn_with(world, kind, at, lambda: taken_over(world))
         places = PLACES[kind]
         is_over = at == len(places) - 1  # everything is written by then
@@ -226,12 +226,12 @@ def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at
         asked = len(places) - 1 - places[::-1].index("after ledger.ensure_lease")
         first = places.index("after ledger.ensure_lease")
         assert world.container.requested == (["w-1"] if "restart" in kind and at >= asked else [])
-        assert at >= first or world.keeper.registry.look("w-1").row == before
+        assert at >= first or world.keeper.registry.read_resource("w-1").row == before
         (incident,) = world.incidents()
         assert incident.is_open or (is_over and "give up" in kind)
         settle(world)
         assert world.incidents()[0].state is State.EXHAUSTED
-        assert world.keeper.registry.look("w-1").row is None
+        assert world.keeper.registry.read_resource("w-1").row is None
         kept = world.keeper.ledger.removed_row(1)
         assert kept is not None
         assert not world.container.running
@@ -250,7 +250,7 @@ def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> Non
         at = PLACES["restart"].index("after container.request_resource")
         turn_with(world, "restart", at, overtaken)
         assert len(world.container.requested) == 2
-        row = world.keeper.registry.look("w-1").row
+        row = world.keeper.registry.read_resource("w-1").row
         assert row is not None
         launches = [call for call in world.container.calls if call.action == "release"]
         assert world.container.running == {"w-1"}
@@ -354,7 +354,8 @@ def test_a_step_whose_store_is_away_is_retried_by_its_policy(tmp_path: Path) -> 
 
         def announce(place: str) -> None:
             looks.append(place)
-            if looks.count("before registry.look") == 1 and place == "before registry.look":
+            first_look = looks.count("before registry.read_resource") == 1
+            if first_look and place == "before registry.read_resource":
                 raise StoreUnavailableError
 
         world.keeper = watched(world.keeper, announce)
@@ -366,4 +367,4 @@ def test_a_step_whose_store_is_away_is_retried_by_its_policy(tmp_path: Path) -> 
 
 def is_registered(world: Fleet) -> bool:
     """Whether an optimizer stands for the worker now."""
-    return world.keeper.registry.look("w-1").registered
+    return world.keeper.registry.read_resource("w-1").registered

@@ -15,7 +15,7 @@ from upath import UPath
 
 from dagster_amoro.asset_keys import EVENTS, HISTORY, OPTIMIZERS, RESOURCES
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.model import Event, EventKind, Note
+from dagster_amoro.core.model import Event, EventKind
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -189,8 +189,8 @@ def test_a_history_is_what_the_ledger_tells(world: Fleet) -> None:
 def paused(world: Fleet, group: str | None = "g") -> None:
     """An operator pauses a group, or everything."""
     event = Event(kind=EventKind.PAUSED, at=world.now, message="paused, by ann: upgrade")
-    with world.keeper.ledger.writing() as ledger:
-        ledger.note(Note(event=event, group_name=group))
+    with world.keeper.ledger.transaction() as ledger:
+        ledger.add_event(event, group_name=group)
 
 
 def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import LeaseLostError, StoreUnavailableError
-from dagster_amoro.core.model import Event, EventKind, Incident, Note, Orphan
+from dagster_amoro.core.model import Event, EventKind, Incident, Orphan
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.preconditions import StandbyError, hold_lease
 from dagster_amoro.stores.database import Database, is_mysql
@@ -40,7 +40,7 @@ def ledger(database_url: sa.URL, open_database: OpenDatabase) -> Ledger:
 
 def acquired(ledger: Ledger, holder: str, lease_time: timedelta = LONG) -> tuple[Lease, Lease]:
     """What comes of asking for the lease: as it was, and as it is."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         return acquire(writing.connection, holder, lease_time)
 
 
@@ -52,7 +52,7 @@ def stored(ledger: Ledger) -> list[dict[str, object]]:
 
 def change(ledger: Ledger, **values: object) -> None:
     """Writes into the lease's row, as time or somebody else would."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         writing.connection.execute(sa.update(lease_table).values(**values))
 
 
@@ -74,7 +74,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, ledger: Ledger, now: datetime) ->
 def an_incident(ledger: Ledger, fence: int | None = None) -> Incident:
     """An incident that was handed over under a lease."""
     detected = transitions.detect(Orphan("r-1", "g", "local", 2, 1024, "{}"), NOW)
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         (opened,) = writing.apply([detected])
         assert opened is not None
         (handed,) = writing.apply([transitions.dispatch(opened, "key", UNTIL, NOW, fence)])
@@ -82,9 +82,9 @@ def an_incident(ledger: Ledger, fence: int | None = None) -> Incident:
     return handed
 
 
-def a_note() -> Note:
+def an_event() -> Event:
     """An event of everything."""
-    return Note(event=Event(kind=EventKind.LEASE_TAKEN, at=NOW, message="a note"))
+    return Event(kind=EventKind.LEASE_TAKEN, at=NOW, message="an event")
 
 
 def written(ledger: Ledger) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def ensured(ledger: Ledger, fence: int) -> str | None:
 
 def ensured_directly(ledger: Ledger, fence: int) -> None:
     """In a transaction that writes."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         ensure(writing.connection, fence)
 
 
@@ -227,7 +227,7 @@ def test_without_a_row_no_lease_is_in_force(ledger: Ledger) -> None:
     """As where somebody emptied the table; the next tick takes it anew."""
     assert ensured(ledger, 1) == "the lease was taken over: nobody acts now"
     acquired(ledger, "one")
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         writing.connection.execute(sa.delete(lease_table))
     assert ensured(ledger, 1) == "the lease was taken over: nobody acts now"
 
@@ -239,8 +239,8 @@ def test_what_a_stale_fence_writes_is_not_written(ledger: Ledger) -> None:
     run_out(ledger)
     before = written(ledger)
     for lost in ("the lease ran out", "the lease was taken over: two acts now"):
-        with pytest.raises(LeaseLostError, match=lost), ledger.writing(1) as writing:
-            writing.note(a_note())
+        with pytest.raises(LeaseLostError, match=lost), ledger.transaction(1) as writing:
+            writing.add_event(an_event())
         with pytest.raises(LeaseLostError, match=lost):
             ledger.apply(transitions.claim(handed, "run", UNTIL, NOW))
         acquired(ledger, "two")
@@ -252,8 +252,8 @@ def test_what_the_holder_writes_is_written(ledger: Ledger) -> None:
     """With its fence; and so is a step of an incident that was handed over under it."""
     acquired(ledger, "one")
     handed = an_incident(ledger, fence=1)
-    with ledger.writing(1) as writing:
-        writing.note(a_note())
+    with ledger.transaction(1) as writing:
+        writing.add_event(an_event())
     assert ledger.apply(transitions.claim(handed, "run", UNTIL, NOW)) is not None
     assert written(ledger) == (1, 4)
 
@@ -275,8 +275,8 @@ def test_nobody_takes_over_in_the_middle_of_a_transaction(
     other.open_incidents()
     set_clock(monkeypatch, ledger, NOW)
     acquired(ledger, "one")
-    with ThreadPoolExecutor(1) as pool, ledger.writing(1) as writing:
-        writing.note(a_note())
+    with ThreadPoolExecutor(1) as pool, ledger.transaction(1) as writing:
+        writing.add_event(an_event())
         set_clock(monkeypatch, ledger, NOW + LONG)
         waiting = pool.submit(acquired, other, "two")
         with pytest.raises(StoreUnavailableError, match=r"(?i)lock"):

@@ -42,7 +42,7 @@ def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet
     result = world.launch(request)
     assert result.success
     assert world.container.requested == ["w-1"]
-    row = world.keeper.registry.look("w-1").row
+    row = world.keeper.registry.read_resource("w-1").row
     assert row is not None
     assert row["properties"] == '{"a":"1","recording-launch":"2"}'
     world.register()
@@ -57,7 +57,7 @@ def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet
 def test_a_hopeless_one_is_given_up_after_its_attempts(world: Fleet) -> None:
     """max-retries starts, a grace period apart, then its row moves into the ledger."""
     world.worker(properties={"a": "1"})
-    before = world.keeper.registry.look("w-1").row
+    before = world.keeper.registry.read_resource("w-1").row
     world.tick()
     for attempt in range(1, 4):
         (request,) = world.later().tick()
@@ -75,7 +75,7 @@ def test_a_hopeless_one_is_given_up_after_its_attempts(world: Fleet) -> None:
         assert part in told.description
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
-    assert world.keeper.registry.look("w-1").row is None
+    assert world.keeper.registry.read_resource("w-1").row is None
     kept = world.keeper.ledger.removed_row(1)
     assert before is not None
     assert kept is not None
@@ -177,7 +177,7 @@ def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> N
         (State.RECOVERED, 1, 2),
         (State.EXHAUSTED, 0, 3),
     ]
-    assert world.keeper.registry.look("w-1").row is None
+    assert world.keeper.registry.read_resource("w-1").row is None
     assert world.keeper.ledger.removed_row(4) is not None
     for _ in range(3):
         assert world.later(STABLE_AFTER).tick() == []
@@ -400,7 +400,7 @@ def test_start_up_properties_are_saved_as_texts(world: Fleet) -> None:
     (request,) = due(world)
     world.container.request_resource = lambda _resource: {"pid": 17}  # type: ignore[method-assign, assignment, dict-item]
     assert world.launch(request).success
-    row = world.keeper.registry.look("w-1").row
+    row = world.keeper.registry.read_resource("w-1").row
     assert row is not None
     assert row["properties"] == '{"pid":"17"}'
 
@@ -459,7 +459,7 @@ def test_properties_that_are_empty_or_large_are_no_obstacle(world: Fleet, text: 
     world.properties(text)
     (request,) = due(world)
     assert world.launch(request).success
-    row = world.keeper.registry.look("w-1").row
+    row = world.keeper.registry.read_resource("w-1").row
     assert row is not None
     assert '"recording-launch":"2"' in row["properties"]
 

@@ -98,7 +98,7 @@ def fails_with(world: Fleet, error: Exception) -> None:
     """Whoever asks the registry gets this error from now on."""
 
     def announce(place: str) -> None:
-        if place == "before registry.survey":
+        if place == "before registry.read_snapshot":
             raise error
 
     world.keeper = watched(world.keeper, announce)
@@ -136,7 +136,7 @@ def told(world: Fleet) -> list[dict[str, object]]:
 
 def pause(world: Fleet, target: Target, reason: str = "") -> None:
     """An operator pauses it."""
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.add_pause(
             Pause(target=target, author="ann", reason=reason, paused_at=world.now, until=None)
         )

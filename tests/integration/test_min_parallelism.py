@@ -224,7 +224,7 @@ def test_a_paused_group_is_left_alone_until_it_is_resumed(world: Fleet, target: 
     _pause(world, target)
     assert world.tick() == []
     assert world.notes() == []
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.end_pause(target)
     assert len(world.tick()) == 1
 
@@ -454,7 +454,7 @@ def _of(world: Fleet, resource_id: str) -> Incident:
 
 def _pause(world: Fleet, target: Target) -> None:
     pause = Pause(target=target, author="somebody", reason="", paused_at=world.now, until=None)
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.add_pause(pause)
 
 

@@ -300,7 +300,7 @@ def test_what_is_left_alone_can_be_given_up(world: Fleet) -> None:
     (request,) = world.tick()
     assert world.launch(request).success
     assert {each.state for each in world.incidents()} == {State.EXHAUSTED}
-    assert world.keeper.registry.survey().resources == 0
+    assert world.keeper.registry.read_snapshot().resources == 0
     assert restore(world.keeper, "odd", **BY)
 
 
@@ -482,7 +482,7 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
 
 def rounds(world: Fleet, group: str, number: int) -> None:
     """A group was refilled in vain."""
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.move_scale_up(None, ScaleUp(group, 8, rounds=number, state=ScaleUpState.STOPPED))
 
 

@@ -87,7 +87,7 @@ def pause(world: Fleet, target: Target, until: timedelta | None = None) -> Pause
     end = world.now + until if until else None
     reason = "upgrade, password=hunter2"
     new = Pause(target=target, author="ann", reason=reason, paused_at=world.now, until=end)
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.add_pause(new)
     return new
 
@@ -423,7 +423,7 @@ def test_rounds_that_were_stopped_are_a_matter_for_a_person(world: Fleet) -> Non
     threads(world)
     min_parallelism(world, 4)
     rounds = ScaleUp("g", 4, rounds=3, state=ScaleUpState.STOPPED, last_error="token=hunter2")
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.move_scale_up(None, rounds)
     (group,) = look(world).groups
     assert (group.live, group.min_parallelism, group.trouble) == (2, 4, "scale-up stopped")
@@ -497,7 +497,7 @@ def test_a_claim_of_an_earlier_lease_is_void(world: Fleet) -> None:
     world.tick()
     assert world.later().tick()
     assert only(world).next.startswith("with a run until ")
-    with world.keeper.ledger.writing() as ledger:
+    with world.keeper.ledger.transaction() as ledger:
         ledger.connection.execute(sa.text("UPDATE keeper_lease SET fence = fence + 1"))
     assert only(world).next == "attempt 1 of 3 at the next tick"
     assert world.tick()

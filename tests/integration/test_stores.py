@@ -37,7 +37,6 @@ from dagster_amoro.core.model import (
     Event,
     EventKind,
     Incident,
-    Note,
     Orphan,
     Resource,
     State,
@@ -182,7 +181,7 @@ def a_pause(name: str = "r-1", **changes: Any) -> Pause:  # noqa: ANN401 - of an
 
 def add_pause(ledger: Ledger, pause: Pause) -> None:
     """An operator pauses something."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         writing.add_pause(pause)
 
 
@@ -200,15 +199,15 @@ def a_scale_up(**changes: Any) -> ScaleUp:  # noqa: ANN401 - of any field
 
 def move_scale_up(ledger: Ledger, before: ScaleUp | None, after: ScaleUp) -> bool:
     """Takes a step of a group's rounds; whether it was expected."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         return writing.move_scale_up(before, after)
 
 
 def note(ledger: Ledger, group_name: str | None, kind: EventKind = EventKind.SCALE_UP) -> None:
     """Tells something of a group, or of everything."""
     event = Event(kind=kind, at=NOW, message=f"about {group_name}", details={"k": ODD_TEXT})
-    with ledger.writing() as writing:
-        writing.note(Note(event=event, group_name=group_name))
+    with ledger.transaction() as writing:
+        writing.add_event(event, group_name=group_name)
 
 
 def taken(ledger: Ledger, step: Transition) -> Incident:
@@ -286,9 +285,9 @@ class Racers:
 
     def race(self, action: str, url: sa.URL) -> list[object]:
         """What came of it for each: the action's result, or the text of its error."""
-        self._add_events(json.dumps([action, url.render_as_string(hide_password=False)]))
+        self._send(json.dumps([action, url.render_as_string(hide_password=False)]))
         assert self._hear() == ["ready", "ready"]
-        self._add_events("go")
+        self._send("go")
         return self._hear()
 
     def stop(self) -> None:
@@ -297,7 +296,7 @@ class Racers:
             process.communicate(timeout=30)
             assert process.returncode == 0
 
-    def _add_events(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(line + "\n")
@@ -367,7 +366,7 @@ def lease(database: Database) -> Callable[[], object]:
     name = str(uuid4())
 
     def ask() -> object:
-        with ledger.writing() as writing:
+        with ledger.transaction() as writing:
             _, held = acquire(writing.connection, name, timedelta(hours=1))
         return held.holder, held.fence, held.holder == name
 
@@ -404,7 +403,7 @@ def test_creating_again_changes_nothing(registry: Registry, open_database: OpenD
     registry.add_resource(a_resource())
     registry.create()
     Registry(open_database(registry.database.url), TIMEOUT).create()
-    assert registry.survey().resources == 1
+    assert registry.read_snapshot().resources == 1
 
 
 def test_two_processes_create_the_tables_at_once(
@@ -412,7 +411,7 @@ def test_two_processes_create_the_tables_at_once(
 ) -> None:
     """Both succeed: one waits for the other."""
     assert racers.race("create", database_url) == [None, None]
-    assert Registry(open_database(database_url), TIMEOUT).survey().resources == 0
+    assert Registry(open_database(database_url), TIMEOUT).read_snapshot().resources == 0
 
 
 def test_two_processes_create_a_file_at_once(tmp_path: Path, racers: Racers) -> None:
@@ -440,7 +439,7 @@ def test_an_attached_registry_is_never_created(
     """Tables that AMS did not make are missing, and stay so."""
     attached = Registry(open_database(database_url), None)
     with pytest.raises(StoreUnavailableError, match="the registry cannot be read"):
-        attached.survey()
+        attached.read_snapshot()
     assert sa.inspect(attached.database.engine).get_table_names() == []
 
 
@@ -454,7 +453,7 @@ def test_a_survey_counts_and_finds_orphans(registry: Registry) -> None:
     registry.add_group("g", "local")
     registry.add_group("empty", "local")
     register(registry, "r-2")
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert (survey.resources, sorted(survey.groups), survey.expired) == (3, ["empty", "g"], 0)
     assert survey.orphans == {
         name: Orphan(name, "g", "local", 2, 1024, f'{{"k":"{name}"}}') for name in ("r-1", "r-3")
@@ -463,7 +462,7 @@ def test_a_survey_counts_and_finds_orphans(registry: Registry) -> None:
 
 def test_an_empty_registry_has_no_orphans(registry: Registry) -> None:
     """Nothing is nothing."""
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert (survey.resources, survey.groups, survey.orphans) == (0, (), {})
 
 
@@ -471,17 +470,17 @@ def test_optimizers_without_a_resource_are_harmless(registry: Registry) -> None:
     """Those that were started from outside hide no orphan, as NULL in a NOT IN would."""
     registry.add_resource(a_resource())
     register(registry, None, None, "a resource that is gone")
-    assert list(registry.survey().orphans) == ["r-1"]
+    assert list(registry.read_snapshot().orphans) == ["r-1"]
 
 
 def test_several_optimizers_may_stand_for_one_resource(registry: Registry) -> None:
     """It is no orphan, counts once, and is one as soon as the last of them is gone."""
     registry.add_resource(a_resource())
     register(registry, "r-1", "r-1", "r-1")
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert (survey.resources, survey.orphans) == (1, {})
     execute(registry.database, sa.delete(optimizer))
-    assert list(registry.survey().orphans) == ["r-1"]
+    assert list(registry.read_snapshot().orphans) == ["r-1"]
 
 
 def test_rows_of_old_upgraded_registries_are_tolerated(
@@ -498,8 +497,8 @@ def test_rows_of_old_upgraded_registries_are_tolerated(
         ids = [{"resource_id": found} for found in (None, "twice", "twice")]
         connection.execute(sa.insert(loose.tables["resource"]), ids)
     twice = Orphan("twice", None, None, None, None, None, copies=2)
-    assert attached.survey().orphans == {"twice": twice}
-    assert attached.look("twice").orphan == twice
+    assert attached.read_snapshot().orphans == {"twice": twice}
+    assert attached.read_resource("twice").orphan == twice
     assert not attached.save_startup("twice", None, {"job-id": "1"})
     assert not attached.remove_orphan("twice", None)
     assert [row["properties"] for row in rows(attached.database, resource)] == [None] * 3
@@ -513,9 +512,9 @@ def test_heartbeats_expire_by_the_databases_clock(registry: Registry) -> None:
     register(registry, "outside", silent=timedelta(days=400))
     register(registry, "inside", silent=TIMEOUT - timedelta(seconds=20))
     register(registry, "now")
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert (survey.expired, list(survey.orphans)) == (2, ["outside"])
-    assert registry.survey().expired == 0
+    assert registry.read_snapshot().expired == 0
 
 
 def test_a_heartbeat_may_be_exactly_as_old_as_the_timeout(
@@ -529,7 +528,7 @@ def test_a_heartbeat_may_be_exactly_as_old_as_the_timeout(
         if is_mysql(registry.database.engine.dialect):
             clock = sa.cast(clock, sa.DateTime)
         monkeypatch.setattr("dagster_amoro.stores.registry.utc_now", lambda clock=clock: clock)
-        assert registry.survey().expired == expired
+        assert registry.read_snapshot().expired == expired
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
@@ -542,7 +541,7 @@ def test_the_time_zone_of_the_server_does_not_matter(
         registry.create()
         execute(registry.database, sa.insert(optimizer).values({"token": "new"}))
         register(registry, "old", silent=TIMEOUT * 1.5)
-        assert registry.survey().expired == 1
+        assert registry.read_snapshot().expired == 1
         assert [row["token"] for row in rows(registry.database, optimizer)] == ["new"]
 
 
@@ -569,7 +568,7 @@ def test_a_survey_with_nothing_to_expire_writes_nothing(registry: Registry) -> N
     registry.add_resource(a_resource())
     register(registry, "r-1", silent=TIMEOUT / 2)
     with statements(registry.database) as sent:
-        assert registry.survey().expired == 0
+        assert registry.read_snapshot().expired == 0
     assert sent
     assert not any(map(is_write, sent))
 
@@ -590,7 +589,7 @@ def test_a_survey_with_nothing_to_expire_leaves_the_file_alone(
             return version, *(file.read_bytes() for file in files)
 
         before = look()
-        registry.survey()
+        registry.read_snapshot()
         assert look() == before
         register(registry, "r-2")
         assert look() != before
@@ -604,7 +603,7 @@ def test_heartbeats_of_an_attached_registry_never_expire(
     register(registry, "r-1", silent=timedelta(days=400))
     attached = Registry(open_database(registry.database.url), None)
     with statements(attached.database) as sent:
-        survey = attached.survey()
+        survey = attached.read_snapshot()
     assert (survey.expired, survey.orphans) == (0, {})
     assert not any(map(is_write, sent))
 
@@ -642,7 +641,7 @@ def test_a_survey_tells_the_groups_that_have_a_size(registry: Registry) -> None:
         sized(registry, name, properties)
     for group_name, threads in (("g", 2), ("g", 3), ("h", 4), ("plain", 5)):
         live(registry, None, threads, group_name)
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert {name: each.name for name, each in survey.sized.items()} == {"g": "g", "h": "h"}
     assert survey.sized == registry.sized_groups()
     assert survey.sized["h"] == Group(
@@ -659,7 +658,7 @@ def test_a_survey_of_an_attached_registry_counts_no_threads(
     """AMS keeps its groups at their size itself; that they have one is told all the same."""
     sized(registry, "g")
     live(registry, None, 5)
-    survey = Registry(open_database(registry.database.url), None).survey()
+    survey = Registry(open_database(registry.database.url), None).read_snapshot()
     assert (list(survey.sized), survey.live) == (["g"], {})
 
 
@@ -672,26 +671,28 @@ def test_a_survey_of_a_group_tells_that_group_only(registry: Registry) -> None:
     live(registry, "b", 3)
     live(registry, "outside", 4)
     register(registry, "old", silent=TIMEOUT * 2)
-    survey = registry.survey_group("g")
+    survey = registry.read_group_snapshot("g")
     assert (survey.resources, survey.groups, list(survey.orphans)) == (2, ("g",), ["a"])
     assert (list(survey.sized), survey.live, survey.expired) == (["g"], {"g": 7}, 0)
     assert len(rows(registry.database, optimizer)) == 3
-    empty = registry.survey_group("gone")
+    empty = registry.read_group_snapshot("gone")
     assert (empty.resources, empty.orphans, empty.sized, empty.live) == (0, {}, {}, {})
 
 
-@pytest.mark.parametrize("look", [Registry.survey, lambda registry: registry.survey_group("g")])
-def test_a_survey_sees_one_moment(
-    registry: Registry, open_database: OpenDatabase, look: Callable[[Registry], RegistrySnapshot]
+@pytest.mark.parametrize(
+    "read", [Registry.read_snapshot, lambda registry: registry.read_group_snapshot("g")]
+)
+def test_a_snapshot_sees_one_moment(
+    registry: Registry, open_database: OpenDatabase, read: Callable[[Registry], RegistrySnapshot]
 ) -> None:
     """Whatever others commit between two of its statements, it shows all of that or nothing."""
     sized(registry, "g")
     registry.add_resource(a_resource("r-1"))
     live(registry, "r-2", 4)
     other = Registry(open_database(registry.database.url), TIMEOUT)
-    before = look(registry)
+    before = read(registry)
     with statements(registry.database) as sent:
-        look(registry)
+        read(registry)
     number, seen = len(sent), []
 
     def change() -> None:
@@ -715,8 +716,8 @@ def test_a_survey_sees_one_moment(
 
     for at in range(number):
         with after_statement(registry.database, at, change):
-            seen.append(look(registry))
-        after = look(registry)
+            seen.append(read(registry))
+        after = read(registry)
         assert after != before
         assert seen[-1] in (before, after)
         undo()
@@ -836,7 +837,7 @@ def test_a_time_that_is_none_stops_nobody(
     since = registry.newest_starts(["g"])
     assert since == {"g": text}
     assert registry.new_resources(since) == []
-    row = registry.look("r").row
+    row = registry.read_resource("r").row
     assert row is not None
     before = rows_as_stored(registry)
     execute(registry.database, sa.delete(resource))
@@ -883,13 +884,13 @@ def test_a_row_is_put_back_as_it_was(registry: Registry, changes: dict[str, obje
     execute(registry.database, sa.insert(resource).values(values))
     before = rows_as_stored(registry)
     name = str(values["resource_id"])
-    row = registry.look(name).row
+    row = registry.read_resource(name).row
     assert row is not None
     kept = json.loads(json.dumps(dict(row), ensure_ascii=False))
     execute(registry.database, sa.delete(resource).where(resource.c.resource_id == name))
     assert registry.restore(kept)
     assert rows_as_stored(registry) == before
-    assert registry.look(name).row == row
+    assert registry.read_resource(name).row == row
 
 
 def test_a_row_is_not_put_back_where_one_is(registry: Registry) -> None:
@@ -937,7 +938,7 @@ def test_present_takes_any_number_of_ids(registry: Registry, number: int) -> Non
 def test_a_look_shows_the_whole_row(registry: Registry) -> None:
     """Every column, in a form that JSON keeps, and whether an optimizer names it."""
     registry.add_resource(a_resource(properties={"k": ODD_TEXT}))
-    seen_resource = registry.look("r-1")
+    seen_resource = registry.read_resource("r-1")
     assert seen_resource.row is not None
     assert list(seen_resource.row) == [column.name for column in resource.columns]
     kept = json.loads(json.dumps(dict(seen_resource.row)))
@@ -953,17 +954,21 @@ def test_a_look_shows_the_whole_row(registry: Registry) -> None:
         "total_memory": 1024,
         "properties": dump_properties({"k": ODD_TEXT}),
     }
-    assert seen_resource.orphan == orphan_of(seen_resource.row) == registry.survey().orphans["r-1"]
+    assert (
+        seen_resource.orphan
+        == orphan_of(seen_resource.row)
+        == registry.read_snapshot().orphans["r-1"]
+    )
 
 
 def test_a_look_says_whether_it_is_registered(registry: Registry) -> None:
     """By one optimizer or several; a resource that is gone is neither there nor registered."""
     registry.add_resource(a_resource())
-    assert not registry.look("r-1").registered
+    assert not registry.read_resource("r-1").registered
     register(registry, "r-1", "r-1", "gone")
-    seen_resource = registry.look("r-1")
+    seen_resource = registry.read_resource("r-1")
     assert (seen_resource.registered, seen_resource.orphan) == (True, None)
-    assert registry.look("gone") == ResourceSnapshot(row=None, registered=False)
+    assert registry.read_resource("gone") == ResourceSnapshot(row=None, registered=False)
 
 
 def test_a_look_shows_a_time_that_is_none(sqlite_url: sa.URL, open_database: OpenDatabase) -> None:
@@ -973,7 +978,7 @@ def test_a_look_shows_a_time_that_is_none(sqlite_url: sa.URL, open_database: Ope
     execute(
         registry.database, "INSERT INTO resource (resource_id, start_time) VALUES ('r', 'soon')"
     )
-    row = registry.look("r").row
+    row = registry.read_resource("r").row
     assert row is not None
     assert row["start_time"] == "soon"
 
@@ -986,7 +991,7 @@ def test_startup_properties_are_merged_into_what_was_read(
     registry.add_resource(a_resource())
     execute(registry.database, sa.update(resource).values(properties=stored))
     assert registry.save_startup("r-1", stored, {"job-id": ODD_TEXT})
-    row = registry.look("r-1").row
+    row = registry.read_resource("r-1").row
     assert row is not None
     before = json.loads(stored, parse_float=str) if stored and stored.strip() else {}
     assert json.loads(row["properties"]) == {**before, "job-id": ODD_TEXT}
@@ -1074,7 +1079,7 @@ def test_two_processes_record_one_group(registry: Registry, racers: Racers) -> N
     assert None in results
     told = [str(result) for result in results if result is not None]
     assert all(text.startswith("StoreUnavailableError: the store cannot be") for text in told)
-    assert registry.survey().groups == ("g",)
+    assert registry.read_snapshot().groups == ("g",)
 
 
 def test_ids_and_names_may_hold_anything(registry: Registry) -> None:
@@ -1084,13 +1089,13 @@ def test_ids_and_names_may_hold_anything(registry: Registry) -> None:
         group = name[:50]
         registry.add_group(group, name)
         registry.add_resource(a_resource(name, group_name=group, container_name=name))
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     assert (survey.resources, set(survey.orphans)) == (len(names), set(names))
     assert set(survey.groups) == {name[:50] for name in names}
     assert registry.present(names) == set(names)
     for name in names:
         assert survey.orphans[name] == Orphan(name, name[:50], name, 2, 1024, "{}")
-        assert registry.look(name).orphan == survey.orphans[name]
+        assert registry.read_resource(name).orphan == survey.orphans[name]
         assert registry.save_startup(name, "{}", {name: name})
     register(registry, *names[::2])
     stored = {row["resource_id"]: row["properties"] for row in rows(registry.database, resource)}
@@ -1103,7 +1108,7 @@ def test_properties_may_be_long(registry: Registry) -> None:
     """A megabyte comes back as it went in, and is compared to its last character."""
     long = "é" * 500_000 + "z" * 500_000
     registry.add_resource(a_resource(properties={"long": long}))
-    stored = registry.survey().orphans["r-1"].properties
+    stored = registry.read_snapshot().orphans["r-1"].properties
     assert stored == f'{{"long":"{long}"}}'
     assert not registry.save_startup("r-1", stored.replace('z"}', 'Z"}'), {"k": "v"})
     assert registry.save_startup("r-1", stored, {"k": "v"})
@@ -1262,7 +1267,7 @@ def test_each_transition_of_a_batch_stands_for_itself(ledger: Ledger) -> None:
     """Races that are lost do not keep the others from being taken."""
     first, second = opened(ledger, "r-1"), opened(ledger, "r-2")
     closed(ledger, first)
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         results = writing.apply(
             [
                 transitions.claim(first, "run", UNTIL, NOW),
@@ -1285,7 +1290,7 @@ def test_a_block_that_raises_writes_nothing(ledger: Ledger) -> None:
     before = ledger.incident(incident.incident_id)
 
     def fail() -> None:
-        with ledger.writing() as writing:
+        with ledger.transaction() as writing:
             assert writing.apply([transitions.claim(incident, "run", UNTIL, NOW)]) != [None]
             assert writing.apply([detected("r-2")]) != [None]
             raise ZeroDivisionError
@@ -1301,7 +1306,7 @@ def test_a_batch_with_a_step_that_cannot_be_written_writes_nothing(ledger: Ledge
     naive = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
     with (
         pytest.raises(StoreUnavailableError, match="has no time zone"),
-        ledger.writing() as writing,
+        ledger.transaction() as writing,
     ):
         writing.apply([detected("r-1"), detected("r-2", at=naive)])
     assert rows(ledger.database, incident_table) == rows(ledger.database, event_table) == []
@@ -1370,7 +1375,7 @@ def test_ids_names_and_runs_may_hold_anything(ledger: Ledger) -> None:
     names = [*HOSTILE, "x" * 100, "\U0001f600" * 100]
     incidents = [opened(ledger, name, group_name=name) for name in names]
     steps = [transitions.claim(i, i.resource_id, UNTIL, NOW) for i in incidents]
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         assert None not in writing.apply(steps)
     for name, step in zip(names, steps, strict=True):
         assert ledger.claimed_by(name) == [step.after]
@@ -1480,7 +1485,7 @@ def test_events_are_told_in_the_order_of_writing(ledger: Ledger, clock: "Settabl
         at = clock.advance(timedelta(seconds=-1))
         claim = transitions.claim(incident, f"run-{number}", UNTIL, at)
         back = transitions.give_back(claim.after, "not now", at)
-        with ledger.writing() as writing:
+        with ledger.transaction() as writing:
             assert None not in writing.apply([claim, back])
         incident = back.after
         kinds += [EventKind.CLAIMED, EventKind.GIVEN_BACK]
@@ -1742,7 +1747,7 @@ def test_a_pause_is_ended_once(ledger: Ledger) -> None:
     group = a_pause(target=Target(scope=Scope.GROUP, name="r-1"))
     for each in (group, a_pause()):
         add_pause(ledger, each)
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         assert [writing.end_pause(a_pause().target) for _ in range(2)] == [True, False]
         assert not writing.end_pause(EVERYTHING)
     assert ledger.pauses() == [group]
@@ -1790,7 +1795,7 @@ def test_a_refill_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
     move_scale_up(ledger, None, first)
     move_scale_up(ledger, first, second)
     move_scale_up(ledger, None, a_scale_up(group_name="h"))
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         found = [writing.forget_scale_up(each) for each in (first, second, second)]
     assert found == [False, True, False]
     assert ledger.scale_ups() == {"h": a_scale_up(group_name="h")}
@@ -1832,7 +1837,7 @@ def test_exactly_one_of_two_processes_takes_the_lease(
 
 def write(ledger: Ledger) -> None:
     """A transaction that writes."""
-    with ledger.writing() as writing:
+    with ledger.transaction() as writing:
         writing.apply([detected(SECRET)])
 
 
@@ -1844,10 +1849,10 @@ def read(ledger: Ledger) -> None:
 
 REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "create": lambda registry: registry.create(),
-    "survey": lambda registry: registry.survey(),
+    "read_snapshot": lambda registry: registry.read_snapshot(),
     "present": lambda registry: registry.present([SECRET]),
     "capacity": lambda registry: registry.capacity([SECRET]),
-    "survey_group": lambda registry: registry.survey_group(SECRET),
+    "read_group_snapshot": lambda registry: registry.read_group_snapshot(SECRET),
     "group": lambda registry: registry.group(SECRET),
     "sized_groups": lambda registry: registry.sized_groups(),
     "resource_counts": lambda registry: registry.resource_counts(),
@@ -1855,7 +1860,7 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "new_resources": lambda registry: registry.new_resources({SECRET: "2026-03-29 01:00:00"}),
     "restore": lambda registry: registry.restore(a_row(SECRET)),
     "sample_tokens": lambda registry: registry.sample_tokens([SECRET], 1),
-    "look": lambda registry: registry.look(SECRET),
+    "read_resource": lambda registry: registry.read_resource(SECRET),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
     "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
     "add_group": lambda registry: registry.add_group(SECRET, SECRET),
@@ -1866,7 +1871,7 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
 }
 STORED: Final = detected(SECRET).after._replace(incident_id=1)
 LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
-    "writing": write,
+    "transaction": write,
     "reading": read,
     "apply": lambda ledger: ledger.apply(transitions.claim(STORED, SECRET, UNTIL, NOW)),
     "ensure_lease": lambda ledger: ledger.ensure_lease(1),
@@ -2009,7 +2014,7 @@ def test_a_file_that_cannot_be_switched_to_wal_is_read_all_the_same(
         for table in (resource, optimizer, resource_group):
             other.execute(str(sa.schema.CreateTable(table).compile(dialect=sqlite.dialect())))
         other.execute("BEGIN IMMEDIATE")
-        assert registry.survey().resources == 0
+        assert registry.read_snapshot().resources == 0
         assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         other.execute("COMMIT")
     registry.database.close()
@@ -2037,8 +2042,8 @@ def test_missing_tables_are_unavailable(
 ) -> None:
     """As where the URL of an attached registry leads to the wrong database."""
     attached = Registry(open_database(database_url), None)
-    if call in {REGISTRY_CALLS["create"], REGISTRY_CALLS["survey"]}:
-        call = Registry.survey
+    if call in {REGISTRY_CALLS["create"], REGISTRY_CALLS["read_snapshot"]}:
+        call = Registry.read_snapshot
     assert any(name in refused(attached, call) for name in ("resource", "optimizer"))
 
 
@@ -2059,7 +2064,7 @@ def test_a_server_that_stops_is_unavailable_until_it_is_back(
     for ledger_call in LEDGER_CALLS.values():
         refused(ledger, ledger_call)
     stoppable_postgresql.ensure_postgres_running()
-    assert list(registry.survey().orphans) == ["r-1"]
+    assert list(registry.read_snapshot().orphans) == ["r-1"]
     assert ledger.open_incidents() == [incident]
     assert len(ledger.events(incident.incident_id)) == 1
 
@@ -2076,7 +2081,7 @@ def test_connections_that_were_cut_are_made_anew(
     assert ledger.open_incidents() == [incident]
 
     def cut_meanwhile(ledger: Ledger) -> None:
-        with ledger.writing() as writing:
+        with ledger.transaction() as writing:
             writing.apply([detected("r-2")])
             cut_connections(url)
             writing.apply([detected("r-3")])
@@ -2111,7 +2116,7 @@ def test_a_lock_is_waited_for_and_not_for_ever(
     monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.05)
     hasty = Ledger(open_database(ledger.database.url, "ledger"))
     step = transitions.claim(incident, "run", UNTIL, NOW)
-    with ThreadPoolExecutor(1) as pool, ledger.writing() as writing:
+    with ThreadPoolExecutor(1) as pool, ledger.transaction() as writing:
         writing.apply([transitions.report(incident, "why", NOW)])
         assert hasty.open_incidents() == [incident]  # readers are not held up
         waiting = pool.submit(refused, hasty, lambda store: store.apply(step))
@@ -2155,12 +2160,12 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
     half, huge = "half \udc80 of a pair", 2**70
     for call in (
         lambda: registry.present([half]),
-        lambda: registry.look(half),
+        lambda: registry.read_resource(half),
         lambda: registry.remove_orphan(half, half),
         lambda: registry.save_startup(half, "{}", {half: half}),
         lambda: registry.add_group(half, half),
         lambda: registry.add_resource(a_resource(half)),
-        lambda: registry.survey_group(half),
+        lambda: registry.read_group_snapshot(half),
         lambda: registry.group(half),
         lambda: registry.newest_starts([half]),
         lambda: registry.new_resources({half: "2026-03-29 01:00:00"}),

@@ -266,7 +266,7 @@ def test_a_worker_whose_row_expired_registers_again_at_once(world: World) -> Non
     heartbeat.beat()
     first = world.row()["token"]
     world.age(TIMEOUT + timedelta(seconds=1), first)
-    assert world.registry.survey().expired == 1
+    assert world.registry.read_snapshot().expired == 1
     heartbeat.beat()
     second = world.row()["token"]
     assert second != first
@@ -329,9 +329,9 @@ def test_a_killed_worker_leaves_its_row_which_expires(world: World) -> None:
     with world.heartbeat("w-2", interval=SHORT):
         until(lambda: len(world.rows()) == 2)
         world.age(TIMEOUT - timedelta(seconds=10), dead["token"])
-        assert world.registry.survey().expired == 0
+        assert world.registry.read_snapshot().expired == 0
         world.age(TIMEOUT + timedelta(seconds=1), dead["token"])
-        assert world.registry.survey().expired == 1
+        assert world.registry.read_snapshot().expired == 1
         assert world.row()["resource_id"] == "w-2"
 
 

@@ -31,7 +31,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         exec(block, names)  # noqa: S102 - our own words
     keeper = names["keeper"]
     assert isinstance(keeper, Keeper)
-    assert keeper.registry.survey().resources == 4
+    assert keeper.registry.read_snapshot().resources == 4
     assert [min_parallelism(group) for group in keeper.registry.sized_groups().values()] == [8]
     keeper.registry.database.close()
     defs = names["defs"]

@@ -188,11 +188,3 @@ class Transition:
     after: Incident
     event: Event
     row: Mapping[str, Any] | None = None  # a whole resource row to keep, before it is removed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Note:
-    """An event that is no step of an incident: of a group, or of everything."""
-
-    event: Event
-    group_name: str | None = None  # None: it concerns every group

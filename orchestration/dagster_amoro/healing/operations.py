@@ -19,7 +19,6 @@ from dagster_amoro.core.model import (
     Event,
     EventKind,
     Incident,
-    Note,
     OperatorRequest,
     State,
     Transition,
@@ -101,7 +100,7 @@ def pause(
     told = f"{target} is paused until {clock_time(until) if until else 'somebody resumes it'}"
     replaced = f"; before, {earlier}" if earlier else ""
     details = {**by, "target": str(target), "until": until.isoformat() if until else None}
-    with keeper.ledger.writing() as ledger:
+    with keeper.ledger.transaction() as ledger:
         ledger.add_pause(new)
         event = _event(EventKind.PAUSED, f"{signed(told, by)}{replaced}", now, details)
         place.add_event(ledger, event)
@@ -122,7 +121,7 @@ def resume(keeper: Keeper, target: Target, *, author: str, reason: str) -> str:
         raise _not_paused(target, holding.values())
     place = _place(keeper, target, known=True)
     details = {**by, "target": str(target), "until": None}
-    with keeper.ledger.writing() as ledger:
+    with keeper.ledger.transaction() as ledger:
         if not ledger.end_pause(target):
             raise _not_paused(target, [each for each in holding.values() if each != ended])
         told = f"{signed(f'{target} is resumed', by)}; before, {ended}"
@@ -217,8 +216,8 @@ def restore(keeper: Keeper, resource_id: str, *, author: str, reason: str) -> st
     details = {**by, "removed_by_incident": removed.incident_id}
     event = _event(EventKind.RESTORED, signed(told, by), now, details)
     if keeper.ledger.dry_run:  # there is no row that an incident could be about
-        with keeper.ledger.writing() as ledger:
-            ledger.note(Note(event=event, group_name=removed.group_name))
+        with keeper.ledger.transaction() as ledger:
+            ledger.add_event(event, group_name=removed.group_name)
         return f"{resource_id}: {event.message}{_dry_run_note(keeper)}."
     incident = _reopened(keeper, row, event)
     return f"{resource_id}: {event.message}. {_following(keeper, incident)}"
@@ -231,10 +230,7 @@ class _Place(NamedTuple):
     incident: Incident | None = None  # None: that of the group
 
     def add_event(self, ledger: LedgerTransaction, event: Event) -> None:
-        if self.incident is not None:
-            ledger.add_event(self.incident, event)
-        else:
-            ledger.note(Note(event=event, group_name=self.group_name))
+        ledger.add_event(event, self.incident, group_name=self.group_name)
 
 
 def _place(keeper: Keeper, target: Target, *, known: bool = False) -> _Place:
@@ -247,7 +243,7 @@ def _place(keeper: Keeper, target: Target, *, known: bool = False) -> _Place:
             _ensure_group(keeper, target.name)
         return _Place(target.name)
     incident = keeper.ledger.open_incident(target.name)
-    row = keeper.registry.look(target.name).row
+    row = keeper.registry.read_resource(target.name).row
     if row is None and incident is None and not known:
         raise _no_resource(keeper, target.name)
     return _Place(row["group_name"] if row else None, incident)
@@ -267,7 +263,7 @@ def _ensure_group(keeper: Keeper, name: str) -> None:
 
 
 def _no_resource(keeper: Keeper, resource_id: str) -> UnknownTargetError:
-    orphans = sorted(keeper.registry.survey().orphans)
+    orphans = sorted(keeper.registry.read_snapshot().orphans)
     there_are = f"orphans are {_listed(orphans)}" if orphans else "there are no orphans now"
     return UnknownTargetError(f"there is no resource {resource_id!r}; {there_are}")
 
@@ -292,7 +288,7 @@ def _taken_step(keeper: Keeper, resource_id: str, step: Callable[[], Transition]
     """Takes a step, decided anew where somebody else moved the incident first."""
     for _ in range(_TRIES):
         transition = step()
-        with keeper.ledger.writing() as ledger:
+        with keeper.ledger.transaction() as ledger:
             (moved,) = ledger.apply([transition])
         if moved is not None:
             return moved
@@ -319,7 +315,7 @@ def _orphaned(keeper: Keeper, resource_id: str) -> Incident:
             f"the removal of {resource_id} is under way and will be finished; restore puts it back "
             "afterwards"
         )
-    seen_resource = keeper.registry.look(resource_id)
+    seen_resource = keeper.registry.read_resource(resource_id)
     if seen_resource.row is None:
         raise _no_resource(keeper, resource_id)
     if seen_resource.registered:
@@ -343,7 +339,8 @@ def _ensure_possible(
     name = incident.resource_id
     held = Pauses(keeper.ledger.pauses(), now).of(name, incident.group_name)
     duplicates = (
-        operator_request is OperatorRequest.GIVE_UP and keeper.registry.look(name).copies > 1
+        operator_request is OperatorRequest.GIVE_UP
+        and keeper.registry.read_resource(name).copies > 1
     )
     if incident.state is State.UNSUPPORTED and (
         operator_request is OperatorRequest.RESTART or duplicates
@@ -402,14 +399,14 @@ class _Budgets:
         """What it won: incidents as they stand now, and rounds that are forgotten."""
         now, rounds = keeper.clock(), 0
         steps = [transitions.reset(each, by, now) for each in self.incidents]
-        with keeper.ledger.writing() as ledger:
+        with keeper.ledger.transaction() as ledger:
             won = [moved for moved in ledger.apply(steps) if moved is not None]
             for scale_up in self.scale_ups:
                 if ledger.forget_scale_up(scale_up):
                     rounds += scale_up.rounds
                     told = signed(f"{counted(scale_up.rounds, 'refill round')} no longer count", by)
                     event = _event(EventKind.RESET, told, now, by)
-                    ledger.note(Note(event=event, group_name=scale_up.group_name))
+                    ledger.add_event(event, group_name=scale_up.group_name)
         return won, rounds
 
 
@@ -475,7 +472,7 @@ def _taken(resource_id: str, removed: Incident) -> UnknownTargetError:
 
 def _is_unfinished(keeper: Keeper, removed: Incident, row: Mapping[str, Any]) -> bool:
     """Whether this very row was put back by somebody who died before it could be told."""
-    seen_resource = keeper.registry.look(removed.resource_id)
+    seen_resource = keeper.registry.read_resource(removed.resource_id)
     if removed.dry_run or seen_resource.registered or seen_resource.row != row:
         return False
     incident = keeper.ledger.open_incident(removed.resource_id)
@@ -493,13 +490,13 @@ def _reopened(keeper: Keeper, row: Mapping[str, Any], event: Event) -> Incident 
     step = transitions.observed(detected, threads, keeper.policy)
     for _ in range(_TRIES):
         found = keeper.ledger.open_incident(orphan.resource_id)
-        with keeper.ledger.writing() as ledger:
+        with keeper.ledger.transaction() as ledger:
             incident = found or ledger.apply([step])[0]
             if incident is not None:
-                ledger.add_event(incident, event)
+                ledger.add_event(event, incident)
                 return incident
-    with keeper.ledger.writing() as ledger:
-        ledger.note(Note(event=event, group_name=group))
+    with keeper.ledger.transaction() as ledger:
+        ledger.add_event(event, group_name=group)
     return None
 
 

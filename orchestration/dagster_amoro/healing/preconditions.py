@@ -10,7 +10,7 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.core.ams_restart import WITNESSES, AmsRestartDetector, look_again
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
 from dagster_amoro.core.formatting import clock_time
-from dagster_amoro.core.model import Event, EventKind, Note
+from dagster_amoro.core.model import Event, EventKind
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores.leases import acquire
 
@@ -45,13 +45,13 @@ def hold_lease(keeper: Keeper, instance: str) -> int | None:
     if keeper.lease_time is None:
         return None
     holder = f"{keeper.deployment} ({instance[:8]})" if instance else keeper.deployment
-    with keeper.ledger.writing() as ledger:
+    with keeper.ledger.transaction() as ledger:
         before, after = acquire(ledger.connection, holder, keeper.lease_time)
         if after.holder == holder and before.holder not in {"", holder}:
             ended = f"that of {before.holder} ran out at {clock_time(before.expires_at)}"
             message = f"{holder} has the lease and acts from now on; {ended}"
             event = Event(kind=EventKind.LEASE_TAKEN, at=keeper.clock(), message=message)
-            ledger.note(Note(event=event))
+            ledger.add_event(event)
     if after.holder != holder:
         raise StandbyError(
             f"{after.holder} acts, and its lease runs until {clock_time(after.expires_at)}; "

@@ -210,7 +210,8 @@ def _groups(keeper: Keeper) -> Iterator[Group]:
     if not inspection.has_tables(database, registry.resource):
         return
     orphans: dict[str, list[Orphan]] = {}
-    for orphan in Registry(database, None).survey().orphans.values():  # expires no heartbeats
+    snapshot = Registry(database, None).read_snapshot()  # expires no heartbeats
+    for orphan in snapshot.orphans.values():
         orphans.setdefault(orphan.group_name or "", []).append(orphan)
     examples = inspection.examples(database)
     for name, number in sorted(inspection.resource_counts(database).items()):

@@ -87,7 +87,7 @@ def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[Incident]:
     dispatched = [i for i in keeper.ledger.claimed_by(run_key) if i.dry_run == dry_run]
     fence = next((incident.fence for incident in dispatched), None)  # one tick's: all have it
     try:
-        with keeper.ledger.writing(fence) as ledger:
+        with keeper.ledger.transaction(fence) as ledger:
             won = ledger.apply([transitions.claim(i, run_id, until, now) for i in dispatched])
     except LeaseLostError:
         return []
@@ -171,7 +171,7 @@ class _Restart:
 
     def _look(self) -> ResourceSnapshot:
         """The resource as it stands; the turn is over where it is no orphan any more."""
-        seen_resource = self._keeper.registry.look(self._incident.resource_id)
+        seen_resource = self._keeper.registry.read_resource(self._incident.resource_id)
         if seen_resource.registered:
             self._close(Outcome.RECOVERED, State.RECOVERED, recovery_message(self._incident))
         if seen_resource.row is None and not self._incident.state.is_removing:
@@ -278,7 +278,7 @@ class _Restart:
         for _ in range(_SAVES):
             if self._keeper.registry.save_startup(orphan.resource_id, properties, startup):
                 return True
-            row = self._keeper.registry.look(orphan.resource_id).row
+            row = self._keeper.registry.read_resource(orphan.resource_id).row
             current = self._keeper.ledger.incident(self._incident.incident_id)
             if row is None or current is None or current.claimed_by != self._run_id:
                 return False
@@ -303,7 +303,7 @@ class _Restart:
     def _undo(self, container: Container, started: Resource) -> RestartResult:
         """Releases what was started: its row is gone, or another run took over meanwhile."""
         notes = stop(container, started, "what this attempt started")
-        if self._keeper.registry.look(started.resource_id).row is None:
+        if self._keeper.registry.read_resource(started.resource_id).row is None:
             why = "its row was removed while it was started; what was started was released again"
             self._close(Outcome.RELEASED, State.RELEASED, "; ".join([why, *notes]))
         if not self._is_ours():

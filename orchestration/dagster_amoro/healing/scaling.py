@@ -16,7 +16,7 @@ from dagster_amoro.core import groups
 from dagster_amoro.core.errors import ContainerError, KeeperError, LeaseLostError, PropertiesError
 from dagster_amoro.core.formatting import clock_time, counted
 from dagster_amoro.core.groups import Group
-from dagster_amoro.core.model import Event, EventKind, Incident, Note, Resource
+from dagster_amoro.core.model import Event, EventKind, Incident, Resource
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.properties import dump_properties, parse_properties
 from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState, coming, next_round
@@ -134,7 +134,8 @@ def _begin(  # noqa: PLR0913, PLR0917 - what a round is made of
         f"round {after.rounds} of {keeper.max_keeping_attempts} starts {new_id} with "
         f"{counted(after.threads, 'thread')}"
     )
-    ledger.note(_note(after, EventKind.SCALE_UP, message, now, run_id=None))
+    event = _event(after, EventKind.SCALE_UP, message, now, run_id=None)
+    ledger.add_event(event, group_name=after.group_name)
     return [after]
 
 
@@ -150,7 +151,8 @@ def _give_up(
             f"row did not help{why}. No more are begun until the group has its threads, its "
             "min-parallelism changes, or it is reset"
         )
-        ledger.note(_note(after, EventKind.SCALE_UP_STOPPED, message, now, run_id=None))
+        event = _event(after, EventKind.SCALE_UP_STOPPED, message, now, run_id=None)
+        ledger.add_event(event, group_name=after.group_name)
 
 
 def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[ScaleUp]:
@@ -160,7 +162,7 @@ def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[ScaleUp]:
     claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in dispatched]
     fence = next((scale_up.fence for scale_up in dispatched), None)
     try:
-        with keeper.ledger.writing(fence) as ledger:
+        with keeper.ledger.transaction(fence) as ledger:
             return [after for before, after in claims if ledger.move_scale_up(before, after)]
     except LeaseLostError:
         return []
@@ -196,7 +198,7 @@ class _ScaleUp:
         if pause := Pauses(self._keeper.ledger.pauses(), now).of_group(name):
             return self._end(ScaleUpOutcome.UNNEEDED, EventKind.GIVEN_BACK, str(pause))
         incidents = {i.resource_id: i for i in self._keeper.ledger.open_incidents(name)}
-        survey = self._keeper.registry.survey_group(name)
+        survey = self._keeper.registry.read_group_snapshot(name)
         group = survey.sized.get(name)
         min_parallelism = (groups.min_parallelism(group) or 0) if group else 0
         live = survey.live.get(name, 0)
@@ -253,11 +255,11 @@ class _ScaleUp:
             state=state, claimed_by=None, claimed_until=None, last_error=told if failed else None
         )
         round_of = f"round {after.rounds} of {self._keeper.max_keeping_attempts}"
-        note = _note(after, kind, f"{round_of} {told}", now, run_id=self._run_id)
-        with self._keeper.ledger.writing(self._scale_up.fence) as ledger:
+        event = _event(after, kind, f"{round_of} {told}", now, run_id=self._run_id)
+        with self._keeper.ledger.transaction(self._scale_up.fence) as ledger:
             if not ledger.move_scale_up(self._scale_up, after):
                 raise LeaseLostError("another run has it by now")
-            ledger.note(note)
+            ledger.add_event(event, group_name=after.group_name)
         following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
         message = f"{after.group_name}: {round_of} {told}.{following}"
         return ScaleUpResult(ending=ending, message=message, scale_up=after)
@@ -275,13 +277,12 @@ def _not_ours(group_name: str) -> ScaleUpResult:
     return ScaleUpResult(ending=ScaleUpOutcome.LEFT, message=message)
 
 
-def _note(
+def _event(
     scale_up: ScaleUp, kind: EventKind, message: str, now: datetime, *, run_id: str | None
-) -> Note:
+) -> Event:
     details = {
         "resource": scale_up.resource_id,
         "threads": scale_up.threads,
         "round": scale_up.rounds,
     }
-    event = Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
-    return Note(event=event, group_name=scale_up.group_name)
+    return Event(kind=kind, at=now, message=message, run_id=run_id, details=details)

@@ -228,7 +228,7 @@ def _look(keeper: Keeper, recorded: _Recorded) -> "_Outlook | None":
     if keeper.ams is None and not has_tables(database, resource):
         return None
     registry = DryRunRegistry(database, timeout, recorded.removed)
-    survey = registry.survey()
+    survey = registry.read_snapshot()
     return _Outlook(replace(keeper, registry=registry), recorded, survey)
 
 

@@ -100,7 +100,7 @@ def tick(
     scale_ups = {} if keeper.ams else keeper.ledger.scale_ups()
     pauses = keeper.ledger.pauses()
     ensure_answer(keeper.ams, watch)
-    survey = keeper.registry.survey()
+    survey = keeper.registry.read_snapshot()
     now = keeper.clock()
     watch = ensure_continuity(keeper, watch, now)
     runs = _runs(run_states, [*incidents, *scale_ups.values()])
@@ -202,7 +202,7 @@ class _TickUnderWay:
         requested: list[RunPlan] = []
         scale_up: ScaleUpRun | None = None
         if steps or plan.due or plan.reports or any(each.acts for each in scale_plans):
-            with self._keeper.ledger.writing(self._inputs.fence) as ledger:
+            with self._keeper.ledger.transaction(self._inputs.fence) as ledger:
                 steps, incidents = _reconciled(ledger, steps, incidents)
                 scale_plans = self._sizings(incidents)
                 scale_up, incidents = request(

@@ -33,28 +33,28 @@ class DryRunRegistry(Registry):
     def create(self) -> None:
         """Creates nothing."""
 
-    def survey(self) -> RegistrySnapshot:
+    def read_snapshot(self) -> RegistrySnapshot:
         """One look at everything but what would have been removed."""
         ours = self.heartbeat_timeout is not None
         if ours and not has_tables(self.database, resource):
             return RegistrySnapshot(
                 resources=0, groups=(), orphans={}
             )  # it would have been created
-        return self._without_removed(super().survey())
+        return self._without_removed(super().read_snapshot())
 
-    def survey_group(self, name: str) -> RegistrySnapshot:
+    def read_group_snapshot(self, name: str) -> RegistrySnapshot:
         """One look at a group, likewise."""
-        return self._without_removed(super().survey_group(name))
+        return self._without_removed(super().read_group_snapshot(name))
 
     def present(self, resource_ids: Iterable[str]) -> set[str]:
         """Of these ids, the ones that would have a resource row."""
         return super().present(resource_ids) - set(self._removed())
 
-    def look(self, resource_id: str) -> ResourceSnapshot:
+    def read_resource(self, resource_id: str) -> ResourceSnapshot:
         """One resource, gone if it would have been removed."""
         if resource_id in self._removed():
             return ResourceSnapshot(row=None, registered=False)
-        return super().look(resource_id)
+        return super().read_resource(resource_id)
 
     def save_startup(
         self,
@@ -63,17 +63,17 @@ class DryRunRegistry(Registry):
         startup: Mapping[str, str],  # noqa: ARG002 - it is the registry's method
     ) -> bool:
         """Saves nothing; whether it would have been possible."""
-        row = super().look(resource_id).row
+        row = super().read_resource(resource_id).row
         return row is not None and row["properties"] == properties
 
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Removes nothing; whether it would have been possible."""
-        seen_resource = super().look(resource_id)
+        seen_resource = super().read_resource(resource_id)
         return seen_resource.orphan is not None and seen_resource.orphan.properties == properties
 
     def restore(self, row: Mapping[str, Any]) -> bool:
         """Puts nothing back; whether it would have been possible."""
-        return super().look(str(row["resource_id"])).row is None
+        return super().read_resource(str(row["resource_id"])).row is None
 
     def add_group(self, group_name: str, container_name: str) -> None:
         """Records nothing."""

@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.model import Event, EventKind, Incident, Note, State, Transition
+from dagster_amoro.core.model import Event, EventKind, Incident, State, Transition
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.stores import leases, schema
@@ -45,7 +45,7 @@ class LedgerTransaction:
     """One transaction on the ledger: everything applied through it is committed together."""
 
     def __init__(self, connection: sa.Connection, *, dry_run: bool = False) -> None:
-        """Used through `Ledger.writing`."""
+        """Used through `Ledger.transaction`."""
         self.connection = connection
         self._dry_run = dry_run
 
@@ -96,13 +96,19 @@ class LedgerTransaction:
         delete = sa.delete(schema.scale_up).where(*self._expected(scale_up))
         return self.connection.execute(delete).rowcount == 1
 
-    def note(self, note: Note) -> None:
-        """Writes an event that is no step of an incident."""
-        self._add_events([(None, note.group_name, note.event)])
+    def add_event(
+        self, event: Event, incident: Incident | None = None, *, group_name: str | None = None
+    ) -> None:
+        """Adds an event that moves no incident.
 
-    def add_event(self, of: Incident, told: Event) -> None:
-        """Writes an event into the story of an incident that does not move by it."""
-        self._add_events([(of.incident_id, of.group_name, told)])
+        Args:
+            event: The event.
+            incident: The incident whose story it belongs to; None: it is about no incident.
+            group_name: The group that it concerns where it is about no incident; None: it concerns
+                every group.
+        """
+        of = (incident.incident_id, incident.group_name) if incident else (None, group_name)
+        self._add_events([(*of, event)])
 
     def _expected(self, scale_up: ScaleUp) -> tuple[sa.ColumnElement[bool], ...]:
         columns = schema.scale_up.c
@@ -163,7 +169,7 @@ class Ledger:
         self._migrated = False
 
     @contextmanager
-    def writing(self, fence: int | None = None) -> Iterator[LedgerTransaction]:
+    def transaction(self, fence: int | None = None) -> Iterator[LedgerTransaction]:
         """One transaction; with a fence, one of the deployment that has the lease.
 
         Raises:
@@ -194,7 +200,7 @@ class Ledger:
             LeaseLostError: The incident was handed over under a lease that is not in force.
         """
         fence = transition.before.fence if transition.before else None
-        with self.writing(fence) as ledger:
+        with self.transaction(fence) as ledger:
             return ledger.apply([transition])[0]
 
     def ensure_lease(self, fence: int) -> None:
@@ -203,7 +209,7 @@ class Ledger:
         Raises:
             LeaseLostError: It is not.
         """
-        with self.writing(fence):
+        with self.transaction(fence):
             pass
 
     def open_incidents(self, group_name: str | None = None) -> list[Incident]:

@@ -158,7 +158,7 @@ class Registry:
             metadata.create_all(connection)
         self._created = True
 
-    def survey(self) -> RegistrySnapshot:
+    def read_snapshot(self) -> RegistrySnapshot:
         """One look at everything; in standalone mode after removing expired heartbeats."""
         expired = 0
         if self.heartbeat_timeout is not None:
@@ -182,7 +182,7 @@ class Registry:
             live=live,
         )
 
-    def survey_group(self, name: str) -> RegistrySnapshot:
+    def read_group_snapshot(self, name: str) -> RegistrySnapshot:
         """One look at a group; nothing is removed first."""
         mine = resource.c.group_name == name
         with self.database.snapshot() as connection:
@@ -280,7 +280,7 @@ class Registry:
             found = set(connection.scalars(still_there)) if known else set()
             return found, list(connection.scalars(some))
 
-    def look(self, resource_id: str) -> ResourceSnapshot:
+    def read_resource(self, resource_id: str) -> ResourceSnapshot:
         """One resource, in one snapshot of both tables."""
         with self.database.reading() as connection:
             registered = _is_registered(resource_id, self._optimizers(connection))
