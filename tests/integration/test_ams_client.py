@@ -43,7 +43,7 @@ def problem(reply: bytes, *, stays: bool = False, timeout: float = 5.0) -> str:
 
 
 @pytest.mark.parametrize(
-    ("version", "dialect"),
+    ("version", "ams_version"),
     [
         ("0.7.1-incubating(0e2aa1b)", AmsVersion.V0_7),
         ("0.8.1-incubating(f00ba42)", AmsVersion.V0_8),
@@ -52,12 +52,12 @@ def problem(reply: bytes, *, stays: bool = False, timeout: float = 5.0) -> str:
         ("0.10.0(0000000)", AmsVersion.V0_9),
     ],
 )
-def test_version(version: str, dialect: AmsVersion) -> None:
+def test_version(version: str, ams_version: AmsVersion) -> None:
     """AMS says its version, and what it means for starting optimizers."""
     with AmsLookAlike(version=version) as ams:
         asking = Ams(always(Server("localhost", ams.thrift_port, ams.http_port)))
         assert asking.version() == version
-        assert asking.dialect() == dialect
+        assert asking.ams_version() == ams_version
 
 
 def test_ping_names_the_leader() -> None:
@@ -82,13 +82,13 @@ def test_no_leader() -> None:
         with pytest.raises(AmsUnavailableError, match="nobody leads"):
             question()
     with pytest.raises(ContainerError, match="the version of AMS is not known: nobody leads; set"):
-        asking.dialect()
+        asking.ams_version()
 
 
-def test_configured_dialect() -> None:
+def test_configured_version() -> None:
     """A configured version is not asked for."""
-    asking = Ams(always(Server("127.0.0.1", 1, 1)), dialect=AmsVersion.V0_8)
-    assert asking.dialect() is AmsVersion.V0_8
+    asking = Ams(always(Server("127.0.0.1", 1, 1)), ams_version=AmsVersion.V0_8)
+    assert asking.ams_version() is AmsVersion.V0_8
 
 
 def test_path_of_old() -> None:
@@ -196,9 +196,9 @@ def test_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_useless_version(version: str, reason: str) -> None:
-    """A version that means no dialect is shown, and what to do about it said."""
+    """A text that is no version is shown, with what to do about it."""
     with AmsLookAlike(version=version) as ams, pytest.raises(ContainerError) as caught:
-        ams_at(ams.http_port).dialect()
+        ams_at(ams.http_port).ams_version()
     assert str(caught.value).startswith(f"the version of AMS is not known: {reason}")
     assert str(caught.value).endswith("; set keeper.ams-version, for example to 0.9")
     assert len(str(caught.value)) < 500
@@ -227,12 +227,12 @@ def test_answer_holds_for_a_minute(moment: Time) -> None:
     """An upgrade of AMS is seen after a minute, not before."""
     with AmsLookAlike(version="0.8.1(x)") as ams:
         asking = ams_at(ams.http_port)
-        assert asking.dialect() is AmsVersion.V0_8
+        assert asking.ams_version() is AmsVersion.V0_8
         ams.version = "0.9.1(x)"
         moment.now += 59.9
-        assert asking.dialect() is AmsVersion.V0_8
+        assert asking.ams_version() is AmsVersion.V0_8
         moment.now += 0.1
-        assert asking.dialect() is AmsVersion.V0_9
+        assert asking.ams_version() is AmsVersion.V0_9
 
 
 @pytest.mark.usefixtures("moment")
@@ -242,28 +242,28 @@ def test_failure_is_not_remembered() -> None:
         asking = ams_at(ams.http_port)
         ams.stop()
         with pytest.raises(ContainerError, match=r"ConnectionRefused.*; set keeper\.ams-version"):
-            asking.dialect()
+            asking.ams_version()
         ams.start()
-        assert asking.dialect() is AmsVersion.V0_9_0
+        assert asking.ams_version() is AmsVersion.V0_9_0
 
 
 def test_last_answer_holds_on(moment: Time) -> None:
     """While AMS is away, what it said last is what counts, and it is asked once a minute."""
     with AmsLookAlike() as ams:
         asking = ams_at(ams.http_port)
-        assert asking.dialect() is AmsVersion.V0_9_0
+        assert asking.ams_version() is AmsVersion.V0_9_0
         ams.stop()
         moment.now += 60
-        assert asking.dialect() is AmsVersion.V0_9_0
+        assert asking.ams_version() is AmsVersion.V0_9_0
         ams.version = "0.9.1(x)"
         ams.start()
-        assert asking.dialect() is AmsVersion.V0_9_0
+        assert asking.ams_version() is AmsVersion.V0_9_0
         moment.now += 60
-        assert asking.dialect() is AmsVersion.V0_9
+        assert asking.ams_version() is AmsVersion.V0_9
 
 
 def test_many_threads_ask_once() -> None:
-    """Threads that want the dialect at the same moment share one answer."""
+    """Threads that want the version at the same moment share one answer."""
     asked: list[str] = []
 
     def respond(path: str) -> bytes:
@@ -272,7 +272,7 @@ def test_many_threads_ask_once() -> None:
 
     with Canned(b"") as ams:
         ams.respond = respond
-        found = _in_threads(ams_at(ams.port).dialect, 8)
+        found = _in_threads(ams_at(ams.port).ams_version, 8)
     assert found == [AmsVersion.V0_9_0] * 8
     assert asked == [PATH]
 

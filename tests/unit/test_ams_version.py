@@ -8,7 +8,7 @@ from dagster_amoro.core.ams_version import AmsVersion, parse_version
 
 
 @pytest.mark.parametrize(
-    ("version", "dialect"),
+    ("version", "ams_version"),
     [
         ("0.7", AmsVersion.V0_7),
         ("0.7.0-incubating", AmsVersion.V0_7),
@@ -29,9 +29,9 @@ from dagster_amoro.core.ams_version import AmsVersion, parse_version
         ("v0.8.1", AmsVersion.V0_8),
     ],
 )
-def test_versions(version: str, dialect: AmsVersion) -> None:
+def test_versions(version: str, ams_version: AmsVersion) -> None:
     """Releases and snapshots, as AMS says them and as people write them."""
-    assert parse_version(version) is dialect
+    assert parse_version(version) is ams_version
 
 
 @pytest.mark.parametrize("version", ["0.6.1", "0.4", "0.0.1", "00.6"])
@@ -57,8 +57,8 @@ def test_any_text_is_a_version_or_refused(text: str) -> None:
         assert parse_version(text) in AmsVersion
 
 
-def test_dialects_are_ordered_by_age() -> None:
-    """So that options can be compared with the dialect that brought them."""
+def test_versions_are_ordered_by_age() -> None:
+    """So that options can be compared with the version that brought them."""
     assert sorted(set(AmsVersion)) == [
         AmsVersion.V0_7,
         AmsVersion.V0_8,
@@ -69,7 +69,7 @@ def test_dialects_are_ordered_by_age() -> None:
 
 
 @given(st.tuples(*[st.integers(0, 30)] * 3), st.tuples(*[st.integers(0, 30)] * 3))
-def test_a_later_version_has_no_older_dialect(
+def test_a_later_version_has_no_older_meaning(
     one: tuple[int, int, int], other: tuple[int, int, int]
 ) -> None:
     """Whatever the numbers are."""

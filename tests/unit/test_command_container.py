@@ -16,12 +16,12 @@ from dagster_amoro.containers.command.launches import (
     LaunchFiles,
     Record,
     dump_record,
-    file_stem,
     launch_of,
     launches_of,
     parse_record,
     properties_of,
 )
+from dagster_amoro.containers.output import file_stem
 from dagster_amoro.containers.processes import Launch
 from dagster_amoro.core.errors import ConfigError, StartFailedError
 from dagster_amoro.core.model import Resource

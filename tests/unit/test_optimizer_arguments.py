@@ -177,20 +177,20 @@ def test_what_no_argument_can_hold_is_refused(text: str) -> None:
         usable([text])
 
 
-def test_who_says_the_dialect() -> None:
+def test_who_says_the_version_of_ams() -> None:
     """The property before the running AMS, and the latest where there is nobody to ask."""
     properties = {"ams-optimizing-uri": URI}
 
     def ask() -> AmsVersion:
         return AmsVersion.V0_7
 
-    assert OptimizerContainer("c", properties).dialect is AmsVersion.V0_9
-    assert OptimizerContainer("c", properties, ask).dialect is AmsVersion.V0_7
+    assert OptimizerContainer("c", properties).ams_version is AmsVersion.V0_9
+    assert OptimizerContainer("c", properties, ask).ams_version is AmsVersion.V0_7
     named = {**properties, "ams-version": "0.8.0"}
-    assert OptimizerContainer("c", named, ask).dialect is AmsVersion.V0_8
+    assert OptimizerContainer("c", named, ask).ams_version is AmsVersion.V0_8
 
 
-def test_an_unknown_dialect_is_an_obstacle() -> None:
+def test_an_unknown_version_is_an_obstacle() -> None:
     """Not an attempt that fails."""
 
     def ask() -> AmsVersion:

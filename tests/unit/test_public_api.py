@@ -99,6 +99,25 @@ def test_a_worker_loads_no_heavy_library(statement: str) -> None:
     assert ("sqlalchemy" in loaded) == ("Heartbeat" in statement)
 
 
+@pytest.mark.parametrize(
+    ("statement", "unloaded"),
+    [
+        ("import dagster_amoro.containers", HEAVY | {"kazoo", "sqlalchemy"}),
+        ("import dagster_amoro.ams.client", HEAVY | {"kazoo"}),
+        ("import dagster_amoro.containers.resolve", {"kubernetes", "requests", "psutil"}),
+        ("import dagster_amoro.containers.amoro.kubernetes", {"kubernetes", "psutil", "dagster"}),
+        ("import dagster_amoro.containers.amoro.flink", {"kubernetes", "requests", "dagster"}),
+        ("import dagster_amoro.containers.preview", {"kubernetes", "requests", "psutil"}),
+        ("import dagster_amoro.containers.amoro.spark", {"kubernetes", "requests", "dagster"}),
+        ("from dagster_amoro import CommandContainer", {"kubernetes", "requests", "dagster"}),
+        ("import dagster_amoro.testing", {"dagster", "pandas", "pytest", "sqlalchemy"}),
+    ],
+)
+def test_what_is_heavy_is_loaded_where_it_is_used(statement: str, unloaded: set[str]) -> None:
+    """A client of Flink, Kubernetes or Thrift is loaded by the first call that needs it."""
+    assert not loaded_by(statement) & unloaded
+
+
 def test_a_heartbeat_loads_no_database_dialect() -> None:
     """SQLAlchemy's dialects take a third of its own time; the URL decides which one is needed."""
     script = "import sys; from dagster_amoro import Heartbeat; print(*sys.modules)"

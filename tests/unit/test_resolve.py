@@ -158,13 +158,13 @@ def test_what_cannot_be_built_is_one_kind_of_error(implementation: str, why: str
     ],
 )
 def test_amoros_class_names_stand_for_ours(kind: str, properties: dict[str, str]) -> None:
-    """They start optimizers in the dialect of the AMS that was asked."""
+    """They start optimizers for the version that the AMS which was asked has."""
     given = {"ams-home": "/opt/amoro", "ams-optimizing-uri": "thrift://ams:1261", **properties}
     entry = settings(f"org.apache.amoro.server.manager.{kind}OptimizerContainer", **given)
     container = build_container(entry, lambda: AmsVersion.V0_8)
     assert type(container).__name__ == f"{kind}Container"
     assert isinstance(container, OptimizerContainer)
-    assert container.dialect is AmsVersion.V0_8
+    assert container.ams_version is AmsVersion.V0_8
 
 
 def test_an_unknown_version_of_ams_is_an_obstacle() -> None:

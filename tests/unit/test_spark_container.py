@@ -46,9 +46,9 @@ ANY_TEXT = st.text(
 ).filter(lambda text: text[:1] not in "'\"" or not text)
 
 
-def container(dialect: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
+def container(ams_version: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
     """A container with these properties beside the required ones."""
-    return SparkContainer("sparkContainer", {**BASE, **named(properties)}, lambda: dialect)
+    return SparkContainer("sparkContainer", {**BASE, **named(properties)}, lambda: ams_version)
 
 
 def resource(**properties: str) -> Resource:
@@ -142,16 +142,16 @@ def test_command_on_kubernetes_is_that_of_ams() -> None:
     }
 
 
-@pytest.mark.parametrize("dialect", AmsVersion)
-def test_dialects_differ_as_the_versions_of_ams_do(dialect: AmsVersion) -> None:
+@pytest.mark.parametrize("ams_version", AmsVersion)
+def test_starts_differ_as_the_versions_of_ams_do(ams_version: AmsVersion) -> None:
     """No name before 0.9; no labels on executors and no word on waiting up to 0.9.0."""
-    built = SparkContainer("c", ON_KUBERNETES, lambda: dialect)
+    built = SparkContainer("c", ON_KUBERNETES, lambda: ams_version)
     argv = built.command(resource(shutdown_timeout_ms="1000"))
     message = " ".join(argv)
-    assert ("--name" in argv) is (dialect >= AmsVersion.V0_9_0)
-    assert ("-st" in argv) is (dialect >= AmsVersion.V0_9_0)
-    assert ("executor.label" in message) is (dialect is AmsVersion.V0_9)
-    assert ("waitAppCompletion" in message) is (dialect is AmsVersion.V0_9)
+    assert ("--name" in argv) is (ams_version >= AmsVersion.V0_9_0)
+    assert ("-st" in argv) is (ams_version >= AmsVersion.V0_9_0)
+    assert ("executor.label" in message) is (ams_version is AmsVersion.V0_9)
+    assert ("waitAppCompletion" in message) is (ams_version is AmsVersion.V0_9)
     assert message.count("driver.label.optimizer-id") == 1
 
 
@@ -294,8 +294,8 @@ def spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spark]:
 def build(spark: Spark) -> Callable[..., SparkContainer]:
     """Builds containers of that Spark, quick to lose their patience."""
 
-    def built(dialect: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
-        found = container(dialect, **{"spark_home": str(spark.home), **properties})
+    def built(ams_version: AmsVersion = AmsVersion.V0_9, /, **properties: str) -> SparkContainer:
+        found = container(ams_version, **{"spark_home": str(spark.home), **properties})
         found.start_timeout = found.connect_timeout = 20
         found.start_check = found.patience = 0.5
         found.pod_timeout = found.release_timeout = 2
@@ -341,7 +341,7 @@ def test_on_yarn_in_client_mode_the_driver_stays_here(spark: Spark, build: Build
 
 
 @pytest.mark.parametrize(
-    ("mode", "dialect", "name", "killed"),
+    ("mode", "ams_version", "name", "killed"),
     [
         ("cluster", AmsVersion.V0_9, f"Amoro-spark-optimizer-sparkGroup-{RID}", True),
         ("cluster", AmsVersion.V0_9, "Amoro-spark-optimizer-sparkGroup-another", False),
@@ -356,13 +356,13 @@ def test_on_yarn_only_an_application_of_the_right_name_is_killed(  # noqa: PLR09
     spark: Spark,
     build: Build,
     mode: str,
-    dialect: AmsVersion,
+    ams_version: AmsVersion,
     name: str,
     killed: bool,  # noqa: FBT001
 ) -> None:
     """A row of AMS can hold the id of another optimizer's application."""
     spark.on("-status", f"\tApplication-Name : {name}\n\tState : RUNNING").on("-kill")
-    built = build(dialect, deploy_mode=mode, **{"export.HADOOP_HOME": str(spark.home)})
+    built = build(ams_version, deploy_mode=mode, **{"export.HADOOP_HOME": str(spark.home)})
     built.release_resource(resource(yarn_application_id=YARN_APPLICATION))
     assert any("-kill" in argv for argv in spark.argvs()) is killed
 
@@ -436,7 +436,7 @@ def test_on_kubernetes_the_id_is_namespace_and_pod(spark: Spark, build: Build) -
 
 
 @pytest.mark.parametrize("end", ["into Kubernetes", "to finish..."])
-def test_older_dialects_leave_spark_submit_watching(spark: Spark, build: Build, end: str) -> None:
+def test_older_versions_leave_spark_submit_watching(spark: Spark, build: Build, end: str) -> None:
     """It says when the driver's pod is there, and stays until the application is over."""
     message = f"Waiting for n with application ID spark-1 and submission ID amoro:pod {end}"
     spark.on("--class", message, stays=60)

@@ -7,7 +7,6 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
-from dagster_amoro.ams import ping
 from dagster_amoro.ams.leader import FindLeader, Server
 from dagster_amoro.ams.sockets import Deadline, connect
 from dagster_amoro.core.ams_version import AmsVersion, parse_version
@@ -23,14 +22,21 @@ class Ams:
     """The AMS that leads. Threads may share it."""
 
     def __init__(
-        self, find_leader: FindLeader, *, dialect: AmsVersion | None = None, timeout: float = 5.0
+        self,
+        find_leader: FindLeader,
+        *,
+        ams_version: AmsVersion | None = None,
+        timeout: float = 5.0,
     ) -> None:
-        """Asks whom `find_leader` names, and AMS for its version unless `dialect` says it.
+        """Connects to nothing yet.
 
-        `timeout` is the number of seconds for each question, whatever AMS sends.
+        Args:
+            find_leader: Says which AMS to ask.
+            ams_version: The configured version; None: AMS is asked for its own.
+            timeout: Seconds for each question, whatever AMS sends.
         """
         self._find_leader = find_leader
-        self._configured = dialect
+        self._configured = ams_version
         self._timeout = timeout
         self._asking = threading.Lock()
         self._learned: AmsVersion | None = None
@@ -42,14 +48,16 @@ class Ams:
         Raises:
             AmsUnavailableError: None does.
         """
+        from dagster_amoro.ams.ping import ping  # noqa: PLC0415 - loads thriftpy2
+
         server = self._find_leader()
-        ping.ping(server, self._timeout)
+        ping(server, self._timeout)
         return server
 
-    def dialect(self) -> AmsVersion:
-        """The configured one, else that of the version which AMS says it has.
+    def ams_version(self) -> AmsVersion:
+        """The configured version, else the one that AMS says it has.
 
-        An answer holds for a minute; where AMS does not answer then, the last answer holds on.
+        An answer holds for a minute. If AMS does not answer after that, the last answer stays.
 
         Raises:
             ContainerError: AMS never answered.
@@ -72,7 +80,7 @@ class Ams:
 
     def _ask(self) -> AmsVersion:
         try:
-            return self._read_dialect()
+            return self._read_ams_version()
         except AmsUnavailableError as error:
             if self._learned is not None:
                 return self._learned
@@ -81,7 +89,7 @@ class Ams:
                 "set keeper.ams-version, for example to 0.9"
             ) from error
 
-    def _read_dialect(self) -> AmsVersion:
+    def _read_ams_version(self) -> AmsVersion:
         version = self.version()
         try:
             return parse_version(version)

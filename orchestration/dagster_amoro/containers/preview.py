@@ -6,7 +6,6 @@ from typing import Final
 
 import yaml
 
-from dagster_amoro.containers.amoro.flink import FlinkContainer, Target
 from dagster_amoro.containers.base import Container
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask, is_secret
@@ -23,9 +22,10 @@ def preview(container: Container, resource: Resource) -> str:
         StartFailedError: It could not be started; the message says why.
     """
     mask = Mask(getattr(container, "properties", {}), resource.properties)
-    if isinstance(container, FlinkContainer) and container.target is Target.SESSION:
+    if getattr(container, "target", None) == "session" and hasattr(container, "submission"):
         body = json.dumps(container.submission(resource, _JOB_ID), indent=2)
-        return mask.hide(f"{container.job_uri} uploaded to the Flink session, and run with\n{body}")
+        jar = getattr(container, "job_uri", "the jar")
+        return mask.hide(f"{jar} uploaded to the Flink session, and run with\n{body}")
     if manifest := getattr(container, "manifest", None):
         return mask.hide(yaml.safe_dump(manifest(resource), sort_keys=False, width=1000)).rstrip()
     if command := getattr(container, "command", None):

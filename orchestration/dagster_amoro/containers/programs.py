@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers import processes
+from dagster_amoro.containers.output import end_of, ending, size_of
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.secrets import Mask
@@ -25,12 +26,11 @@ from dagster_amoro.core.secrets import Mask
 _POLL_SECONDS: Final = 0.05
 _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _SHOWN: Final = 2000  # characters of the end of a program's output, where its error stands
-_LOOKED_AT: Final = 64 * 1024  # bytes of it that are freed of secrets before it is cut
+_LOOKED_AT: Final = 64 * 1024  # characters of it that are freed of secrets before it is cut
 _FRAMES: Final = re.compile(r"^[ \t]+(?:at .+\(.*\)|\.\.\. [0-9]+ more)\n?", re.MULTILINE)  # Java's
 _KEPT: Final = 4 * 1024 * 1024  # bytes of the output that `run` returns
 _CHUNK: Final = 1024 * 1024  # bytes that `launch` reads at a time
 _LONGEST_LINE: Final = 64 * 1024  # bytes; longer lines are looked at in pieces
-_UNPRINTABLE: Final = re.compile(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]")  # databases refuse NUL
 
 
 class ProgramError(ContainerError):
@@ -72,8 +72,8 @@ def run(program: Program, timeout: float) -> str:
             kill(worker)
             raise failure(program, f"was not over after {timeout:g} s", end_of(log)) from None
         if code:
-            raise failure(program, _ending(code), end_of(log))
-        return _text(log, last=_KEPT)
+            raise failure(program, _ended(code), end_of(log))
+        return end_of(log, last=_KEPT)
 
 
 def launch(
@@ -115,7 +115,7 @@ def launch(
             if lines.at_end:
                 time.sleep(_POLL_SECONDS)
         if code:
-            raise failure(program, _ending(code), end_of(log, begin))
+            raise failure(program, _ended(code), end_of(log, begin))
         return None
 
 
@@ -223,34 +223,8 @@ def failure(program: Program, what: str, output: str) -> ProgramError:
     return ProgramError(f"{program.name} {what}{message}")
 
 
-def _ending(code: int) -> str:
-    if code > 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal
-        return f"was ended by signal {-code}"
-
-
-def end_of(log: Path, begin: int = 0) -> str:
-    """The end of what a file got since it was `begin` bytes long, as a text that can be stored."""
-    return _text(log, begin, _LOOKED_AT)
-
-
-def size_of(log: Path) -> int:
-    """How many bytes are in a file; none, if it is not there."""
-    try:
-        return log.stat().st_size
-    except OSError:  # not there yet; what else is wrong shows when it is opened
-        return 0
-
-
-def _text(log: Path, begin: int = 0, last: int = _KEPT) -> str:
-    """What a log holds from `begin` on, at most its `last` bytes."""
-    with log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(begin if begin <= size else 0, size - last))
-        return _UNPRINTABLE.sub("\ufffd", file.read(last).decode(errors="replace"))
+def _ended(code: int) -> str:
+    return f"{'was ' if code < 0 else ''}ended {ending(code)}"
 
 
 def _decoded(line: bytes) -> str:

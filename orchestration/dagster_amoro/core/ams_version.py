@@ -24,7 +24,7 @@ class AmsVersion(Enum):
 
 
 AskAmsVersion = Callable[[], AmsVersion]
-"""Says which dialect to start optimizers in.
+"""Says for which version of AMS to start optimizers.
 
 Raises:
     ContainerError: Nobody knows; the message says what to set.
@@ -32,7 +32,7 @@ Raises:
 
 
 def parse_version(text: str) -> AmsVersion:
-    """The dialect of a version as AMS gives it, `0.9.0-incubating(abc1234)`, or as one writes it.
+    """What a version text stands for: AMS's own `0.9.0-incubating(abc1234)`, or a person's `0.9`.
 
     Raises:
         ValueError: It is no version, or one before 0.7.

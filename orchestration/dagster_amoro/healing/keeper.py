@@ -55,7 +55,7 @@ class Keeper:
         keeper = cls(
             registry=Registry(database, None if ams else settings.heartbeat_timeout),
             ledger=Ledger(Database(settings.ledger_url, "ledger")),
-            containers=Containers(settings.containers, ams.dialect if ams else None),
+            containers=Containers(settings.containers, ams.ams_version if ams else None),
             policy=settings.restart,
             check_interval=settings.check_interval,
             claim_timeout=settings.claim_timeout,
@@ -87,7 +87,7 @@ class Keeper:
 
 
 def _ams(settings: AmsSettings, database: Database) -> Ams:
-    return Ams(_leader(settings, database), dialect=settings.ams_version)
+    return Ams(_leader(settings, database), ams_version=settings.ams_version)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:

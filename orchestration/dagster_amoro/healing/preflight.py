@@ -132,7 +132,7 @@ def _ams(keeper: Keeper) -> Iterator[Finding]:
 
 def _version(ams: Ams) -> Finding:
     try:
-        ams.dialect()
+        ams.ams_version()
         message = ams.version()
     except AmsUnavailableError:
         message = "as keeper.ams-version says; AMS does not say it"

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from dagster_amoro.containers.command.launches import file_stem
+from dagster_amoro.containers.output import file_stem
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
 from dagster_amoro.core.model import Resource
@@ -50,7 +50,7 @@ class OptimizerContainer:
         self.name: Final = name
         self.properties: Final = dict(properties)
         self._ask_ams_version: Final = ask_ams_version
-        self._dialect: Final = self._configured_dialect()
+        self._ams_version: Final = self._configured_ams_version()
         self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
         self.exports: Final = {
             key.removeprefix(_EXPORT): unquoted(value)
@@ -65,17 +65,17 @@ class OptimizerContainer:
         Raises:
             ContainerError: Nobody knows the version of AMS, so that a start could be wrong.
         """
-        return self.dialect is not None
+        return self.ams_version is not None
 
     @property
-    def dialect(self) -> AmsVersion:
+    def ams_version(self) -> AmsVersion:
         """How AMS starts optimizers.
 
         Raises:
             ContainerError: Nobody knows.
         """
-        if self._dialect is not None:
-            return self._dialect
+        if self._ams_version is not None:
+            return self._ams_version
         return self._ask_ams_version() if self._ask_ams_version else AmsVersion.V0_9
 
     def required(self, key: str) -> str:
@@ -126,7 +126,7 @@ class OptimizerContainer:
             *("-p", str(resource.thread_count), "-g", resource.group_name),
             *_option("-hb", given, "heart-beat-interval"),
         ]
-        latest = self.dialect >= AmsVersion.V0_9_0
+        latest = self.ams_version >= AmsVersion.V0_9_0
         if latest:
             found += _option("-st", given, "shutdown-timeout-ms")
         if is_true(given.get("extend-disk-storage")):
@@ -145,7 +145,7 @@ class OptimizerContainer:
             found.append("-msm")
         return usable(found)
 
-    def _configured_dialect(self) -> AmsVersion | None:
+    def _configured_ams_version(self) -> AmsVersion | None:
         version = self.properties.get("ams-version")
         try:
             return parse_version(version) if version else None

@@ -217,9 +217,9 @@ class FlinkContainer(OptimizerContainer):
         return options_of(self.properties, resource.properties)
 
     def _options(self, resource: Resource) -> dict[str, str]:
-        dialect = self.dialect
-        conf = read_conf(self.conf_folder, dialect)
-        options = with_sizes(self._given(resource), resource.properties, conf, dialect)
+        ams_version = self.ams_version
+        conf = read_conf(self.conf_folder, ams_version)
+        options = with_sizes(self._given(resource), resource.properties, conf, ams_version)
         options["yarn.application.name"] = _application_name(resource)
         if self.target.is_on_yarn:
             options["yarn.per-job-cluster.include-user-jar"] = "FIRST"
@@ -274,7 +274,7 @@ class FlinkContainer(OptimizerContainer):
     # A session cluster.
 
     def _rest(self, resource: Resource) -> FlinkRest:
-        conf = read_conf(self.conf_folder, self.dialect) | self._given(resource)
+        conf = read_conf(self.conf_folder, self.ams_version) | self._given(resource)
         return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))
 
     def _start_in_session(self, resource: Resource) -> str:

@@ -18,7 +18,7 @@ _LEGACY: Final = "flink-conf.yaml"
 _logger: Final = logging.getLogger(__name__)
 
 
-def read_conf(folder: Path, dialect: AmsVersion) -> dict[str, str]:
+def read_conf(folder: Path, ams_version: AmsVersion) -> dict[str, str]:
     """The settings in Flink's conf folder by their dotted names; none where it cannot be read.
 
     AMS too goes on without them. 0.7 knows flink-conf.yaml alone; later, config.yaml comes first.
@@ -26,10 +26,10 @@ def read_conf(folder: Path, dialect: AmsVersion) -> dict[str, str]:
     """
     standard, legacy = folder / _STANDARD, folder / _LEGACY
     try:
-        if dialect > AmsVersion.V0_7 and standard.exists():
+        if ams_version > AmsVersion.V0_7 and standard.exists():
             return flattened(_mapping(standard.read_text(encoding="utf-8")))
         text = legacy.read_text(encoding="utf-8")
-        return parse_lines(text) if dialect >= AmsVersion.V0_9_0 else flattened(_mapping(text))
+        return parse_lines(text) if ams_version >= AmsVersion.V0_9_0 else flattened(_mapping(text))
     except FileNotFoundError:
         return {}
     except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -54,7 +54,7 @@ def with_sizes(
     options: Mapping[str, str],
     resource: Mapping[str, str],
     conf: Mapping[str, str],
-    dialect: AmsVersion,
+    ams_version: AmsVersion,
 ) -> dict[str, str]:
     """The options with the memory sizes of Flink's two processes as AMS states them.
 
@@ -65,13 +65,13 @@ def with_sizes(
         options: As `options_of` finds them.
         resource: The properties of the resource, which can state a size first of all.
         conf: Flink's own configuration, which states it last.
-        dialect: 0.7 has other names, units and forms.
+        ams_version: 0.7 has other names, units and forms.
 
     Raises:
         StartFailedError: A size cannot be read.
     """
     stated = {
-        f"{process}.memory.process.size": _size(process, options, resource, conf, dialect)
+        f"{process}.memory.process.size": _size(process, options, resource, conf, ams_version)
         for process in ("jobmanager", "taskmanager")
     }
     others = {key: value for key, value in options.items() if key not in stated}
@@ -99,10 +99,10 @@ def _size(
     options: Mapping[str, str],
     resource: Mapping[str, str],
     conf: Mapping[str, str],
-    dialect: AmsVersion,
+    ams_version: AmsVersion,
 ) -> str:
     """The size that counts, as AMS writes it; empty if it is not a MiB."""
-    is_old = dialect is AmsVersion.V0_7
+    is_old = ams_version is AmsVersion.V0_7
     key = f"{process}.memory.process.size"
     first = f"{process}.memory" if is_old else key
     places = (

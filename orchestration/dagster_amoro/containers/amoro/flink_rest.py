@@ -12,11 +12,9 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
 
-import requests
-from urllib3.exceptions import HTTPError
-
 from dagster_amoro.containers.amoro.base import is_true
-from dagster_amoro.core.errors import ContainerError, describe, shorten
+from dagster_amoro.containers.amoro.rest import Answer, NoAnswerError, ask
+from dagster_amoro.core.errors import ContainerError, shorten
 from dagster_amoro.core.secrets import Mask
 
 _PORT: Final = "8081"  # Flink's default
@@ -79,11 +77,7 @@ def base_url(conf: Mapping[str, str]) -> str:
 
 
 class FlinkRest:
-    """The REST port of one Flink cluster. It is gone to directly, whatever proxies are set.
-
-    Certificates are checked against the usual authorities, or those in the file that
-    `REQUESTS_CA_BUNDLE` names.
-    """
+    """The REST port of one Flink cluster."""
 
     def __init__(self, base: str, timeout: float, mask: Mask) -> None:
         """Connects to nothing yet.
@@ -146,8 +140,8 @@ class FlinkRest:
     def failure(self, job_id: str) -> str:
         """Why a job failed; empty if Flink does not say."""
         with suppress(FlinkRestError):
-            told = self._ask("GET", f"/jobs/{job_id}/exceptions").get("root-exception")
-            return self._mask.hide(essence(told))
+            answer = self._ask("GET", f"/jobs/{job_id}/exceptions")
+            return self._mask.hide(essence(answer.get("root-exception")))
         return ""
 
     def cancel(self, job_id: str) -> bool:
@@ -214,34 +208,21 @@ class FlinkRest:
     def _ask(self, method: str, path: str, **content: Any) -> Mapping[str, Any]:  # noqa: ANN401 - those of requests
         url = f"{self._base}/v1{path}"
         try:
-            with requests.Session() as session:
-                session.trust_env = False
-                session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-                answer = session.request(method, url, timeout=self._timeout, **content)
-        except OSError as error:  # those of requests too; others come from the file to upload
-            raise self._error(method, url, self._reason(error)) from None
+            answer = ask(method, url, self._timeout, **content)
+        except NoAnswerError as error:
+            raise self._error(method, url, str(error)) from None
         return self._body(method, url, answer)
 
-    def _body(self, method: str, url: str, answer: requests.Response) -> Mapping[str, Any]:
-        try:
-            body = answer.json()
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            kind = answer.headers.get("Content-Type") or "nothing"
-            why = f"answered {answer.status_code} with {kind}, which is not Flink's REST interface"
+    def _body(self, method: str, url: str, answer: Answer) -> Mapping[str, Any]:
+        if answer.body is None:
+            why = (
+                f"answered {answer.status} with {answer.kind}, which is not Flink's REST interface"
+            )
             raise self._error(method, url, why)
-        if answer.ok:
-            return body
-        why = essence(body.get("errors")) or answer.reason
-        raise self._error(method, url, f"{answer.status_code}: {why}", answer.status_code)
-
-    def _reason(self, error: BaseException) -> str:
-        if isinstance(error, requests.Timeout):
-            return f"no answer within {self._timeout:g} s"
-        while isinstance(error.__context__, OSError | HTTPError):  # what is wrapped says it best
-            error = error.__context__
-        return describe(error)
+        if answer.is_ok:
+            return answer.body
+        why = essence(answer.body.get("errors")) or answer.reason
+        raise self._error(method, url, f"{answer.status}: {why}", answer.status)
 
     def _error(self, method: str, url: str, why: str, status: int | None = None) -> FlinkRestError:
         return FlinkRestError(self._mask.hide(f"Flink, {method} {url}: {why}"), status)

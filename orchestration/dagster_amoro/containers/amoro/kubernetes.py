@@ -212,7 +212,7 @@ class KubernetesContainer(OptimizerContainer):
     def _pod_template(self, resource: Resource) -> dict[str, Any]:
         given = self._given(resource)
         bare: dict[str, Any] = {"metadata": {}, "spec": {"containers": [None]}}
-        template = given.pod_template() if self.dialect >= AmsVersion.V0_8 else None
+        template = given.pod_template() if self.ams_version >= AmsVersion.V0_8 else None
         template = template or bare
         template["metadata"]["labels"] = {
             "app": _name_of(resource),
@@ -223,7 +223,10 @@ class KubernetesContainer(OptimizerContainer):
         spec["containers"][0] = self._container(resource, given)
         if secrets := _split(given.values.get("imagePullSecrets", "")):
             spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
-        if self.dialect >= AmsVersion.V0_9_0 and spec.get("terminationGracePeriodSeconds") is None:
+        if (
+            self.ams_version >= AmsVersion.V0_9_0
+            and spec.get("terminationGracePeriodSeconds") is None
+        ):
             spec["terminationGracePeriodSeconds"] = _grace_seconds(resource)
         return template
 
@@ -241,15 +244,17 @@ class KubernetesContainer(OptimizerContainer):
 
     def _memory(self, resource: Resource, given: "_Given") -> int:
         """MiB of the pod."""
-        if resource.memory_mb > 0 and self.dialect >= AmsVersion.V0_8:
+        if resource.memory_mb > 0 and self.ams_version >= AmsVersion.V0_8:
             return resource.memory_mb
         return given.whole("memory") * resource.thread_count
 
     def _command(self, resource: Resource, given: "_Given", memory: int) -> str:
-        ratio = given.number("extra.jvm.heap.ratio", "0.8") if self.dialect > AmsVersion.V0_7 else 1
+        ratio = (
+            given.number("extra.jvm.heap.ratio", "0.8") if self.ams_version > AmsVersion.V0_7 else 1
+        )
         arguments = as_text(self.arguments(resource))
         whole = f"{_ENTRYPOINT} {int(memory * ratio)} {arguments}"
-        text = f"exec {whole}" if self.dialect >= AmsVersion.V0_9_0 else whole
+        text = f"exec {whole}" if self.ams_version >= AmsVersion.V0_9_0 else whole
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
 
 

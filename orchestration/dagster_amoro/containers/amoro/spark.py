@@ -23,6 +23,7 @@ from dagster_amoro.containers.amoro.base import (
     usable,
 )
 from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest, SparkRestError
+from dagster_amoro.containers.output import end_of, size_of
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import (
@@ -138,7 +139,7 @@ class SparkContainer(OptimizerContainer):
             StartFailedError: A property is missing, or a value cannot be an argument.
         """
         user = self.exports.get("HADOOP_USER_NAME", "hadoop")
-        has_name = self.dialect >= AmsVersion.V0_9_0
+        has_name = self.ams_version >= AmsVersion.V0_9_0
         return usable(
             [
                 *(self._spark_submit, "--master", self.master, f"--deploy-mode={self.deploy_mode}"),
@@ -244,7 +245,7 @@ class SparkContainer(OptimizerContainer):
         options = self._given(resource)
         forced = {f"{_ALLOCATION}enabled": "true"}
         forced[f"{_ALLOCATION}maxExecutors"] = str(resource.thread_count)
-        if self.cluster is Cluster.KUBERNETES and self.dialect >= AmsVersion.V0_9:
+        if self.cluster is Cluster.KUBERNETES and self.ams_version >= AmsVersion.V0_9:
             forced[_WAITS] = "false"
         options |= {key: options.get(key) or value for key, value in forced.items()}
         if self.cluster is Cluster.KUBERNETES:
@@ -253,7 +254,7 @@ class SparkContainer(OptimizerContainer):
 
     def _pod_options(self, resource: Resource) -> dict[str, str]:
         """The pod's name and labels; up to 0.9.0, AMS forgets those of executors."""
-        labelled = ("driver", "executor") if self.dialect >= AmsVersion.V0_9 else ("driver",)
+        labelled = ("driver", "executor") if self.ams_version >= AmsVersion.V0_9 else ("driver",)
         labels = {
             "optimizer-group": resource.group_name,
             "optimizer-implementation": "spark-native-kubernetes",
@@ -320,7 +321,7 @@ class SparkContainer(OptimizerContainer):
 
     def _start_here(self, resource: Resource, program: Program) -> dict[str, str]:
         log = self.log_of(resource)
-        begin = programs.size_of(log)
+        begin = size_of(log)
         found = programs.launch(
             program,
             log=log,
@@ -332,7 +333,7 @@ class SparkContainer(OptimizerContainer):
             self._end_processes(resource)  # it would register, and could do no work
             raise StartFailedError(f"{program.name}: {program.mask.hide(found[0])[:_SHOWN]}")
         if found is None and not self._processes(resource):
-            raise _nameless(program, "application", programs.end_of(log, begin))
+            raise _nameless(program, "application", end_of(log, begin))
         return {APPLICATION_ID: found["id"]} if found else {}
 
     @property
@@ -379,7 +380,7 @@ class SparkContainer(OptimizerContainer):
         """
         if not self._in_cluster:
             return f"amoro-spark-optimizer-{resource.resource_id}"
-        if self.dialect >= AmsVersion.V0_9_0:
+        if self.ams_version >= AmsVersion.V0_9_0:
             return _name(resource)
         return self._given(resource).get("spark.app.name", MAIN_CLASS)
 

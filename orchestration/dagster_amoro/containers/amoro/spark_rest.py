@@ -9,9 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import requests
-
-from dagster_amoro.core.errors import ContainerError, describe, shorten
+from dagster_amoro.containers.amoro.rest import Answer, NoAnswerError, ask
+from dagster_amoro.core.errors import ContainerError, shorten
 from dagster_amoro.core.secrets import Mask
 
 SUBMISSION_ID: Final = re.compile(r"driver-[0-9]{14}-[0-9]{4,}")
@@ -42,7 +41,7 @@ class Driver(NamedTuple):
 
 
 class SparkRest:
-    """The REST ports of one cluster's masters. They are gone to directly, past any proxies."""
+    """The REST ports of one cluster's masters."""
 
     def __init__(self, urls: Sequence[str], mask: Mask, timeout: float = 10.0) -> None:
         """Connects to nothing yet.
@@ -124,37 +123,24 @@ class SparkRest:
 
     def _answer(self, method: str, url: str) -> Mapping[str, Any]:
         try:
-            with requests.Session() as session:
-                session.trust_env = False
-                answer = session.request(method, url, timeout=self._timeout)
-        except requests.Timeout:
-            raise SparkRestError(f"no answer within {self._timeout:g} s") from None
-        except OSError as error:  # those of requests are
-            raise SparkRestError(_reason(error)) from None
-        body = _body(answer)
+            body = _body(ask(method, url, self._timeout))
+        except NoAnswerError as error:
+            raise SparkRestError(str(error)) from None
         message = str(body.get("message", ""))
         if _STANDBY in message:
             raise SparkRestError(message)
         return body
 
 
-def _reason(error: BaseException) -> str:
-    while isinstance(error.__context__, OSError):  # what is wrapped says it best
-        error = error.__context__
-    return describe(error)
-
-
-def _body(answer: requests.Response) -> Mapping[str, Any]:
-    """The answer, if it is one of those that are asked for here."""
-    try:
-        body = answer.json()
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict) or not isinstance(body.get("success"), bool):
-        kind = answer.headers.get("Content-Type") or "nothing"
-        told = body.get("message") if isinstance(body, dict) else None
-        raise SparkRestError(
-            f"answered {answer.status_code} with "
-            + (shorten(str(told), _SHOWN) if told else f"{kind}, which is not Spark's REST API")
-        )
-    return body
+def _body(answer: Answer) -> Mapping[str, Any]:
+    """The answer's body, if it is that of a question about drivers."""
+    body = answer.body or {}
+    if isinstance(body.get("success"), bool):
+        return body
+    message = body.get("message")
+    shown = (
+        shorten(str(message), _SHOWN)
+        if message
+        else f"{answer.kind}, which is not Spark's REST API"
+    )
+    raise SparkRestError(f"answered {answer.status} with {shown}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers import programs
+from dagster_amoro.containers.output import end_of, size_of
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.errors import ReleaseFailedError
 from dagster_amoro.core.secrets import Mask
@@ -38,11 +39,11 @@ def start_application(program: Program, log: Path, timeout: float) -> str:
     Raises:
         ProgramError: It failed, named none, or took too long.
     """
-    begin = programs.size_of(log)
+    begin = size_of(log)
     found = programs.launch(program, log=log, line=_APPLICATION_LINE, timeout=timeout)
     if found is None:
         what = "ended with exit code 0 and named no application on YARN"
-        raise programs.failure(program, what, programs.end_of(log, begin))
+        raise programs.failure(program, what, end_of(log, begin))
     return f"application_{found[2]}_{found[3]}"
 
 

@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from dagster_amoro.containers.command.launches import (
     launches_of,
     properties_of,
 )
+from dagster_amoro.containers.output import ending
 from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch, Worker
 from dagster_amoro.core.errors import (
     ConfigError,
@@ -233,7 +233,7 @@ class CommandContainer:
         with suppress(subprocess.TimeoutExpired):
             if status := worker.wait(self._start_check):
                 raise StartFailedError(
-                    f"the worker ended at once {_ending(status)}; {_log_shown(files, offset)}"
+                    f"the worker ended at once {ending(status)}; {_log_shown(files, offset)}"
                 )
 
 
@@ -363,15 +363,6 @@ def _parse_argument(text: str) -> Argument:
 def fill(argument: Argument, values: Mapping[str, str]) -> str:
     """The argument with the values in the places of their placeholders."""
     return "".join(literal + (values[field] if field else "") for literal, field in argument)
-
-
-def _ending(status: int) -> str:
-    if status > 0:
-        return f"with exit code {status}"
-    try:
-        return f"by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"by signal {-status}"
 
 
 def _log_shown(files: LaunchFiles, offset: int) -> str:

@@ -6,23 +6,20 @@ two starts of one resource from doing that at the same time.
 """
 
 import fcntl
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dagster_amoro.containers.output import end_of, file_stem
 from dagster_amoro.containers.processes import Launch
 from dagster_amoro.core.errors import describe
 
-_SLUG: Final = 60  # characters of a resource id that a file name shows
 _TAIL_LINES: Final = 20
 _TAIL_CHARACTERS: Final = 2000
-_UNPRINTABLE: Final = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")  # databases refuse NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +101,6 @@ def parse_record(text: str) -> Record:
     if launch is None or not isinstance(launch.launch_id, str):
         raise ValueError("it names no launch")
     return Record(launch, previous)
-
-
-def file_stem(container: str, resource_id: str) -> str:
-    """A file name for any resource id at all: what can be read of it, and a hash."""
-    digest = hashlib.sha256(json.dumps([container, resource_id]).encode()).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", resource_id)[:_SLUG].strip("-._")
-    return f"{slug or 'resource'}-{digest[:16]}"
 
 
 class BusyError(Exception):
@@ -195,13 +185,8 @@ class LaunchFiles:
         Raises:
             OSError: It cannot be read.
         """
-        with self.log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            began = offset if offset <= size else 0  # somebody truncated it
-            file.seek(max(began, size - 4 * _TAIL_CHARACTERS))
-            text = file.read().decode(errors="replace")
-        lines = "\n".join(text.splitlines()[-_TAIL_LINES:])
-        return _UNPRINTABLE.sub("\ufffd", lines)[-_TAIL_CHARACTERS:].strip()
+        text = end_of(self.log, offset, 4 * _TAIL_CHARACTERS)
+        return "\n".join(text.splitlines()[-_TAIL_LINES:])[-_TAIL_CHARACTERS:].strip()
 
 
 @contextmanager
