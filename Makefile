@@ -1,6 +1,7 @@
 # make run      a fleet of real workers, kept alive by Dagster, on this machine
 # make chaos    kills one of its workers
-# make test     all tests; those of engines that are not there are skipped, and say so
+# make test     the tests of a developer: all that need no engine, no browser and no long time
+# make test-all the other tests; those of engines that are not there are skipped, and say so
 # make engines  Flink, Spark and a Kubernetes API for the tests; needs Java 11, npm and 600 MB
 # make lint     ruff, mypy, import-linter
 # make bench    the benchmarks, which print ratios
@@ -15,7 +16,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: run chaos test engines lint bench clean
+# As many processes as processors; tests that share a cluster stay in one of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 10
+
+.PHONY: run chaos test test-all engines lint bench clean
 
 run: $(VENV)/ready
 	@$(BIN)/python -m dagster_amoro.demo run --folder $(FOLDER)
@@ -24,7 +28,10 @@ chaos: $(VENV)/ready
 	@$(BIN)/python -m dagster_amoro.demo chaos --folder $(FOLDER)
 
 test: $(VENV)/ready
-	@$(BIN)/python -m pytest
+	@$(PYTEST) --suite developer
+
+test-all: $(VENV)/ready
+	@$(PYTEST) --suite rest
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff check

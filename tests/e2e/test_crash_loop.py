@@ -19,6 +19,7 @@ from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.testing import RecordingContainer
 from tests.helpers.fleet import Fleet
 
+pytestmark = pytest.mark.crash_loop
 RETRIES = 3
 SECONDS = 120  # a deadline for what takes 25 s
 # Its arguments: its resource, and how often it dies before it stays alive. It dies as from a

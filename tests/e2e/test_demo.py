@@ -28,6 +28,7 @@ from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer
 from tests.helpers.browser import THEMES, browser, viewer
 
+pytestmark = [pytest.mark.crash_loop, pytest.mark.xdist_group("demo")]  # one demo for all
 GRACE = timedelta(seconds=15)
 RETRIES = 3
 RUNS = """
@@ -256,6 +257,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.browser
 def test_the_pages_tell_what_happened(
     demo: Demo, chromium: Browser, theme: str, tmp_path: Path
 ) -> None:

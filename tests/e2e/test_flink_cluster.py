@@ -17,12 +17,16 @@ import requests
 from dagster_amoro.containers.amoro.flink import FlinkContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
-from tests.conftest import wait_until
 from tests.engines.clusters import FlinkSession, flink_session, job_jar, missing
 from tests.helpers.ams import AmsLookAlike, Registration
+from tests.helpers.waiting import wait_until
 
 _MISSING = missing("flink")
-pytestmark = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.xdist_group("flink"),  # one cluster for all
+    pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING)),
+]
 
 
 @pytest.fixture(scope="module")

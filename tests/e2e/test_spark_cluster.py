@@ -16,11 +16,15 @@ from dagster_amoro.containers import processes
 from dagster_amoro.containers.amoro.spark import SparkContainer
 from dagster_amoro.core.errors import StartFailedError
 from dagster_amoro.core.model import Resource
-from tests.conftest import wait_until
 from tests.engines.clusters import SparkStandalone, job_jar, missing, spark_standalone
 from tests.helpers.ams import AmsLookAlike
+from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(missing("spark") is not None, reason=str(missing("spark")))
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.xdist_group("spark"),  # one cluster for all
+    pytest.mark.skipif(missing("spark") is not None, reason=str(missing("spark"))),
+]
 
 GROUP = "spark-e2e"
 REGISTERS_WITHIN = 60  # seconds; two JVMs and a busy machine

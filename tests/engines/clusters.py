@@ -17,7 +17,7 @@ from typing import Any, Final
 import requests
 import yaml
 
-from tests.conftest import wait_until
+from tests.helpers.waiting import wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
 _HOST: Final = "127.0.0.1"

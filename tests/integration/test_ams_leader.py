@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from dagster_amoro.ams.leader import Server, always, from_lease, from_zookeeper
 from dagster_amoro.core.errors import AmsUnavailableError, ConfigError
 from dagster_amoro.stores.database import Database
-from tests.conftest import wait_until
 from tests.helpers.ams import Canned
+from tests.helpers.waiting import wait_until
 
 # As AMS's ams-mysql-init.sql and ams-postgres-init.sql have it.
 HA_LEASE: Final = """
@@ -243,6 +243,7 @@ def zookeeper_problem(address: str) -> str:
     return str(caught.value).removeprefix(start)
 
 
+@pytest.mark.engine
 def test_zookeeper(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 - kazoo has no types
     """The node of 0.9 is read, and nothing of the client is left."""
     nodes.create(NEW, INFO.encode(), makepath=True)
@@ -252,6 +253,7 @@ def test_zookeeper(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 - kazoo 
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.engine
 def test_zookeeper_of_old(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 - as above
     """The node of 0.7 and 0.8 has another path, and no REST port."""
     info = json.dumps({"host": "h", "thriftBindPort": 1261}).encode()
@@ -259,6 +261,7 @@ def test_zookeeper_of_old(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 -
     assert from_zookeeper(zookeeper, "default", 19090)() == Server("h", 1261, 19090)
 
 
+@pytest.mark.engine
 def test_zookeeper_after_an_upgrade(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 - as above
     """Where both nodes are there, the one written last is right, whichever it is."""
     nodes.create(OLD, b"{}", makepath=True)
@@ -268,6 +271,7 @@ def test_zookeeper_after_an_upgrade(zookeeper: str, nodes: Any) -> None:  # noqa
     assert from_zookeeper(zookeeper, "default", 19090)() == Server("back", 1, 19090)
 
 
+@pytest.mark.engine
 def test_zookeeper_without_a_leader(zookeeper: str, nodes: Any) -> None:  # noqa: ANN401 - as above
     """No node, and a node that holds what Curator puts into it before a leader writes."""
     assert zookeeper_problem(zookeeper) == "no leader has written its address yet"

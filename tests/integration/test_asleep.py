@@ -10,8 +10,8 @@ import pytest
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.stores import database
 from dagster_amoro.stores.leases import acquire
-from tests.conftest import wait_until
 from tests.helpers.fleet import Fleet, fleet
+from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

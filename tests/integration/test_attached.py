@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from dagster_amoro.core.model import Resource, State
 from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores.registry import optimizer, resource
-from tests.conftest import BACKENDS, wait_until
 from tests.helpers.ams import Behaviour, register
 from tests.helpers.attached import Amoro, amoro
+from tests.helpers.databases import BACKENDS
 from tests.helpers.fleet import GRACE, Fleet
+from tests.helpers.waiting import wait_until
 
 SERVERS = [each for each in BACKENDS if each != "sqlite"]
 MINUTE = timedelta(minutes=1)

@@ -24,9 +24,10 @@ from dagster_amoro.stores.database import Database, UtcDateTime, utc_now
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
 from dagster_amoro.stores.schema import event, lease
-from tests.conftest import postgresql_url_of, wait_until
+from tests.helpers.databases import postgresql_url_of
 from tests.helpers.deployments import Deployment, Line, read_book
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, watched
+from tests.helpers.waiting import wait_until
 
 PATIENCE = 90  # seconds, a deadline for what takes ten
 LEASE = timedelta(seconds=11)  # several ticks, since a busy machine delays them
@@ -154,6 +155,7 @@ def world(tmp_path: Path, stoppable_postgresql: PostgresServer) -> Iterator[Worl
         sys.stdout.write(each.log)  # which is shown where a test failed
 
 
+@pytest.mark.crash_loop
 def test_of_two_daemons_one_acts_and_the_other_takes_over(world: World) -> None:
     """Frozen in a start, then right before one, past its lease: no attempt starts twice."""
     for each in world.deployments:

@@ -22,8 +22,8 @@ from kubernetes.config import incluster_config
 from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
-from tests.conftest import wait_until
 from tests.engines.clusters import engines_folder, missing
+from tests.helpers.waiting import wait_until
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"amoro-optimizer-{ID}"
@@ -118,6 +118,7 @@ def kubernetes(cluster: Cluster, tmp_path: Path) -> KubernetesContainer:
     return container(kube_config(tmp_path, cluster.port))
 
 
+@pytest.mark.engine
 def test_an_optimizer_runs_with_its_arguments(
     cluster: Cluster, kubernetes: KubernetesContainer
 ) -> None:
@@ -140,6 +141,7 @@ def test_an_optimizer_runs_with_its_arguments(
     assert deployment["spec"]["template"] == manifest["spec"]["template"]
 
 
+@pytest.mark.engine
 def test_a_release_ends_pods_too(cluster: Cluster, kubernetes: KubernetesContainer) -> None:
     """When it returns, nothing of the optimizer is left; to do it again is no error."""
     row = resource()
@@ -151,6 +153,7 @@ def test_a_release_ends_pods_too(cluster: Cluster, kubernetes: KubernetesContain
     kubernetes.release_resource(row)
 
 
+@pytest.mark.engine
 def test_a_leftover_is_replaced(cluster: Cluster, kubernetes: KubernetesContainer) -> None:
     """A start comes through whatever an earlier one left behind."""
     kubernetes.request_resource(resource())
@@ -161,6 +164,7 @@ def test_a_leftover_is_replaced(cluster: Cluster, kubernetes: KubernetesContaine
     assert len(cluster.items("pods")) == 1
 
 
+@pytest.mark.engine
 def test_a_deployment_of_others_is_left_alone(
     cluster: Cluster, kubernetes: KubernetesContainer, tmp_path: Path
 ) -> None:
@@ -178,6 +182,7 @@ def test_a_deployment_of_others_is_left_alone(
     assert cluster.uid() == first
 
 
+@pytest.mark.engine
 def test_a_foreign_name_in_the_row_is_left_alone(
     cluster: Cluster, kubernetes: KubernetesContainer
 ) -> None:
@@ -195,6 +200,7 @@ def test_a_foreign_name_in_the_row_is_left_alone(
     assert [each["metadata"]["name"] for each in cluster.items("deployments")] == [NAME]
 
 
+@pytest.mark.engine
 def test_a_release_without_start_up_keys_finds_the_deployment(
     cluster: Cluster, kubernetes: KubernetesContainer
 ) -> None:
@@ -204,6 +210,7 @@ def test_a_release_without_start_up_keys_finds_the_deployment(
     assert cluster.items("deployments") == []
 
 
+@pytest.mark.engine
 def test_an_optimizer_that_crashes_is_not_called_running(cluster: Cluster, tmp_path: Path) -> None:
     """There is a Deployment, but nothing of it is available."""
     own = container(kube_config(tmp_path, cluster.port), image="apache/amoro:crashing")
@@ -212,6 +219,7 @@ def test_an_optimizer_that_crashes_is_not_called_running(cluster: Cluster, tmp_p
     assert own.status(resource()) == "unknown"
 
 
+@pytest.mark.engine
 def test_the_api_explains_a_refusal(cluster: Cluster, kubernetes: KubernetesContainer) -> None:
     """A group name that cannot be a label, and a namespace that is not there."""
     with pytest.raises(StartFailedError, match=r'422 .*"no label!"'):
@@ -221,6 +229,7 @@ def test_the_api_explains_a_refusal(cluster: Cluster, kubernetes: KubernetesCont
     assert cluster.items("deployments") == []
 
 
+@pytest.mark.engine
 def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     """The error says so, and does not show the token."""
     own = container(kube_config(tmp_path, cluster.port, token="wr0ng-t0ken"))  # noqa: S106
@@ -230,6 +239,7 @@ def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     assert own.status(resource()) == "unknown"
 
 
+@pytest.mark.engine
 def test_the_kubeconfig_of_the_environment_is_used(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from dagster_amoro.containers.amoro.local import LocalContainer
 from dagster_amoro.containers.processes import end, started_with
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
-from tests.conftest import wait_until
+from tests.helpers.waiting import wait_until
 
 # No other test's, so that what is left of this one can be found.
 URI = f"thrift://127.0.0.1:1261?connectTimeout={os.getpid()}&socketTimeout=2"

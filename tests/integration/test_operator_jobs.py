@@ -36,8 +36,9 @@ from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.schema import event
-from tests.conftest import wait_until
+from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.xdist_group("site")  # one web server for all
 CHECKOUT: Final = Path(__file__).parents[2]
 CONFIG = """
 ams:

@@ -14,7 +14,7 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.processes import end, spawn, started_with
 from dagster_amoro.containers.programs import Program, ProgramError, launch, run
 from dagster_amoro.core.secrets import Mask
-from tests.conftest import wait_until
+from tests.helpers.waiting import wait_until
 
 STARTED = re.compile(r"started as (\w+)")
 SLEEPER = "import time; time.sleep(60)"

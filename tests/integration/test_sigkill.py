@@ -24,6 +24,7 @@ from dagster_amoro.healing.restart import claim_dispatch, take_turn
 from dagster_amoro.healing.tick import tick
 from tests.helpers.fleet import START, fleet_keeper, watched
 
+pytestmark = pytest.mark.crash_loop
 GRACE = timedelta(seconds=30)
 WORKER = "w-1"
 TURN_CALLS = 14  # that a turn makes on the registry, the ledger and the container
