@@ -445,7 +445,7 @@ def _failed_orphan(world: Fleet) -> None:
     (request,) = world.later().tick()
     (incident,) = world.claim_dispatch(request, "run")
     attempt.take_turn(world.keeper, incident.incident_id, "run")
-    assert _of(world, "w-1").last_error == "told to fail"
+    assert _of(world, "w-1").last_error == "set to fail"
 
 
 def _of(world: Fleet, resource_id: str) -> Incident:

@@ -110,7 +110,7 @@ def test_a_worker_loads_no_heavy_library(statement: str) -> None:
         ("import dagster_amoro.containers.preview", {"kubernetes", "requests", "psutil"}),
         ("import dagster_amoro.containers.amoro.spark", {"kubernetes", "requests", "dagster"}),
         ("from dagster_amoro import CommandContainer", {"kubernetes", "requests", "dagster"}),
-        ("import dagster_amoro.testing", {"dagster", "pandas", "pytest", "sqlalchemy"}),
+        ("import dagster_amoro.testing", {"dagster", "pandas", "pytest"}),
     ],
 )
 def test_what_is_heavy_is_loaded_where_it_is_used(statement: str, unloaded: set[str]) -> None:

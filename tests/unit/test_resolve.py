@@ -343,7 +343,7 @@ def test_the_fake_fails_as_often_as_it_is_told() -> None:
     for _ in range(3):
         with pytest.raises(OSError, match="gone"):
             fake.request_resource(resource())
-        with pytest.raises(ReleaseFailedError, match="told to fail"):
+        with pytest.raises(ReleaseFailedError, match="set to fail"):
             fake.release_resource(resource())
     fake.refuse_releases(times=0)
     fake.release_resource(resource())

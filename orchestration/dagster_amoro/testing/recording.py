@@ -65,12 +65,12 @@ class RecordingContainer:
         with self._lock:
             return frozenset(self._running)
 
-    def fail_starts(self, error: BaseException | str = "told to fail", times: int = -1) -> None:
+    def fail_starts(self, error: BaseException | str = "set to fail", times: int = -1) -> None:
         """Lets the next starts fail, `times` of them; negative: all, 0: none any more."""
         with self._lock:
             self._start_failures = _failures(StartFailedError, error, times)
 
-    def refuse_releases(self, error: BaseException | str = "told to fail", times: int = -1) -> None:
+    def refuse_releases(self, error: BaseException | str = "set to fail", times: int = -1) -> None:
         """Lets the next releases fail, `times` of them; negative: all, 0: none any more."""
         with self._lock:
             self._refusals = _failures(ReleaseFailedError, error, times)
@@ -80,7 +80,7 @@ class RecordingContainer:
         self.supports_auto_restart = False
 
     def end(self, resource_id: str) -> None:
-        """Lets the worker of a resource die, as workers do: nobody is told."""
+        """Lets the worker of a resource die, as workers do: nobody hears of it."""
         with self._lock:
             self._running.pop(resource_id, None)
 
@@ -91,7 +91,7 @@ class RecordingContainer:
             `recording-launch`, which is different for each start.
 
         Raises:
-            StartFailedError: It was told to.
+            StartFailedError: The test set it to fail.
         """
         launch = self._record(Call("request", resource))
         if self.during_request is not None:
@@ -105,7 +105,7 @@ class RecordingContainer:
         """Records the call and ends the launch that the resource's properties name, if it runs.
 
         Raises:
-            ReleaseFailedError: It was told to.
+            ReleaseFailedError: The test set it to fail.
         """
         self._record(Call("release", resource))
         with self._lock:

@@ -1,0 +1,223 @@
+"""A standalone fleet for tests of containers: ticks and restarts, without Dagster."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Generic, NamedTuple, TypeVar
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from dagster_amoro.config import Settings, load_settings
+from dagster_amoro.containers.base import Container
+from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.errors import ContainerError, UnknownTargetError
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.policy import RunState
+from dagster_amoro.core.tick_plan import RunPlan
+from dagster_amoro.healing.fleet import scale_out
+from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.restart import claim_dispatch, resource_of, take_turn
+from dagster_amoro.healing.tick import tick
+from dagster_amoro.stores.registry import optimizer, orphan_of, resource
+
+C = TypeVar("C", bound=Container)
+
+GROUP: Final = "g"  # of all resources of a ready fleet
+_CONTAINER: Final = "under-test"  # what they call the container
+
+
+class Restart(NamedTuple):
+    """What a run did for one orphan."""
+
+    resource_id: str
+    outcome: str  # started, failed, given up, kept, recovered, released or left
+    message: str  # what happened, and what happens next
+
+
+class ReadyFleet(Generic[C]):
+    """A fleet with one container, and the verbs of a test. `ready_fleet` makes one."""
+
+    def __init__(self, keeper: Keeper, container: C) -> None:
+        self.container: Final = container
+        self._ahead = timedelta(0)  # of the clock of this host
+        self._keeper: Final = replace(
+            keeper, containers=_OneContainer(container), clock=lambda: self.now
+        )
+        self._detector = AmsRestartDetector()
+        self._due: list[RunPlan] = []
+
+    @property
+    def url(self) -> sa.URL:
+        """The registry's database, for workers that write heartbeats."""
+        return self._keeper.registry.database.url
+
+    @property
+    def now(self) -> datetime:
+        """What time it is for the fleet, in UTC; set it to let time pass.
+
+        Heartbeats expire by the database's clock, which this does not move: see `lose`.
+        """
+        return datetime.now(UTC) + self._ahead
+
+    @now.setter
+    def now(self, value: datetime) -> None:
+        self._ahead = value - datetime.now(UTC)
+
+    def start(
+        self,
+        resource_id: str,
+        *,
+        thread_count: int = 1,
+        memory_mb: int = 0,
+        properties: Mapping[str, str] | None = None,
+    ) -> Resource:
+        """Adds a worker to the fleet and has the container start it; returns its resource.
+
+        Raises:
+            StoreUnavailableError: The fleet has this resource already.
+            StartFailedError: The container could not start it.
+        """
+        new = Resource(
+            resource_id=resource_id,
+            group_name=GROUP,
+            container_name=_CONTAINER,
+            thread_count=thread_count,
+            memory_mb=memory_mb,
+            properties=properties or {},
+        )
+        scale_out(self._keeper, new)
+        return self.resource(resource_id)
+
+    def register(self, resource_id: str) -> None:
+        """The worker says that it is alive, as one with a `Heartbeat` does by itself."""
+        row = {"resource_id": resource_id, "group_name": GROUP, "container_name": _CONTAINER}
+        self._write(sa.insert(optimizer).values(token=str(uuid4()), **row))
+
+    def lose(self, resource_id: str) -> None:
+        """The worker's heartbeats end and have expired; its process is not touched."""
+        self._write(sa.delete(optimizer).where(optimizer.c.resource_id == resource_id))
+
+    def resource(self, resource_id: str) -> Resource:
+        """A resource as the registry has it now, with its start-up properties.
+
+        Raises:
+            UnknownTargetError: There is none of this id, any more or yet.
+        """
+        row = self._keeper.registry.read_resource(resource_id).row
+        if row is None:
+            raise UnknownTargetError(f"the fleet has no resource {resource_id!r}")
+        return resource_of(orphan_of(row))
+
+    def tick(self) -> str:
+        """Looks for orphans once, as the sensor does; returns what the sensor would say."""
+        result = tick(self._keeper, _run_states, self._detector)
+        self._detector = result.watch
+        self._due += result.orders
+        return result.summary
+
+    def run(self) -> list[Restart]:
+        """Restarts what the ticks found to be due, as runs of the job do."""
+        due, self._due = self._due, []
+        return [restart for run in due for restart in self._run(run)]
+
+    def heal(self) -> list[Restart]:
+        """Finds orphans, lets their grace period pass, and restarts them.
+
+        Before, a grace period passes as well: a resource younger than that counts as starting.
+        """
+        for _ in range(2):
+            self.now += self._keeper.policy.grace_period
+            self.tick()
+        return self.run()
+
+    def close(self) -> None:
+        """Releases all resources and closes the database."""
+        with self._keeper.registry.database.reading() as connection:
+            ids = connection.scalars(sa.select(resource.c.resource_id)).all()
+        for resource_id in ids:
+            self.container.release_resource(self.resource(resource_id))
+        self._keeper.close()
+
+    def _run(self, run: RunPlan) -> Iterator[Restart]:
+        run_id = str(uuid4())
+        for incident in claim_dispatch(self._keeper, run.run_key, run_id):
+            result = take_turn(self._keeper, incident.incident_id, run_id)
+            yield Restart(incident.resource_id, str(result.ending), result.message)
+
+    def _write(self, statement: sa.Executable) -> None:
+        with self._keeper.registry.database.writing() as connection:
+            connection.execute(statement)
+
+
+@contextmanager
+def ready_fleet(
+    folder: Path,
+    container_class: Callable[[str, Mapping[str, str]], C],
+    properties: Mapping[str, str] | None = None,
+    *,
+    max_retries: int = 5,
+    grace_period: timedelta = timedelta(seconds=30),
+) -> Iterator[ReadyFleet[C]]:
+    """A fleet on SQLite in a folder, whose workers this container class starts.
+
+    Whatever its workers are is released at the end, so that a test leaves nothing running.
+
+    Args:
+        folder: An empty folder, such as pytest's `tmp_path`.
+        container_class: Built as `container_class(name, properties)`.
+        properties: Those of its entry in `containers:`.
+        max_retries: How often an orphan is restarted before it is given up.
+        grace_period: How long an orphan is left alone after its detection and after each start.
+    """
+    container = container_class(_CONTAINER, dict(properties or {}))
+    keeper = Keeper.from_settings(_settings(folder, max_retries, grace_period))
+    keeper.registry.create()
+    with closing(ReadyFleet(keeper, container)) as fleet:
+        yield fleet
+
+
+def _settings(folder: Path, max_retries: int, grace_period: timedelta) -> Settings:
+    """Those of a standalone fleet; heartbeats last for the test, and end by `lose`."""
+    optimizers = {
+        "auto-restart-enabled": True,
+        "auto-restart-max-retries": max_retries,
+        "auto-restart-grace-period": f"{grace_period // timedelta(milliseconds=1)}ms",
+        "heart-beat-timeout": "1d",
+    }
+    url = sa.URL.create("sqlite", database=str(folder.absolute() / "fleet.db"))
+    database = {"type": "sqlite", "url": url.render_as_string()}
+    document = {
+        "ams": {"database": database, "optimizer": optimizers},
+        "keeper": {"registry": "standalone"},
+    }
+    # YAML reads JSON.
+    (folder / "config.yaml").write_text(json.dumps(document), encoding="utf-8")
+    return load_settings(folder, environ={})
+
+
+def _run_states(owners: Sequence[str]) -> Mapping[str, RunState]:
+    """Runs of a ready fleet begin and end within `ReadyFleet.run`."""
+    return dict.fromkeys(owners, RunState.QUEUED)
+
+
+class _OneContainer:
+    """Finds the container under test, and no other."""
+
+    def __init__(self, container: Container) -> None:
+        self._container: Final = container
+
+    def get(self, name: str) -> Container:
+        """The container, under its name."""
+        if name != _CONTAINER:
+            raise ContainerError(f"container {name!r} is not configured")
+        return self._container
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Why its orphans cannot be restarted; None: they can."""
+        if name == _CONTAINER and self._container.supports_auto_restart:
+            return None
+        return f"container {name!r} opts out of restarts, or is not configured"
