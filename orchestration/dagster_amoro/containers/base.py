@@ -1,9 +1,12 @@
 """What a container is: the thing that starts and stops the workers of a group."""
 
 from collections.abc import Mapping
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from dagster_amoro.core.model import Resource
+
+Status = Literal["running", "ended", "unknown"]
+"""What a container knows of a worker: ended for good, or running, or neither for certain."""
 
 _interruptions: Final[list[type[BaseException]]] = [KeyboardInterrupt, GeneratorExit]
 
@@ -30,8 +33,8 @@ def interruptions() -> tuple[type[BaseException], ...]:
 class Container(Protocol):
     """Starts and stops resources; built as `Class(name, properties)` from `containers:`.
 
-    It may in addition have `status(resource)`, and containers that run a command line have
-    `command(resource) -> list[str]`.
+    It may in addition have `status(resource) -> Status`. Containers that run a command line have
+    `command(resource) -> list[str]`, and those that send a document `manifest(resource) -> dict`.
     """
 
     @property

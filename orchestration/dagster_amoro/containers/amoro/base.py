@@ -113,6 +113,18 @@ class OptimizerContainer:
         stem = file_stem(self.name, resource.resource_id)
         return Path(home, "optimizers", f"{stem}.log").absolute()
 
+    def options(self, prefix: str, resource: Resource) -> dict[str, str]:
+        """The options of an engine, which are the properties with this prefix, without it.
+
+        Those of the resource win over those of the container.
+        """
+        given = {**self.properties, **resource.properties}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in given.items()
+            if key.startswith(prefix)
+        }
+
     def arguments(self, resource: Resource) -> list[str]:
         """The optimizer's own arguments, in AMS's order.
 

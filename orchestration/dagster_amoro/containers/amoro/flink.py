@@ -8,14 +8,15 @@ import time
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import uuid4
 
 from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, failed_start, usable
-from dagster_amoro.containers.amoro.flink_conf import PREFIX, options_of, read_conf, with_sizes
+from dagster_amoro.containers.amoro.flink_conf import PREFIX, read_conf, with_sizes
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest, FlinkRestError, Job, base_url
+from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import (
@@ -171,7 +172,7 @@ class FlinkContainer(OptimizerContainer):
         except ContainerError as error:
             raise ReleaseFailedError(str(error)) from None
 
-    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+    def status(self, resource: Resource) -> Status:
         """Whether its job runs, which only a session cluster says."""
         job_id = resource.properties.get(SESSION_ID, "")
         if self.target is not Target.SESSION or not _JOB_ID.fullmatch(job_id):
@@ -209,12 +210,12 @@ class FlinkContainer(OptimizerContainer):
         return int(text)
 
     def _require_image(self) -> None:
-        """AMS wants an image; which, and under which other names, is Flink's affair."""
+        """AMS insists on an image; which one, and its other names, are left to Flink."""
         if _IMAGE not in read_conf(self.conf_folder, AmsVersion.V0_9):
             self.required(PREFIX + _IMAGE)
 
     def _given(self, resource: Resource) -> dict[str, str]:
-        return options_of(self.properties, resource.properties)
+        return self.options(PREFIX, resource)
 
     def _options(self, resource: Resource) -> dict[str, str]:
         ams_version = self.ams_version

@@ -40,16 +40,6 @@ def read_conf(folder: Path, ams_version: AmsVersion) -> dict[str, str]:
         return {}
 
 
-def options_of(container: Mapping[str, str], resource: Mapping[str, str]) -> dict[str, str]:
-    """The options of Flink among the properties; the resource's come first."""
-    return {
-        key.removeprefix(PREFIX): value
-        for properties in (container, resource)
-        for key, value in properties.items()
-        if key.startswith(PREFIX)
-    }
-
-
 def with_sizes(
     options: Mapping[str, str],
     resource: Mapping[str, str],
@@ -62,7 +52,7 @@ def with_sizes(
     out, since Flink would not start with it.
 
     Args:
-        options: As `options_of` finds them.
+        options: Those of Flink among the properties.
         resource: The properties of the resource, which can state a size first of all.
         conf: Flink's own configuration, which states it last.
         ams_version: 0.7 has other names, units and forms.

@@ -1,4 +1,4 @@
-"""What does a Flink cluster say over its REST port, and how is it told to run and to end jobs?"""
+"""What does a Flink cluster say over its REST port, and how does it run and end jobs?"""
 
 import hashlib
 import json

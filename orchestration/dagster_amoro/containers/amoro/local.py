@@ -10,12 +10,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import psutil
 
 from dagster_amoro.containers import processes, programs
 from dagster_amoro.containers.amoro.base import OptimizerContainer, failed_start, required_of
+from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError, shorten
@@ -93,7 +94,7 @@ class LocalContainer(OptimizerContainer):
             StartFailedError: It cannot be started, or ended at once.
         """
         argv = self.command(resource)
-        before = set(self._processes(resource))
+        before = set(processes_of(resource))
         output = self._run(argv, resource)
         if not _within(_APPEARS_WITHIN, lambda: bool(self._since(before, resource))):
             raise self._vanished("no process of it appeared", argv, resource, output)
@@ -107,28 +108,19 @@ class LocalContainer(OptimizerContainer):
         Raises:
             ReleaseFailedError: It still runs.
         """
-        left = processes.end(self._processes(resource), _PATIENCE)
-        # What forks and ends during the first look can hide its child from it.
-        left = left or processes.end(self._processes(resource), _PATIENCE)
-        if left:
-            raise ReleaseFailedError(
-                f"still running after SIGKILL, or another user's: {', '.join(map(str, left))}"
-            )
+        end_processes(resource, _PATIENCE)
 
-    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+    def status(self, resource: Resource) -> Status:
         """Whether the resource's optimizer runs; unknown if Amoro is not on this host."""
-        if self._processes(resource):
+        if processes_of(resource):
             return "running"
         return "ended" if self._is_here() else "unknown"
 
     def _is_here(self) -> bool:
         return shutil.which(self._script) is not None
 
-    def _processes(self, resource: Resource) -> list[psutil.Process]:
-        return processes.started_with({"-g": resource.group_name, "-id": resource.resource_id})
-
     def _since(self, before: set[psutil.Process], resource: Resource) -> set[psutil.Process]:
-        return set(self._processes(resource)) - before
+        return set(processes_of(resource)) - before
 
     def _run(self, argv: list[str], resource: Resource) -> str:
         exports = {"OPTIMIZER_LOG_DIR_NAME": log_folder(resource), **self.exports}
@@ -150,6 +142,30 @@ class LocalContainer(OptimizerContainer):
         return StartFailedError(
             f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
             f"{log_folder(resource)} of Amoro's logs says more{hint}; the script said:\n{shown}"
+        )
+
+
+def processes_of(resource: Resource) -> list[psutil.Process]:
+    """The resource's optimizers on this host, and the programs that start them."""
+    return processes.started_with({"-g": resource.group_name, "-id": resource.resource_id})
+
+
+def end_processes(resource: Resource, patience: float) -> None:
+    """Ends the resource's processes on this host; none is no error.
+
+    Args:
+        resource: Whose.
+        patience: Seconds that they have after SIGTERM until SIGKILL comes.
+
+    Raises:
+        ReleaseFailedError: Some still run.
+    """
+    left = processes.end(processes_of(resource), patience)
+    # What forks and ends during the first look can hide its child from it.
+    left = left or processes.end(processes_of(resource), patience)
+    if left:
+        raise ReleaseFailedError(
+            f"still running after SIGKILL, or another user's: {', '.join(map(str, left))}"
         )
 
 

@@ -9,11 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
-import psutil
-
-from dagster_amoro.containers import processes, programs
+from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import (
     OptimizerContainer,
@@ -22,7 +20,9 @@ from dagster_amoro.containers.amoro.base import (
     unquoted,
     usable,
 )
+from dagster_amoro.containers.amoro.local import end_processes, processes_of
 from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest, SparkRestError
+from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.output import end_of, size_of
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
@@ -33,8 +33,6 @@ from dagster_amoro.core.errors import (
     StartFailedError,
 )
 from dagster_amoro.core.model import Resource
-
-Status = Literal["running", "ended", "unknown"]
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.spark.SparkOptimizer"
 YARN_ID: Final = "yarn-application-id"
@@ -186,7 +184,7 @@ class SparkContainer(OptimizerContainer):
         """Whether the driver runs; unknown on YARN and Kubernetes, and on another host."""
         if self._in_cluster:
             return self._status_there(resource)
-        if self._processes(resource):
+        if processes_of(resource):
             return "running"
         is_here = resource.properties.get(DRIVER_HOST) == socket.gethostname()
         return "ended" if is_here else "unknown"
@@ -233,13 +231,9 @@ class SparkContainer(OptimizerContainer):
         return text.lower()
 
     def _given(self, resource: Resource) -> dict[str, str]:
-        """The options of Spark among the properties; the resource's come first."""
-        return {
-            key.removeprefix(_PREFIX): unquoted(value)
-            for properties in (self.properties, resource.properties)
-            for key, value in properties.items()
-            if key.startswith(_PREFIX)
-        }
+        """The options of Spark, as AMS's shell would pass them."""
+        options = self.options(_PREFIX, resource)
+        return {key: unquoted(value) for key, value in options.items()}
 
     def _options(self, resource: Resource) -> dict[str, str]:
         options = self._given(resource)
@@ -268,10 +262,6 @@ class SparkContainer(OptimizerContainer):
 
     def _program(self, resource: Resource, argv: list[str]) -> Program:
         return Program(argv=usable(argv), exports=self.exports, mask=self.mask(resource))
-
-    def _processes(self, resource: Resource) -> list[psutil.Process]:
-        """Drivers and submissions of the resource on this host."""
-        return processes.started_with({"-g": resource.group_name, "-id": resource.resource_id})
 
     # Starting.
 
@@ -330,9 +320,9 @@ class SparkContainer(OptimizerContainer):
             stays=True,
         )
         if found is not None and not found["id"]:
-            self._end_processes(resource)  # it would register, and could do no work
+            end_processes(resource, self.patience)  # it would register, and could do no work
             raise StartFailedError(f"{program.name}: {program.mask.hide(found[0])[:_SHOWN]}")
-        if found is None and not self._processes(resource):
+        if found is None and not processes_of(resource):
             raise _nameless(program, "application", end_of(log, begin))
         return {APPLICATION_ID: found["id"]} if found else {}
 
@@ -343,14 +333,8 @@ class SparkContainer(OptimizerContainer):
 
     # Ending.
 
-    def _end_processes(self, resource: Resource) -> None:
-        if left := processes.end(self._processes(resource), self.patience):
-            raise ReleaseFailedError(
-                f"still running after SIGKILL, or another user's: {', '.join(map(str, left))}"
-            )
-
     def _end_here(self, resource: Resource) -> None:
-        self._end_processes(resource)
+        end_processes(resource, self.patience)
         host = resource.properties.get(DRIVER_HOST) or socket.gethostname()
         if host != socket.gethostname() and not self._in_cluster:
             raise ReleaseFailedError(

@@ -18,8 +18,8 @@ from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.errors import ReleaseFailedError
 from dagster_amoro.core.secrets import Mask
 
-# A whole line of a program's output that names, at its end, the application it started. AMS looks
-# for the same.
+# A line of a program's output that ends with the application which it started. AMS looks for such a
+# line too.
 _APPLICATION_LINE: Final = re.compile(r"(.*)application_(\d+)_(\d+)", re.ASCII)
 _APPLICATION_ID: Final = re.compile(r"application_\d+_\d+", re.ASCII)
 _FIELD: Final = re.compile(r"^\s*(Application-Name|State) : (.*?)\s*$", re.MULTILINE)

@@ -15,11 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 from uuid import uuid4
 
 from dagster_amoro.config import parse_duration
 from dagster_amoro.containers import processes
+from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.command.launches import (
     BusyError,
     LaunchFiles,
@@ -149,7 +150,7 @@ class CommandContainer:
         if problems:
             raise ReleaseFailedError("; ".join(problems))
 
-    def status(self, resource: Resource) -> Literal["running", "ended", "unknown"]:
+    def status(self, resource: Resource) -> Status:
         """Whether a worker of the resource runs on this host; unknown if it would on another."""
         try:
             launches = launches_of(resource.properties, self._files(resource).read())
