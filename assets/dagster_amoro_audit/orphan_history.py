@@ -15,6 +15,7 @@ from dagster_amoro.asset_keys import AUDIT, EVENTS, GROUPS, HISTORY, group_name
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import hide_assigned
+from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit import charts
 from dagster_amoro_audit.automation import whenever
@@ -138,8 +139,8 @@ def refresh(
         StoreUnavailableError: The ledger did not answer. What was read before is stored.
     """
     position = folder.position()
-    is_ours = not position.event or ledger.tells(
-        group, position.event, datetime.fromisoformat(position.told_at)
+    is_ours = not position.event or audit_queries.may_have_had(
+        ledger, group, position.event, datetime.fromisoformat(position.told_at)
     )
     if not is_ours:
         folder.set_aside(position)
@@ -163,12 +164,14 @@ def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History
     is_over = False
     while not is_over:
         with ledger.reading() as connection:
-            query = ledger.story_events(group, after_event, _ROWS_AT_ONCE)
+            query = audit_queries.event_history(group, after_event, _ROWS_AT_ONCE)
             events = events_frame(_read(query, connection))
             if events.empty:
                 return
             message = (int(events["event"].iloc[0]), int(events["event"].iloc[-1]))
-            incidents = incidents_frame(_read(ledger.history(group, message), connection))
+            incidents = incidents_frame(
+                _read(audit_queries.incident_history(group, message), connection)
+            )
         yield History(incidents, events)
         after_event = message[1]
         is_over = len(events) < _ROWS_AT_ONCE

@@ -1,13 +1,18 @@
 """The ledger's schema: what the migrations create is what the code works with."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pkgutil import iter_modules
 
 import sqlalchemy as sa
 from alembic import command
+from alembic.script import ScriptDirectory
 
-from dagster_amoro.stores import ledger as ledger_module
+from dagster_amoro import stores
 from dagster_amoro.stores.database import Database
-from dagster_amoro.stores.ledger import VERSION_TABLE, Ledger
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.migrations import HEAD, VERSION_TABLE, alembic_config
 from dagster_amoro.stores.schema import metadata
 
 
@@ -34,9 +39,35 @@ def test_the_schema_can_be_taken_back_and_made_again(
     """Nothing of it is left, and a new ledger starts empty."""
     database = open_database(database_url)
     Ledger(database).open_incidents()
-    config = ledger_module._alembic_config()
     with database.creating() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(alembic_config(connection), "base")
     assert sa.inspect(database.engine).get_table_names() == [VERSION_TABLE]
     assert Ledger(database).open_incidents() == []
+
+
+def test_the_head_is_that_of_the_scripts(
+    sqlite_url: sa.URL, open_database: Callable[..., Database]
+) -> None:
+    """What the code takes for the newest version is the one that Alembic upgrades to."""
+    with open_database(sqlite_url).reading() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+    assert scripts.get_current_head() == HEAD
+
+
+def test_alembic_is_imported_for_a_migration_only(sqlite_url: sa.URL) -> None:
+    """Neither it nor a driver by an import of the stores; by a new ledger; not by an old one."""
+    modules = [name for _, name, _ in iter_modules(stores.__path__, "dagster_amoro.stores.")]
+    code = (
+        f"import sys, sqlalchemy, {', '.join(modules)}\n"
+        "assert not {'alembic', 'psycopg', 'psycopg2', 'pymysql'} & sys.modules.keys()\n"
+        "database = dagster_amoro.stores.database.Database(sqlalchemy.make_url(sys.argv[1]), 'l')\n"
+        "assert dagster_amoro.stores.ledger.Ledger(database).open_incidents() == []\n"
+        "print('alembic' in sys.modules)\n"
+    )
+    url = sqlite_url.render_as_string()
+    for migrates in (True, False):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, url],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (f"{migrates}\n", "")

@@ -30,8 +30,8 @@ from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.stores import inspection
-from dagster_amoro.stores.ledger import LedgerTransaction
 from dagster_amoro.stores.registry import orphan_of
+from dagster_amoro.stores.transaction import LedgerTransaction
 
 SHOWN: Final = 10  # names that a message lists
 _TRIES: Final = 2  # a race that is lost to a tick or a run is run once more

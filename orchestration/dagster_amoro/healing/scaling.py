@@ -24,7 +24,7 @@ from dagster_amoro.core.scaling import ScalePlan
 from dagster_amoro.core.tick_plan import DecisionInputs
 from dagster_amoro.core.transitions import replacement, shown
 from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.stores.ledger import LedgerTransaction
+from dagster_amoro.stores.transaction import LedgerTransaction
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"  # of AMS's own resource ids
 

@@ -30,7 +30,7 @@ from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.preconditions import ensure_answer, ensure_continuity, hold_lease
 from dagster_amoro.healing.replacements import Replacements, group_obstacle
 from dagster_amoro.healing.scaling import ScaleUpRun, request
-from dagster_amoro.stores.ledger import LedgerTransaction
+from dagster_amoro.stores.transaction import LedgerTransaction
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
 """The states of runs, for the run ids and run keys that incidents are claimed by."""

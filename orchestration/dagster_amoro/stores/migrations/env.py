@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from dagster_amoro.stores.ledger import VERSION_TABLE
+from dagster_amoro.stores.migrations import VERSION_TABLE
 from dagster_amoro.stores.schema import metadata
 
 context.configure(
