@@ -1,0 +1,1 @@
+"""What registry and ledger promise, kept on every database that they run on."""
