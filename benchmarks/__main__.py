@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import attached, history, quiet_tick, survey, thousand, turn, waves
+from benchmarks import attached, history, imports, quiet_tick, survey, thousand, turn, waves
 from benchmarks.figures import Figures, heading
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
+    "imports": imports.figures,
     "survey": survey.figures,
     "attached": attached.figures,
     "quiet_tick": quiet_tick.figures,

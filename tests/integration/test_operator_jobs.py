@@ -30,7 +30,6 @@ from dagster_amoro.core.model import (
     Transition,
 )
 from dagster_amoro.demo.fleet import MARKER, stop_all
-from dagster_amoro.healing import operations
 from dagster_amoro.healing.fleet import declare
 from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.restart import claim_dispatch, take_turn
@@ -210,7 +209,7 @@ class Site:
     def removed(self, resource_id: str) -> list[tuple[object, ...]]:
         """An orphan is given up by a run; its row as it was."""
         row = self.row(resource_id)
-        operations.give_up(self.keeper, resource_id, **BY)
+        self.keeper.operations.give_up(resource_id, **BY)
         (order,) = tick(self.keeper, lambda _: {}, AmsRestartDetector()).orders
         for incident in claim_dispatch(self.keeper, order.run_key, "run"):
             take_turn(self.keeper, incident.incident_id, "run")
@@ -337,7 +336,9 @@ def test_restart_now(site: Site, world: World) -> None:
 def test_reset(site: Site, world: World) -> None:
     """Its attempts count no longer."""
     message = site.said(world.runs["reset"])
-    assert message.startswith("spent has all 5 attempts again. The next tick goes on with that")
+    assert message.startswith(
+        "attempts_used has all 5 attempts again. The next tick goes on with that"
+    )
     incident = site.incident("attempts_used")
     assert (incident.attempts, incident.attempts_used) == (1, 0)
     assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", BY)

@@ -23,7 +23,8 @@ from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
 from dagster_amoro.healing.preconditions import hold_lease
 from dagster_amoro.healing.status import OrphanStatus, Status, take_status
-from dagster_amoro.healing.status_table import as_json, render
+from dagster_amoro.healing.status_json import as_json
+from dagster_amoro.healing.status_table import render
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource_group

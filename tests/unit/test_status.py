@@ -11,7 +11,8 @@ from dagster_amoro.core.model import State
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.healing.status import Acting, GroupStatus, OrphanStatus, Rounds, Status
-from dagster_amoro.healing.status_table import SHOWN, as_json, render
+from dagster_amoro.healing.status_json import as_json
+from dagster_amoro.healing.status_table import SHOWN, render
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 PAUSE = Pause(
@@ -88,9 +89,9 @@ def test_a_table_has_a_line_for_each_group_and_each_orphan() -> None:
         "resources",
         "wanted",
         "live",
-        "min_parallelism",
+        "min-parallelism",
         "orphans",
-        "refills",
+        "scale-ups",
         "state",
     ] in lines
     assert ["g", "3", "6", "4", "1", "orphans"] in lines

@@ -13,6 +13,7 @@ from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.clock import Clock, utc_clock
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.healing.operations import Operations
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
@@ -79,6 +80,18 @@ class Keeper:
         )
         containers = DryRunContainers(self.containers)
         return replace(self, registry=registry, ledger=ledger, containers=containers)
+
+    @property
+    def operations(self) -> Operations:
+        """The verbs of operators."""
+        return Operations(
+            registry=self.registry,
+            ledger=self.ledger,
+            policy=self.policy,
+            check_interval=self.check_interval,
+            clock=self.clock,
+            owns_registry=self.ams is None,
+        )
 
     def close(self) -> None:
         """Closes the pooled connections of both stores."""

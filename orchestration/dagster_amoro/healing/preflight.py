@@ -1,4 +1,4 @@
-"""What would happen here? Everything an operator wants to see before anything is trusted.
+"""What would happen here? A report for an operator, before the configuration is trusted.
 
 Nothing is changed: no row, no table, no file, no process.
 """
@@ -9,23 +9,25 @@ from enum import StrEnum
 from typing import Final
 
 from dagster_amoro.ams.client import Ams
-from dagster_amoro.config import Settings
+from dagster_amoro.config import ContainerSettings, Settings
+from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.preview import preview
+from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError, describe
 from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.tick_plan import obstacle_of
-from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores import inspection, registry, schema
+from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import Registry
 
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
 
 
 class Grade(StrEnum):
-    """How a finding is to be taken."""
+    """How serious a finding is."""
 
     GOOD = "ok"
     WARNING = "warning"  # works, and may not be what was meant
@@ -34,7 +36,7 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was examined."""
 
     grade: Grade
     subject: str
@@ -63,7 +65,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All that was found."""
+    """Everything that was found."""
 
     findings: tuple[Finding, ...]
     groups: tuple[Group, ...]
@@ -74,33 +76,47 @@ class Report:
         return all(finding.grade is not Grade.PROBLEM for finding in self.findings)
 
 
-def examine(keeper: Keeper, settings: Settings) -> Report:
-    """Looks at everything that the keeper works with, and changes nothing."""
+def examine(
+    settings: Settings,
+    registry_database: Database,
+    ledger_database: Database,
+    containers: ContainerLookup,
+    ams: Ams | None,
+) -> Report:
+    """Examines everything that the keeper works with, and changes nothing.
+
+    Args:
+        settings: The configuration.
+        registry_database: Where the registry is, or is to be.
+        ledger_database: Where the ledger is, or is to be.
+        containers: The configured containers.
+        ams: The AMS whose registry it is; None: the registry is our own.
+    """
     findings = [
         Finding(grade=Grade.GOOD, subject="configuration", message=str(settings.source)),
         *(
-            Finding(grade=Grade.WARNING, subject="configuration", message=w)
-            for w in settings.warnings
+            Finding(grade=Grade.WARNING, subject="configuration", message=warning)
+            for warning in settings.warnings
         ),
-        *_policy(keeper),
-        *_ams(keeper),
-        *_containers(keeper, settings),
-        *_registry(keeper),
-        *_ledger(keeper),
+        *_policy(settings, is_attached=ams is not None),
+        *_ams(ams),
+        *_containers(containers, settings.containers),
+        *_registry(registry_database, is_ours=ams is None),
+        _ledger(ledger_database),
     ]
     groups: tuple[Group, ...] = ()
     try:
-        groups = tuple(_groups(keeper))
+        groups = tuple(_groups(registry_database, containers))
     except KeeperError as error:
         findings.append(_problem("survey", error))
     return Report(findings=tuple(findings), groups=groups)
 
 
-def _policy(keeper: Keeper) -> Iterator[Finding]:
-    policy = keeper.policy
+def _policy(settings: Settings, *, is_attached: bool) -> Iterator[Finding]:
+    policy = settings.restart
     message = (
         f"{policy.max_retries} attempts, {duration(policy.grace_period)} apart; "
-        f"a look every {duration(keeper.check_interval)}"
+        f"a look every {duration(settings.check_interval)}"
     )
     if not policy.enabled:
         message = "off (ams.optimizer.auto-restart-enabled): orphans are recorded and left alone"
@@ -109,25 +125,26 @@ def _policy(keeper: Keeper) -> Iterator[Finding]:
         subject="auto-restart",
         message=message,
     )
-    if keeper.ams is not None and policy.grace_period < keeper.settling:
+    settling = settling_time(settings.heartbeat_timeout)
+    if is_attached and policy.grace_period < settling:
         message = (
-            f"{duration(policy.grace_period)} is shorter than the {duration(keeper.settling)} that "
+            f"{duration(policy.grace_period)} is shorter than the {duration(settling)} that "
             "optimizers may take to register again after a restart of AMS"
         )
         yield Finding(grade=Grade.WARNING, subject="grace period", message=message)
 
 
-def _ams(keeper: Keeper) -> Iterator[Finding]:
-    if keeper.ams is None:
+def _ams(ams: Ams | None) -> Iterator[Finding]:
+    if ams is None:
         yield Finding(grade=Grade.GOOD, subject="AMS", message="none: the registry is our own")
         return
     try:
-        server = keeper.ams.ping()
+        server = ams.ping()
         address = f"{server.host}:{server.thrift_port}"
         yield Finding(grade=Grade.GOOD, subject="AMS", message=f"answers at {address}")
     except KeeperError as error:
         yield _problem("AMS", error)
-    yield _version(keeper.ams)
+    yield _version(ams)
 
 
 def _version(ams: Ams) -> Finding:
@@ -141,18 +158,20 @@ def _version(ams: Ams) -> Finding:
     return Finding(grade=Grade.GOOD, subject="version of AMS", message=message)
 
 
-def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
-    if not settings.containers:
+def _containers(
+    containers: ContainerLookup, entries: Mapping[str, ContainerSettings]
+) -> Iterator[Finding]:
+    if not entries:
         message = "none is configured, so that nothing can be restarted"
         yield Finding(grade=Grade.PROBLEM, subject="containers", message=message)
-    for name, entry in settings.containers.items():
+    for name, entry in entries.items():
         subject = f"container {name}"
-        if obstacle := keeper.containers.obstacle(name):
-            grade = Grade.WARNING if _opts_out(keeper, name) else Grade.PROBLEM
+        if obstacle := containers.obstacle(name):
+            grade = Grade.WARNING if _opts_out(containers, name) else Grade.PROBLEM
             yield Finding(grade=grade, subject=subject, message=obstacle)
         else:
             yield Finding(grade=Grade.GOOD, subject=subject, message=entry.implementation)
-        for key in _live(entry.properties):
+        for key in _expandable(entry.properties):
             message = (
                 f"property {key}: AMS's shell would expand its value; here it is taken as it "
                 "stands, so write down what it expands to"
@@ -160,31 +179,30 @@ def _containers(keeper: Keeper, settings: Settings) -> Iterator[Finding]:
             yield Finding(grade=Grade.WARNING, subject=subject, message=message)
 
 
-def _opts_out(keeper: Keeper, name: str) -> bool:
+def _opts_out(containers: ContainerLookup, name: str) -> bool:
     try:
-        return keeper.containers.get(name).supports_auto_restart is False
+        return containers.get(name).supports_auto_restart is False
     except KeeperError:
         return False
 
 
-def _live(properties: Mapping[str, str]) -> list[str]:
-    """The exports in which a shell would find something to do."""
+def _expandable(properties: Mapping[str, str]) -> list[str]:
+    """The exports whose values a shell would expand."""
     exports = {key: value for key, value in properties.items() if key.startswith("export.")}
     return [key for key, value in exports.items() if "$" in value or "`" in value]
 
 
-def _registry(keeper: Keeper) -> Iterator[Finding]:
-    database = keeper.registry.database
+def _registry(database: Database, *, is_ours: bool) -> Iterator[Finding]:
     subject = f"registry {database.url.render_as_string(hide_password=True)}"
     try:
-        there = inspection.has_tables(database, registry.resource)
+        has_tables = inspection.has_tables(database, registry.resource)
     except KeeperError as error:
         yield _problem(subject, error)
         return
-    if not there:
-        ours = keeper.ams is None
-        message = "has no tables yet" + ("; the first tick creates them" if ours else " of Amoro's")
-        yield Finding(grade=Grade.GOOD if ours else Grade.PROBLEM, subject=subject, message=message)
+    if not has_tables:
+        creator = "; the first tick creates them" if is_ours else " of Amoro's"
+        grade = Grade.GOOD if is_ours else Grade.PROBLEM
+        yield Finding(grade=grade, subject=subject, message=f"has no tables yet{creator}")
         return
     refused = inspection.missing_rights(database)
     for right, why in refused.items():
@@ -193,20 +211,18 @@ def _registry(keeper: Keeper) -> Iterator[Finding]:
         yield Finding(grade=Grade.GOOD, subject=subject, message="may do all that is needed")
 
 
-def _ledger(keeper: Keeper) -> Iterator[Finding]:
-    database = keeper.ledger.database
+def _ledger(database: Database) -> Finding:
     subject = f"ledger {database.url.render_as_string(hide_password=True)}"
     message = "is not there yet; the first tick creates it"
     try:
         if inspection.has_tables(database, schema.incident):
             message = f"{inspection.open_incidents(database)} open incidents"
-        yield Finding(grade=Grade.GOOD, subject=subject, message=message)
     except KeeperError as error:
-        yield _problem(subject, error)
+        return _problem(subject, error)
+    return Finding(grade=Grade.GOOD, subject=subject, message=message)
 
 
-def _groups(keeper: Keeper) -> Iterator[Group]:
-    database = keeper.registry.database
+def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
     if not inspection.has_tables(database, registry.resource):
         return
     orphans: dict[str, list[Orphan]] = {}
@@ -221,22 +237,21 @@ def _groups(keeper: Keeper) -> Iterator[Group]:
             name=name,
             resources=number,
             orphans=len(dead),
-            restarts=tuple(_start(keeper, orphan) for orphan in dead[:SHOWN]),
-            example=_start(keeper, example) if example else None,
+            restarts=tuple(_start(orphan, containers) for orphan in dead[:SHOWN]),
+            example=_start(example, containers) if example else None,
         )
 
 
-def _start(keeper: Keeper, orphan: Orphan) -> Start:
+def _start(orphan: Orphan, containers: ContainerLookup) -> Start:
+    command = ""
     try:
-        obstacle = obstacle_of(orphan, keeper.containers.obstacle) or ""
-        command = "" if obstacle else _command(keeper, orphan)
+        obstacle = obstacle_of(orphan, containers.obstacle) or ""
+        if not obstacle:
+            container = containers.get(orphan.container_name or "")
+            command = preview(container, resource_of(orphan))
     except KeeperError as error:
-        obstacle, command = hide_assigned(describe(error)), ""
+        obstacle = hide_assigned(describe(error))
     return Start(resource_id=orphan.resource_id, command=command, obstacle=obstacle)
-
-
-def _command(keeper: Keeper, orphan: Orphan) -> str:
-    return preview(keeper.containers.get(orphan.container_name or ""), resource_of(orphan))
 
 
 def _problem(subject: str, error: KeeperError) -> Finding:

@@ -1,11 +1,9 @@
-"""How does a person, or a program, read a status?"""
+"""How does a person read a status? As tables."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from rich import box
@@ -19,20 +17,11 @@ from dagster_amoro.core.formatting import clock_time, duration
 from dagster_amoro.healing.status import GroupStatus, OrphanStatus, Status
 
 SHOWN: Final = 20  # orphans of a group that a table shows
-_WIDE: Final = 160  # columns of what is no terminal: a file, a pipe
+_WIDE: Final = 160  # characters in a line of what is no terminal: a file, a pipe
 _LONGEST_ERROR: Final = 200  # characters of an error in a table; JSON has all
-_NUMBERS: Final = ("resources", "wanted", "live", "min_parallelism", "orphans")
-_GROUP_COLUMNS: Final = ("group", *_NUMBERS, "refills", "state")
+_NUMBERS: Final = ("resources", "wanted", "live", "min-parallelism", "orphans")
+_GROUP_COLUMNS: Final = ("group", *_NUMBERS, "scale-ups", "state")
 _ORPHAN_COLUMNS: Final = ("orphan", "state", "for", "attempts", "next", "last error")
-
-
-def as_json(status: Status) -> str:
-    """The status for programs: the fields of `Status` as keys, times as `2026-03-29T00:59:30Z`."""
-    return json.dumps(asdict(status), ensure_ascii=False, indent=2, default=_iso)
-
-
-def _iso(value: datetime) -> str:
-    return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def render(status: Status) -> str:
@@ -73,7 +62,7 @@ def _head(status: Status) -> Iterator[tuple[str, str]]:
 
 
 def _group_row(group: GroupStatus) -> tuple[str, ...]:
-    numbers = [getattr(group, name) for name in _NUMBERS]
+    numbers = (group.resources, group.wanted, group.live, group.min_parallelism, group.orphans)
     rounds = f"{group.scale_up.rounds} of {group.scale_up.most}" if group.scale_up else ""
     shown = ("" if number is None else f"{number:,}" for number in numbers)
     return group.name, *shown, rounds, group.trouble or "ok"
@@ -108,5 +97,5 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _text(text: str) -> Text:
-    """One line of what anybody may have written; nothing in it drives the terminal."""
+    """A text that anybody may have written, as one line that cannot drive the terminal."""
     return Text("".join(each if each.isprintable() else " " for each in text))
