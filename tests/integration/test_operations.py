@@ -708,7 +708,7 @@ def test_a_race_that_is_lost_to_a_tick_is_run_again(world: Fleet, verb: Callable
     requests: list[Any] = []
 
     def tick(place: str) -> None:
-        if place == "before ledger.writing" and not requests:
+        if place == "before ledger.transaction" and not requests:
             requests.extend(world.tick())
 
     verb(watched(world.keeper, tick).operations, "w-1", **BY)
@@ -724,7 +724,7 @@ def test_a_race_that_is_lost_twice_is_reported(world: Fleet) -> None:
     orphaned(world, "w-1")
 
     def move(place: str) -> None:
-        if place == "before ledger.writing":
+        if place == "before ledger.transaction":
             (incident,) = world.incidents()
             bump(world, incident)
 
@@ -746,7 +746,7 @@ def test_a_reset_that_lost_a_race_is_made_again(world: Fleet) -> None:
     moved: list[Incident] = []
 
     def move(place: str) -> None:
-        if place == "before ledger.writing" and not moved:
+        if place == "before ledger.transaction" and not moved:
             moved.append(world.incidents()[0])
             bump(world, moved[0])
 

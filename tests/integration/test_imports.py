@@ -1,0 +1,61 @@
+"""What a command loads, as a fresh process; and the benchmark that says what it costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import imports
+
+HEAVY = (
+    *("dagster", "pandas", "numpy", "matplotlib", "pyarrow", "alembic", "thriftpy2"),
+    *("kubernetes", "requests"),
+)
+SCRIPT = """
+import json, sys
+from dagster_amoro.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+CONFIG = """
+ams:
+  database: {type: sqlite, url: "sqlite:///registry.db"}
+containers:
+  - name: local
+    container-impl: dagster_amoro.CommandContainer
+    properties: {command: [sleep, "{resource_id}"]}
+"""
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The packages that a command has loaded when it ends."""
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stderr))
+
+
+def test_help_loads_no_database_either() -> None:
+    """It is shown at once."""
+    assert loaded_by("--help").isdisjoint((*HEAVY, "sqlalchemy", "yaml", "pydantic", "rich"))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_status_loads_nothing_heavy(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What draws tables is loaded for a table only."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    loaded = loaded_by("--conf-dir", str(tmp_path), "status", *options)
+    assert loaded.isdisjoint(HEAVY)
+    assert ("rich" in loaded) is not bool(options)
+
+
+def test_the_benchmark_of_imports_takes_its_figures(tmp_path: Path) -> None:
+    """Each is a ratio with a bound; whether they hold is for `make bench` to say."""
+    figures = list(imports.figures(tmp_path, repetitions=1))
+    assert [figure.bound for figure in figures] == [1.25, 2.5, 1.3]
+    assert all(figure.ratio > 0 for figure in figures)
+    assert len({str(figure) for figure in figures}) == len(figures)
