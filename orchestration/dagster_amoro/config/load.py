@@ -22,7 +22,6 @@ from dagster_amoro.config.models import (
 from dagster_amoro.config.settings import HighAvailability, Settings
 from dagster_amoro.config.shade import decode, encoded_keys
 from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
-from dagster_amoro.config.values import InvalidValueError
 from dagster_amoro.core.errors import ConfigError
 
 CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
@@ -155,7 +154,7 @@ def _validated(values: Mapping[str, object]) -> tuple[Configuration, dict[str, s
     try:
         return Configuration.model_validate(_by_section(values)), {}
     except ValidationError as error:
-        flaws = {_key_at(each["loc"]): _reason(each["ctx"]["error"]) for each in error.errors()}
+        flaws = {_key_at(each["loc"]): each["ctx"].get("why", "") for each in error.errors()}
     accepted = {key: value for key, value in values.items() if key not in flaws}
     return Configuration.model_validate(_by_section(accepted)), flaws
 
@@ -171,10 +170,6 @@ def _by_section(values: Mapping[str, object]) -> dict[str, Any]:
 def _key_at(location: tuple[int | str, ...]) -> str:
     _, second, *_ = location  # the name of a group stands before its key
     return str(location[-1]).replace(GROUP, str(second))
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, InvalidValueError) else ""
 
 
 def _unused_keys(raw: RawConfig, config: Configuration) -> Iterator[str]:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from dagster_amoro.core.groups import UNITS
 
@@ -52,7 +52,13 @@ class Reader:
         self, _source: object, _handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Has pydantic read the field with `parse`, and with nothing else."""
-        return core_schema.no_info_plain_validator_function(self.parse)
+        return core_schema.no_info_plain_validator_function(self._read)
+
+    def _read(self, value: object) -> object:
+        try:
+            return self.parse(value)
+        except InvalidValueError as flaw:
+            raise PydanticCustomError("invalid_value", "{why}", {"why": str(flaw)}) from None
 
 
 def optional(reader: Reader) -> Reader:
