@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, settings
 
 from dagster_amoro.stores.database import Database
@@ -57,6 +59,26 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped, though DAGSTER_AMORO_REQUIRE is all: {report.longreprtext}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _dagsters_revisions_are_loaded_once() -> Iterator[None]:
+    """Each new Dagster instance would compile and run some ninety files to learn the newest one."""
+    load = ScriptDirectory.from_config
+    loaded: dict[tuple[str | None, str], ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location") or ""
+        if not location.startswith("dagster:"):
+            return load(config)
+        key = (config.config_file_name, location)
+        if key not in loaded:
+            loaded[key] = load(config)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
 
 
 class SettableClock:

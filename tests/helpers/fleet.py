@@ -77,6 +77,7 @@ class Fleet:
     cursor: str | None = None
     audit_storage: str | None = None
     messages: list[str] = field(default_factory=list)
+    _loaded: tuple[object, dg.Definitions] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.keeper = replace(self.keeper, clock=lambda: self.now)
@@ -137,8 +138,12 @@ class Fleet:
 
     @property
     def definitions(self) -> dg.Definitions:
-        """The code location of this keeper."""
-        return build_definitions(self.keeper, AuditSettings(storage=self.audit_storage))
+        """The code location of this keeper, which is loaded again where the keeper was replaced."""
+        parts = (self.keeper, self.audit_storage)
+        if self._loaded is None or self._loaded[0] != parts:
+            audit = AuditSettings(storage=self.audit_storage)
+            self._loaded = (parts, build_definitions(self.keeper, audit))
+        return self._loaded[1]
 
     def tick(self) -> list[dg.RunRequest]:
         """One real evaluation of the sensor, its effects applied as the daemon does."""
