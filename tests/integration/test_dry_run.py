@@ -345,6 +345,7 @@ def _spy(engine: sa.Engine, spied: list[str]) -> None:
         pytest.param(True, Limits(max_orphaned=0.4), id="attached, up to a share"),
     ],
 )
+@pytest.mark.long
 def test_a_dry_run_of_a_day_tells_what_the_keeper_would_have_done(
     tmp_path: Path, *, attached: bool, limits: Limits
 ) -> None:

@@ -27,6 +27,9 @@ from dagster_amoro_audit.history_store import HistoryFolder
 from dagster_amoro_audit.orphan_history import refresh
 from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
+# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def world(tmp_path: Path, database_url: sa.URL) -> Iterator[Fleet]:

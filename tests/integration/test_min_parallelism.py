@@ -24,6 +24,8 @@ from dagster_amoro.healing import scaling as scale_ups
 from dagster_amoro.healing.replacements import Replacements
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
+# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
+pytestmark = pytest.mark.one_database
 INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper
 LONG = timedelta(hours=1)
 
