@@ -90,7 +90,7 @@ class AuditSettings:
     storage: str | None = None
     # How long its frames are kept; at least a day. None: for ever. The ledger is not touched.
     retention: timedelta | None = None
-    # A smaller share of a day's restarted resources that came back is worth a warning; 0: never.
+    # A smaller fraction of a day's restarted resources that came back is worth a warning; 0: never.
     least_success: float = 0.5
     # So many incidents of one resource within a day are worth a warning.
     flapping: int = 3
@@ -110,58 +110,42 @@ class ContainerSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Everything that was configured; nothing reads the file or the environment again."""
+    """Everything that was configured; nothing reads the file or the environment again.
 
-    # The config.yaml that was read, absolute. Errors and logs name it.
-    source: Path
+    What each key means, and why it is there, is said in `models`; here is what became of it.
+    """
+
+    source: Path  # the config.yaml that was read, absolute; errors and logs name it
     # The registry, credentials included, SQLite paths absolute. Its text form masks the password,
     # and its query part was checked to hold none.
     database_url: sa.URL
-    # The ledger; the registry's database unless it was given one of its own.
-    ledger_url: sa.URL
+    ledger_url: sa.URL  # the registry's database unless the ledger was given one of its own
     # Whose the registry is: decides whether AMS is asked before acting, and who makes tables.
     registry: RegistryMode
-    # The AMS whose registry it is. None: there is none, the registry is ours.
-    ams: AmsSettings | None
-    # Whether, how often and how patiently orphans are restarted. Off by default: restarting other
-    # people's workers is asked for, never assumed. Zero retries: an orphan is given up after its
-    # grace period. A grace period of zero: no waiting.
+    ams: AmsSettings | None  # the AMS whose registry it is; None: the registry is ours
+    # Off by default: restarting other people's workers is asked for, never assumed.
     restart: RestartPolicy
-    # How much may be restarted at once, by tick, by group and overall. Without a limit of shares
-    # by default: a fleet of a few workers would stand still where it most needs help.
+    # Without a limit of fractions by default: a fleet of a few workers would stand still where it
+    # most needs help.
     limits: Limits
-    # Whether what is decided is also done. Dry-run shows what would happen to a fleet before it
-    # is trusted with it.
+    # Dry-run shows what would happen to a fleet before the keeper is trusted with it.
     mode: Mode
     # The groups whose orphans are restarted although AMS changes their size by itself, by name.
-    # Empty: they are all AMS's, which would start others in the place of the dead ones.
     dynamic_groups: frozenset[str]
-    # Rounds in a row in which a group may stay below its least parallelism, before it is left as
-    # it is. At least one. In attached mode AMS sees to that itself, by the same key.
-    max_keeping_attempts: int
-    # How long after its last renewal this deployment's right to act passes to another one of the
-    # same registry; at least twice the check interval and 10 s more than it, so that a tick can
-    # renew it. None: there is one deployment, and it always acts.
+    max_keeping_attempts: int  # rounds, at least 1; in attached mode AMS fills groups up itself
+    # At least twice the check interval and 10 s more than it, so that a tick can renew the lease.
+    # None: there is one deployment, and it always acts.
     lease_time: timedelta | None
-    # What this deployment is called where several share a registry; 1 to 80 characters. The name
-    # of the host unless it was given one of its own.
-    deployment: str
-    # Between two ticks of the sensor. Whole seconds, at least one, because Dagster counts in them;
-    # a fraction that was configured for AMS is cut off.
-    check_interval: timedelta
-    # How old a heartbeat may be before its optimizer counts as dead. More than zero. In attached
-    # mode AMS expires heartbeats itself, by the same key.
-    heartbeat_timeout: timedelta
-    # How many orphans one run of the job restarts; more are further runs. At least one. It keeps
-    # the event log of a run readable and lets Dagster spread a large outage over a cluster.
+    deployment: str  # 1 to 80 characters; the name of the host unless it was given
+    check_interval: timedelta  # whole seconds, at least 1, because Dagster counts in them
+    heartbeat_timeout: timedelta  # more than 0; in attached mode AMS expires heartbeats itself
+    # At least 1. It keeps the event log of a run readable and lets Dagster spread a large outage
+    # over a cluster.
     max_restarts_per_run: int
-    # How long a dispatch to a run, or a run's claim, lasts without a sign of life. More than
-    # zero. A run that died unnoticed holds its orphans up for this long and no longer.
+    # More than 0. A run that died unnoticed holds its orphans up for this long and no longer.
     claim_timeout: timedelta
-    # What is kept for the morning after, and what it warns of.
     audit: AuditSettings
-    # By name. A later entry of the same name replaced the earlier one, which is Amoro's rule.
-    containers: Mapping[str, ContainerSettings]
+    containers: Mapping[str, ContainerSettings]  # by name
     # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,
-    # and what would be right. Empty: nothing.
+    # and what would be right.
     warnings: tuple[str, ...]
