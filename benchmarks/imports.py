@@ -16,9 +16,8 @@ from dagster_amoro.config import load_settings
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Resource
 from dagster_amoro.demo.fleet import HOPELESS, environment
-from dagster_amoro.healing.fleet import declare
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.tick import tick
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.registry import optimizer
 
 _REPETITIONS: Final = 9
@@ -73,18 +72,18 @@ def _seconds(variables: Mapping[str, str], *command: str) -> Callable[[], float]
 def _make_fleet(folder: Path) -> None:
     """The demo's registry and ledger after a tick; nothing is started."""
     variables = environment(folder)
-    keeper = Keeper.from_settings(load_settings(Path(variables["AMORO_CONF_DIR"]), variables))
+    services = Services.connect(load_settings(Path(variables["AMORO_CONF_DIR"]), variables))
     for number in range(1, _WORKERS + 1):
-        declare(keeper, _worker(f"ingest-{number}"))
-    declare(keeper, HOPELESS)
+        add(services.registry, _worker(f"ingest-{number}"))
+    add(services.registry, HOPELESS)
     alive = [
         {"token": str(number), "resource_id": f"ingest-{number}", "group_name": "ingest"}
         for number in range(1, _WORKERS)
     ]
-    with keeper.registry.database.writing() as connection:
+    with services.registry.database.writing() as connection:
         connection.execute(sa.insert(optimizer), alive)
-    tick(keeper, no_runs, AmsRestartDetector())
-    close(keeper)
+    services.ticker.tick(no_runs, AmsRestartDetector())
+    close(services)
 
 
 def _worker(resource_id: str) -> Resource:

@@ -6,7 +6,7 @@ from typing import Final
 
 import dagster as dg
 
-from benchmarks.world import keeper_of
+from benchmarks.world import services_of
 from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
@@ -30,7 +30,7 @@ def default() -> dg.Definitions:
 
 def _restarts(name: str) -> dg.Definitions:
     """What restarts; the audit, which is refreshed beside it, is left out."""
-    keeper = keeper_of(Path(os.environ[FOLDER]) / name)
-    restart, scale_up = build_restart_job(keeper), build_scale_up_job(keeper)
-    sensor = build_orphan_sensor(keeper, restart, scale_up)
+    services = services_of(Path(os.environ[FOLDER]) / name)
+    restart, scale_up = build_restart_job(services.restarter), build_scale_up_job(services.scaler)
+    sensor = build_orphan_sensor(services.ticker, restart, scale_up)
     return dg.Definitions(jobs=[restart, scale_up], sensors=[sensor])

@@ -10,9 +10,10 @@ import dagster as dg
 import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures
-from benchmarks.world import close, configure, fill, keeper_of
-from dagster_amoro.definitions import build_definitions
-from dagster_amoro.healing.keeper import Keeper
+from benchmarks.world import close, configure, fill, services_of
+from dagster_amoro.config import AuditSettings
+from dagster_amoro.definitions import definitions_of
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import optimizer, resource
 
@@ -30,25 +31,25 @@ class Traces(NamedTuple):
 
 
 class _Deployment:
-    """A keeper whose sensor is evaluated as the daemon does."""
+    """A deployment whose sensor is evaluated as the daemon does."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self._folder = folder
         self._instance = instance
         self._cursor: str | None = None
-        self.keeper = keeper_of(folder)
+        self.services = services_of(folder)
 
     def restart(self) -> None:
         """Goes on as a new process would."""
-        close(self.keeper)
-        self.keeper = keeper_of(self._folder)
+        close(self.services)
+        self.services = services_of(self._folder)
 
     def watched_tick(self) -> Traces:
         with closing(sqlite3.connect(self._folder / "registry.db")) as other:
-            rows, version, files = _rows(self.keeper), _version(other), self._files()
+            rows, version, files = _rows(self.services), _version(other), self._files()
             requests = self.tick()
             return Traces(
-                rows=_rows(self.keeper) - rows,
+                rows=_rows(self.services) - rows,
                 commits=_version(other) - version,
                 bytes=_differing(files, self._files()),
                 requests=requests,
@@ -56,7 +57,7 @@ class _Deployment:
 
     def tick(self) -> int:
         """Evaluates the sensor; returns how many things it asked for."""
-        definitions = build_definitions(self.keeper)
+        definitions = definitions_of(self.services, AuditSettings())
         context = dg.build_sensor_context(
             instance=self._instance, cursor=self._cursor, definitions=definitions
         )
@@ -82,9 +83,9 @@ def figures(folder: Path) -> Figures:
         _settle(deployment)
         deployment.restart()
         quiet = [deployment.watched_tick() for _ in range(_QUIET_TICKS)]
-        _execute(deployment.keeper, _death())
+        _execute(deployment.services, _death())
         busy = deployment.watched_tick()
-        close(deployment.keeper)
+        close(deployment.services)
     for unit, ours, bare in zip(Traces._fields, zip(*quiet, strict=True), busy, strict=True):
         name = f"{_QUIET_TICKS} ticks with nothing to do, to one with an orphan: {unit}"
         yield Figure(name=name, ours=sum(ours), bare=bare, unit="", bound=0)
@@ -92,9 +93,9 @@ def figures(folder: Path) -> Figures:
 
 def _settle(deployment: _Deployment) -> None:
     """Orphans in their grace period, and one that is left alone and was reported."""
-    fill(deployment.keeper, _RESOURCES, one_in=100)
+    fill(deployment.services, _RESOURCES, one_in=100)
     first_group = sa.update(resource).where(resource.c.group_name == "group-2")
-    _execute(deployment.keeper, first_group.values(container_name="unknown"))
+    _execute(deployment.services, first_group.values(container_name="unknown"))
     deployment.tick()
 
 
@@ -103,14 +104,14 @@ def _death() -> sa.Executable:
     return sa.delete(optimizer).where(optimizer.c.resource_id == first)
 
 
-def _execute(keeper: Keeper, statement: sa.Executable) -> None:
-    with keeper.registry.database.writing() as connection:
+def _execute(services: Services, statement: sa.Executable) -> None:
+    with services.registry.database.writing() as connection:
         connection.execute(statement)
 
 
-def _rows(keeper: Keeper) -> int:
+def _rows(services: Services) -> int:
     """What the keeper's connections, one for each store, have written so far."""
-    return sum(map(_changes, (keeper.registry.database, keeper.ledger.database)))
+    return sum(map(_changes, (services.registry.database, services.ledger.database)))
 
 
 def _changes(database: Database) -> int:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from benchmarks import locations
 from benchmarks.figures import Figure, Figures, interleaved
-from benchmarks.world import close, configure, keeper_of, neglect, stamps
+from benchmarks.world import close, configure, neglect, services_of, stamps
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.stores.schema import event
 
@@ -35,12 +35,12 @@ class _Location:
     def __init__(self, folder: Path, *, max_restarts: int = 200) -> None:
         configure(folder, max_restarts=max_restarts)
         self._folder = folder
-        self._keeper = keeper_of(folder)
+        self._services = services_of(folder)
         self._orphans = 0
 
     def outage(self, orphans: int) -> float:
         """Seconds from the tick that sees these orphans due to the start of the last of them."""
-        neglect(self._keeper, self._orphans, orphans)
+        neglect(self._services, self._orphans, orphans)
         self._orphans += orphans
         deadline = time.monotonic() + _LIMIT_SECONDS
         while len(stamps(self._folder)) < self._orphans:
@@ -50,12 +50,12 @@ class _Location:
         return stamps(self._folder)[-1] - self._last_tick()
 
     def close(self) -> None:
-        close(self._keeper)
+        close(self._services)
 
     def _last_tick(self) -> float:
         """When the last dispatch was; a tick reads the clock once, before it writes."""
         query = sa.select(sa.func.max(event.c.at)).where(event.c.kind == EventKind.DISPATCHED)
-        with self._keeper.ledger.reading() as connection:
+        with self._services.ledger.reading() as connection:
             return float(connection.execute(query).scalar_one().timestamp())
 
 

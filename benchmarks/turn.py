@@ -8,12 +8,10 @@ from typing import Any, Final
 import dagster as dg
 
 from benchmarks.figures import Figure, Figures, interleaved, seconds
-from benchmarks.world import close, configure, keeper_of, neglect, no_runs
+from benchmarks.world import close, configure, neglect, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.defs.restart_job import CLAIM_OP, build_restart_job
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch, take_turn
-from dagster_amoro.healing.tick import tick
+from dagster_amoro.healing.assembly import Services
 
 _ORPHANS: Final = 100
 _REPETITIONS: Final = 5
@@ -23,17 +21,17 @@ _SILENT: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 def figures(folder: Path) -> Figures:
     """A turn and the step around it, to a mapped step that does nothing."""
     configure(folder)
-    keeper = keeper_of(folder)
+    services = services_of(folder)
     with _instance(folder / "dagster") as instance:
-        job, empty = build_restart_job(keeper), _empty_steps()
-        outages = _outages(keeper)
+        job, empty = build_restart_job(services.restarter), _empty_steps()
+        outages = _outages(services)
         sides = (
-            lambda: _turns(keeper, next(outages)),
+            lambda: _turns(services, next(outages)),
             lambda: _run(job, instance, next(outages)),
             lambda: _run(empty, instance),
         )
         turn, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
-    close(keeper)
+    close(services)
     for name, ours in (("turn without Dagster", turn), ("turn in its step", step)):
         yield Figure(name=f"{name}, to an empty step", ours=ours, bare=bare, unit="ms")
 
@@ -44,23 +42,23 @@ def _instance(home: Path) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
-def _outages(keeper: Keeper) -> Iterator[str]:
+def _outages(services: Services) -> Iterator[str]:
     """Run keys; under each, as many new orphans have been handed over."""
     first = 0
     while True:
-        neglect(keeper, first, _ORPHANS)
-        (order,) = tick(keeper, no_runs, AmsRestartDetector()).orders
+        neglect(services, first, _ORPHANS)
+        (order,) = services.ticker.tick(no_runs, AmsRestartDetector()).dispatches
         yield order.run_key
         first += _ORPHANS
 
 
-def _turns(keeper: Keeper, run_key: str) -> float:
+def _turns(services: Services, run_key: str) -> float:
     """Milliseconds for each orphan, in this process."""
-    incidents = claim_dispatch(keeper, run_key, run_key)
+    incidents = services.restarter.claim(run_key, run_key)
 
     def turns() -> None:
         for incident in incidents:
-            take_turn(keeper, incident.incident_id, run_key)
+            services.restarter.restart(incident.incident_id, run_key)
 
     return seconds(turns)() * 1000 / len(incidents)
 

@@ -14,11 +14,10 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures, seconds
-from benchmarks.world import close, configure, fill, keeper_of, no_runs
+from benchmarks.world import close, configure, fill, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.limits import Limits
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.tick import Tick, tick
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.schema import incident
 
 _ORPHANS: Final = 1_000
@@ -43,26 +42,28 @@ class _Rounds(NamedTuple):
 
 
 class _Fleet:
-    """A thousand orphans whose incidents are open, and a keeper that ticks two days later."""
+    """A thousand orphans whose incidents are open, and a services that ticks two days later."""
 
     def __init__(self, template: Path, folder: Path, limits: Limits) -> None:
         shutil.copytree(template, folder)
         later = datetime.now(UTC) + _LATER
         self._turn: str | None = None
-        self._keeper = replace(keeper_of(folder), clock=lambda: later, limits=limits)
-        self._keeper.ledger.open_incidents()  # connects
-        self._keeper.registry.read_snapshot()
-        self.seen: Tick | None = None
+        self._services = replace(services_of(folder), clock=lambda: later, limits=limits)
+        self._services.ledger.open_incidents()  # connects
+        self._services.registry.read_snapshot()
+        self._dispatched: set[int] = set()
 
     def tick(self) -> None:
         """The next tick of a sensor whose runs wait in the queue."""
-        self.seen = tick(self._keeper, no_runs, AmsRestartDetector(), last_served_group=self._turn)
-        self._turn = self.seen.last_served_group
+        done = self._services.ticker.tick(
+            no_runs, AmsRestartDetector(), last_served_group=self._turn
+        )
+        self._turn = done.plan.last_served_group
+        self._dispatched = {i.incident_id for run in done.dispatches for i in run.incidents}
 
     def dispatched(self) -> set[int]:
         """The numbers of what the last tick gave to runs."""
-        orders = self.seen.orders if self.seen else ()
-        return {each.incident_id for order in orders for each in order.incidents}
+        return self._dispatched
 
     def spare(self, but: Collection[int] = ()) -> None:
         """Nothing that is waiting is due, but for these."""
@@ -72,12 +73,12 @@ class _Fleet:
 
     def close(self) -> None:
         """Closes its stores."""
-        close(self._keeper)
+        close(self._services)
 
     def _detect(self, chosen: sa.ColumnElement[bool], after: timedelta) -> None:
-        at = self._keeper.clock() + after
+        at = self._services.clock() + after
         statement = sa.update(incident).where(chosen).values(detected_at=at)
-        with self._keeper.ledger.database.writing() as connection:
+        with self._services.ledger.database.writing() as connection:
             connection.execute(statement)
 
 
@@ -85,7 +86,7 @@ def figures(folder: Path) -> Figures:
     """Each wave, to a tick that hands over as many, when no more are due and there is no limit."""
     template = folder / "template"
     configure(template)
-    _open(keeper_of(template))
+    _open(services_of(template))
     times = _medians(template, folder / "times", _seconds, _REPETITIONS)
     peaks = _medians(template, folder / "peaks", _peak, 1)
     for number, (ours, bare) in enumerate(zip(*times, strict=True), start=1):
@@ -100,10 +101,10 @@ def figures(folder: Path) -> Figures:
     yield Figure(name=name, ours=sum(times.guarded), bare=at_once, unit="s CPU")
 
 
-def _open(keeper: Keeper) -> None:
-    fill(keeper, _ORPHANS, one_in=1, in_order=True)
-    tick(keeper, no_runs, AmsRestartDetector())
-    close(keeper)
+def _open(services: Services) -> None:
+    fill(services, _ORPHANS, one_in=1, in_order=True)
+    services.ticker.tick(no_runs, AmsRestartDetector())
+    close(services)
 
 
 def _medians(template: Path, folder: Path, measure: Measure, repetitions: int) -> _Rounds:

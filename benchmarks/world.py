@@ -13,7 +13,7 @@ from dagster_amoro.config import load_settings
 from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.transitions import detect
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.registry import optimizer, resource, resource_group
 from dagster_amoro.stores.transaction import LedgerTransaction
 
@@ -77,15 +77,15 @@ def configure(folder: Path, *, url: sa.URL | None = None, max_restarts: int = 20
     (folder / "config.yaml").write_text(json.dumps(settings))
 
 
-def keeper_of(folder: Path) -> Keeper:
-    """The keeper that the configuration in a folder describes."""
-    return Keeper.from_settings(load_settings(folder, {}))
+def services_of(folder: Path) -> Services:
+    """The services that the configuration in a folder describes."""
+    return Services.connect(load_settings(folder, {}))
 
 
-def close(keeper: Keeper) -> None:
-    """Closes what the keeper has open; what it wrote is then in the database's own file."""
-    keeper.ledger.database.close()
-    keeper.registry.database.close()
+def close(services: Services) -> None:
+    """Closes what the services has open; what it wrote is then in the database's own file."""
+    services.ledger.database.close()
+    services.registry.database.close()
 
 
 def no_runs(_owners: Sequence[str]) -> Mapping[str, RunState]:
@@ -93,18 +93,18 @@ def no_runs(_owners: Sequence[str]) -> Mapping[str, RunState]:
     return {}
 
 
-def fill(keeper: Keeper, resources: int, *, one_in: int, in_order: bool = False) -> None:
+def fill(services: Services, resources: int, *, one_in: int, in_order: bool = False) -> None:
     """Makes a registry of so many resources, one in so many an orphan, each heartbeat of now.
 
     Args:
-        keeper: Of a registry without rows, maybe without tables.
+        services: Of a registry without rows, maybe without tables.
         resources: How many.
         one_in: For one resource in so many there is no optimizer.
         in_order: Whether their ids ascend with their rows, which is the quickest to join;
             otherwise they are as random as Amoro's.
     """
-    keeper.registry.create()
-    database = keeper.registry.database
+    services.registry.create()
+    database = services.registry.database
     number = _numbers(resources)
     ids = _ascending if in_order else _RANDOM[database.engine.dialect.name]
     with database.writing() as connection:
@@ -113,17 +113,17 @@ def fill(keeper: Keeper, resources: int, *, one_in: int, in_order: bool = False)
         connection.execute(_groups())
         connection.execute(_resources(ids(number), number))
         connection.execute(_optimizers(one_in))
-    close(keeper)
+    close(services)
 
 
-def neglect(keeper: Keeper, first: int, count: int) -> None:
+def neglect(services: Services, first: int, count: int) -> None:
     """Adds orphans to one group whose incidents have been open for longer than their grace."""
     orphans = [_orphan(number) for number in range(first, first + count)]
     detected = datetime.now(UTC) - 2 * _GRACE
     rows = [orphan._asdict() for orphan in orphans]
-    keeper.registry.create()
-    keeper.ledger.open_incidents()  # makes its tables
-    with keeper.ledger.database.writing() as connection:  # one file: a tick sees all or nothing
+    services.registry.create()
+    services.ledger.open_incidents()  # makes its tables
+    with services.ledger.database.writing() as connection:  # one file: a tick sees all or nothing
         connection.execute(sa.insert(resource), rows)
         LedgerTransaction(connection).apply(detect(orphan, detected) for orphan in orphans)
 

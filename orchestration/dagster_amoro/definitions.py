@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import dagster as dg
 
-from dagster_amoro.config import AuditSettings, load_settings
+from dagster_amoro.config import AuditSettings, Settings, load_settings
 from dagster_amoro.defs.operator_jobs import build_operator_jobs
 from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro_audit.checks import build_checks
 from dagster_amoro_audit.frames import FrameIOManager
 from dagster_amoro_audit.group_reliability import STORE as FRAMES
@@ -21,28 +21,37 @@ from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
 _SLOWEST_REFRESH_SECONDS = 30
 
 
-def build_definitions(keeper: Keeper, audit: AuditSettings | None = None) -> dg.Definitions:
+def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster needs to keep a fleet alive, to use as it is or to merge.
 
+    Nothing is connected to before the first tick, run or check.
+
     Args:
-        keeper: What to keep, and with what.
-        audit: Where the audit is kept and what it warns of. None: as without any configuration.
+        settings: What `load_settings()` read.
+
+    Raises:
+        ConfigError: The driver of a database is not installed.
     """
-    audit = audit or AuditSettings()
-    restarting, scaling_up = build_restart_job(keeper), build_scale_up_job(keeper)
-    what_if = build_what_if_job(keeper.ledger, keeper.policy, keeper.clock)
-    history = build_orphan_history(
-        keeper.ledger, keeper.clock, keeper.policy.grace_period, audit.retention
-    )
-    reliability = build_group_reliability(keeper.ledger, keeper.policy, keeper.clock)
-    checks = build_checks(keeper, audit)
+    return definitions_of(Services.connect(settings), settings.audit)
+
+
+def definitions_of(services: Services, audit: AuditSettings) -> dg.Definitions:
+    """The definitions that act with these services, as `build_definitions` makes them."""
+    ledger, policy, clock = services.ledger, services.policy, services.clock
+    restarting = build_restart_job(services.restarter)
+    scaling_up = build_scale_up_job(services.scaler)
+    what_if = build_what_if_job(ledger, policy, clock)
+    history = build_orphan_history(ledger, clock, policy.grace_period, audit.retention)
+    reliability = build_group_reliability(ledger, policy, clock)
+    operator_jobs = build_operator_jobs(services.operations, services.status)
+    checks = build_checks(services, audit)
     return dg.Definitions(
         assets=[*sources(), history, reliability],
         asset_checks=[checks],
-        jobs=[restarting, scaling_up, what_if, *build_operator_jobs(keeper)],
+        jobs=[restarting, scaling_up, what_if, *operator_jobs],
         sensors=[
-            build_orphan_sensor(keeper, restarting, scaling_up),
-            _automation(keeper.check_interval, [history, reliability], checks),
+            build_orphan_sensor(services.ticker, restarting, scaling_up),
+            _automation(services.settings.check_interval, [history, reliability], checks),
         ],
         resources={
             STORE: io_manager(HistoryIOManager, audit.storage),
@@ -78,6 +87,6 @@ def defs() -> dg.Definitions:
     settings = load_settings()
     for warning in settings.warnings:
         dg.get_dagster_logger("dagster-amoro").warning(warning)
-    built = build_definitions(Keeper.from_settings(settings), settings.audit)
+    built = build_definitions(settings)
     # One process per asset run: a process per step would take longer than the step itself.
     return dg.Definitions.merge(built, dg.Definitions(executor=dg.in_process_executor))

@@ -15,7 +15,7 @@ from dagster_amoro.config import load_settings
 from dagster_amoro.core.clock import utc_clock
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.demo.fleet import MARKER, processes, stop_all
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.testing import RecordingContainer
 from tests.helpers.fleet import Fleet
 
@@ -83,10 +83,10 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet of two workers that nobody has started yet, kept as configured."""
     (tmp_path / "worker.py").write_text(dedent(WORKER))
     (tmp_path / "config.yaml").write_text(configuration(tmp_path))
-    keeper = Keeper.from_settings(load_settings(tmp_path, {}))
+    keeper = Services.connect(load_settings(tmp_path, {}))
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
-        made = Fleet(keeper=keeper, container=RecordingContainer(), instance=instance)
-        made.keeper = replace(made.keeper, clock=utc_clock)
+        made = Fleet(services=keeper, container=RecordingContainer(), instance=instance)
+        made.services = replace(made.services, clock=utc_clock)
         for name in ("always", "once"):
             made.worker(name, container_name=name, thread_count=1)
         try:
@@ -115,9 +115,9 @@ def test_a_crash_loop_ends_and_a_single_crash_does_not_count(world: Fleet, tmp_p
     assert f"{RETRIES} attempts" in stories[0]
     kinds = world.kinds("always")
     assert kinds[-2:] == ["giving-up", "exhausted"]
-    row = world.keeper.ledger.removed_row(found[-1].incident_id) or {}
+    row = world.services.ledger.removed_row(found[-1].incident_id) or {}
     assert row["container_name"] == "always"
-    assert world.keeper.registry.read_resource("always").row is None
+    assert world.services.registry.read_resource("always").row is None
 
     # The other one died once, came back, and is the only one that runs.
     (*_, last) = story(world, "once")

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser
 
 from dagster_amoro.core.model import Event, Incident, State
-from dagster_amoro.core.tick_plan import RegistrySnapshot
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.demo.fleet import processes
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import yaml
 
 from dagster_amoro.config import load_settings
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import optimizer, resource, resource_group
 from dagster_amoro.testing import RecordingContainer
@@ -56,9 +56,9 @@ class Amoro:
 
     def reloaded(self) -> "Amoro":
         """The same, after its operator edited the configuration and restarted Dagster's code."""
-        self.world.keeper.close()
+        self.world.services.close()
         settings = load_settings(self.folder / "conf", environ={})
-        self.world.keeper = replace(Keeper.from_settings(settings), clock=lambda: self.world.now)
+        self.world.services = replace(Services.connect(settings), clock=lambda: self.world.now)
         return self
 
     def resources(self, *ids: str, group: str = "g", **properties: str) -> None:
@@ -99,7 +99,7 @@ class Amoro:
 
     def rows(self, table: str) -> list[tuple[object, ...]]:
         """Everything in a table, in an order that does not change."""
-        with self.world.keeper.ledger.reading() as connection:
+        with self.world.services.ledger.reading() as connection:
             rows = connection.execute(sa.select("*", sa.table(table)))
             return sorted((tuple(row) for row in rows), key=repr)
 
@@ -118,16 +118,16 @@ def amoro(
     with AmsLookAlike(url) as ams:
         conf = configuration(url, ams, **settings)
         (home / "conf/config.yaml").write_text(yaml.safe_dump(conf))
-        keeper = Keeper.from_settings(load_settings(environ={"AMORO_CONF_DIR": str(home / "conf")}))
+        keeper = Services.connect(load_settings(environ={"AMORO_CONF_DIR": str(home / "conf")}))
         with dg.DagsterInstance.local_temp(str(folder)) as instance:
-            world = Fleet(keeper=keeper, container=RecordingContainer(), instance=instance)
+            world = Fleet(services=keeper, container=RecordingContainer(), instance=instance)
             running = Amoro(url=url, ams=ams, world=world, folder=home)
             running.execute(
                 sa.insert(resource_group),
                 {"group_name": "g", "container_name": "local", "properties": '{"memory":"64"}'},
             )
             yield running
-            world.keeper.close()
+            world.services.close()
 
 
 def configuration(

@@ -23,11 +23,10 @@ from dagster_amoro.asset_keys import HISTORY
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import ContainerError
 from dagster_amoro.core.model import Incident, Resource
-from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.definitions import build_definitions
-from dagster_amoro.healing.fleet import declare, declare_group
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch
+from dagster_amoro.core.policy import RestartPolicy, TickSettings
+from dagster_amoro.definitions import definitions_of
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -68,9 +67,9 @@ class Shelf:
 
 @dataclass
 class Fleet:
-    """A keeper with everything around it, and the verbs of the tests."""
+    """The services of a deployment with everything around them, and the verbs of the tests."""
 
-    keeper: Keeper
+    services: Services
     container: RecordingContainer
     instance: dg.DagsterInstance
     now: datetime = START
@@ -80,22 +79,21 @@ class Fleet:
     _loaded: tuple[object, dg.Definitions] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.keeper = replace(self.keeper, clock=lambda: self.now)
+        self.services = replace(self.services, clock=lambda: self.now)
 
     # What happens in the world.
 
     def worker(self, resource_id: str = "w-1", group: str = "g", **changes: object) -> None:
         """A resource that nobody stands for."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
-        declare(
-            self.keeper,
-            Resource(resource_id=resource_id, group_name=group, **(fields | changes)),  # type: ignore[arg-type]
-        )
+        new = Resource(resource_id=resource_id, group_name=group, **(fields | changes))  # type: ignore[arg-type]
+        add(self.services.registry, new)
 
     def group(self, name: str = "g", container: str = "recording", **properties: str) -> None:
         """A group is made, or is another one from now on; `_` in a name stands for `-`."""
         named = {key.replace("_", "-"): value for key, value in properties.items()}
-        declare_group(self.keeper, name, container, named)
+        self.services.registry.create()
+        self.services.registry.save_group(name, container, named)
 
     def aged(self) -> None:
         """All resources were recorded long ago."""
@@ -125,8 +123,8 @@ class Fleet:
 
     def execute(self, statement: sa.Executable) -> None:
         """Any statement on the registry."""
-        self.keeper.registry.create()
-        with self.keeper.registry.database.writing() as connection:
+        self.services.registry.create()
+        with self.services.registry.database.writing() as connection:
             connection.execute(statement)
 
     def later(self, span: timedelta = GRACE) -> "Fleet":
@@ -138,11 +136,11 @@ class Fleet:
 
     @property
     def definitions(self) -> dg.Definitions:
-        """The code location of this keeper, which is loaded again where the keeper was replaced."""
-        parts = (self.keeper, self.audit_storage)
+        """The code location of these services, loaded again where they were replaced."""
+        parts = (self.services, self.audit_storage)
         if self._loaded is None or self._loaded[0] != parts:
             audit = AuditSettings(storage=self.audit_storage)
-            self._loaded = (parts, build_definitions(self.keeper, audit))
+            self._loaded = (parts, definitions_of(self.services, audit))
         return self._loaded[1]
 
     def tick(self) -> list[dg.RunRequest]:
@@ -188,15 +186,15 @@ class Fleet:
             job_code_origin=JobPythonOrigin(job.name, RepositoryPythonOrigin("python", _POINTER)),
         )
 
-    def claim_dispatch(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
+    def claim(self, request: dg.RunRequest, run_id: str) -> list[Incident]:
         """What the first step of a run does."""
-        return claim_dispatch(self.keeper, request.run_key or "", run_id)
+        return self.services.restarter.claim(request.run_key or "", run_id)
 
     def refresh(
         self, *partitions: str, retention: timedelta | None = None
     ) -> dg.ExecuteInProcessResult:
         """A real run of the audit asset for a group, or for a range of them."""
-        asset = build_orphan_history(self.keeper.ledger, lambda: self.now, GRACE, retention)
+        asset = build_orphan_history(self.services.ledger, lambda: self.now, GRACE, retention)
         ends = {
             "dagster/asset_partition_range_start": partitions[0],
             "dagster/asset_partition_range_end": partitions[-1],
@@ -232,17 +230,17 @@ class Fleet:
 
     def incidents(self) -> list[Incident]:
         """All incidents ever, oldest first."""
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             numbers = connection.scalars(
                 sa.text("SELECT incident_id FROM keeper_incident ORDER BY incident_id")
             ).all()
-        found = [self.keeper.ledger.incident(number) for number in numbers]
+        found = [self.services.ledger.incident(number) for number in numbers]
         return [incident for incident in found if incident is not None]
 
     def kinds(self, resource_id: str = "w-1") -> list[str]:
         """The kinds of the events of a resource's last incident."""
         last = [i.incident_id for i in self.incidents() if i.resource_id == resource_id][-1]
-        return [str(event.kind) for event in self.keeper.ledger.events(last)]
+        return [str(event.kind) for event in self.services.ledger.events(last)]
 
     def notes(self, group: str | None = "g") -> list[tuple[str, str]]:
         """The kinds and messages of the events that are no incident's, in their order."""
@@ -254,7 +252,7 @@ class Fleet:
         query = sa.select(schema.event.c.kind, schema.event.c.message).where(
             schema.event.c.incident_id.is_(None), mine
         )
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             return [
                 (row[0], row[1])
                 for row in connection.execute(query.order_by(schema.event.c.event_id))
@@ -270,13 +268,13 @@ class Fleet:
             columns.thread_count,
             columns.properties,
         ).order_by(columns.start_time, columns.resource_id)
-        with self.keeper.registry.database.reading() as connection:
+        with self.services.registry.database.reading() as connection:
             return [tuple(row) for row in connection.execute(query)]
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Every row of every table of ours and of Amoro's."""
         tables = ["resource", "optimizer", "resource_group", "keeper_incident", "keeper_event"]
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             return {
                 name: [tuple(row) for row in connection.execute(sa.select("*", sa.table(name)))]
                 for name in tables
@@ -287,7 +285,7 @@ def _tags(request: dg.RunRequest) -> Mapping[str, str]:
     return {**request.tags, "dagster/run_key": request.run_key or ""}
 
 
-def fleet_keeper(  # noqa: PLR0913 - what tests vary
+def fleet_services(  # noqa: PLR0913 - what tests vary
     folder: Path,
     *,
     url: sa.URL | None = None,
@@ -295,35 +293,42 @@ def fleet_keeper(  # noqa: PLR0913 - what tests vary
     grace: timedelta = GRACE,
     enabled: bool = True,
     max_restarts_per_run: int = 100,
-) -> Keeper:
-    """A keeper without containers; its registry is an SQLite file unless `url` says otherwise."""
+) -> Services:
+    """Services without containers; the registry is an SQLite file unless `url` says otherwise."""
     url = url or sa.URL.create("sqlite", database=str(folder / "registry.db"))
-    return Keeper(
+    return Services(
         registry=Registry(Database(url, "registry"), timedelta(minutes=1)),
         ledger=Ledger(Database(url, "ledger")),
         containers=Shelf(),
         policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=grace),
-        check_interval=timedelta(seconds=5),
-        claim_timeout=timedelta(minutes=10),
-        max_restarts_per_run=max_restarts_per_run,
+        settings=TickSettings(
+            check_interval=timedelta(seconds=5),
+            claim_timeout=timedelta(minutes=10),
+            max_restarts_per_run=max_restarts_per_run,
+        ),
         clock=lambda: START,
     )
 
 
 @contextmanager
-def fleet(folder: Path, **settings: Any) -> Iterator[Fleet]:  # noqa: ANN401 - of fleet_keeper
+def fleet(folder: Path, **settings: Any) -> Iterator[Fleet]:  # noqa: ANN401 - of fleet_services
     """A fleet in a folder, its databases closed at the end."""
     container = RecordingContainer()
-    keeper = replace(fleet_keeper(folder, **settings), containers=Shelf(recording=container))
+    services = replace(fleet_services(folder, **settings), containers=Shelf(recording=container))
     with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
-        yield Fleet(keeper=keeper, container=container, instance=instance)
-    keeper.close()
+        yield Fleet(services=services, container=container, instance=instance)
+    services.close()
+
+
+def with_settings(services: Services, **changes: Any) -> Services:  # noqa: ANN401 - of TickSettings
+    """The services after an edit of the settings of ticks."""
+    return replace(services, settings=replace(services.settings, **changes))
 
 
 class Watched:
     """Something whose every method call is announced before and after it is made.
 
-    The places between the calls of one turn are the places where the world can change, or where
+    The places between the calls of one restart are the places where the world can change, or where
     the process can die.
     """
 
@@ -350,11 +355,11 @@ class Watched:
         return watched
 
 
-def watched(keeper: Keeper, announce: Callable[[str], None]) -> Keeper:
-    """The same keeper, its stores and containers watched."""
+def watched(services: Services, announce: Callable[[str], None]) -> Services:
+    """The same services, their stores and containers watched."""
     return replace(
-        keeper,
-        registry=Watched(keeper.registry, "registry", announce),  # type: ignore[arg-type]
-        ledger=Watched(keeper.ledger, "ledger", announce),  # type: ignore[arg-type]
-        containers=Watched(keeper.containers, "containers", announce),
+        services,
+        registry=Watched(services.registry, "registry", announce),  # type: ignore[arg-type]
+        ledger=Watched(services.ledger, "ledger", announce),  # type: ignore[arg-type]
+        containers=Watched(services.containers, "containers", announce),
     )

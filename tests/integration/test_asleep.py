@@ -21,7 +21,7 @@ HOUR = timedelta(hours=1)
 
 def sleep_within_a_transaction(beta: Fleet) -> None:
     """Alpha takes the lease and never gets to commit it, until beta has completed a tick."""
-    with beta.keeper.ledger.transaction() as asleep:
+    with beta.services.ledger.transaction() as asleep:
         acquire(asleep.connection, "alpha", HOUR)
         wait_until(lambda: beta.tick() == [] and "0 orphans" in beta.message)
 
@@ -37,6 +37,6 @@ def test_a_holder_that_sleeps_in_a_transaction_is_cut_off(
     monkeypatch.setattr(database, "_IDLE_SECONDS", 1)
     url: sa.URL = request.getfixturevalue(f"{backend}_url")
     with fleet(tmp_path, url=url) as beta:
-        beta.keeper = replace(beta.keeper, deployment="beta", lease_time=HOUR)
+        beta.services = replace(beta.services, deployment="beta", lease_time=HOUR)
         with pytest.raises(StoreUnavailableError):
             sleep_within_a_transaction(beta)

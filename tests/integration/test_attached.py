@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.model import Resource, State
-from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores.registry import optimizer, resource
 from tests.helpers.ams import Behaviour, register
 from tests.helpers.attached import Amoro, amoro
@@ -63,7 +62,7 @@ def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> N
         assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
         assert running.rows("resource") == before
     finally:
-        container = world.keeper.containers.get("local")
+        container = world.services.containers.get("local")
         container.release_resource(_resource("5ghs0a2v1j9k3m7n4p8q6r0t2u"))
 
 
@@ -77,13 +76,13 @@ def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
     world.tick()
     for _ in range(4):
         for request in world.later(timedelta(hours=1)).tick():
-            for incident in world.claim_dispatch(request, f"run-{world.now}"):
+            for incident in world.claim(request, f"run-{world.now}"):
                 _turns(world, incident.incident_id)
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
     assert "optimizer.sh ended with exit code 1" in str(incident.last_error)
     assert [row[0] for row in running.rows("resource")] == ["healthy"]
-    kept = world.keeper.ledger.removed_row(incident.incident_id)
+    kept = world.services.ledger.removed_row(incident.incident_id)
     assert kept is not None
     assert kept["properties"] == '{"memory":"64"}'
     assert running.rows("optimizer") == optimizers
@@ -252,8 +251,8 @@ def _resource(resource_id: str) -> Resource:
 
 def _turns(world: Fleet, incident_id: int) -> None:
     """Turn after turn, a grace period apart, until the run lets go."""
-    incident = world.keeper.ledger.incident(incident_id)
+    incident = world.services.ledger.incident(incident_id)
     while incident is not None and incident.claimed_by:
-        take_turn(world.keeper, incident_id, incident.claimed_by)
+        world.services.restarter.restart(incident_id, incident.claimed_by)
         world.later(GRACE)
-        incident = world.keeper.ledger.incident(incident_id)
+        incident = world.services.ledger.incident(incident_id)

@@ -30,7 +30,7 @@ NAMES = {
 
 def check(world: Fleet, **settings: float) -> dict[str, dg.AssetCheckEvaluation]:
     """One run of all checks."""
-    keeper = world.keeper
+    keeper = world.services
     checks = build_checks(keeper, AuditSettings(**settings))  # type: ignore[arg-type]
     result = dg.materialize(
         [*sources(), build_orphan_history(keeper.ledger, keeper.clock, GRACE), checks],
@@ -94,8 +94,8 @@ def test_what_is_kept_without_attempts_left_is_told_once(
 ) -> None:
     """It stays open, and a person is needed; neither is it overdue, nor told once it is back."""
     with fleet(tmp_path, url=database_url, max_retries=1) as world:
-        policy = replace(world.keeper.policy, on_exhausted=OnExhausted.KEEP)
-        world.keeper = replace(world.keeper, policy=policy)
+        policy = replace(world.services.policy, on_exhausted=OnExhausted.KEEP)
+        world.services = replace(world.services, policy=policy)
         world.worker("stuck")
         world.tick()
         for _ in range(2):
@@ -124,7 +124,7 @@ def test_what_a_dry_run_did_not_do_alarms_nobody(tmp_path: Path) -> None:
     """Nothing was given up, nothing flaps, and nothing is overdue that nobody may restart."""
     with fleet(tmp_path, max_retries=0) as world:
         world.worker("lost")
-        world.keeper = world.keeper.in_dry_run()
+        world.services = world.services.in_dry_run()
         world.tick()
         for request in world.later().tick():
             world.launch(request)

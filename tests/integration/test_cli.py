@@ -21,10 +21,8 @@ from dagster_amoro.config import load_settings
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Event, EventKind, Incident, Resource
 from dagster_amoro.core.pauses import Scope, Target
-from dagster_amoro.healing.fleet import declare
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch, take_turn
-from dagster_amoro.healing.tick import tick
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
 
 CONFIG = """
@@ -43,35 +41,35 @@ class Site:
     """A configuration folder, and what its stores say."""
 
     folder: Path
-    keeper: Keeper
+    services: Services
 
     def worker(self, resource_id: str, group: str = "g") -> None:
         """A resource that nobody stands for."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
-        declare(self.keeper, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
+        add(self.services.registry, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
 
     def tick(self) -> None:
         """The sensor looks, and a run does what is due."""
-        for order in tick(self.keeper, lambda _: {}, AmsRestartDetector()).orders:
-            for incident in claim_dispatch(self.keeper, order.run_key, "run"):
-                take_turn(self.keeper, incident.incident_id, "run")
+        for order in self.services.ticker.tick(lambda _: {}, AmsRestartDetector()).dispatches:
+            for incident in self.services.restarter.claim(order.run_key, "run"):
+                self.services.restarter.restart(incident.incident_id, "run")
 
     def row(self, resource_id: str) -> list[tuple[object, ...]]:
         """What the registry has of a resource, as it is stored."""
         query = sa.text("SELECT * FROM resource WHERE resource_id = :id")
-        with self.keeper.registry.database.reading() as connection:
+        with self.services.registry.database.reading() as connection:
             return [tuple(row) for row in connection.execute(query, {"id": resource_id})]
 
     def incident(self, resource_id: str) -> Incident:
         """Its open incident."""
-        found = self.keeper.ledger.open_incident(resource_id)
+        found = self.services.ledger.open_incident(resource_id)
         assert found is not None
         return found
 
     def events(self, kind: EventKind) -> list[Event]:
         """The events of a kind, of whatever story."""
         query = sa.select(event).where(event.c.kind == str(kind)).order_by(event.c.event_id)
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             rows = connection.execute(query).all()
         return [
             Event(kind=kind, at=r.at, message=r.message, details=json.loads(r.details))
@@ -100,12 +98,12 @@ class Site:
 def site(tmp_path: Path) -> Iterator[Site]:
     """Two orphans in group g, one in group h, seen by no tick yet."""
     (tmp_path / "config.yaml").write_text(CONFIG)
-    keeper = Keeper.from_settings(load_settings(tmp_path))
-    found = Site(tmp_path, keeper)
+    services = Services.connect(load_settings(tmp_path))
+    found = Site(tmp_path, services)
     for name, group in (("w-1", "g"), ("w-2", "g"), ("x-1", "h")):
         found.worker(name, group)
     yield found
-    keeper.close()
+    services.close()
 
 
 def test_pause_and_resume(site: Site) -> None:
@@ -115,7 +113,7 @@ def test_pause_and_resume(site: Site) -> None:
         "group g is paused until somebody resumes it, by ann: a move. Nothing is started or "
         "removed there; a start under way is finished.\n"
     )
-    (pause,) = site.keeper.ledger.pauses()
+    (pause,) = site.services.ledger.pauses()
     assert (pause.target, pause.until) == (Target(scope=Scope.GROUP, name="g"), None)
     (paused,) = site.events(EventKind.PAUSED)
     by = {"author": "ann", "reason": "a move", "target": "group g", "until": None}
@@ -123,7 +121,7 @@ def test_pause_and_resume(site: Site) -> None:
     told = site.says("resume", "--group", "g", "--author", "bob", "--reason", "moved")
     assert told.startswith("group g is resumed, by bob: moved; before, group g is paused by ann")
     assert "at most 5 s from now" in told
-    assert site.keeper.ledger.pauses() == []
+    assert site.services.ledger.pauses() == []
     (resumed,) = site.events(EventKind.RESUMED)
     assert resumed.details == {**by, "author": "bob", "reason": "moved"}
 
@@ -132,7 +130,7 @@ def test_a_pause_ends_when_it_was_told_to(site: Site) -> None:
     """After a while, or at a moment, which is shown in UTC; it may be a resource, or everything."""
     before = datetime.now(UTC)
     told = site.says("pause", "--resource", "w-1", *BY, "--for", "90min")
-    (pause,) = site.keeper.ledger.pauses()
+    (pause,) = site.services.ledger.pauses()
     assert pause.until is not None
     assert timedelta() <= pause.until - before - timedelta(minutes=90) < timedelta(minutes=1)
     assert f"resource w-1 is paused until {pause.until:%Y-%m-%d %H:%M:%S} UTC, by ann" in told
@@ -155,7 +153,7 @@ def test_a_time_without_a_zone_is_the_machines(site: Site, monkeypatch: pytest.M
 def test_the_author_is_whoever_runs_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, unless another one is named; one without a name has to say."""
     site.says("pause", "--reason", "a move")
-    assert [each.author for each in site.keeper.ledger.pauses()] == [getpass.getuser()]
+    assert [each.author for each in site.services.ledger.pauses()] == [getpass.getuser()]
 
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found")
@@ -246,7 +244,7 @@ def test_what_is_refused_says_why_and_does_nothing(
     told = site.refuses(*arguments, *BY)
     assert told.startswith(refusal)
     assert told.count("\n") == 1
-    with site.keeper.ledger.reading() as connection:
+    with site.services.ledger.reading() as connection:
         assert connection.execute(sa.select(event)).all() == []
 
 
@@ -262,7 +260,7 @@ def test_a_configuration_that_cannot_be_used_is_another_exit_code(tmp_path: Path
 def test_secrets_in_a_reason_are_not_repeated(site: Site) -> None:
     """What an operator pastes may hold one."""
     told = site.says("pause", "--author", "ann", "--reason", "login with password=hunter2 fails")
-    assert "hunter2" not in f"{told}{site.keeper.ledger.pauses()}{site.events(EventKind.PAUSED)}"
+    assert "hunter2" not in f"{told}{site.services.ledger.pauses()}{site.events(EventKind.PAUSED)}"
     assert "login with password=" in told
 
 
@@ -291,4 +289,4 @@ def test_the_installed_command_does_it(site: Site) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("group g is paused until somebody resumes it, by ann: a move.")
-    assert len(site.keeper.ledger.pauses()) == 1
+    assert len(site.services.ledger.pauses()) == 1

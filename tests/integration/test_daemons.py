@@ -232,15 +232,15 @@ class Twins:
         self.alpha, self.beta = alpha, beta
         self.container = alpha.container
         for name, each in (("alpha", alpha), ("beta", beta)):
-            each.keeper = replace(
-                each.keeper,
+            each.services = replace(
+                each.services,
                 containers=Shelf(recording=self.container),
                 deployment=name,
                 lease_time=timedelta(hours=1),
             )
         self._passed: Counter[str] = Counter()
         self._plan: dict[str, Callable[[], None]] = {}
-        alpha.keeper = watched(alpha.keeper, self._come_by)
+        alpha.services = watched(alpha.services, self._come_by)
 
     def due(self) -> dg.RunRequest:
         """Alpha has found a worker orphaned, and hands it over after the grace period."""
@@ -275,7 +275,7 @@ class Twins:
 
     def recorded(self) -> str | None:
         """The launch that the registry has."""
-        row = self.beta.keeper.registry.read_resource("w-1").row or {}
+        row = self.beta.services.registry.read_resource("w-1").row or {}
         launch: str | None = json.loads(row["properties"] or "{}").get("recording-launch")
         return launch
 
@@ -318,7 +318,7 @@ def test_held_in_its_start_it_releases_what_it_started(twins: Twins, place: str)
     assert twins.alpha.launch(request).success
     assert twins.container.requested == ["w-1", "w-1"]
     assert twins.running() == [twins.recorded()]
-    story = twins.beta.keeper.ledger.events(1)
+    story = twins.beta.services.ledger.events(1)
     assert [e.attempt for e in story if e.kind is EventKind.ATTEMPT] == [1, 2]
     assert [e.attempt for e in story if e.kind is EventKind.STARTED] == [2]
     twins.beta.register()
@@ -344,7 +344,7 @@ def test_no_lease_no_start_though_nobody_took_over(twins: Twins, place: str) -> 
     "place",
     [
         "registry.read_snapshot 1",
-        "ledger.writing 2",  # which hands over
+        "ledger.transaction 2",  # which hands over
         "ledger.changed_groups 1",  # its dispatch is written by then
     ],
 )
@@ -370,7 +370,7 @@ def test_a_tick_whose_lease_ran_out_hands_over_nothing(twins: Twins) -> None:
     twins.alpha.tick()
     twins.alpha.later()
     before = twins.beta.incidents()
-    twins.before("ledger.writing 2", twins.lapse)
+    twins.before("ledger.transaction 2", twins.lapse)
     assert twins.alpha.tick() == []
     assert "the lease ran out at" in twins.alpha.message
     assert twins.beta.incidents() == before

@@ -28,16 +28,14 @@ from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.healing import scaling as scale_ups
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import RestartResult, claim_dispatch, take_turn
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.restart import RestartResult
 from dagster_amoro.healing.scaling import ScaleUpOutcome
-from dagster_amoro.healing.tick import tick
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource, resource_group
 from dagster_amoro.testing import RecordingContainer
-from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, fleet_keeper
+from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, fleet_services, with_settings
 
 MIDNIGHT: Final = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)
 MINUTE: Final = timedelta(minutes=1)
@@ -117,8 +115,8 @@ class Moving(Shelf):
 class World:
     """A fleet and its keeper, through a day of the script."""
 
-    keeper: Keeper
-    acting: Keeper  # the same keeper, not rehearsing
+    keeper: Services
+    acting: Services  # the same keeper, not rehearsing
     containers: dict[str, RecordingContainer]
     shelf: Moving
     outside: Database  # the registry, as everybody else reaches it
@@ -131,11 +129,11 @@ class World:
 
     def rehearse(self) -> None:
         """From now on it is a dry run."""
-        self.keeper = self.acting.in_dry_run()
+        self.services = self.acting.in_dry_run()
 
     def enforce(self) -> None:
         """From now on it is none any more."""
-        self.keeper = self.acting
+        self.services = self.acting
 
     # The script.
 
@@ -174,7 +172,7 @@ class World:
 
     def happens(self, deaths: list[Death]) -> None:
         """What the script says for this minute."""
-        attempts_used = {i.resource_id: i for i in self.keeper.ledger.open_incidents()}
+        attempts_used = {i.resource_id: i for i in self.services.ledger.open_incidents()}
         for resource_id, (death, since) in list(self.down.items()):
             incident = attempts_used.get(resource_id)
             attempted = incident.attempted_at if incident else None
@@ -206,25 +204,24 @@ class World:
 
     def step(self) -> list[RestartResult]:
         """A tick, the runs that it requests, and the proof of what they did to the registry."""
-        before = self.rows() if self.keeper.ledger.dry_run else None
-        seen = tick(
-            self.keeper,
+        before = self.rows() if self.services.ledger.dry_run else None
+        seen = self.services.ticker.tick(
             lambda _: {},
             AmsRestartDetector(),
             last_served_group=self.last_served_group,
         )
-        self.last_served_group = seen.last_served_group
+        self.last_served_group = seen.plan.last_served_group
         self.messages.append(seen.summary)
         turns = []
-        for order in seen.orders:
+        for order in seen.dispatches:
             run_id = f"run of {order.run_key}"
-            taken = claim_dispatch(self.keeper, order.run_key, run_id)
-            turns += [take_turn(self.keeper, each.incident_id, run_id) for each in taken]
+            taken = self.services.restarter.claim(order.run_key, run_id)
+            turns += [self.services.restarter.restart(each.incident_id, run_id) for each in taken]
         assert before is None or self.rows() == before
         self.states.append(
             sorted(
                 (i.resource_id, i.state, i.attempts_used)
-                for i in self.keeper.ledger.open_incidents()
+                for i in self.services.ledger.open_incidents()
             )
         )
         return turns
@@ -242,13 +239,13 @@ class World:
     def stories(self) -> dict[tuple[str, datetime], list[Told]]:
         """The events of every incident, by its resource and detection."""
         numbers = sa.text("SELECT incident_id FROM keeper_incident")
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             found = connection.scalars(numbers).all()
         stories = {}
         for number in found:
-            incident = self.keeper.ledger.incident(number)
+            incident = self.services.ledger.incident(number)
             assert incident is not None
-            events = self.keeper.ledger.events(number)
+            events = self.services.ledger.events(number)
             stories[incident.resource_id, incident.detected_at] = [
                 Told(
                     str(event.kind),
@@ -268,7 +265,7 @@ class World:
             "SELECT resource_id, detected_at, state, attempts, prior_attempts, attempted_at, "
             "dispatches, closed_at, version, note, last_error, claimed_until FROM keeper_incident"
         )
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             return {(row[0], row[1]): tuple(row[2:]) for row in connection.execute(query)}
 
     def calls(self) -> int:
@@ -310,12 +307,11 @@ def world(folder: Path, *, attached: bool = False, **settings: Any) -> Iterator[
     containers["stubborn"].opt_out()
     shelf = Moving(**containers)
     base = replace(
-        fleet_keeper(folder),
+        with_settings(fleet_services(folder), check_interval=MINUTE),
         registry=Registry(Database(url, "registry"), None if attached else 30 * MINUTE),
         ledger=Ledger(Database(url.set(database=str(folder / "ledger.db")), "ledger")),
         containers=shelf,
         policy=POLICY,
-        check_interval=MINUTE,
         **settings,
     )
     if attached:  # whose tables are AMS's
@@ -323,7 +319,7 @@ def world(folder: Path, *, attached: bool = False, **settings: Any) -> Iterator[
     with closing(Database(url, "outside")) as outside:
         made = World(base, base, containers, shelf, outside)
         made.acting = replace(base, clock=lambda: made.now)
-        made.keeper = made.acting
+        made.services = made.acting
         made.populate()
         _spy(base.registry.database.engine, made.spied)
         yield made
@@ -377,7 +373,7 @@ def test_all_that_a_dry_run_writes_says_so(tmp_path: Path) -> None:
     with world(tmp_path / "world") as made:
         made.rehearse()
         made.play(script(SEED), range(120))
-        with made.keeper.ledger.reading() as connection:
+        with made.services.ledger.reading() as connection:
             messages = connection.scalars(sa.text("SELECT message FROM keeper_event")).all()
             marks = connection.scalars(sa.text("SELECT dry_run FROM keeper_incident")).all()
         assert messages
@@ -400,11 +396,11 @@ def rehearsed_outage(folder: Path, minutes: int) -> Iterator[World]:
 
 def newest(made: World) -> tuple[State, int, int, list[str]]:
     """The last incident: its state, attempts and spent attempts, and its story's kinds."""
-    with made.keeper.ledger.reading() as connection:
+    with made.services.ledger.reading() as connection:
         number = connection.scalar(sa.text("SELECT max(incident_id) FROM keeper_incident"))
-    incident = made.keeper.ledger.incident(number or 0)
+    incident = made.services.ledger.incident(number or 0)
     assert incident is not None
-    kinds = [str(event.kind) for event in made.keeper.ledger.events(incident.incident_id)]
+    kinds = [str(event.kind) for event in made.services.ledger.events(incident.incident_id)]
     return incident.state, incident.attempts, incident.attempts_used, kinds
 
 
@@ -426,7 +422,7 @@ def test_what_a_dry_run_would_have_removed_is_there_and_is_restarted(tmp_path: P
     """It is an orphan like any other, with a budget of its own."""
     with rehearsed_outage(tmp_path, 30) as made:
         assert newest(made)[0] is State.EXHAUSTED
-        assert made.keeper.registry.read_snapshot().orphans == {}
+        assert made.services.registry.read_snapshot().orphans == {}
         made.enforce()
         made.play({}, range(30, 36))
         assert made.containers["steady"].requested == ["w-01"]
@@ -437,9 +433,9 @@ def test_a_hand_over_of_a_dry_run_is_not_taken_up_by_a_run_that_acts(tmp_path: P
     """It waited in the queue while the mode was changed: nothing is given up by its word."""
     with rehearsed_outage(tmp_path, 20) as made:
         made.now += MINUTE  # it is about to be given up
-        (order,) = tick(made.keeper, lambda _: {}, AmsRestartDetector()).orders
+        (order,) = made.services.ticker.tick(lambda _: {}, AmsRestartDetector()).dispatches
         made.enforce()
-        assert claim_dispatch(made.keeper, order.run_key, "run") == []
+        assert made.services.restarter.claim(order.run_key, "run") == []
         made.play({}, range(21, 28))
         assert made.containers["steady"].requested == ["w-01"] * 2
         assert newest(made)[:3] == (State.WAITING, 5, 2)  # three that were not made among them
@@ -473,7 +469,7 @@ def test_back_to_a_dry_run_a_resource_that_was_healed_is_seen_again(tmp_path: Pa
         made.now += MINUTE
         made.step()
         assert newest(made)[0] is State.WAITING
-        assert list(made.keeper.registry.read_snapshot().orphans) == ["w-01"]
+        assert list(made.services.registry.read_snapshot().orphans) == ["w-01"]
 
 
 def test_back_to_a_dry_run_an_open_incident_goes_on_and_nothing_is_done(tmp_path: Path) -> None:
@@ -513,19 +509,19 @@ def test_rounds_that_were_not_made_do_not_count(tmp_path: Path) -> None:
 def fill(made: World) -> ScaleUpOutcome | None:
     """A tick a minute later, and the run that it requests for a group below its min-parallelism."""
     made.now += MINUTE
-    order = tick(made.keeper, lambda _: {}, AmsRestartDetector())
+    order = made.services.ticker.tick(lambda _: {}, AmsRestartDetector())
     made.messages.append(order.summary)
     if order.scale_ups is None:
         return None
-    (scale_up,) = scale_ups.claim_dispatch(made.keeper, order.scale_ups.run_key, "run")
-    return scale_ups.take_turn(made.keeper, scale_up.group_name, "run").ending
+    (scale_up,) = made.services.scaler.claim(order.scale_ups.run_key, "run")
+    return made.services.scaler.scale_up(scale_up.group_name, "run").outcome
 
 
 def test_shares_and_threads_leave_out_what_would_have_been_removed(tmp_path: Path) -> None:
     """So that the limits judge as they would, and the audit's numbers are those of the day."""
     with world(tmp_path / "enforced") as enforced, rehearsed_outage(tmp_path, 30) as from_dry_run:
         enforced.play({0: [Death("w-01", Fate.NEVER, 0, 0)]}, range(30))
-        ours, theirs = from_dry_run.keeper.registry, enforced.keeper.registry
+        ours, theirs = from_dry_run.services.registry, enforced.services.registry
         assert ours.resource_counts() == theirs.resource_counts()
         assert ours.capacity(["g-0", "g-1"]) == theirs.capacity(["g-0", "g-1"])
         assert ours.read_snapshot().resources == theirs.read_snapshot().resources
@@ -538,7 +534,7 @@ def test_real_runs_of_a_dry_run_do_nothing_and_say_so(tmp_path: Path) -> None:
     """The sensor's message, the step and the story of a whole life as an orphan."""
     with fleet(tmp_path) as made:
         made.worker(properties={"a": "1"})
-        made.keeper = made.keeper.in_dry_run()
+        made.services = made.services.in_dry_run()
         before = registry_rows(made)
         endings = []
         made.tick()
@@ -562,16 +558,16 @@ def test_the_mode_comes_from_the_configuration(tmp_path: Path) -> None:
         folder = tmp_path / mode
         folder.mkdir()
         (folder / "config.yaml").write_text(yaml.safe_dump(configuration(mode)))
-        configured = Keeper.from_settings(load_settings(folder, {}))
+        configured = Services.connect(load_settings(folder, {}))
         with fleet(folder) as made:
-            made.keeper = replace(
-                made.keeper,
+            made.services = replace(
+                made.services,
                 registry=configured.registry,
                 ledger=configured.ledger,
                 containers=configured.containers,
                 policy=configured.policy,
             )
-            acting = replace(made.keeper, registry=Registry(configured.registry.database, GRACE))
+            acting = replace(made.services, registry=Registry(configured.registry.database, GRACE))
             acting.registry.create()
             made_by_hand = _row(1, "recording")
             with acting.registry.database.writing() as connection:
@@ -581,7 +577,7 @@ def test_the_mode_comes_from_the_configuration(tmp_path: Path) -> None:
             (request,) = made.later().tick()
             assert made.launch(request).success
             assert ("ry run" in said) is (mode == "dry-run")
-            row = made.keeper.registry.read_resource("w-01").row
+            row = made.services.registry.read_resource("w-01").row
             assert row is not None
             assert ("recording-launch" in row["properties"]) is bool(started)
         configured.close()

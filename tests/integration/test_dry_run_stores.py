@@ -213,20 +213,20 @@ def test_a_keepers_own_ledger_says_what_would_have_been_removed(
     """From a dry run's giving up on; when the dry run is over, it is there and is kept alive."""
     with fleet(tmp_path, url=database_url, max_retries=0) as world:
         world.worker()
-        real = world.keeper
+        real = world.services
         before = dump(real.registry)
-        world.keeper = real.in_dry_run()
+        world.services = real.in_dry_run()
         world.tick()
         (request,) = world.later().tick()
         world.launch(request)
         assert world.incidents()[0].state is State.EXHAUSTED
         assert world.container.calls == ()
         assert dump(real.registry) == before
-        assert world.keeper.registry.read_resource("w-1").row is None
+        assert world.services.registry.read_resource("w-1").row is None
         assert world.tick() == []
         assert len(world.incidents()) == 1
-        world.keeper = real
-        assert world.keeper.registry.read_resource("w-1").row is not None
+        world.services = real
+        assert world.services.registry.read_resource("w-1").row is not None
         world.tick()
         assert [(each.dry_run, each.is_open) for each in world.incidents()] == [
             (True, False),

@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import State
 from dagster_amoro.defs.cursor import parse_cursor
-from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores import database
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.schema import lease
@@ -89,11 +88,11 @@ def claimed(tmp_path: Path, kind: str) -> Iterator[Fleet]:
     with fleet(tmp_path, max_retries=1 if "restart" in kind else 0) as world:
         if "lease" in kind:
             leased = {"deployment": "one", "lease_time": timedelta(hours=1)}
-            world.keeper = replace(world.keeper, **leased)  # type: ignore[arg-type]
+            world.services = replace(world.services, **leased)  # type: ignore[arg-type]
         world.worker()
         world.tick()
         (request,) = world.later().tick()
-        world.claim_dispatch(request, RUN)
+        world.claim(request, RUN)
         yield world
 
 
@@ -106,7 +105,7 @@ def turn_with(world: Fleet, kind: str, at: int, act: Callable[[], object]) -> li
         if len(passed) == at + 1:
             act()
 
-    take_turn(watched(world.keeper, announce), 1, RUN)
+    watched(world.services, announce).restarter.restart(1, RUN)
     assert passed[: at + 1] == PLACES[kind][: at + 1]
     return passed
 
@@ -114,9 +113,9 @@ def turn_with(world: Fleet, kind: str, at: int, act: Callable[[], object]) -> li
 def settle(world: Fleet) -> None:
     """Ticks and runs until nothing is left to do."""
     for number in range(4):
-        for request in world.later(world.keeper.claim_timeout).tick():
-            for incident in world.claim_dispatch(request, f"later-{number}"):
-                take_turn(world.keeper, incident.incident_id, f"later-{number}")
+        for request in world.later(world.services.claim_timeout).tick():
+            for incident in world.claim(request, f"later-{number}"):
+                world.services.restarter.restart(incident.incident_id, f"later-{number}")
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -138,7 +137,7 @@ def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         assert kind == "give up" or not any(started_while) or at in {call - 1, call}
         settle(world)
         (incident,) = world.incidents()
-        removed = world.keeper.registry.read_resource("w-1").row is None
+        removed = world.services.registry.read_resource("w-1").row is None
         assert incident.state is (State.EXHAUSTED if removed else State.RECOVERED)
         # Removed only where the registration came after the guarded delete.
         assert removed == (
@@ -164,11 +163,11 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
     """An operator's change survives the saving of the start-up properties."""
     with claimed(tmp_path, kind) as world:
         turn_with(world, kind, at, lambda: world.properties('{"memory":"2048"}'))
-        row = world.keeper.registry.read_resource("w-1").row
+        row = world.services.registry.read_resource("w-1").row
         assert row is None or '"memory":"2048"' in row["properties"]
         settle(world)
         assert world.incidents()[0].state is State.EXHAUSTED
-        kept = world.keeper.ledger.removed_row(1) or {}
+        kept = world.services.ledger.removed_row(1) or {}
         changed = kind == "restart" or at <= PLACES[kind].index("before registry.remove_orphan")
         assert ('"memory":"2048"' in kept["properties"]) == changed
 
@@ -178,7 +177,7 @@ def test_properties_are_spoilt_in_the_middle_of_a_turn(tmp_path: Path, kind: str
     """What cannot be recorded does not run on; mended, the row is healed."""
     with claimed(tmp_path, kind) as world:
         turn_with(world, kind, at, lambda: world.properties('{"a":'))
-        row = world.keeper.registry.read_resource("w-1").row
+        row = world.services.registry.read_resource("w-1").row
         spoilt = row is not None and row["properties"] == '{"a":'
         saved = at > PLACES["restart"].index("before registry.save_startup")
         assert kind == "give up" or saved or not world.container.running
@@ -198,10 +197,10 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
         settle(world)
         (incident,) = world.incidents()
         assert incident.state is State.EXHAUSTED
-        assert incident.attempts <= world.keeper.policy.max_retries
+        assert incident.attempts <= world.services.policy.max_retries
         assert len(world.container.requested) <= incident.attempts
-        assert world.keeper.registry.read_resource("w-1").row is None
-        kept = world.keeper.ledger.removed_row(1)
+        assert world.services.registry.read_resource("w-1").row is None
+        kept = world.services.ledger.removed_row(1)
         assert kept is not None
         assert kept["resource_id"] == "w-1"
 
@@ -209,7 +208,7 @@ def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at:
 def taken_over(world: Fleet) -> None:
     """This process slept: its lease ran out, and another deployment has acted since."""
     ended = timedelta(0)  # so that the first one can take over again
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.connection.execute(sa.update(lease).values(expires_at=START))
         acquire(ledger.connection, "two", ended)
 
@@ -218,7 +217,7 @@ def taken_over(world: Fleet) -> None:
 def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """Nothing is started or removed that the lease was not looked at for, and nothing runs on."""
     with claimed(tmp_path, kind) as world:
-        before = world.keeper.registry.read_resource("w-1").row
+        before = world.services.registry.read_resource("w-1").row
         turn_with(world, kind, at, lambda: taken_over(world))
         places = PLACES[kind]
         is_over = at == len(places) - 1  # everything is written by then
@@ -226,13 +225,13 @@ def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at
         asked = len(places) - 1 - places[::-1].index("after ledger.ensure_lease")
         first = places.index("after ledger.ensure_lease")
         assert world.container.requested == (["w-1"] if "restart" in kind and at >= asked else [])
-        assert at >= first or world.keeper.registry.read_resource("w-1").row == before
+        assert at >= first or world.services.registry.read_resource("w-1").row == before
         (incident,) = world.incidents()
         assert incident.is_open or (is_over and "give up" in kind)
         settle(world)
         assert world.incidents()[0].state is State.EXHAUSTED
-        assert world.keeper.registry.read_resource("w-1").row is None
-        kept = world.keeper.ledger.removed_row(1)
+        assert world.services.registry.read_resource("w-1").row is None
+        kept = world.services.ledger.removed_row(1)
         assert kept is not None
         assert not world.container.running
 
@@ -240,17 +239,17 @@ def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at
 def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> None:
     """The late one finds out before it records anything, and undoes its own start only."""
     with claimed(tmp_path, "restart") as world:
-        policy = replace(world.keeper.policy, max_retries=3)
-        world.keeper = replace(world.keeper, policy=policy)
+        policy = replace(world.services.policy, max_retries=3)
+        world.services = replace(world.services, policy=policy)
 
         def overtaken() -> None:
-            (request,) = world.later(world.keeper.claim_timeout).tick()
+            (request,) = world.later(world.services.claim_timeout).tick()
             world.launch(request)
 
         at = PLACES["restart"].index("after container.request_resource")
         turn_with(world, "restart", at, overtaken)
         assert len(world.container.requested) == 2
-        row = world.keeper.registry.read_resource("w-1").row
+        row = world.services.registry.read_resource("w-1").row
         assert row is not None
         launches = [call for call in world.container.calls if call.action == "release"]
         assert world.container.running == {"w-1"}
@@ -261,8 +260,8 @@ def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> Non
 @contextmanager
 def locked(world: Fleet) -> Iterator[None]:
     """Somebody else holds the database for as long as the block lasts."""
-    path = world.keeper.registry.database.url.database
-    for store in (world.keeper.registry, world.keeper.ledger):
+    path = world.services.registry.database.url.database
+    for store in (world.services.registry, world.services.ledger):
         store.database.close()  # open connections would keep the other one out
     with closing(sqlite3.connect(path or "", isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -302,16 +301,16 @@ def test_what_was_handed_over_is_requested_though_the_ledger_is_away_by_then(
     with fleet(tmp_path) as world:
         world.worker()
         world.tick()
-        real, cursor = world.keeper, parse_cursor(world.cursor)
+        real, cursor = world.services, parse_cursor(world.cursor)
 
         def announce(place: str) -> None:
             if place == "before ledger.changed_groups":
                 raise StoreUnavailableError
 
-        world.keeper = watched(real, announce)
+        world.services = watched(real, announce)
         (request,) = world.later().tick()
         assert parse_cursor(world.cursor).event == cursor.event
-        world.keeper = replace(real, clock=lambda: world.now)
+        world.services = replace(real, clock=lambda: world.now)
         assert world.launch(request).success
         assert world.container.requested == ["w-1"]
 
@@ -321,8 +320,8 @@ def test_a_tick_abstains_while_the_database_is_away(tmp_path: Path) -> None:
     with fleet(tmp_path) as world:
         world.worker()
         world.tick()
-        world.keeper.registry.database.close()
-        world.keeper.ledger.database.close()
+        world.services.registry.database.close()
+        world.services.ledger.database.close()
         (tmp_path / "registry.db").write_bytes(b"not a database, for a while" * 100)
         assert world.later().tick() == []
         assert world.message.startswith("Abstained, nothing was changed: the ")
@@ -358,7 +357,7 @@ def test_a_step_whose_store_is_away_is_retried_by_its_policy(tmp_path: Path) -> 
             if first_look and place == "before registry.read_resource":
                 raise StoreUnavailableError
 
-        world.keeper = watched(world.keeper, announce)
+        world.services = watched(world.services, announce)
         result = world.launch(request)
         assert result.success
         assert [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
@@ -367,4 +366,4 @@ def test_a_step_whose_store_is_away_is_retried_by_its_policy(tmp_path: Path) -> 
 
 def is_registered(world: Fleet) -> bool:
     """Whether an optimizer stands for the worker now."""
-    return world.keeper.registry.read_resource("w-1").registered
+    return world.services.registry.read_resource("w-1").registered

@@ -16,7 +16,7 @@ from dagster_amoro.asset_keys import GROUPS, HISTORY
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import Backoff
-from dagster_amoro.healing.restart import Outcome, take_turn
+from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit.frames import FrameIOManager
 from dagster_amoro_audit.group_reliability import (
@@ -42,14 +42,14 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
 
 def refresh(world: Fleet) -> dg.ExecuteInProcessResult:
     """A real run of the asset."""
-    asset = build_group_reliability(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
     store = FrameIOManager(UPath(world.instance.storage_directory()))
     return dg.materialize([asset], instance=world.instance, resources={STORE: store})
 
 
 def what_if(world: Fleet, **config: object) -> dg.ExecuteInProcessResult:
     """A real run of the job."""
-    job = build_what_if_job(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    job = build_what_if_job(world.services.ledger, world.services.policy, lambda: world.now)
     return job.execute_in_process(
         run_config={"ops": {"replay_incidents": {"config": config}}},
         instance=world.instance,
@@ -92,9 +92,9 @@ def lived(world: Fleet, random: Random) -> None:
     """Workers die, register, are released or fail to start, among ticks and turns of runs."""
     names = [f"w-{nth}" for nth in range(4)]
     retries: list[tuple[str, int]] = []
-    world.keeper.registry.create()
+    world.services.registry.create()
     for _ in range(60):
-        present = world.keeper.registry.present(names)
+        present = world.services.registry.present(names)
         for name in names:
             turn_of_fate = random.random()
             if name not in present:
@@ -109,24 +109,22 @@ def lived(world: Fleet, random: Random) -> None:
         for request in world.later(timedelta(seconds=random.choice([0, 5, 31, 90]))).tick():
             run = world.submit(request)
             world.later(timedelta(seconds=random.choice([0, 0, 7])))
-            retries += [
-                (run.run_id, i.incident_id) for i in world.claim_dispatch(request, run.run_id)
-            ]
+            retries += [(run.run_id, i.incident_id) for i in world.claim(request, run.run_id)]
         retries = [
             (run_id, number)
             for run_id, number in retries
-            if take_turn(world.keeper, number, run_id).ending is Outcome.FAILED
+            if world.services.restarter.restart(number, run_id).outcome is Outcome.FAILED
         ]
 
 
 def replayed_exactly(world: Fleet) -> list[Told]:
     """Replays what was recorded, incident by incident, and compares it with what happened."""
-    incidents = read_incidents(world.keeper.ledger)
-    story = read_story(world.keeper.ledger, incidents)
+    incidents = read_incidents(world.services.ledger)
+    story = read_story(world.services.ledger, incidents)
     detected = story[story["kind"] == "detected"].set_index("incident")
     noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
     # Every incident has its own number of attempts; what jitter added is recorded as latency.
-    unused = replace(world.keeper.policy, max_retries=99, backoff_jitter=0)
+    unused = replace(world.services.policy, max_retries=99, backoff_jitter=0)
     message = records(noted, story, unused, world.now)
     for (_, recorded), lived_through in zip(message, world.incidents(), strict=True):
         result = replay(recorded, recorded.policy)
@@ -157,13 +155,13 @@ def test_attempts_that_were_carried_over_do_not_change_the_replay(
     random = Random(seed)  # noqa: S311 - as above
     with fleet(tmp_path, max_retries=4) as world:
         policy = replace(
-            world.keeper.policy,
+            world.services.policy,
             stable_after=timedelta(minutes=20),
             backoff=backoff,
             backoff_cap=timedelta(minutes=5),
             backoff_jitter=0.5,
         )
-        world.keeper = replace(world.keeper, policy=policy)
+        world.services = replace(world.services, policy=policy)
         lived(world, random)
         message = replayed_exactly(world)
         prior_attempts = [incident.prior_attempts for incident in world.incidents()]
@@ -175,28 +173,28 @@ def test_attempts_that_were_carried_over_do_not_change_the_replay(
 def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL) -> None:
     """What it did not do is neither counted nor replayed, also not once it is over."""
     with fleet(tmp_path, url=database_url, max_retries=1) as world:
-        acting, in_dry_run = world.keeper, world.keeper.in_dry_run()
+        acting, in_dry_run = world.services, world.services.in_dry_run()
         healed(world, 2)
         for name, group in (("given-up", "h"), ("goes-on", "i")):
-            world.keeper = acting
+            world.services = acting
             world.worker(name, group)
-            world.keeper = in_dry_run
+            world.services = in_dry_run
             world.tick()
             for request in world.later().tick():
                 world.launch(request)
         given_up, goes_on = world.incidents()[2:]
         assert (given_up.state, goes_on.attempts) == (State.EXHAUSTED, 1)
-        assert read_incidents(world.keeper.ledger)["incident"].tolist() == [1, 2]
+        assert read_incidents(world.services.ledger)["incident"].tolist() == [1, 2]
 
-        world.keeper = acting
+        world.services = acting
         world.release("given-up")
         world.tick()
         for request in world.later().tick():
             world.launch(request)
         assert world.container.requested[-1] == "goes-on"
-        incidents = read_incidents(world.keeper.ledger)
+        incidents = read_incidents(world.services.ledger)
         assert incidents["incident"].tolist() == [1, 2, goes_on.incident_id]
-        story = read_story(world.keeper.ledger, incidents, group="i")
+        story = read_story(world.services.ledger, incidents, group="i")
         assert story["kind"].tolist() == ["detected", "attempt"]
         assert story["attempt"].tolist()[-1] == 2
 
@@ -284,7 +282,7 @@ def test_what_is_read_has_the_types_of_the_audit(tmp_path: Path, database_url: s
     with fleet(tmp_path, url=database_url) as world:
         healed(world, 3)
         healed(world, 2, "h")
-        ledger = world.keeper.ledger
+        ledger = world.services.ledger
         incidents = read_incidents(ledger)
         assert incidents["incident"].tolist() == [1, 2, 3, 4, 5]
         assert read_incidents(ledger, group="g", newest=2)["incident"].tolist() == [2, 3]
@@ -308,13 +306,13 @@ def test_a_ledger_that_does_not_answer_is_said_to_be_unavailable(
     for table in ("keeper_incident", "keeper_event"):
         world.execute(sa.text(f"DROP TABLE {table}"))
     with pytest.raises(StoreUnavailableError, match="the ledger cannot be read") as failure:
-        read(world.keeper.ledger)
+        read(world.services.ledger)
     assert "SELECT" not in str(failure.value)
 
 
 def test_it_refreshes_when_any_group_changed_and_every_hour(world: Fleet) -> None:
     """Though a group was never refreshed, and right after a refresh of its own."""
-    asset = build_group_reliability(world.keeper.ledger, world.keeper.policy, lambda: world.now)
+    asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
     definitions = dg.Definitions(
         assets=[dg.AssetSpec(HISTORY, partitions_def=GROUPS), asset],
         resources={STORE: FrameIOManager(UPath(world.instance.storage_directory()))},

@@ -77,7 +77,7 @@ def stored(history: History) -> list[tuple[object, ...]]:
 
 def update(world: Fleet, group: str = "g") -> orphan_history.Refreshed:
     """A refresh without a run."""
-    return refresh(world.keeper.ledger, world.folder(group), group, world.now)
+    return refresh(world.services.ledger, world.folder(group), group, world.now)
 
 
 def materializations(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, object]]:
@@ -175,7 +175,7 @@ def test_a_history_is_what_the_ledger_tells(world: Fleet) -> None:
         world.worker(f"other-{number}", "another group")
         assert world.refresh("g").success
         history = world.history("g")
-        assert stored(history) == told(world.keeper.ledger)
+        assert stored(history) == told(world.services.ledger)
         incidents = {i.incident_id: i for i in world.incidents() if i.group_name == "g"}
         assert history.incidents["incident"].tolist() == sorted(incidents)
         for row in history.incidents.itertuples():
@@ -192,7 +192,7 @@ def test_a_history_is_what_the_ledger_tells(world: Fleet) -> None:
 def paused(world: Fleet, group: str | None = "g") -> None:
     """An operator pauses a group, or everything."""
     event = Event(kind=EventKind.PAUSED, at=world.now, message="paused, by ann: upgrade")
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.add_event(event, group_name=group)
 
 
@@ -209,7 +209,7 @@ def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:
     metadata = materializations(world.refresh("g"))["g"]
     assert (metadata["dagster/row_count"], metadata["new events"]) == (1, 7)
     history = world.history("g")
-    assert stored(history) == told(world.keeper.ledger)
+    assert stored(history) == told(world.services.ledger)
     events = history.events
     assert events["kind"].tolist().count("paused") == 2
     assert events["resource"].isna().tolist() == (events["kind"] == "paused").tolist()
@@ -218,7 +218,7 @@ def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:
 def test_a_dry_run_is_in_the_history_and_says_so(local: Fleet) -> None:
     """What it would have done, and that it did not do it."""
     local.worker()
-    local.keeper = local.keeper.in_dry_run()
+    local.services = local.services.in_dry_run()
     local.tick()
     for request in local.later().tick():
         local.launch(request)
@@ -231,8 +231,8 @@ def test_a_dry_run_is_in_the_history_and_says_so(local: Fleet) -> None:
 
 def test_the_sensor_counts_what_is_kept(local: Fleet) -> None:
     """As it counts what is given up; the numbers can be plotted."""
-    policy = replace(local.keeper.policy, max_retries=0, on_exhausted=OnExhausted.KEEP)
-    local.keeper = replace(local.keeper, policy=policy)
+    policy = replace(local.services.policy, max_retries=0, on_exhausted=OnExhausted.KEEP)
+    local.services = replace(local.services, policy=policy)
     local.worker()
     local.tick()
     (request,) = local.later().tick()
@@ -279,7 +279,7 @@ def test_several_groups_in_one_run(local: Fleet) -> None:
     counts = {key: told["dagster/row_count"] for key, told in metadata.items()}
     assert counts == {"a": 2, "b": 1, "c": 1}
     for group in "abc":
-        assert stored(local.history(group)) == told(local.keeper.ledger, group)
+        assert stored(local.history(group)) == told(local.services.ledger, group)
 
 
 def test_a_history_may_be_in_an_object_store(local: Fleet) -> None:
@@ -289,21 +289,21 @@ def test_a_history_may_be_in_an_object_store(local: Fleet) -> None:
     assert local.refresh("g").success
     dies_and_recovers(local)
     assert local.refresh("g").success
-    assert stored(local.history("g")) == told(local.keeper.ledger)
+    assert stored(local.history("g")) == told(local.services.ledger)
 
 
 def test_a_first_refresh_comes_in_parts(local: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many fit in; the last may be full or not."""
     for number in range(4):
         dies_and_recovers(local, f"w-{number}")
-    total = len(told(local.keeper.ledger))
+    total = len(told(local.services.ledger))
     for rows in (1, 5, total - 1, total, total + 1):
         monkeypatch.setattr(orphan_history, "_ROWS_AT_ONCE", rows)
         files = HistoryFolder(UPath(local.instance.storage_directory()) / str(rows))
-        done = refresh(local.keeper.ledger, files, "g", local.now)
+        done = refresh(local.services.ledger, files, "g", local.now)
         assert (done.new_incidents, done.new_events) == (4, total)
         assert done.position.outcomes == {"recovered": 4}
-        assert stored(files.load()) == told(local.keeper.ledger)
+        assert stored(files.load()) == told(local.services.ledger)
 
 
 def test_old_days_go_where_a_retention_is_set(local: Fleet) -> None:
@@ -312,13 +312,13 @@ def test_old_days_go_where_a_retention_is_set(local: Fleet) -> None:
     local.refresh("g")
     local.later(timedelta(days=3))
     dies_and_recovers(local, "w-2")
-    kept = len(told(local.keeper.ledger))
+    kept = len(told(local.services.ledger))
     assert materializations(local.refresh("g"))["g"]["dagster/row_count"] == 2
     metadata = materializations(local.refresh("g", retention=timedelta(days=2)))["g"]
     assert (metadata["dagster/row_count"], metadata["new events"]) == (1, 0)
     assert local.history("g").incidents["resource"].tolist() == ["w-2"]
     assert set(local.history("g").events["resource"]) == {"w-2"}
-    assert len(told(local.keeper.ledger)) == kept
+    assert len(told(local.services.ledger)) == kept
 
 
 # --- Refreshes that go wrong --------------------------------------------------------------------
@@ -329,24 +329,24 @@ def test_only_what_is_new_is_read(local: Fleet) -> None:
     dies_and_recovers(local, "w-1")
     local.later(timedelta(hours=1))
     assert update(local).new_events == 6
-    before = told(local.keeper.ledger)
-    with local.keeper.ledger.database.writing() as connection:
+    before = told(local.services.ledger)
+    with local.services.ledger.database.writing() as connection:
         connection.execute(sa.delete(event).where(event.c.event_id < len(before)))
     dies_and_recovers(local, "w-2")
     assert update(local).new_events == 6
-    assert stored(local.folder("g").load()) == [*before, *told(local.keeper.ledger)[1:]]
+    assert stored(local.folder("g").load()) == [*before, *told(local.services.ledger)[1:]]
 
 
 def test_an_event_that_comes_to_light_late_is_not_lost(world: Fleet) -> None:
     """Its number is lower than that of one which was read: they were committed out of order."""
     dies_and_recovers(world)
-    everything = told(world.keeper.ledger)
-    with world.keeper.ledger.reading() as connection:
+    everything = told(world.services.ledger)
+    with world.services.ledger.reading() as connection:
         rows = connection.execute(sa.select(event).where(event.c.event_id.in_([3, 5]))).all()
-    with world.keeper.ledger.database.writing() as connection:
+    with world.services.ledger.database.writing() as connection:
         connection.execute(sa.delete(event).where(event.c.event_id.in_([3, 5])))
     assert update(world).new_events == 4
-    with world.keeper.ledger.database.writing() as connection:
+    with world.services.ledger.database.writing() as connection:
         connection.execute(sa.insert(event), [row._asdict() for row in rows])
     world.later(timedelta(hours=1))
     assert update(world).new_events == 2
@@ -361,7 +361,7 @@ def test_a_wiped_folder_is_filled_again(local: Fleet) -> None:
     update(local)
     local.folder("g").path.rename(local.folder("g").path.with_name("gone"))
     assert update(local).new_events == 6
-    assert stored(local.folder("g").load()) == told(local.keeper.ledger)
+    assert stored(local.folder("g").load()) == told(local.services.ledger)
 
 
 @pytest.mark.parametrize("incidents", [0, 1, 2, 3])
@@ -378,11 +378,11 @@ def test_another_ledger_begins_another_history(
         other.now = START + timedelta(days=1)
         for number in range(incidents):
             dies_and_recovers(other, f"w-{number}")
-        done = refresh(other.keeper.ledger, local.folder("g"), "g", other.now)
+        done = refresh(other.services.ledger, local.folder("g"), "g", other.now)
         assert done.is_another_ledger
         assert done.new_events == 6 * incidents
-        assert stored(local.folder("g").load()) == told(other.keeper.ledger)
-        again = refresh(other.keeper.ledger, local.folder("g"), "g", other.now)
+        assert stored(local.folder("g").load()) == told(other.services.ledger)
+        again = refresh(other.services.ledger, local.folder("g"), "g", other.now)
         assert not again.is_another_ledger
     (aside,) = [p for p in local.folder("g").path.iterdir() if p.name.startswith("replaced-")]
     assert stored(HistoryFolder(aside).load()) == old
@@ -427,7 +427,7 @@ def test_a_refresh_that_died_half_way_is_made_up_for(
             update(local)
     local.later(timedelta(hours=1))
     done = update(local)
-    assert stored(local.folder("g").load()) == told(local.keeper.ledger)
+    assert stored(local.folder("g").load()) == told(local.services.ledger)
     assert done.position.outcomes == {"recovered": 3}
 
 
@@ -452,7 +452,7 @@ def test_two_refreshes_at_once_end_in_the_right_content(
             update(world)
         world.later(timedelta(hours=1))
         done = update(world)
-        assert stored(world.folder("g").load()) == told(world.keeper.ledger)
+        assert stored(world.folder("g").load()) == told(world.services.ledger)
         assert done.position.outcomes == {"recovered": len(world.incidents())}
 
 
@@ -462,7 +462,7 @@ def test_a_ledger_that_breaks_is_said_to_be_unavailable(local: Fleet) -> None:
     local.tick()
     local.execute(sa.text("DROP TABLE keeper_event"))
     with pytest.raises(StoreUnavailableError, match="the ledger cannot be read") as failure:
-        refresh(local.keeper.ledger, local.folder("g"), "g", local.now)
+        refresh(local.services.ledger, local.folder("g"), "g", local.now)
     assert "SELECT" not in str(failure.value)
 
 

@@ -14,15 +14,15 @@ import sqlalchemy as sa
 from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import LeaseLostError, StoreUnavailableError
 from dagster_amoro.core.model import Event, EventKind, Incident, Orphan
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.preconditions import StandbyError, hold_lease
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.preconditions import StandbyError
 from dagster_amoro.stores.database import Database, is_mysql
 from dagster_amoro.stores.leases import Lease, acquire, ensure
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
 from dagster_amoro.stores.schema import lease as lease_table
-from tests.helpers.fleet import fleet_keeper
+from tests.helpers.fleet import fleet_services
 
 NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
 UNTIL: Final = NOW + timedelta(minutes=10)
@@ -307,40 +307,40 @@ def test_one_of_many_threads_takes_a_lease_that_is_free(ledger: Ledger) -> None:
 
 
 @pytest.fixture
-def keeper(tmp_path: Path, database_url: sa.URL) -> Iterator[Keeper]:
+def keeper(tmp_path: Path, database_url: sa.URL) -> Iterator[Services]:
     """One of several deployments."""
-    made = fleet_keeper(tmp_path, url=database_url)
+    made = fleet_services(tmp_path, url=database_url)
     yield replace(made, deployment="blue", lease_time=LONG)
     made.close()
 
 
-def notes(keeper: Keeper) -> list[str]:
+def notes(keeper: Services) -> list[str]:
     """What was told of everything."""
     query = sa.select(event_table.c.message).where(event_table.c.kind == EventKind.LEASE_TAKEN)
     with keeper.ledger.reading() as connection:
         return list(connection.scalars(query.order_by(event_table.c.event_id)))
 
 
-def test_a_deployment_that_is_alone_has_no_lease(keeper: Keeper) -> None:
+def test_a_deployment_that_is_alone_has_no_lease(keeper: Services) -> None:
     """It needs none, and writes none."""
-    assert hold_lease(replace(keeper, lease_time=None), "one") is None
+    assert replace(keeper, lease_time=None).preconditions.hold_lease("one") is None
     assert stored(keeper.ledger) == []
 
 
-def test_the_first_deployment_acts_and_says_nothing(keeper: Keeper) -> None:
+def test_the_first_deployment_acts_and_says_nothing(keeper: Services) -> None:
     """Its fence is the same at each tick; to begin is no news."""
-    assert [hold_lease(keeper, "0123456789") for _ in range(3)] == [1, 1, 1]
+    assert [keeper.preconditions.hold_lease("0123456789") for _ in range(3)] == [1, 1, 1]
     assert stored(keeper.ledger)[0]["holder"] == "blue (01234567)"
     assert notes(keeper) == []
 
 
-def test_another_deployment_watches_and_says_who_acts(keeper: Keeper) -> None:
+def test_another_deployment_watches_and_says_who_acts(keeper: Services) -> None:
     """With the time from which on it takes over."""
-    hold_lease(keeper, "one")
+    keeper.preconditions.hold_lease("one")
     change(keeper.ledger, expires_at=datetime(2099, 1, 2, 3, 4, 5, tzinfo=UTC))
     green = replace(keeper, deployment="green")
     with pytest.raises(StandbyError) as caught:
-        hold_lease(green, "two")
+        green.preconditions.hold_lease("two")
     told = str(caught.value)
     assert told.startswith("blue (one) acts, and its lease runs until ")
     assert "03:04:05" in told
@@ -348,31 +348,31 @@ def test_another_deployment_watches_and_says_who_acts(keeper: Keeper) -> None:
     assert notes(keeper) == []
 
 
-def test_two_of_one_name_are_told_apart(keeper: Keeper) -> None:
+def test_two_of_one_name_are_told_apart(keeper: Services) -> None:
     """By what tells their Dagster apart, as where a configuration was copied."""
-    hold_lease(keeper, "one")
+    keeper.preconditions.hold_lease("one")
     with pytest.raises(StandbyError, match=r"blue \(one\) acts"):
-        hold_lease(keeper, "two")
+        keeper.preconditions.hold_lease("two")
 
 
-def test_a_take_over_is_told_once(keeper: Keeper) -> None:
+def test_a_take_over_is_told_once(keeper: Services) -> None:
     """Who acts from now on, and whose lease ran out when."""
-    hold_lease(keeper, "one")
+    keeper.preconditions.hold_lease("one")
     change(keeper.ledger, expires_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     green = replace(keeper, deployment="green")
-    assert [hold_lease(green, "two") for _ in range(3)] == [2, 2, 2]
+    assert [green.preconditions.hold_lease("two") for _ in range(3)] == [2, 2, 2]
     (told,) = notes(keeper)
     assert told.startswith("green (two) has the lease and acts from now on; that of blue (one) ")
     assert "03:04:05" in told
     with pytest.raises(StandbyError, match=r"green \(two\) acts"):
-        hold_lease(keeper, "one")
+        keeper.preconditions.hold_lease("one")
 
 
-def test_without_the_ledger_nobody_acts(keeper: Keeper, open_database: OpenDatabase) -> None:
+def test_without_the_ledger_nobody_acts(keeper: Services, open_database: OpenDatabase) -> None:
     """A lease that cannot be asked for is not had."""
     nowhere = sa.URL.create("postgresql+psycopg", "u", "p", "127.0.0.1", 1, "keeper")
     away = replace(keeper, ledger=Ledger(open_database(nowhere, "ledger")))
     with pytest.raises(StoreUnavailableError, match="the ledger "):
-        hold_lease(away, "one")
+        away.preconditions.hold_lease("one")
     with pytest.raises(StoreUnavailableError, match="the ledger "):
         away.ledger.ensure_lease(1)

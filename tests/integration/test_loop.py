@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from dagster_amoro.asset_keys import group_name
 from dagster_amoro.core.errors import StartFailedError
 from dagster_amoro.core.model import State
-from dagster_amoro.healing.restart import Outcome, take_turn
+from dagster_amoro.healing.restart import Outcome
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
 
 # In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
@@ -45,7 +45,7 @@ def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet
     result = world.launch(request)
     assert result.success
     assert world.container.requested == ["w-1"]
-    row = world.keeper.registry.read_resource("w-1").row
+    row = world.services.registry.read_resource("w-1").row
     assert row is not None
     assert row["properties"] == '{"a":"1","recording-launch":"2"}'
     world.register()
@@ -60,7 +60,7 @@ def test_an_orphan_is_restarted_after_its_grace_period_and_recovers(world: Fleet
 def test_a_hopeless_one_is_given_up_after_its_attempts(world: Fleet) -> None:
     """max-retries starts, a grace period apart, then its row moves into the ledger."""
     world.worker(properties={"a": "1"})
-    before = world.keeper.registry.read_resource("w-1").row
+    before = world.services.registry.read_resource("w-1").row
     world.tick()
     for attempt in range(1, 4):
         (request,) = world.later().tick()
@@ -78,8 +78,8 @@ def test_a_hopeless_one_is_given_up_after_its_attempts(world: Fleet) -> None:
         assert part in told.description
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
-    assert world.keeper.registry.read_resource("w-1").row is None
-    kept = world.keeper.ledger.removed_row(1)
+    assert world.services.registry.read_resource("w-1").row is None
+    kept = world.services.ledger.removed_row(1)
     assert before is not None
     assert kept is not None
     assert kept | {"properties": before["properties"]} == before
@@ -134,8 +134,8 @@ STABLE_AFTER = timedelta(hours=1)
 
 def with_stability(world: Fleet) -> None:
     """An optimizer has to live for an hour before its attempts are forgotten."""
-    policy = replace(world.keeper.policy, stable_after=STABLE_AFTER)
-    world.keeper = replace(world.keeper, policy=policy)
+    policy = replace(world.services.policy, stable_after=STABLE_AFTER)
+    world.services = replace(world.services, policy=policy)
 
 
 def comes_back(world: Fleet) -> None:
@@ -180,8 +180,8 @@ def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> N
         (State.RECOVERED, 1, 2),
         (State.EXHAUSTED, 0, 3),
     ]
-    assert world.keeper.registry.read_resource("w-1").row is None
-    assert world.keeper.ledger.removed_row(4) is not None
+    assert world.services.registry.read_resource("w-1").row is None
+    assert world.services.ledger.removed_row(4) is not None
     for _ in range(3):
         assert world.later(STABLE_AFTER).tick() == []
     # Whoever makes it again means it: it begins anew.
@@ -257,7 +257,7 @@ def test_a_run_that_was_deleted_or_never_created_lapses(world: Fleet) -> None:
     """Dagster does not know it: its orphans are handed out again after the claim timeout."""
     world.worker()
     due(world)
-    assert world.later(world.keeper.claim_timeout - timedelta(seconds=1)).tick() == []
+    assert world.later(world.services.claim_timeout - timedelta(seconds=1)).tick() == []
     (again,) = world.later(timedelta(seconds=1)).tick()
     assert world.launch(again).success
 
@@ -267,9 +267,9 @@ def test_a_run_that_died_unnoticed_lapses(world: Fleet) -> None:
     world.worker()
     (request,) = due(world)
     run = world.submit(request, dg.DagsterRunStatus.STARTED)
-    world.claim_dispatch(request, run.run_id)
+    world.claim(request, run.run_id)
     assert world.later().tick() == []
-    (again,) = world.later(world.keeper.claim_timeout).tick()
+    (again,) = world.later(world.services.claim_timeout).tick()
     assert world.launch(again).success
     assert world.container.requested == ["w-1"]
 
@@ -280,8 +280,8 @@ def test_a_run_terminated_midway_gives_its_orphans_back_at_once(world: Fleet) ->
     world.worker("w-2")
     (request,) = due(world)
     run = world.submit(request, dg.DagsterRunStatus.STARTED)
-    first, _second = world.claim_dispatch(request, run.run_id)
-    take_turn(world.keeper, first.incident_id, run.run_id)
+    first, _second = world.claim(request, run.run_id)
+    world.services.restarter.restart(first.incident_id, run.run_id)
     world.instance.report_run_canceled(run)
     (again,) = world.tick()
     assert world.launch(again).success
@@ -303,7 +303,7 @@ def test_a_run_that_comes_after_its_hand_over_lapsed_starts_nothing(world: Fleet
     """The other run has it by then."""
     world.worker()
     (late,) = due(world)
-    (other,) = world.later(world.keeper.claim_timeout).tick()
+    (other,) = world.later(world.services.claim_timeout).tick()
     assert world.launch(late).success
     assert world.container.requested == []
     assert world.launch(other).success
@@ -313,7 +313,7 @@ def test_a_run_that_comes_after_its_hand_over_lapsed_starts_nothing(world: Fleet
 def test_two_daemons_on_one_registry_start_it_once(tmp_path: Path) -> None:
     """Each has its own Dagster; one of them hands it over, the other waits."""
     with fleet(tmp_path) as one:
-        other = Fleet(one.keeper, one.container, dg.DagsterInstance.ephemeral())
+        other = Fleet(one.services, one.container, dg.DagsterInstance.ephemeral())
         one.worker()
         one.tick()
         other.tick()
@@ -374,14 +374,14 @@ def test_whatever_a_start_raises_is_a_failed_attempt(world: Fleet, error: BaseEx
     world.container.fail_starts(error, times=1)
     (request,) = due(world)
     run = world.submit(request)
-    (incident,) = world.claim_dispatch(request, run.run_id)
-    turn = take_turn(world.keeper, incident.incident_id, run.run_id)
-    assert turn.ending is Outcome.FAILED
+    (incident,) = world.claim(request, run.run_id)
+    turn = world.services.restarter.restart(incident.incident_id, run.run_id)
+    assert turn.outcome is Outcome.FAILED
     (incident,) = world.incidents()
     assert (incident.attempts, incident.state) == (1, State.CLAIMED)
     assert incident.last_error
     world.later()
-    assert take_turn(world.keeper, 1, run.run_id).ending is Outcome.STARTED
+    assert world.services.restarter.restart(1, run.run_id).outcome is Outcome.STARTED
 
 
 @pytest.mark.parametrize("startup", [None, 3, [("a", "b", "c")]], ids=str)
@@ -393,8 +393,8 @@ def test_start_up_properties_that_are_none_are_a_failed_attempt(
     (request,) = due(world)
     world.container.request_resource = lambda _resource: startup  # type: ignore[method-assign, assignment, return-value]
     run = world.submit(request)
-    world.claim_dispatch(request, run.run_id)
-    assert take_turn(world.keeper, 1, run.run_id).ending is Outcome.FAILED
+    world.claim(request, run.run_id)
+    assert world.services.restarter.restart(1, run.run_id).outcome is Outcome.FAILED
 
 
 def test_start_up_properties_are_saved_as_texts(world: Fleet) -> None:
@@ -403,7 +403,7 @@ def test_start_up_properties_are_saved_as_texts(world: Fleet) -> None:
     (request,) = due(world)
     world.container.request_resource = lambda _resource: {"pid": 17}  # type: ignore[method-assign, assignment, dict-item]
     assert world.launch(request).success
-    row = world.keeper.registry.read_resource("w-1").row
+    row = world.services.registry.read_resource("w-1").row
     assert row is not None
     assert row["properties"] == '{"pid":"17"}'
 
@@ -419,8 +419,8 @@ def test_a_container_that_is_unknown_is_reported_once(world: Fleet) -> None:
     assert "1 left alone (container 'elsewhere' is not configured)" in world.message
     assert world.kinds() == ["detected", "reported"]
     assert State.UNSUPPORTED in {incident.state for incident in world.incidents()}
-    world.keeper = replace(
-        world.keeper, containers=Shelf(recording=world.container, elsewhere=world.container)
+    world.services = replace(
+        world.services, containers=Shelf(recording=world.container, elsewhere=world.container)
     )
     (request,) = world.tick()
     assert world.launch(request).success
@@ -462,7 +462,7 @@ def test_properties_that_are_empty_or_large_are_no_obstacle(world: Fleet, text: 
     world.properties(text)
     (request,) = due(world)
     assert world.launch(request).success
-    row = world.keeper.registry.read_resource("w-1").row
+    row = world.services.registry.read_resource("w-1").row
     assert row is not None
     assert '"recording-launch":"2"' in row["properties"]
 

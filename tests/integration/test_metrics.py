@@ -32,7 +32,6 @@ from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
-from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
@@ -40,7 +39,7 @@ from dagster_amoro_audit.checks import build_checks
 from dagster_amoro_audit.history_store import HistoryIOManager, io_manager
 from dagster_amoro_audit.lineage import sources
 from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
-from tests.helpers.fleet import GRACE, START, Fleet, fleet, watched
+from tests.helpers.fleet import GRACE, START, Fleet, fleet, watched, with_settings
 
 INTERVAL = timedelta(minutes=1)
 _ORIGIN = RemoteInstigatorOrigin(
@@ -59,7 +58,7 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet that is looked at every minute, on an instance that remembers ticks."""
     with fleet(tmp_path) as made, quiet_instance(tmp_path) as instance:
         made.instance = instance
-        made.keeper = replace(made.keeper, check_interval=INTERVAL)
+        made.services = with_settings(made.services, check_interval=INTERVAL)
         turn_on(instance)
         yield made
 
@@ -101,12 +100,12 @@ def fails_with(world: Fleet, error: Exception) -> None:
         if place == "before registry.read_snapshot":
             raise error
 
-    world.keeper = watched(world.keeper, announce)
+    world.services = watched(world.services, announce)
 
 
 def checked(world: Fleet) -> Mapping[str, dg.AssetCheckEvaluation]:
     """One run of all checks, by name."""
-    keeper = world.keeper
+    keeper = world.services
     checks = build_checks(keeper, AuditSettings())
     result = dg.materialize(
         [*sources(), build_orphan_history(keeper.ledger, keeper.clock, GRACE), checks],
@@ -136,7 +135,7 @@ def told(world: Fleet) -> list[dict[str, object]]:
 
 def pause(world: Fleet, target: Target, reason: str = "") -> None:
     """An operator pauses it."""
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.add_pause(
             Pause(target=target, author="ann", reason=reason, paused_at=world.now, until=None)
         )
@@ -185,7 +184,7 @@ def test_the_message_of_the_tick_stands_beside_its_numbers(world: Fleet) -> None
 def test_every_abstaining_tick_tells_how_long_it_goes_on(world: Fleet) -> None:
     """And the first one that looks again says that it is over."""
     evaluate(world)
-    keeper = world.keeper
+    keeper = world.services
     fails_with(world, StoreUnavailableError("the registry is away"))
     for _ in range(3):
         evaluate(world.later(INTERVAL))
@@ -195,7 +194,7 @@ def test_every_abstaining_tick_tells_how_long_it_goes_on(world: Fleet) -> None:
         [2, 120, "nobody"],
         [3, 180, "nobody"],
     ]
-    world.keeper = keeper
+    world.services = keeper
     evaluate(world.later(INTERVAL))
     assert [told(world)[-1][name] for name in names] == [0, 0, "this deployment"]
 
@@ -218,7 +217,7 @@ def test_a_ledger_that_is_away_after_the_look_takes_no_number_with_it(world: Fle
             away.append(place)
             raise StoreUnavailableError("the ledger is away")
 
-    world.keeper = watched(world.keeper, announce)
+    world.services = watched(world.services, announce)
     assert len(world.later().tick()) == 1
     assert away
     assert told(world)[-1]["paused"] == 0
@@ -226,7 +225,7 @@ def test_a_ledger_that_is_away_after_the_look_takes_no_number_with_it(world: Fle
 
 def test_refused_restarts_are_counted_by_the_tick(world: Fleet) -> None:
     """Those that the limits hold back, and those whose last start failed; not those in grace."""
-    world.keeper = replace(world.keeper, limits=Limits(max_orphaned_of={"sick": 0.5}))
+    world.services = replace(world.services, limits=Limits(max_orphaned_of={"sick": 0.5}))
     for number in range(3):
         world.worker(f"sick-{number}", group="sick")
     world.worker("broken")
@@ -236,8 +235,8 @@ def test_refused_restarts_are_counted_by_the_tick(world: Fleet) -> None:
     (request,) = world.later().tick()
     assert told(world)[-1]["refused restarts"] == 3
     run = world.submit(request)
-    (incident,) = world.claim_dispatch(request, run.run_id)
-    take_turn(world.keeper, incident.incident_id, run.run_id)
+    (incident,) = world.claim(request, run.run_id)
+    world.services.restarter.restart(incident.incident_id, run.run_id)
     evaluate(world)
     assert told(world)[-1]["refused restarts"] == 4
 
@@ -299,11 +298,11 @@ def test_a_sensor_that_does_not_look_any_more_is_noticed(
 def test_a_sensor_that_looks_again_is_fresh_at_once(world: Fleet) -> None:
     """However long it was away."""
     evaluate(world)
-    keeper = world.keeper
+    keeper = world.services
     for _ in range(9):
         abstaining(world)
     assert not freshness(world).passed
-    world.keeper = keeper
+    world.services = keeper
     evaluate(world.later(INTERVAL))
     found = freshness(world)
     assert found.passed
@@ -315,7 +314,7 @@ def test_it_is_noticed_though_the_stores_are_away(world: Fleet, tmp_path: Path) 
     evaluate(world)
     (tmp_path / "file").write_text("no database")
     away = Database(sa.URL.create("sqlite", database=str(tmp_path / "file")), "ledger")
-    world.keeper = replace(world.keeper, ledger=Ledger(away))
+    world.services = replace(world.services, ledger=Ledger(away))
     for _ in range(4):
         evaluate(world.later(INTERVAL))
     found = checked(world)
@@ -329,11 +328,11 @@ def test_a_standby_is_fresh_until_it_cannot_take_over(world: Fleet) -> None:
     """It watches while the other one's lease is in force; after that it must look by itself."""
     lease = timedelta(hours=1)
     blue = Fleet(
-        replace(world.keeper, deployment="blue", lease_time=lease),
+        replace(world.services, deployment="blue", lease_time=lease),
         world.container,
         dg.DagsterInstance.ephemeral(),
     )
-    world.keeper = replace(world.keeper, deployment="green", lease_time=lease)
+    world.services = replace(world.services, deployment="green", lease_time=lease)
     blue.tick()
     assert told(blue)[-1]["who acts"] == "blue"
     for _ in range(9):
@@ -345,7 +344,7 @@ def test_a_standby_is_fresh_until_it_cannot_take_over(world: Fleet) -> None:
     assert told(world) == [{"who acts": "watching", "abstentions in a row": 0}]
 
     over = sa.update(schema.lease).values(expires_at=START)
-    with world.keeper.ledger.database.writing() as connection:
+    with world.services.ledger.database.writing() as connection:
         connection.execute(over)
     for _ in range(3):
         abstaining(world)
@@ -367,7 +366,7 @@ def refusal(world: Fleet) -> dg.AssetCheckEvaluation:
 
 def test_what_the_guards_hold_back_is_told_with_its_share(world: Fleet) -> None:
     """Once it is due; the groups that are allowed to be restarted are not named."""
-    world.keeper = replace(world.keeper, limits=Limits(max_orphaned=0.5))
+    world.services = replace(world.services, limits=Limits(max_orphaned=0.5))
     for number in range(9):
         world.worker(f"sick-{number}", group="sick")
         world.worker(f"calm-{number}", group="calm")
@@ -399,19 +398,19 @@ def test_a_start_that_failed_is_a_refusal_until_the_next_one_goes_through(world:
     evaluate(world)
     (request,) = world.later().tick()
     run = world.submit(request)
-    (incident,) = world.claim_dispatch(request, run.run_id)
+    (incident,) = world.claim(request, run.run_id)
     world.container.fail_starts("no image", times=1)
-    take_turn(world.keeper, incident.incident_id, run.run_id)
+    world.services.restarter.restart(incident.incident_id, run.run_id)
     found = refusal(world)
     assert not found.passed
     assert found.description == "the last start of 1 orphan failed: w-1; newest error: no image"
-    take_turn(world.later().keeper, incident.incident_id, run.run_id)
+    world.later().services.restarter.restart(incident.incident_id, run.run_id)
     assert refusal(world).passed
 
 
 def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
     """Until somebody changes its min-parallelism, or it gets its threads from elsewhere."""
-    world.keeper = replace(world.keeper, max_keeping_attempts=1)
+    world.services = with_settings(world.services, max_keeping_attempts=1)
     world.group("g", min_parallelism="4")
     world.container.fail_starts("no image", times=9)
     (request,) = world.tick()
@@ -432,7 +431,7 @@ def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
 
 def test_what_is_paused_is_said_and_is_no_refusal(world: Fleet) -> None:
     """Neither what a limit would hold back nor what failed, nor is it overdue."""
-    world.keeper = replace(world.keeper, limits=Limits(max_orphaned=0.1))
+    world.services = replace(world.services, limits=Limits(max_orphaned=0.1))
     world.worker()
     evaluate(world)
     pause(world, Target(scope=Scope.GROUP, name="g"), "upgrade")

@@ -13,15 +13,14 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from dagster_amoro.core import replacement as core_replacement
 from dagster_amoro.core.model import Incident, Orphan, Resource, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.policy import Replacement, RestartPolicy
+from dagster_amoro.core.replacement import Replacements
 from dagster_amoro.core.scale_up import ScaleUpState, is_coming
 from dagster_amoro.core.transitions import detect
-from dagster_amoro.healing import replacements
-from dagster_amoro.healing import restart as attempt
-from dagster_amoro.healing import scaling as scale_ups
-from dagster_amoro.healing.replacements import Replacements
+from dagster_amoro.healing.reading import newcomers_of
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
 # In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
@@ -83,7 +82,7 @@ def test_a_group_below_its_floor_gets_one_resource_of_what_is_missing(anywhere: 
     for _ in range(3):
         assert world.later().tick() == []
     assert world.container.requested == [new]
-    assert world.keeper.ledger.scale_ups() == {}
+    assert world.services.ledger.scale_ups() == {}
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.RECOVERED, 0)
 
@@ -169,7 +168,7 @@ def test_another_floor_begins_anew(world: Fleet) -> None:
     world.group(min_parallelism="3")
     assert _launch_all(world) == 1
     assert [row[3] for row in world.resources()] == [3]
-    assert world.keeper.ledger.scale_ups()["g"].rounds == 1
+    assert world.services.ledger.scale_ups()["g"].rounds == 1
 
 
 def test_threads_that_came_back_and_left_begin_anew(world: Fleet) -> None:
@@ -178,7 +177,7 @@ def test_threads_that_came_back_and_left_begin_anew(world: Fleet) -> None:
     _exhaust(world)
     world.register("helper", "g", 4)
     assert world.tick() == []
-    assert world.keeper.ledger.scale_ups() == {}
+    assert world.services.ledger.scale_ups() == {}
     world.dies("helper")
     world.container.fail_starts(times=0)
     assert _launch_all(world) == 1
@@ -226,7 +225,7 @@ def test_a_paused_group_is_left_alone_until_it_is_resumed(world: Fleet, target: 
     _pause(world, target)
     assert world.tick() == []
     assert world.notes() == []
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.end_pause(target)
     assert len(world.tick()) == 1
 
@@ -299,7 +298,7 @@ def test_an_orphan_whose_restart_failed_is_replaced_and_superseded(anywhere: Fle
     old = _of(world, "w-1")
     assert (old.state, old.attempts) == (State.SUPERSEDED, 1)
     assert world.kinds()[-2:] == ["superseding", "superseded"]
-    kept = world.keeper.ledger.removed_row(old.incident_id)
+    kept = world.services.ledger.removed_row(old.incident_id)
     assert kept is not None
     assert kept["resource_id"] == "w-1"
     assert [row[0] for row in world.resources()] == [new]
@@ -346,10 +345,10 @@ def test_a_run_that_dies_in_the_middle_is_followed_by_the_next_round(world: Flee
     world.group(min_parallelism="2")
     world.container.fail_starts(KeyboardInterrupt(), times=1)
     (request,) = world.tick()
-    scale_ups.claim_dispatch(world.keeper, request.run_key or "", "run")
+    world.services.scaler.claim(request.run_key or "", "run")
     with pytest.raises(KeyboardInterrupt):
-        scale_ups.take_turn(world.keeper, "g", "run")
-    assert world.keeper.ledger.scale_ups()["g"].state is ScaleUpState.REQUESTED
+        world.services.scaler.scale_up("g", "run")
+    assert world.services.ledger.scale_ups()["g"].state is ScaleUpState.REQUESTED
     assert world.later(INTERVAL * 3).tick() == []
     assert [r.job_name for r in _tick_and_launch(world.later(LONG))] == ["scale_up_groups"]
     assert [row[3] for row in world.resources()] == [2]
@@ -387,7 +386,7 @@ def test_threads_that_came_back_before_the_run_need_no_new_ones(anywhere: Fleet)
         "round 1 of 3 not needed: 2 of 2 threads are there and 0 on their way",
     )
     assert anywhere.tick() == []
-    assert anywhere.keeper.ledger.scale_ups() == {}
+    assert anywhere.services.ledger.scale_ups() == {}
 
 
 def test_some_threads_that_came_back_make_the_new_resource_smaller(world: Fleet) -> None:
@@ -433,20 +432,20 @@ def _exhaust(world: Fleet) -> None:
     for _ in range(5):
         _launch_all(world)
         world.later(INTERVAL * 4)
-    assert world.keeper.ledger.scale_ups()["g"].state is ScaleUpState.STOPPED
+    assert world.services.ledger.scale_ups()["g"].state is ScaleUpState.STOPPED
 
 
 def _failed_orphan(world: Fleet) -> None:
     """A group of one, which died and whose restart failed; its run is gone."""
-    world.keeper = replace(world.keeper, policy=replace(world.keeper.policy, max_retries=3))
+    world.services = replace(world.services, policy=replace(world.services.policy, max_retries=3))
     world.group(min_parallelism="2")
     world.worker()
     world.aged()
     assert world.tick() == []
     world.container.fail_starts(times=1)
     (request,) = world.later().tick()
-    (incident,) = world.claim_dispatch(request, "run")
-    attempt.take_turn(world.keeper, incident.incident_id, "run")
+    (incident,) = world.claim(request, "run")
+    world.services.restarter.restart(incident.incident_id, "run")
     assert _of(world, "w-1").last_error == "set to fail"
 
 
@@ -456,12 +455,12 @@ def _of(world: Fleet, resource_id: str) -> Incident:
 
 def _pause(world: Fleet, target: Target) -> None:
     pause = Pause(target=target, author="somebody", reason="", paused_at=world.now, until=None)
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.add_pause(pause)
 
 
 def _group_properties(world: Fleet) -> list[dict[str, str]]:
-    with world.keeper.registry.database.reading() as connection:
+    with world.services.registry.database.reading() as connection:
         found = connection.scalars(sa.text("SELECT properties FROM resource_group"))
         return [json.loads(text) for text in found]
 
@@ -476,7 +475,7 @@ def test_many_orphans_are_looked_at_once_each(
         looks.append(incident)
         return is_coming(incident, policy, now)
 
-    monkeypatch.setattr(replacements, "is_coming", counted)
+    monkeypatch.setattr(core_replacement, "is_coming", counted)
     with fleet(tmp_path) as world:
         world.group("g", min_parallelism="1000")
         steps = [detect(Orphan(f"w-{n}", "g", "c", 2, 0, "{}"), world.now) for n in range(200)]
@@ -484,7 +483,15 @@ def test_many_orphans_are_looked_at_once_each(
             step.after._replace(incident_id=number, last_error="x", newest_start="2026-01-01")
             for number, step in enumerate(steps)
         ]
-        sized = world.keeper.registry.sized_groups()
-        others = Replacements(world.keeper, sized, failed, scaling_up=[], now=world.now)
-        assert {others.replacement(incident) for incident in failed} == {Replacement.NONE}
+        sized = world.services.registry.sized_groups()
+        others = Replacements(
+            sized,
+            failed,
+            scaling_up=frozenset(),
+            policy=world.services.policy,
+            attached=False,
+            now=world.now,
+            newcomers=newcomers_of(world.services.registry),
+        )
+        assert {others.of(incident) for incident in failed} == {Replacement.NONE}
     assert len(looks) <= 2 * len(failed)

@@ -14,9 +14,7 @@ from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.pauses import EVERYTHING, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
-from dagster_amoro.healing.fleet import declare_group
 from dagster_amoro.healing.operations import Operations
-from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.healing.verbs import end_of, target_of
 from dagster_amoro.stores.schema import event
 from tests.helpers.attached import amoro
@@ -58,14 +56,14 @@ def healed(world: Fleet) -> None:
 def notes(world: Fleet) -> list[tuple[str, str | None]]:
     """Kind and group of the events that are no step of an incident."""
     query = sa.select(event.c.kind, event.c.group_name).where(event.c.incident_id.is_(None))
-    with world.keeper.ledger.reading() as connection:
+    with world.services.ledger.reading() as connection:
         return [(row.kind, row.group_name) for row in connection.execute(query)]
 
 
 def last_event(world: Fleet, resource_id: str = "w-1") -> tuple[str, dict[str, Any]]:
     """Kind and details of the last event in the story of a resource's last incident."""
     last = [i for i in world.incidents() if i.resource_id == resource_id][-1]
-    told = world.keeper.ledger.events(last.incident_id)[-1]
+    told = world.services.ledger.events(last.incident_id)[-1]
     return str(told.kind), dict(told.details)
 
 
@@ -133,11 +131,11 @@ def test_an_end_that_cannot_be_read_is_refused(until: str | None, span: str | No
 def test_what_is_paused_is_held_until_it_is_resumed(world: Fleet, target: Target) -> None:
     """The tick says so; afterwards it is restarted as if nothing had been."""
     orphaned(world, "w-1")
-    told = world.keeper.operations.pause(target, **BY)
+    told = world.services.operations.pause(target, **BY)
     assert told.startswith(f"{target} is paused until somebody resumes it, by ann: a move. ")
     assert world.later().tick() == []
     assert f"1 held ({target} is paused by ann: a move)" in world.message
-    told = world.keeper.operations.resume(target, author="bob", reason="moved")
+    told = world.services.operations.resume(target, author="bob", reason="moved")
     assert told.startswith(f"{target} is resumed, by bob: moved; before, {target} is paused by ann")
     assert told.endswith(". The next tick goes on, at most 5 s from now.")
     healed(world)
@@ -147,21 +145,21 @@ def test_what_is_paused_is_held_until_it_is_resumed(world: Fleet, target: Target
 def test_a_pause_ends_by_itself(world: Fleet) -> None:
     """At its moment, in UTC; then it is not there to be resumed."""
     orphaned(world, "w-1")
-    told = world.keeper.operations.pause(GROUP, **BY, until=START + 2 * GRACE)
+    told = world.services.operations.pause(GROUP, **BY, until=START + 2 * GRACE)
     assert "is paused until 2026-03-29 01:00:30 UTC, by ann" in told
     assert world.later().tick() == []
     assert len(world.later().tick()) == 1
     with pytest.raises(UnknownTargetError, match="group g is not paused by itself, nor is any"):
-        world.keeper.operations.resume(GROUP, **BY)
+        world.services.operations.resume(GROUP, **BY)
 
 
 def test_pausing_again_says_whose_pause_it_replaces(world: Fleet) -> None:
     """There is one pause, the later."""
     orphaned(world, "w-1")
-    world.keeper.operations.pause(GROUP, **BY)
-    told = world.keeper.operations.pause(GROUP, author="bob", reason="longer")
+    world.services.operations.pause(GROUP, **BY)
+    told = world.services.operations.pause(GROUP, author="bob", reason="longer")
     assert "by bob: longer; before, group g is paused by ann: a move." in told
-    assert [each.author for each in world.keeper.ledger.pauses()] == ["bob"]
+    assert [each.author for each in world.services.ledger.pauses()] == ["bob"]
 
 
 def test_pauses_are_told_where_they_belong(world: Fleet) -> None:
@@ -171,11 +169,11 @@ def test_pauses_are_told_where_they_belong(world: Fleet) -> None:
     world.register("alive")
     alive = Target(scope=Scope.RESOURCE, name="alive")
     for target in (EVERYTHING, GROUP, W1, alive):
-        world.keeper.operations.pause(target, **BY)
+        world.services.operations.pause(target, **BY)
     assert notes(world) == [("paused", None), ("paused", "g"), ("paused", "h")]
     assert last_event(world) == ("paused", {**BY, "target": "resource w-1", "until": None})
     for target in (EVERYTHING, GROUP, W1, alive):
-        world.keeper.operations.resume(target, **BY)
+        world.services.operations.resume(target, **BY)
     assert notes(world)[3:] == [("resumed", None), ("resumed", "g"), ("resumed", "h")]
     assert last_event(world) == ("resumed", {**BY, "target": "resource w-1", "until": None})
 
@@ -184,21 +182,21 @@ def test_what_is_resumed_and_still_paused_says_so(world: Fleet) -> None:
     """By its group, or by a pause of everything."""
     orphaned(world, "w-1")
     for target in (EVERYTHING, GROUP, W1):
-        world.keeper.operations.pause(target, **BY)
-    told = world.keeper.operations.resume(W1, **BY)
+        world.services.operations.pause(target, **BY)
+    told = world.services.operations.resume(W1, **BY)
     assert told.endswith(". But everything is paused by ann: a move.")
-    world.keeper.operations.resume(EVERYTHING, **BY)
+    world.services.operations.resume(EVERYTHING, **BY)
     with pytest.raises(UnknownTargetError, match="w-1 is not paused by itself, but group g is pau"):
-        world.keeper.operations.resume(W1, **BY)
+        world.services.operations.resume(W1, **BY)
 
 
 def test_a_pause_of_what_is_gone_can_be_ended(world: Fleet) -> None:
     """A resource may have been removed meanwhile."""
     world.worker("w-1")
-    world.keeper.operations.pause(W1, **BY)
+    world.services.operations.pause(W1, **BY)
     world.release("w-1")
-    world.keeper.operations.resume(W1, **BY)
-    assert world.keeper.ledger.pauses() == []
+    world.services.operations.resume(W1, **BY)
+    assert world.services.ledger.pauses() == []
 
 
 def test_a_pause_of_the_past_or_of_nothing_is_refused(world: Fleet) -> None:
@@ -206,22 +204,22 @@ def test_a_pause_of_the_past_or_of_nothing_is_refused(world: Fleet) -> None:
     orphaned(world, *(f"w-{number:02}" for number in range(12)))
     world.worker("x", "h")
     with pytest.raises(KeeperError, match=r"a pause until 2026-03-29 00:59:30 UTC is over: it is"):
-        world.keeper.operations.pause(GROUP, **BY, until=START)
+        world.services.operations.pause(GROUP, **BY, until=START)
     with pytest.raises(UnknownTargetError, match=r"^there is no group 'gg'; there are g, h$"):
-        world.keeper.operations.pause(Target(scope=Scope.GROUP, name="gg"), **BY)
+        world.services.operations.pause(Target(scope=Scope.GROUP, name="gg"), **BY)
     listed = ", ".join(f"w-{number:02}" for number in range(10))
     refusal = f"^there is no resource 'w'; orphans are {listed} and 3 more$"
     with pytest.raises(UnknownTargetError, match=refusal):
-        world.keeper.operations.pause(Target(scope=Scope.RESOURCE, name="w"), **BY)
-    assert world.keeper.ledger.pauses() == []
+        world.services.operations.pause(Target(scope=Scope.RESOURCE, name="w"), **BY)
+    assert world.services.ledger.pauses() == []
 
 
 def test_an_empty_registry_has_nothing_to_pause(world: Fleet) -> None:
     """Not even tables, before the first tick."""
     with pytest.raises(UnknownTargetError, match="there is no group 'g'; there is none"):
-        world.keeper.operations.pause(GROUP, **BY)
+        world.services.operations.pause(GROUP, **BY)
     with pytest.raises(UnknownTargetError, match="there are no orphans now"):
-        world.keeper.operations.pause(W1, **BY)
+        world.services.operations.pause(W1, **BY)
 
 
 @pytest.mark.parametrize("by", [{"author": " ", "reason": "x"}, {"author": "ann", "reason": ""}])
@@ -230,10 +228,10 @@ def test_who_and_why_are_required(world: Fleet, by: dict[str, str]) -> None:
     verbs: list[Callable[..., str]] = [Operations.pause, Operations.resume, Operations.reset]
     for verb in verbs:
         with pytest.raises(KeeperError, match=r"who wants it .author. and why .reason."):
-            verb(world.keeper.operations, EVERYTHING, **by)
+            verb(world.services.operations, EVERYTHING, **by)
     for verb in (Operations.restart_now, Operations.give_up, Operations.restore):
         with pytest.raises(KeeperError, match=r"who wants it .author. and why .reason."):
-            verb(world.keeper.operations, "w-1", **by)
+            verb(world.services.operations, "w-1", **by)
 
 
 # restart-now
@@ -242,7 +240,7 @@ def test_who_and_why_are_required(world: Fleet, by: dict[str, str]) -> None:
 def test_restart_now_skips_the_grace_period_and_counts(world: Fleet) -> None:
     """The next tick hands it over; the one after waits as after any attempt."""
     orphaned(world, "w-1", "w-2")
-    told = world.keeper.operations.restart_now("w-1", **BY)
+    told = world.services.operations.restart_now("w-1", **BY)
     assert told == (
         "w-1 is to be restarted (attempt 1 of 3): the next tick hands it to a run, at most 5 s "
         "from now."
@@ -256,13 +254,13 @@ def test_restart_now_skips_the_grace_period_and_counts(world: Fleet) -> None:
 
 def test_restart_now_allows_one_more_than_the_budget(world: Fleet) -> None:
     """A kept one is tried once more, and is kept again."""
-    policy = replace(world.keeper.policy, max_retries=1, on_exhausted=OnExhausted.KEEP)
-    world.keeper = replace(world.keeper, policy=policy)
+    policy = replace(world.services.policy, max_retries=1, on_exhausted=OnExhausted.KEEP)
+    world.services = replace(world.services, policy=policy)
     orphaned(world, "w-1")
     for _ in range(2):
         healed(world.later())
     assert world.incidents()[0].state is State.KEPT
-    assert "(attempt 2, beyond the 1 allowed)" in world.keeper.operations.restart_now("w-1", **BY)
+    assert "(attempt 2, beyond the 1 allowed)" in world.services.operations.restart_now("w-1", **BY)
     healed(world)
     assert world.container.requested == ["w-1", "w-1"]
     healed(world.later())
@@ -273,7 +271,7 @@ def test_restart_now_takes_it_from_a_run_that_has_not_begun(world: Fleet) -> Non
     """It is handed to another one; the first finds nothing to do."""
     orphaned(world, "w-1")
     (late,) = world.later().tick()
-    world.keeper.operations.restart_now("w-1", **BY)
+    world.services.operations.restart_now("w-1", **BY)
     (request,) = world.tick()
     world.launch(late)
     assert world.container.requested == []
@@ -288,12 +286,12 @@ def test_what_is_left_alone_can_be_given_up(world: Fleet) -> None:
     world.properties("[]", "spoilt")
     world.tick()
     for name in ("odd", "spoilt"):
-        world.keeper.operations.give_up(name, **BY)
+        world.services.operations.give_up(name, **BY)
     (request,) = world.tick()
     assert world.launch(request).success
     assert {each.state for each in world.incidents()} == {State.EXHAUSTED}
-    assert world.keeper.registry.read_snapshot().resources == 0
-    assert world.keeper.operations.restore("odd", **BY)
+    assert world.services.registry.read_snapshot().resources == 0
+    assert world.services.operations.restore("odd", **BY)
 
 
 def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> None:
@@ -312,9 +310,9 @@ def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> No
     for verb in (Operations.restart_now, Operations.give_up):
         for name, refusal in blocked_groups.items():
             with pytest.raises(UnknownTargetError, match=refusal):
-                verb(world.keeper.operations, name, **BY)
+                verb(world.services.operations, name, **BY)
     with pytest.raises(UnknownTargetError, match=r"^odd is left alone: container 'else' is not co"):
-        world.keeper.operations.restart_now("odd", **BY)
+        world.services.operations.restart_now("odd", **BY)
     assert all(incident.operator_request is None for incident in world.incidents())
 
 
@@ -322,12 +320,12 @@ def test_what_cannot_be_restarted_is_refused_with_the_reason(world: Fleet) -> No
 def test_what_is_paused_is_not_restarted_now(world: Fleet, target: Target) -> None:
     """It says how to resume."""
     orphaned(world, "w-1")
-    world.keeper.operations.pause(target, **BY)
+    world.services.operations.pause(target, **BY)
     refusal = f"left alone: {target} is paused by ann: a move; resume {target} first"
     with pytest.raises(UnknownTargetError, match=refusal):
-        world.keeper.operations.restart_now("w-1", **BY)
+        world.services.operations.restart_now("w-1", **BY)
     with pytest.raises(UnknownTargetError, match=refusal):
-        world.keeper.operations.give_up("w-1", **BY)
+        world.services.operations.give_up("w-1", **BY)
 
 
 def test_nothing_is_ordered_where_auto_restart_is_off(tmp_path: Path) -> None:
@@ -335,7 +333,7 @@ def test_nothing_is_ordered_where_auto_restart_is_off(tmp_path: Path) -> None:
     with fleet(tmp_path, enabled=False) as world:
         orphaned(world, "w-1")
         with pytest.raises(UnknownTargetError, match="auto-restart is off"):
-            world.keeper.operations.restart_now("w-1", **BY)
+            world.services.operations.restart_now("w-1", **BY)
 
 
 def test_what_a_run_is_starting_is_not_restarted_now(world: Fleet) -> None:
@@ -344,7 +342,7 @@ def test_what_a_run_is_starting_is_not_restarted_now(world: Fleet) -> None:
 
     def order(_: object) -> None:
         with pytest.raises(UnknownTargetError) as refused:
-            world.keeper.operations.restart_now("w-1", **BY)
+            world.services.operations.restart_now("w-1", **BY)
         blocked_groups.append(str(refused.value))
 
     world.container.during_request = order
@@ -358,9 +356,9 @@ def test_what_waits_for_its_next_attempt_in_a_run_is_restarted_now(world: Fleet)
     """And so is what a dead run left behind."""
     orphaned(world, "w-1")
     (request,) = world.later().tick()
-    world.claim_dispatch(request, "dead")
-    world.later(world.keeper.claim_timeout)
-    world.keeper.operations.restart_now("w-1", **BY)
+    world.claim(request, "dead")
+    world.later(world.services.claim_timeout)
+    world.services.operations.restart_now("w-1", **BY)
     (request,) = world.tick()
     assert world.incidents()[0].operator_request == OperatorRequest.RESTART
     world.launch(request)
@@ -373,25 +371,25 @@ def test_what_waits_for_its_next_attempt_in_a_run_is_restarted_now(world: Fleet)
 def test_give_up_removes_it_and_keeps_its_row(world: Fleet) -> None:
     """Whatever is left of its budget; the story says who wanted it and why."""
     orphaned(world, "w-1")
-    told = world.keeper.operations.give_up("w-1", **BY)
+    told = world.services.operations.give_up("w-1", **BY)
     assert told.startswith("w-1 is to be given up: the next tick hands it to a run, at most 5 s ")
     assert last_event(world) == ("give-up", BY)
     healed(world)
     assert raw(world) == []
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, 0)
-    assert "to be given up, by ann: a move" in world.keeper.ledger.events(1)[-1].message
+    assert "to be given up, by ann: a move" in world.services.ledger.events(1)[-1].message
     assert world.container.requested == []
 
 
 def test_a_removal_under_way_is_not_ordered_again(world: Fleet) -> None:
     """It is finished; until then nothing is restored either."""
     orphaned(world, "w-1")
-    world.keeper.operations.give_up("w-1", **BY)
+    world.services.operations.give_up("w-1", **BY)
     begin_removal(world)
     for verb in (Operations.restart_now, Operations.give_up, Operations.restore):
         with pytest.raises(UnknownTargetError, match="removal of w-1 is under way"):
-            verb(world.keeper.operations, "w-1", **BY)
+            verb(world.services.operations, "w-1", **BY)
 
 
 def begin_removal(world: Fleet) -> None:
@@ -402,9 +400,9 @@ def begin_removal(world: Fleet) -> None:
             raise KeyboardInterrupt
 
     (request,) = world.tick()
-    (incident,) = world.claim_dispatch(request, "dies")
+    (incident,) = world.claim(request, "dies")
     with pytest.raises(KeyboardInterrupt):
-        take_turn(watched(world.keeper, die), incident.incident_id, "dies")
+        watched(world.services, die).restarter.restart(incident.incident_id, "dies")
 
 
 # reset
@@ -415,7 +413,7 @@ def test_reset_gives_an_orphan_a_fresh_budget(world: Fleet) -> None:
     orphaned(world, "w-1", "w-2")
     for _ in range(3):
         healed(world.later())
-    told = world.keeper.operations.reset(W1, **BY)
+    told = world.services.operations.reset(W1, **BY)
     assert (
         told
         == "w-1 has all 3 attempts again. The next tick goes on with that, at most 5 s from now."
@@ -431,14 +429,14 @@ def test_reset_of_what_recovered_lately_lets_nothing_be_carried(
 ) -> None:
     """It would have continued its old count when it died again."""
     with fleet(tmp_path, url=database_url) as world:
-        stable = replace(world.keeper.policy, stable_after=timedelta(hours=1))
-        world.keeper = replace(world.keeper, policy=stable)
+        stable = replace(world.services.policy, stable_after=timedelta(hours=1))
+        world.services = replace(world.services, policy=stable)
         orphaned(world, "w-1", "w-2")
         healed(world.later())
         for name in ("w-1", "w-2"):
             world.register(name)
         world.later().tick()
-        world.keeper.operations.reset(W1, **BY)
+        world.services.operations.reset(W1, **BY)
         for name in ("w-1", "w-2"):
             world.dies(name)
         world.later().tick()
@@ -456,7 +454,7 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
     healed(world.later())
     rounds(world, "g", 3)
     rounds(world, "h", 2)
-    told = world.keeper.operations.reset(GROUP, **BY)
+    told = world.services.operations.reset(GROUP, **BY)
     assert told.startswith(
         "w-1, w-2 have all 3 attempts again; 3 scale-up rounds of group g no long"
     )
@@ -467,7 +465,7 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
     }
     assert notes(world) == [("reset", "g")]
     with pytest.raises(UnknownTargetError) as refused:
-        world.keeper.operations.reset(GROUP, **BY)
+        world.services.operations.reset(GROUP, **BY)
     assert str(refused.value) == (
         "there is nothing to reset: nothing of group g counts now, only of x (1 attempt), group h "
         "(2 scale-up rounds)"
@@ -476,39 +474,39 @@ def test_reset_of_a_group_takes_all_of_it(world: Fleet) -> None:
 
 def rounds(world: Fleet, group: str, number: int) -> None:
     """A group was refilled in vain."""
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.move_scale_up(None, ScaleUp(group, 8, rounds=number, state=ScaleUpState.STOPPED))
 
 
 def test_a_group_that_was_stopped_is_refilled_again_after_a_reset(world: Fleet) -> None:
     """The next tick begins with round one."""
-    declare_group(world.keeper, "g", "recording", {"min-parallelism": "8"})
+    world.group("g", min_parallelism="8")
     rounds(world, "g", 3)
     assert world.tick() == []
-    world.keeper.operations.reset(GROUP, **BY)
+    world.services.operations.reset(GROUP, **BY)
     assert len(world.tick()) == 1
-    assert world.keeper.ledger.scale_ups()["g"].rounds == 1
+    assert world.services.ledger.scale_ups()["g"].rounds == 1
 
 
 def test_reset_of_nothing_lists_what_there_is(world: Fleet) -> None:
     """Of what is unknown, and where nothing counts."""
     orphaned(world, "w-1")
     with pytest.raises(UnknownTargetError, match="nothing of resource w-1 counts now, nor any"):
-        world.keeper.operations.reset(W1, **BY)
+        world.services.operations.reset(W1, **BY)
     with pytest.raises(UnknownTargetError, match="there is no group 'x'; there are g"):
-        world.keeper.operations.reset(Target(scope=Scope.GROUP, name="x"), **BY)
+        world.services.operations.reset(Target(scope=Scope.GROUP, name="x"), **BY)
     with pytest.raises(UnknownTargetError, match="there is no resource 'x'; orphans are w-1"):
-        world.keeper.operations.reset(Target(scope=Scope.RESOURCE, name="x"), **BY)
+        world.services.operations.reset(Target(scope=Scope.RESOURCE, name="x"), **BY)
 
 
 def test_a_kept_one_goes_on_after_a_reset(world: Fleet) -> None:
     """With a whole budget."""
-    policy = replace(world.keeper.policy, max_retries=1, on_exhausted=OnExhausted.KEEP)
-    world.keeper = replace(world.keeper, policy=policy)
+    policy = replace(world.services.policy, max_retries=1, on_exhausted=OnExhausted.KEEP)
+    world.services = replace(world.services, policy=policy)
     orphaned(world, "w-1")
     for _ in range(2):
         healed(world.later())
-    world.keeper.operations.reset(W1, **BY)
+    world.services.operations.reset(W1, **BY)
     healed(world)
     assert world.container.requested == ["w-1", "w-1"]
 
@@ -524,10 +522,10 @@ def test_restore_gives_back_the_identical_row(tmp_path: Path, database_url: sa.U
         world.execute(sa.text("UPDATE resource SET start_time = :old").bindparams(old=old))
         before = raw(world)
         world.tick()
-        world.keeper.operations.give_up("w-1", **BY)
+        world.services.operations.give_up("w-1", **BY)
         healed(world)
         assert raw(world) == []
-        told = world.keeper.operations.restore("w-1", **BY)
+        told = world.services.operations.restore("w-1", **BY)
         assert raw(world) == before
         assert told == (
             "w-1: its resource row is back as it was when it was exhausted at 2026-03-29 00:59:30 "
@@ -541,7 +539,7 @@ def test_restore_gives_back_the_identical_row(tmp_path: Path, database_url: sa.U
         for name in ("a", "b"):
             removed(world, name)
         with pytest.raises(UnknownTargetError, match=r"the last that can be are b, a$"):
-            world.keeper.operations.restore("x", **BY)
+            world.services.operations.restore("x", **BY)
 
 
 def removed(world: Fleet, *names: str) -> list[tuple[object, ...]]:
@@ -549,7 +547,7 @@ def removed(world: Fleet, *names: str) -> list[tuple[object, ...]]:
     orphaned(world, *names)
     before = raw(world)
     for name in names:
-        world.keeper.operations.give_up(name, **BY)
+        world.services.operations.give_up(name, **BY)
     healed(world)
     return before
 
@@ -557,21 +555,21 @@ def removed(world: Fleet, *names: str) -> list[tuple[object, ...]]:
 def test_restore_of_what_is_there_is_refused(world: Fleet) -> None:
     """Restored already, or added anew by somebody."""
     removed(world, "w-1")
-    world.keeper.operations.restore("w-1", **BY)
+    world.services.operations.restore("w-1", **BY)
     with pytest.raises(UnknownTargetError, match="there is a resource w-1 already; nothing was do"):
-        world.keeper.operations.restore("w-1", **BY)
+        world.services.operations.restore("w-1", **BY)
     assert world.kinds().count("restored") == 1
 
 
 def test_restore_of_nothing_lists_the_last_that_can_be(world: Fleet) -> None:
     """Ten of them, the newest first, and none that is there again."""
     with pytest.raises(UnknownTargetError, match="no removed row of it; nor has any other one"):
-        world.keeper.operations.restore("x", **BY)
+        world.services.operations.restore("x", **BY)
     for number in range(12):
         removed(world, f"w-{number:02}")
-    world.keeper.operations.restore("w-11", **BY)
+    world.services.operations.restore("w-11", **BY)
     with pytest.raises(UnknownTargetError) as refused:
-        world.keeper.operations.restore("x", **BY)
+        world.services.operations.restore("x", **BY)
     listed = ", ".join(f"w-{number:02}" for number in range(10, 0, -1))
     assert str(refused.value) == (
         "'x' cannot be restored: the ledger has no removed row of it; the last that can be are "
@@ -582,8 +580,8 @@ def test_restore_of_nothing_lists_the_last_that_can_be(world: Fleet) -> None:
 def test_a_restored_one_that_is_paused_says_so(world: Fleet) -> None:
     """It would not be restarted yet."""
     removed(world, "w-1")
-    world.keeper.operations.pause(EVERYTHING, **BY)
-    told = world.keeper.operations.restore("w-1", **BY)
+    world.services.operations.pause(EVERYTHING, **BY)
+    told = world.services.operations.restore("w-1", **BY)
     assert told.endswith("A new incident is open, but everything is paused by ann: a move.")
 
 
@@ -593,9 +591,9 @@ def test_the_newest_removal_is_restored(world: Fleet) -> None:
     world.worker("w-1", thread_count=7)
     world.later().tick()
     newest = raw(world)
-    world.keeper.operations.give_up("w-1", **BY)
+    world.services.operations.give_up("w-1", **BY)
     healed(world)
-    world.keeper.operations.restore("w-1", **BY)
+    world.services.operations.restore("w-1", **BY)
     assert raw(world) == newest
 
 
@@ -607,7 +605,7 @@ def test_a_tick_that_is_faster_opens_the_incident(world: Fleet) -> None:
         if place == "after registry.restore":
             world.tick()
 
-    watched(world.keeper, tick).operations.restore("w-1", **BY)
+    watched(world.services, tick).operations.restore("w-1", **BY)
     assert len([i for i in world.incidents() if i.is_open]) == 1
     assert world.kinds() == ["detected", "restored"]
 
@@ -627,10 +625,10 @@ def test_a_restore_that_dies_after_the_row_is_completed(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        watched(world.keeper, die).operations.restore("w-1", **BY)
+        watched(world.services, die).operations.restore("w-1", **BY)
     if tick_first:
         world.tick()
-    world.keeper.operations.restore("w-1", **BY)
+    world.services.operations.restore("w-1", **BY)
     world.tick()
     assert raw(world) == before
     assert len([i for i in world.incidents() if i.is_open]) == 1
@@ -649,24 +647,24 @@ def test_a_restore_that_dies_before_the_row_did_nothing(world: Fleet, index: int
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        watched(world.keeper, die).operations.restore("w-1", **BY)
+        watched(world.services, die).operations.restore("w-1", **BY)
     assert raw(world) == []
-    world.keeper.operations.restore("w-1", **BY)
+    world.services.operations.restore("w-1", **BY)
     assert raw(world) == before
     assert world.kinds() == ["detected", "restored"]
 
 
 def test_a_dry_run_removed_nothing_to_restore(world: Fleet) -> None:
     """It says so, in the dry run and after it."""
-    enforcing = world.keeper
+    enforcing = world.services
     world.worker("w-1")
-    world.keeper = enforcing.in_dry_run()
+    world.services = enforcing.in_dry_run()
     world.tick()
-    told = world.keeper.operations.give_up("w-1", **BY)
+    told = world.services.operations.give_up("w-1", **BY)
     assert "(dry run: nothing is started or removed)" in told
     healed(world)
     assert len(raw(world)) == 1
-    for keeper in (world.keeper, enforcing):
+    for keeper in (world.services, enforcing):
         with pytest.raises(UnknownTargetError, match="its last removal was a dry run's, and its "):
             keeper.operations.restore("w-1", **BY)
 
@@ -674,7 +672,7 @@ def test_a_dry_run_removed_nothing_to_restore(world: Fleet) -> None:
 def test_a_restore_in_a_dry_run_is_only_told(world: Fleet) -> None:
     """No row comes back, and no incident is opened about what is not there."""
     removed(world, "w-1")
-    told = world.keeper.in_dry_run().operations.restore("w-1", **BY)
+    told = world.services.in_dry_run().operations.restore("w-1", **BY)
     assert told.endswith("by ann: a move (dry run: nothing is started or removed).")
     assert raw(world) == []
     assert notes(world) == [("restored", "g")]
@@ -689,10 +687,10 @@ def test_restore_works_beside_an_ams(postgresql_url: sa.URL, tmp_path: Path) -> 
         world = running.world
         before = running.rows("resource")
         world.tick()
-        world.keeper.operations.give_up("w-1", **BY)
+        world.services.operations.give_up("w-1", **BY)
         healed(world)
         assert running.rows("resource") == []
-        world.keeper.operations.restore("w-1", **BY)
+        world.services.operations.restore("w-1", **BY)
         assert running.rows("resource") == before
         assert world.kinds() == ["detected", "restored"]
 
@@ -711,7 +709,7 @@ def test_a_race_that_is_lost_to_a_tick_is_run_again(world: Fleet, verb: Callable
         if place == "before ledger.transaction" and not requests:
             requests.extend(world.tick())
 
-    verb(watched(world.keeper, tick).operations, "w-1", **BY)
+    verb(watched(world.services, tick).operations, "w-1", **BY)
     (incident,) = world.incidents()
     assert incident.operator_request is not None
     assert incident.claimed_by is None
@@ -729,7 +727,7 @@ def test_a_race_that_is_lost_twice_is_reported(world: Fleet) -> None:
             bump(world, incident)
 
     with pytest.raises(KeeperError, match="nothing was done: ticks or runs moved w-1 at the same"):
-        watched(world.keeper, move).operations.restart_now("w-1", **BY)
+        watched(world.services, move).operations.restart_now("w-1", **BY)
     assert world.kinds() == ["detected"]
 
 
@@ -750,7 +748,7 @@ def test_a_reset_that_lost_a_race_is_made_again(world: Fleet) -> None:
             moved.append(world.incidents()[0])
             bump(world, moved[0])
 
-    told = watched(world.keeper, move).operations.reset(GROUP, **BY)
+    told = watched(world.services, move).operations.reset(GROUP, **BY)
     assert told.startswith("w-2, w-1 have all 3 attempts again.")
     assert [i.attempts_used for i in world.incidents()] == [0, 0]
     assert EventKind.RESET in world.kinds("w-1")

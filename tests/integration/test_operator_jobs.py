@@ -30,10 +30,8 @@ from dagster_amoro.core.model import (
     Transition,
 )
 from dagster_amoro.demo.fleet import MARKER, stop_all
-from dagster_amoro.healing.fleet import declare
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch, take_turn
-from dagster_amoro.healing.tick import tick
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
 from tests.helpers.waiting import wait_until
 
@@ -126,7 +124,7 @@ class Site:
 
     folder: Path
     address: str
-    keeper: Keeper
+    services: Services
 
     def ask(self, query: str, **variables: object) -> Any:  # noqa: ANN401 - JSON
         """The answer of GraphQL to a query with one root field."""
@@ -190,12 +188,12 @@ class Site:
     def worker(self, resource_id: str, group: str = "g") -> None:
         """An orphan that a tick has seen."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
-        declare(self.keeper, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
-        tick(self.keeper, lambda _: {}, AmsRestartDetector())
+        add(self.services.registry, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
+        self.services.ticker.tick(lambda _: {}, AmsRestartDetector())
 
     def tried(self, resource_id: str) -> None:
         """A run takes an orphan up and makes an attempt."""
-        now = self.keeper.clock()
+        now = self.services.clock()
         until = now + timedelta(minutes=1)
         steps: list[Callable[[Incident], Transition]] = [
             lambda i: transitions.dispatch(i, "key", until, now),
@@ -204,34 +202,34 @@ class Site:
             lambda i: transitions.started(i, {}, [], now),
         ]
         for step in steps:
-            self.keeper.ledger.apply(step(self.incident(resource_id)))
+            self.services.ledger.apply(step(self.incident(resource_id)))
 
     def removed(self, resource_id: str) -> list[tuple[object, ...]]:
         """An orphan is given up by a run; its row as it was."""
         row = self.row(resource_id)
-        self.keeper.operations.give_up(resource_id, **BY)
-        (order,) = tick(self.keeper, lambda _: {}, AmsRestartDetector()).orders
-        for incident in claim_dispatch(self.keeper, order.run_key, "run"):
-            take_turn(self.keeper, incident.incident_id, "run")
+        self.services.operations.give_up(resource_id, **BY)
+        (order,) = self.services.ticker.tick(lambda _: {}, AmsRestartDetector()).dispatches
+        for incident in self.services.restarter.claim(order.run_key, "run"):
+            self.services.restarter.restart(incident.incident_id, "run")
         assert self.row(resource_id) == []
         return row
 
     def row(self, resource_id: str) -> list[tuple[object, ...]]:
         """What the registry has of a resource, as it is stored."""
         query = sa.text("SELECT * FROM resource WHERE resource_id = :id")
-        with self.keeper.registry.database.reading() as connection:
+        with self.services.registry.database.reading() as connection:
             return [tuple(row) for row in connection.execute(query, {"id": resource_id})]
 
     def incident(self, resource_id: str) -> Incident:
         """Its open incident."""
-        found = self.keeper.ledger.open_incident(resource_id)
+        found = self.services.ledger.open_incident(resource_id)
         assert found is not None
         return found
 
     def last_event(self, kind: EventKind) -> tuple[int | None, str | None, dict[str, Any]]:
         """The newest event of a kind: its incident, its group and its details."""
         query = sa.select(event).where(event.c.kind == str(kind)).order_by(event.c.event_id.desc())
-        with self.keeper.ledger.reading() as connection:
+        with self.services.ledger.reading() as connection:
             row = connection.execute(query.limit(1)).one()
         return row.incident_id, row.group_name, json.loads(row.details)
 
@@ -256,14 +254,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             stdout=log,
             stderr=log,
         )
-    keeper = Keeper.from_settings(load_settings(folder))
+    services = Services.connect(load_settings(folder))
     try:
-        found = Site(folder, f"http://127.0.0.1:{port}", keeper)
+        found = Site(folder, f"http://127.0.0.1:{port}", services)
         wait_until(lambda: is_up(found) or process.poll() is not None, 120)
         assert process.poll() is None, (folder / "said").read_text()
         yield found
     finally:
-        keeper.close()
+        services.close()
         process.terminate()
         process.wait(30)
         stop_all(folder)
@@ -310,7 +308,7 @@ def test_pause_and_resume(site: Site, world: World) -> None:
     """Both are in the ledger with who and why; an end is shown in UTC."""
     message = site.said(world.runs["pause"])
     assert message.startswith("group h is paused until 2126-03-29 06:00:00 UTC, by ann: a move.")
-    (pause,) = site.keeper.ledger.pauses()
+    (pause,) = site.services.ledger.pauses()
     assert pause.until == datetime(2126, 3, 29, 6, tzinfo=UTC)
     details = {**BY, "target": "group h", "until": "2126-03-29T06:00:00+00:00"}
     assert site.last_event(EventKind.PAUSED) == (None, "h", details)
@@ -318,7 +316,7 @@ def test_pause_and_resume(site: Site, world: World) -> None:
     assert message.startswith(
         "group h is resumed, by ann: a move; before, group h is paused by ann"
     )
-    assert site.keeper.ledger.pauses() == []
+    assert site.services.ledger.pauses() == []
     assert site.last_event(EventKind.RESUMED) == (None, "h", {**details, "until": None})
 
 

@@ -18,11 +18,9 @@ from dagster_amoro.containers.resolve import Containers
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Resource, State
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.healing.fleet import declare
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch, take_turn
-from dagster_amoro.healing.tick import tick
-from tests.helpers.fleet import START, fleet_keeper, watched
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
+from tests.helpers.fleet import START, fleet_services, watched
 
 pytestmark = pytest.mark.crash_loop
 GRACE = timedelta(seconds=30)
@@ -31,7 +29,7 @@ TURN_CALLS = 14  # that a turn makes on the registry, the ledger and the contain
 TICK_CALLS = 6  # that the tick makes which hands the orphan over
 
 
-def keeper_at(folder: Path, later: timedelta) -> Keeper:
+def keeper_at(folder: Path, later: timedelta) -> Services:
     """The keeper of a process that was started at some time, with real worker processes."""
     command = ["sleep", "600"]
     settings = ContainerSettings(
@@ -45,7 +43,7 @@ def keeper_at(folder: Path, later: timedelta) -> Keeper:
             "export.FOLDER_OF_THIS_TEST": str(folder),
         },
     )
-    keeper = fleet_keeper(folder, max_retries=3, grace=GRACE)
+    keeper = fleet_services(folder, max_retries=3, grace=GRACE)
     return replace(keeper, containers=Containers({"local": settings}), clock=lambda: START + later)
 
 
@@ -61,12 +59,12 @@ def die_before(number: int, folder: Path, what: str) -> None:
 
     keeper = keeper_at(folder, GRACE)
     if what == "tick":
-        tick(watched(keeper, announce), no_runs, AmsRestartDetector())
+        watched(keeper, announce).ticker.tick(no_runs, AmsRestartDetector())
         announce("the end")
         return
-    (order,) = tick(keeper, no_runs, AmsRestartDetector()).orders
-    (incident,) = claim_dispatch(keeper, order.run_key, "first-run")
-    take_turn(watched(keeper, announce), incident.incident_id, "first-run")
+    (order,) = keeper.ticker.tick(no_runs, AmsRestartDetector()).dispatches
+    (incident,) = keeper.restarter.claim(order.run_key, "first-run")
+    watched(keeper, announce).restarter.restart(incident.incident_id, "first-run")
     announce("the end")
 
 
@@ -109,8 +107,8 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
     """Killed before each call, and after the last: one process at a time, no attempt lost."""
     with stopped_at_the_end(tmp_path):
         keeper = keeper_at(tmp_path, timedelta(0))
-        declare(
-            keeper,
+        add(
+            keeper.registry,
             Resource(
                 resource_id=WORKER,
                 group_name="g",
@@ -119,7 +117,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
                 memory_mb=0,
             ),
         )
-        tick(keeper, no_runs, AmsRestartDetector())
+        keeper.ticker.tick(no_runs, AmsRestartDetector())
         died = subprocess.run(
             [sys.executable, __file__, str(number), str(tmp_path), what],
             check=False,
@@ -130,9 +128,9 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         seen = {process.pid for process in workers(tmp_path)}
         for again in range(1, 6):
             later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
-            for order in tick(later, no_runs, AmsRestartDetector()).orders:
-                for each in claim_dispatch(later, order.run_key, f"run-{again}"):
-                    take_turn(later, each.incident_id, f"run-{again}")
+            for order in later.ticker.tick(no_runs, AmsRestartDetector()).dispatches:
+                for each in later.restarter.claim(order.run_key, f"run-{again}"):
+                    later.restarter.restart(each.incident_id, f"run-{again}")
             alive = {process.pid for process in workers(tmp_path)}
             assert len(alive) <= 1
             seen |= alive
@@ -147,7 +145,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         close(keeper)
 
 
-def close(keeper: Keeper) -> None:
+def close(keeper: Services) -> None:
     """Closes what a keeper had open."""
     keeper.registry.database.close()
     keeper.ledger.database.close()

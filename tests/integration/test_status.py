@@ -21,8 +21,7 @@ from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
-from dagster_amoro.healing.preconditions import hold_lease
-from dagster_amoro.healing.status import OrphanStatus, Status, take_status
+from dagster_amoro.healing.status import OrphanStatus, Status
 from dagster_amoro.healing.status_json import as_json
 from dagster_amoro.healing.status_table import render
 from dagster_amoro.stores.database import Database
@@ -49,9 +48,9 @@ def stored(folder: Path) -> list[str]:
 
 def look(world: Fleet, group: str | None = None) -> Status:
     """The status; it changes nothing, and both its forms can be made."""
-    folder = Path(world.keeper.ledger.database.url.database or "").parent
+    folder = Path(world.services.ledger.database.url.database or "").parent
     before = stored(folder)
-    status = take_status(world.keeper, group)
+    status = world.services.status.read(group)
     assert stored(folder) == before
     assert render(status)
     assert json.loads(as_json(status))["at"]
@@ -66,9 +65,9 @@ def only(world: Fleet) -> OrphanStatus:
 
 def change(world: Fleet, **settings: Any) -> None:  # noqa: ANN401 - of the keeper, or its policy
     """The operator edits the configuration."""
-    keeper, policy = world.keeper, world.keeper.policy
+    keeper, policy = world.services, world.services.policy
     of_policy = {key: settings.pop(key) for key in [*settings] if hasattr(policy, key)}
-    world.keeper = replace(keeper, policy=replace(policy, **of_policy), **settings)
+    world.services = replace(keeper, policy=replace(policy, **of_policy), **settings)
 
 
 def min_parallelism(world: Fleet, threads: int, group: str = "g") -> None:
@@ -88,14 +87,14 @@ def pause(world: Fleet, target: Target, until: timedelta | None = None) -> Pause
     end = world.now + until if until else None
     reason = "upgrade, password=hunter2"
     new = Pause(target=target, author="ann", reason=reason, paused_at=world.now, until=end)
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.add_pause(new)
     return new
 
 
 def exhaust(world: Fleet) -> None:
     """All attempts are made and fail."""
-    for _ in range(world.keeper.policy.max_retries):
+    for _ in range(world.services.policy.max_retries):
         world.tick()
         for request in world.later().tick():
             world.launch(request)
@@ -111,19 +110,19 @@ def fail(world: Fleet, error: str) -> None:
         lambda each: give_back(each, "the run was ended", world.now),
     ]
     for step in steps:
-        (incident,) = world.keeper.ledger.open_incidents()
-        assert world.keeper.ledger.apply(step(incident))
+        (incident,) = world.services.ledger.open_incidents()
+        assert world.services.ledger.apply(step(incident))
 
 
 def test_a_fleet_that_never_ran_stays_as_it_is(tmp_path: Path) -> None:
     """No file and no folder comes to be."""
     with fleet(tmp_path, url=sa.URL.create("sqlite", database=str(tmp_path / "x/r.db"))) as world:
         before = sorted(tmp_path.rglob("*"))
-        status = take_status(world.keeper)
+        status = world.services.status.read()
         assert (status.groups, status.orphans, status.pauses) == ((), (), ())
         assert status.at == START
         with pytest.raises(UnknownTargetError, match="no group 'g'; there is none yet"):
-            take_status(world.keeper, "g")
+            world.services.status.read("g")
         assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -131,10 +130,10 @@ def test_a_ledger_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """The registry has orphans already, which the next tick finds."""
     with fleet(tmp_path) as world:
         ledger = Ledger(Database(sa.URL.create("sqlite", database=str(tmp_path / "l.db")), "l"))
-        world.keeper = replace(world.keeper, ledger=ledger)
+        world.services = replace(world.services, ledger=ledger)
         world.worker()
         assert only(world).next == "found by the next tick"
-        world.keeper = world.keeper.in_dry_run()
+        world.services = world.services.in_dry_run()
         assert only(world).next == "found by the next tick"
         assert look(world).mode is Mode.DRY_RUN
         assert not (tmp_path / "l.db").exists()
@@ -147,7 +146,7 @@ def test_tables_are_not_made_beside_the_registry(world: Fleet) -> None:
     new = only(world)
     assert (new.incident_id, new.state, new.orphaned_since, new.attempts_used) == (None,) * 4
     assert (new.group_name, new.next_at) == ("g", START)
-    with world.keeper.registry.database.reading() as connection:
+    with world.services.registry.database.reading() as connection:
         assert not sa.inspect(connection).has_table("keeper_incident")
 
 
@@ -156,15 +155,15 @@ def test_a_ledger_of_an_older_version_is_left_to_the_next_tick(world: Fleet) -> 
     world.worker()
     world.execute(sa.text("CREATE TABLE keeper_incident (incident_id INTEGER)"))
     with pytest.raises(StoreUnavailableError, match="the ledger is of an older version"):
-        take_status(world.keeper)
+        world.services.status.read()
 
 
 def test_a_store_that_does_not_answer_is_an_error(world: Fleet) -> None:
     """Nobody is told that all is well."""
     url = sa.make_url("postgresql+psycopg://127.0.0.1:1/nowhere")
-    world.keeper = replace(world.keeper, registry=Registry(Database(url, "registry"), GRACE))
+    world.services = replace(world.services, registry=Registry(Database(url, "registry"), GRACE))
     with pytest.raises(StoreUnavailableError, match="the registry cannot be read"):
-        take_status(world.keeper)
+        world.services.status.read()
 
 
 def test_a_group_has_its_numbers(world: Fleet) -> None:
@@ -223,7 +222,7 @@ def test_a_group_can_be_looked_at_alone(world: Fleet) -> None:
     assert [orphan.resource_id for orphan in status.orphans] == ["w-1"]
     assert [each.target for each in status.pauses] == [everything.target]
     with pytest.raises(UnknownTargetError, match="no group 'x'; there are g, h"):
-        take_status(world.keeper, "x")
+        world.services.status.read("x")
 
 
 def test_a_grace_period_has_an_end(world: Fleet) -> None:
@@ -244,13 +243,13 @@ def test_a_run_has_a_claim_until_it_lapses(world: Fleet) -> None:
     world.worker()
     world.tick()
     (request,) = world.later().tick()
-    until = world.now + world.keeper.claim_timeout
+    until = world.now + world.services.claim_timeout
     orphan = only(world)
     assert (orphan.state, orphan.next_at) == (State.DISPATCHED, until)
     assert orphan.next.startswith(f"with a run until {clock_time(until)}")
-    world.claim_dispatch(request, "run")
+    world.claim(request, "run")
     assert only(world).state is State.CLAIMED
-    orphan = only(world.later(world.keeper.claim_timeout))
+    orphan = only(world.later(world.services.claim_timeout))
     assert orphan.next == "attempt 1 of 3 at the next tick"
 
 
@@ -376,7 +375,7 @@ def test_an_order_comes_before_the_end_of_the_grace_period(world: Fleet) -> None
     world.tick()
     by = {"author": "ann", "reason": ""}
     last = world.incidents()[-1]
-    world.keeper.ledger.apply(order(last, OperatorRequest.RESTART, by, world.now))
+    world.services.ledger.apply(order(last, OperatorRequest.RESTART, by, world.now))
     first, *_ = look(world).orphans
     assert first.resource_id == last.resource_id
     assert first.next == "attempt 1 of 3 at the next tick, by order of an operator"
@@ -424,7 +423,7 @@ def test_rounds_that_were_stopped_are_a_matter_for_a_person(world: Fleet) -> Non
     threads(world)
     min_parallelism(world, 4)
     rounds = ScaleUp("g", 4, rounds=3, state=ScaleUpState.STOPPED, last_error="token=hunter2")
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.move_scale_up(None, rounds)
     (group,) = look(world).groups
     assert (group.live, group.min_parallelism, group.trouble) == (2, 4, "scale-up stopped")
@@ -437,13 +436,13 @@ def test_a_dry_run_shows_what_it_would_have_left(world: Fleet) -> None:
     """And once it is over, what the next tick makes of it."""
     change(world, max_retries=1)
     world.worker()
-    enforcing = world.keeper
-    world.keeper = enforcing.in_dry_run()
+    enforcing = world.services
+    world.services = enforcing.in_dry_run()
     assert look(world).mode is Mode.DRY_RUN
     exhaust(world)
     orphan = only(world)
     assert (orphan.attempts_used, orphan.next[:8]) == (1, "given up")
-    world.keeper = enforcing
+    world.services = enforcing
     status = look(world.later())
     assert status.mode is Mode.ENFORCE
     assert status.orphans[0].attempts_used == 0
@@ -456,36 +455,37 @@ def test_what_a_dry_run_gave_up_is_no_orphan_to_it(world: Fleet) -> None:
     """It would not be there any more."""
     change(world, max_retries=0)
     world.worker()
-    enforcing = world.keeper
-    world.keeper = enforcing.in_dry_run()
+    enforcing = world.services
+    world.services = enforcing.in_dry_run()
     world.tick()
     for request in world.later().tick():
         world.launch(request)
     assert look(world).orphans == ()
-    world.keeper = enforcing
+    world.services = enforcing
     assert only(world).next == "found by the next tick"
 
 
 def test_the_lease_says_who_acts(world: Fleet) -> None:
     """Nobody, this deployment, another one, or nobody any more."""
-    ours = replace(world.keeper, deployment="blue", lease_time=timedelta(hours=1))
+    ours = replace(world.services, deployment="blue", lease_time=timedelta(hours=1))
     theirs = replace(ours, deployment="green")
     assert look(world).acting.message == "this deployment; it knows of no other (no lease)"
     world.worker()
     world.tick()
-    world.keeper = ours
+    world.services = ours
     acting = look(world).acting
     assert (acting.deployment, acting.holder, acting.until) == ("blue", None, None)
     assert acting.message == "nobody yet; whoever ticks first takes the lease"
-    hold_lease(theirs, "0123456789")
+    theirs.preconditions.hold_lease("0123456789")
     acting = look(world).acting
     assert acting.holder == "green (01234567)"
     assert acting.until
     until = f"; its lease runs until {clock_time(acting.until)}"
     assert acting.message == f"green (01234567), while blue watches{until}"
-    world.keeper = theirs
+    world.services = theirs
     assert look(world).acting.message == f"green (01234567), this deployment{until}"
-    hold_lease(replace(theirs, lease_time=timedelta(hours=-1)), "0123456789")
+    late = replace(theirs, lease_time=timedelta(hours=-1))
+    late.preconditions.hold_lease("0123456789")
     acting = look(world).acting
     assert acting.message.startswith("nobody; the lease of green (01234567) ran out at ")
     assert acting.until
@@ -498,7 +498,7 @@ def test_a_claim_of_an_earlier_lease_is_void(world: Fleet) -> None:
     world.tick()
     assert world.later().tick()
     assert only(world).next.startswith("with a run until ")
-    with world.keeper.ledger.transaction() as ledger:
+    with world.services.ledger.transaction() as ledger:
         ledger.connection.execute(sa.text("UPDATE keeper_lease SET fence = fence + 1"))
     assert only(world).next == "attempt 1 of 3 at the next tick"
     assert world.tick()
@@ -557,11 +557,11 @@ def test_an_ams_that_is_silent_is_waited_for(postgresql_url: sa.URL, tmp_path: P
     with amoro(postgresql_url, tmp_path) as running:
         running.resources("dead", "alive")
         running.optimizers("alive")
-        status = take_status(running.world.keeper)
+        status = running.world.services.status.read()
         assert (status.attached, status.silence) == (True, None)
         assert [orphan.next for orphan in status.orphans] == ["found by the next tick"]
         running.ams.stop()
-        status = take_status(running.world.keeper)
+        status = running.world.services.status.read()
         assert status.silence
         assert [orphan.next for orphan in status.orphans] == [
             "once AMS answers: found by the next tick"
@@ -573,7 +573,7 @@ def test_an_ams_that_is_silent_is_waited_for(postgresql_url: sa.URL, tmp_path: P
 def test_every_database_tells_the_same(tmp_path: Path, database_url: sa.URL) -> None:
     """Threads, heartbeats, the lease and its end, rounds and pauses."""
     with fleet(tmp_path, url=database_url) as world:
-        assert take_status(world.keeper).groups == ()
+        assert world.services.status.read().groups == ()
         change(world, deployment="blue", lease_time=timedelta(hours=1))
         world.worker("w-1")
         world.worker("w-2")
@@ -582,7 +582,7 @@ def test_every_database_tells_the_same(tmp_path: Path, database_url: sa.URL) -> 
         min_parallelism(world, 8)
         world.tick()
         given = pause(world, Target(scope=Scope.RESOURCE, name="w-1"))
-        status = take_status(world.keeper)
+        status = world.services.status.read()
         assert status.acting.holder
         assert status.acting.holder.startswith("blue (")
         assert "this deployment; its lease runs until" in status.acting.message

@@ -17,11 +17,10 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import Server, always
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.properties import dump_properties
-from dagster_amoro.healing.restart import take_turn
 from dagster_amoro.stores.registry import Registry, resource_group
 from tests.helpers.amoro_schema import create_amoro, insert_group, insert_optimizer, insert_resource
 from tests.helpers.ams import AmsLookAlike
-from tests.helpers.fleet import Fleet, fleet
+from tests.helpers.fleet import Fleet, fleet, with_settings
 
 # In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
 pytestmark = pytest.mark.one_database
@@ -88,9 +87,9 @@ def attached(tmp_path: Path, database_url: sa.URL) -> Iterator[Attached]:
         AmsLookAlike(database_url) as ams,
         fleet(tmp_path, url=database_url, grace=GRACE) as world,
     ):
-        world.keeper = replace(
-            world.keeper,
-            registry=Registry(world.keeper.registry.database, None),
+        world.services = replace(
+            world.services,
+            registry=Registry(world.services.registry.database, None),
             ams=Ams(always(Server(*address, ams.thrift_port, ams.http_port))),
         )
         insert_group(database_url, "g", {"min-parallelism": "4"})
@@ -122,7 +121,7 @@ def test_an_orphan_is_superseded_when_its_grace_period_is_over(attached: Attache
     assert [row[0] for row in attached.world.resources()] == ["second", "new"]
     assert attached.world.container.requested == []
     assert attached.world.container.released == ["first"]
-    kept = attached.world.keeper.ledger.removed_row(incident.incident_id)
+    kept = attached.world.services.ledger.removed_row(incident.incident_id)
     assert kept is not None
     assert (kept["resource_id"], kept["thread_count"]) == ("first", 2)
     assert attached.tick_and_launch() == []
@@ -251,7 +250,7 @@ def test_orphans_under_dynamic_allocation_are_restarted_where_that_is_wanted(
 ) -> None:
     """`keeper.groups.<name>.dynamic-allocation: restart`."""
     world = attached.world
-    world.keeper = replace(world.keeper, dynamic_groups=frozenset({"g"}))
+    world.services = with_settings(world.services, dynamic_groups=frozenset({"g"}))
     attached.group(DYNAMIC)
     _dies(attached)
     assert len(attached.tick_and_launch(GRACE)) == 1
@@ -311,9 +310,9 @@ def test_in_attached_mode_no_group_is_refilled_by_us(attached: Attached) -> None
 
 def _turns(world: Fleet, request: dg.RunRequest) -> None:
     """A run, without the waiting between its turns, a grace period each."""
-    for incident in world.claim_dispatch(request, f"run-{world.now}"):
+    for incident in world.claim(request, f"run-{world.now}"):
         current: Incident | None = incident
         while current is not None and current.claimed_by:
-            take_turn(world.keeper, current.incident_id, current.claimed_by)
+            world.services.restarter.restart(current.incident_id, current.claimed_by)
             world.later(GRACE)
-            current = world.keeper.ledger.incident(current.incident_id)
+            current = world.services.ledger.incident(current.incident_id)

@@ -37,13 +37,13 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
 
 def guarded(made: Fleet, limits: Limits) -> Fleet:
     """The same fleet, with these limits."""
-    made.keeper = replace(made.keeper, limits=limits)
+    made.services = replace(made.services, limits=limits)
     return made
 
 
 def declare(made: Fleet, sizes: Sequence[int], batch: str = "") -> None:
     """Groups of so many orphans each, or as many more for them."""
-    made.keeper.registry.create()
+    made.services.registry.create()
     names = [f"g-{number:02}" for number in range(len(sizes))]
     workers = [
         {
@@ -58,7 +58,7 @@ def declare(made: Fleet, sizes: Sequence[int], batch: str = "") -> None:
         for number in range(size)
     ]
     known = sa.select(sa.func.count()).select_from(resource_group)
-    with made.keeper.registry.database.writing() as connection:
+    with made.services.registry.database.writing() as connection:
         if not connection.scalar(known):
             groups = [{"group_name": name, "container_name": "recording"} for name in names]
             connection.execute(sa.insert(resource_group), groups)
@@ -71,7 +71,7 @@ def next_wave(made: Fleet) -> Batch:
     return [
         incident
         for request in requests
-        for incident in made.keeper.ledger.claimed_by(request.run_key or "")
+        for incident in made.services.ledger.claimed_by(request.run_key or "")
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_wave_whose_runs_were_never_requested_comes_again(world: Fleet) -> Non
     lost, second = waves(world, 2)
     assert not {i.resource_id for i in lost} & {i.resource_id for i in second}
     world.cursor = None
-    world.later(world.keeper.claim_timeout - 10 * SECOND)
+    world.later(world.services.claim_timeout - 10 * SECOND)
     assert next_wave(world) != []
     again = next_wave(world)
     assert {i.dispatches for i in again} == {2}
@@ -186,9 +186,9 @@ def test_what_an_operator_ordered_is_not_held_back(world: Fleet) -> None:
     declare(world, [4])
     next_wave(world)
     by = {"author": "ann", "reason": "now"}
-    operator_request = world.keeper.ledger.open_incidents()[:3]
+    operator_request = world.services.ledger.open_incidents()[:3]
     for incident in operator_request:
-        world.keeper.ledger.apply(order(incident, OperatorRequest.RESTART, by, world.now))
+        world.services.ledger.apply(order(incident, OperatorRequest.RESTART, by, world.now))
     dispatched = next_wave(world)
     assert [i.resource_id for i in dispatched] == [i.resource_id for i in operator_request]
     assert next_wave(world.later()) == []
@@ -232,7 +232,7 @@ def test_above_the_share_of_all_nothing_is_restarted_anywhere(world: Fleet) -> N
 
 def test_pauses_between_attempts_grow_up_to_their_cap(world: Fleet) -> None:
     """30 s, 60 s, and then no more than 90 s; a tick a moment earlier waits."""
-    world.keeper = replace(world.keeper, policy=growing(GRACE, cap=3 * GRACE))
+    world.services = replace(world.services, policy=growing(GRACE, cap=3 * GRACE))
     world.worker()
     world.tick()
     for pause in (GRACE, 2 * GRACE, 3 * GRACE, 3 * GRACE):
@@ -248,7 +248,7 @@ def test_a_step_waits_for_its_retry_as_long_as_its_pause_is(world: Fleet) -> Non
     skipped = timedelta(0)
     grace, cap = timedelta(milliseconds=200), timedelta(milliseconds=500)
     policy = growing(grace, cap=cap)
-    world.keeper = replace(world.keeper, policy=policy, clock=lambda: utc_clock() + skipped)
+    world.services = replace(world.services, policy=policy, clock=lambda: utc_clock() + skipped)
     world.worker()
     world.tick()
     skipped = grace
@@ -261,7 +261,7 @@ def test_a_step_waits_for_its_retry_as_long_as_its_pause_is(world: Fleet) -> Non
     assert len(waited) == 2
     assert 0.1 < waited[0] <= 0.4
     assert 0.2 < waited[1] <= 0.5
-    told = world.keeper.ledger.events(1)
+    told = world.services.ledger.events(1)
     first, second, third = [each.at for each in told if each.kind is EventKind.ATTEMPT]
     assert second - first >= 2 * grace
     assert third - second >= cap

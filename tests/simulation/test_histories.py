@@ -37,11 +37,11 @@ from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
 from dagster_amoro.core.model import EventKind, Resource, State
-from dagster_amoro.core.policy import RestartPolicy, RunState
+from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
 from dagster_amoro.healing import scaling as scale_ups
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import Outcome, claim_dispatch, take_turn
-from dagster_amoro.healing.tick import Tick, tick
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.restart import Outcome
+from dagster_amoro.healing.tick import TickResult
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
@@ -538,7 +538,7 @@ class History:
         self.now = START
         self.container = FakeContainer(self)
         self.containers = FakeContainers(self.container)
-        self.keepers: list[Keeper] = []
+        self.keepers: list[Services] = []
         self.heals = False  # whether workers register when all is quiet
         self.runs: list[Run] = []
         self.sensing: dict[int, Actor] = {}  # by keeper
@@ -599,16 +599,18 @@ class History:
         registries = self.stores.standalone if sized else self.stores.registries
         self.stage.committed = self.check_resources
         self.keepers = [
-            Keeper(
+            Services(
                 registry=registry,
                 ledger=ledger,
                 containers=self.containers,
                 policy=RestartPolicy(
                     enabled=True, max_retries=max_retries, grace_period=grace * SECOND
                 ),
-                check_interval=SECOND,
-                claim_timeout=claim * SECOND,
-                max_restarts_per_run=most,
+                settings=TickSettings(
+                    check_interval=SECOND,
+                    claim_timeout=claim * SECOND,
+                    max_restarts_per_run=most,
+                ),
                 clock=lambda: self.now,
                 ams=Answering() if min_parallelism and attached else None,  # type: ignore[arg-type]
             )
@@ -650,7 +652,7 @@ class History:
             self._request(keeper, self._tick(keeper))
         before = self.stores.dump()
         again = self._tick(1 - keeper)
-        assert again.orders == (), "a second tick requests runs"
+        assert again.dispatches == (), "a second tick requests runs"
         assert again.scale_ups is None, "a second tick refills"
         assert self.stores.dump() == before, "a second tick changes something"
         for run in self._launchable() if launches else []:
@@ -825,7 +827,7 @@ class History:
             self._run_everything(Step())
             self._expire()
             done = self._tick(0)
-            busy = self._actors() or done.orders or done.scale_ups
+            busy = self._actors() or done.dispatches or done.scale_ups
             if not busy and not self._unfinished() and not self._scaling_up():
                 break
             self._request(0, done)
@@ -1154,9 +1156,9 @@ class History:
 
     # --- How it is done --------------------------------------------------------------------------
 
-    def _tick(self, keeper: int) -> Tick:
+    def _tick(self, keeper: int) -> TickResult:
         commits = self.stage.commits
-        done = tick(self.keepers[keeper], self._run_states, AmsRestartDetector())
+        done = self.keepers[keeper].ticker.tick(self._run_states, AmsRestartDetector())
         assert self.stage.commits - commits <= 1, "a tick is one transaction"
         return done
 
@@ -1164,7 +1166,7 @@ class History:
         del actor
         mine = self.keepers[keeper]
         try:
-            done = tick(mine, self._run_states, AmsRestartDetector())
+            done = mine.ticker.tick(self._run_states, AmsRestartDetector())
         except UnavailableError:
             return
         self._request(keeper, done)
@@ -1177,8 +1179,8 @@ class History:
         by_key |= {run.run_key: run.state for run in self.runs if run.state is not RunState.ENDED}
         return {owner: state for owner, state in (by_id | by_key).items() if state is not None}
 
-    def _request(self, keeper: int, done: Tick) -> None:
-        for order in done.orders:
+    def _request(self, keeper: int, done: TickResult) -> None:
+        for order in done.dispatches:
             if order.run_key not in {run.run_key for run in self.runs}:
                 self._new_run(order.run_key, keeper)
         if done.scale_ups:
@@ -1193,10 +1195,10 @@ class History:
         work = self._scale_up if run.scale_ups else self._work
         run.actor = Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))
 
-    def _work(self, run: Run, keeper: Keeper, actor: Actor) -> None:
+    def _work(self, run: Run, keeper: Services, actor: Actor) -> None:
         """What Dagster does with `restart_orphans`: a step for each, tried again after a while."""
         try:
-            incidents = claim_dispatch(keeper, run.run_key, run.run_id)
+            incidents = keeper.restarter.claim(run.run_key, run.run_id)
         except UnavailableError:
             return
         turns = [(self.now, 0, incident.incident_id) for incident in incidents]
@@ -1207,11 +1209,11 @@ class History:
             if self._takes_turn(run, keeper, incident_id) and tries < keeper.policy.max_retries:
                 turns.append((self.now + keeper.policy.grace_period, tries + 1, incident_id))
 
-    def _scale_up(self, run: Run, keeper: Keeper, actor: Actor) -> None:
+    def _scale_up(self, run: Run, keeper: Services, actor: Actor) -> None:
         """What Dagster does with `scale_up_groups`: a step for each group."""
         del actor
         try:
-            taken = scale_ups.claim_dispatch(keeper, run.run_key, run.run_id)
+            taken = keeper.scaler.claim(run.run_key, run.run_id)
         except UnavailableError:
             return
         for scale_up in taken:
@@ -1219,13 +1221,13 @@ class History:
             self.turns[run.run_id] = (0, launches, scale_up.group_name)
             self.missing[run.run_id] = self._missing(run.run_id)
             try:
-                filled = scale_ups.take_turn(keeper, scale_up.group_name, run.run_id)
+                filled = keeper.scaler.scale_up(scale_up.group_name, run.run_id)
             except UnavailableError:
                 continue
             finally:
                 del self.missing[run.run_id]
                 self.starting.pop(run.run_id, None)
-            is_started = filled.ending is scale_ups.ScaleUpOutcome.STARTED
+            is_started = filled.outcome is scale_ups.ScaleUpOutcome.STARTED
             for launch in launches:
                 launch.is_settled = is_started
             if is_started:
@@ -1249,7 +1251,7 @@ class History:
             self.stage.pause()
         actor.sleeps_until = None
 
-    def _takes_turn(self, run: Run, keeper: Keeper, incident_id: int) -> bool:
+    def _takes_turn(self, run: Run, keeper: Services, incident_id: int) -> bool:
         """Takes a turn; returns whether it is to be tried again."""
         launches: list[Launch] = []
         self.turns[run.run_id] = (incident_id, launches, "")
@@ -1257,12 +1259,12 @@ class History:
             self.stores.rows("SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id)[0]
         )
         try:
-            turn = take_turn(keeper, incident_id, run.run_id)
+            turn = keeper.restarter.restart(incident_id, run.run_id)
         except UnavailableError:
             return True
         for launch in launches:
-            launch.is_settled = turn.ending is Outcome.STARTED
-        return turn.ending is Outcome.FAILED
+            launch.is_settled = turn.outcome is Outcome.STARTED
+        return turn.outcome is Outcome.FAILED
 
     def _go_on(self, actor: Actor, step: Step) -> None:
         if not actor.is_over and not self._is_asleep(actor):

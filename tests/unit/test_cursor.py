@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
 
-watches = st.builds(
+detectors = st.builds(
     AmsRestartDetector,
     sample_tokens=st.lists(st.text(), max_size=3).map(tuple),
     was_away=st.booleans(),
@@ -26,7 +26,7 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.
     st.builds(
         Cursor,
         event=st.integers(0, 2**63 - 1),
-        watch=watches,
+        detector=detectors,
         last_served_group=st.none() | st.text(min_size=1),
         abstentions=st.integers(0, 2**63 - 1),
         surveyed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
@@ -99,7 +99,7 @@ FIELDS = [
 def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object]) -> None:
     """Times can be compared, numbers can be counted on, and what is told can be told again."""
     cursor = parse_cursor(json.dumps(values))
-    for moment in (cursor.surveyed_at, cursor.watch.settling_since):
+    for moment in (cursor.surveyed_at, cursor.detector.settling_since):
         assert moment is None or moment.tzinfo is not None
     assert 0 <= cursor.abstentions < 2**63
     assert all(isinstance(value, int | float | str) for value in cursor.reported.values())
@@ -110,5 +110,5 @@ def test_a_quiet_fleet_without_an_ams_leaves_little() -> None:
     """What is empty is left out."""
     assert dump_cursor(Cursor(event=5)) == '{"event": 5}'
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    message = dump_cursor(Cursor(watch=AmsRestartDetector(was_away=True, settling_since=since)))
+    message = dump_cursor(Cursor(detector=AmsRestartDetector(was_away=True, settling_since=since)))
     assert message == '{"was_away": true, "settling_since": "2026-01-01T00:00:00+00:00"}'

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from fractions import Fraction
 from itertools import count
 from typing import Final
@@ -15,16 +15,14 @@ from dagster_amoro.core.limits import CountResources, Limits, blocked_groups, ne
 from dagster_amoro.core.model import Incident, OperatorRequest, Orphan, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import Decision, Replacement, RestartPolicy, Verdict
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.core.tick_plan import (
     NEXT_BATCH,
-    DecisionInputs,
-    RegistrySnapshot,
     TickPlan,
     plan_tick,
 )
+from tests.helpers.inputs import GRACE, NOW, dynamic, inputs_of, refilled
 
-NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-GRACE: Final = timedelta(minutes=5)
 LETTERS: Final = "abcdef"
 
 
@@ -298,7 +296,7 @@ def look(  # noqa: PLR0913 - what the tests vary
     last_served_group: str | None = None,
     pauses: Pauses | None = None,
     replacement: Replacement = Replacement.NONE,
-    group_obstacle: str | None = None,
+    is_dynamic: bool = False,
     max_retries: int = 5,
 ) -> TickPlan:
     """What a tick makes of these incidents, all of them orphans."""
@@ -306,19 +304,20 @@ def look(  # noqa: PLR0913 - what the tests vary
         each.resource_id: Orphan(each.resource_id, each.group_name, "c", 1, 0, "{}")
         for each in incidents
     }
-    around = DecisionInputs(
+    sized = {name: dynamic(name) for name in {each.group_name for each in incidents}}
+    seen = RegistrySnapshot(
+        resources=9, groups=(), orphans=orphans, sized=sized if is_dynamic else {}
+    )
+    around = inputs_of(
+        seen,
+        incidents,
         policy=RestartPolicy(enabled=True, max_retries=max_retries, grace_period=GRACE),
-        obstacle=lambda _: None,
-        runs={},
-        now=NOW,
         limits=limits,
         count=counted,
         last_served_group=last_served_group,
         pauses=pauses or Pauses(),
-        replacement=lambda _: replacement,
-        group_obstacle=lambda _: group_obstacle,
     )
-    return plan_tick(RegistrySnapshot(resources=9, groups=(), orphans=orphans), incidents, around)
+    return plan_tick(refilled(around, replacement))
 
 
 def test_what_does_not_go_with_this_wave_waits_for_the_next() -> None:
@@ -384,9 +383,9 @@ def test_what_is_paused_is_held_in_the_words_of_the_pause() -> None:
 
 def test_a_group_that_belongs_to_another_is_reported() -> None:
     """Its orphans are told once and left alone."""
-    found = look(backlog("a"), Limits(), group_obstacle="AMS sizes it")
+    found = look(backlog("a"), Limits(), is_dynamic=True)
     assert found.due == ()
-    assert [step.after.note for step in found.reports] == ["AMS sizes it"]
+    assert ["dynamic allocation" in (step.after.note or "") for step in found.reports] == [True]
 
 
 def test_an_orphan_that_others_took_the_place_of_is_due_whatever_the_guards_say() -> None:

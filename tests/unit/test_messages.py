@@ -17,7 +17,9 @@ from dagster_amoro.core.model import (
     Transition,
 )
 from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState
-from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot, orders, plan_tick
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
+from dagster_amoro.core.tick_plan import plan_tick
+from tests.helpers.inputs import group, inputs_of, refilled
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE: Final = timedelta(minutes=5)
@@ -55,29 +57,22 @@ def line(  # noqa: PLR0913 - all that a tick can tell of
     policy: RestartPolicy = POLICY,
     limits: Limits | None = None,
     replacement: Replacement = Replacement.NONE,
-    sizes: tuple[str, ...] = (),
 ) -> str:
     """The line of a tick that saw these incidents and handed over what was due."""
     orphans = {i.resource_id: Orphan(i.resource_id, "g", "c", 1, 0, "{}") for i in incidents}
     seen = RegistrySnapshot(resources=resources, groups=("g",), orphans=orphans, expired=expired)
-    around = DecisionInputs(
+    around = inputs_of(
+        seen,
+        incidents,
         policy=policy,
         obstacle=lambda _: obstacle,
         runs={"run": RunState.ACTIVE},
-        now=NOW,
         limits=limits or Limits(),
         count=lambda: {"g": len(incidents)},
-        replacement=lambda _: replacement,
     )
-    plan = plan_tick(seen, incidents, around)
-    return summarize(
-        seen,
-        plan,
-        dispatched=orders(plan.due, 100),
-        applied=applied,
-        inputs=around,
-        sizes=sizes,
-    )
+    around = refilled(around, replacement)
+    plan = plan_tick(around)
+    return summarize(around, plan, dispatched=plan.dispatches, applied=applied)
 
 
 def test_a_healthy_fleet_is_two_numbers() -> None:
@@ -173,8 +168,14 @@ def test_attempts_that_it_carries_are_told_as_made() -> None:
 
 def test_sizes_of_groups_come_last() -> None:
     """A sentence for all of them."""
-    assert line(sizes=("a has 1 of 2 threads", "b has 0 of 1 threads")) == (
-        "120 resources, 0 orphans. a has 1 of 2 threads; b has 0 of 1 threads"
+    sized = {name: group(name, min_parallelism="2") for name in "ab"}
+    seen = RegistrySnapshot(
+        resources=120, groups=("a", "b"), orphans={}, sized=sized, live={"a": 1}
+    )
+    around = inputs_of(seen)
+    assert summarize(around, plan_tick(around), dispatched=(), applied=()) == (
+        "120 resources, 0 orphans. a has 1 of 2 threads, a new resource of 1 is started; "
+        "b has 0 of 2 threads, a new resource of 2 is started"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dagster_amoro.cli import main
 from dagster_amoro.core.groups import min_parallelism
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 
 CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in CODE:
         exec(block, names)  # noqa: S102 - our own words
     keeper = names["keeper"]
-    assert isinstance(keeper, Keeper)
+    assert isinstance(keeper, Services)
     assert keeper.registry.read_snapshot().resources == 4
     assert [min_parallelism(group) for group in keeper.registry.sized_groups().values()] == [8]
     keeper.registry.database.close()

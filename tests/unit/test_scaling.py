@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
@@ -13,17 +12,15 @@ from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Incident, Orphan, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, RunState
+from dagster_amoro.core.scale_plan import ScalePlan, plan_scaling
 from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState
-from dagster_amoro.core.scaling import ScalePlan, size
-from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot
+from dagster_amoro.core.tick_inputs import RegistrySnapshot, TickInputs
+from tests.helpers.inputs import GRACE, INPUTS, NOW, dynamic, inputs_of
 
-NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-GRACE: Final = timedelta(minutes=5)
-AROUND: Final = DecisionInputs(
+AROUND: Final = replace(
+    INPUTS,
     policy=RestartPolicy(enabled=True, max_retries=3, grace_period=GRACE),
-    obstacle=lambda _: None,
     runs={"run": RunState.ACTIVE},
-    now=NOW,
 )
 ROUND: Final = ScaleUp("g", 8, rounds=1, state=ScaleUpState.STARTED, next_at=NOW + GRACE)
 CLAIMED: Final = ROUND._replace(
@@ -74,13 +71,13 @@ def sized(
     seen: RegistrySnapshot,
     *incidents: Incident,
     scale_ups: Mapping[str, ScaleUp] | None = None,
-    around: DecisionInputs = AROUND,
+    around: TickInputs = AROUND,
 ) -> list[ScalePlan]:
     """What the tick makes of it, three rounds being the most."""
-    return size(seen, incidents, scale_ups or {}, around, 3)
+    return plan_scaling(inputs_of(seen, incidents, around, scale_ups=scale_ups or {}))
 
 
-def paused(target: Target) -> DecisionInputs:
+def paused(target: Target) -> TickInputs:
     """Somebody paused this."""
     pause = Pause(target=target, author="ann", reason="", paused_at=NOW, until=None)
     return replace(AROUND, pauses=Pauses([pause], NOW))
@@ -91,7 +88,7 @@ def test_a_group_below_its_floor_gets_what_it_misses() -> None:
     seen = survey(group(), orphans=(orphan("a", 2), orphan("b", 1)), g=3)
     (found,) = sized(seen, incident("a"))
     assert (found.min_parallelism, found.live, found.coming, found.missing) == (8, 3, 3, 2)
-    assert (found.scale_decision, found.acts, found.scale_up) == (ScaleDecision.START, True, None)
+    assert (found.decision, found.acts, found.scale_up) == (ScaleDecision.START, True, None)
     assert found.message(3) == "g has 3 of 8 threads, a new resource of 2 is started"
 
 
@@ -108,7 +105,7 @@ def test_a_group_at_its_floor_rests_in_silence() -> None:
     """With live threads, or with those that come back."""
     for seen in (survey(group(), g=8), survey(group(), orphans=(orphan("a", 8),))):
         (found,) = sized(seen)
-        assert (found.scale_decision, found.missing, found.acts) == (ScaleDecision.REST, 0, False)
+        assert (found.decision, found.missing, found.acts) == (ScaleDecision.REST, 0, False)
         assert found.message(3) is None
 
 
@@ -122,7 +119,7 @@ def test_a_group_that_asks_for_nothing_is_not_looked_at(min_parallelism: object)
 def test_rounds_of_a_group_without_a_floor_are_settled(seen: RegistrySnapshot) -> None:
     """Its min-parallelism was removed, or the group itself; nothing is started for it any more."""
     (found,) = sized(seen, scale_ups={"g": ROUND})
-    assert (found.group.name, found.scale_decision, found.obstacle) == (
+    assert (found.group.name, found.decision, found.obstacle) == (
         "g",
         ScaleDecision.SETTLE,
         None,
@@ -134,7 +131,7 @@ def test_rounds_of_a_group_without_a_floor_are_settled(seen: RegistrySnapshot) -
 def test_rounds_of_a_group_that_has_its_threads_are_settled() -> None:
     """In silence."""
     (found,) = sized(survey(group(), g=8), scale_ups={"g": ROUND})
-    assert (found.scale_decision, found.message(3)) == (ScaleDecision.SETTLE, None)
+    assert (found.decision, found.message(3)) == (ScaleDecision.SETTLE, None)
 
 
 @pytest.mark.parametrize("target", [EVERYTHING, Target(scope=Scope.GROUP, name="g")])
@@ -154,8 +151,7 @@ def test_a_pause_of_something_else_does_not_matter(target: Target) -> None:
 
 def test_a_group_that_ams_sizes_is_left_alone() -> None:
     """Two that start resources for it would not know of each other."""
-    around = replace(AROUND, group_obstacle=lambda name: "AMS sizes it" if name == "g" else None)
-    found = sized(survey(group(), group(name="h")), scale_ups={"g": ROUND}, around=around)
+    found = sized(survey(dynamic("g"), group(name="h")), scale_ups={"g": ROUND})
     assert [each.group.name for each in found] == ["h"]
 
 
@@ -163,40 +159,40 @@ def test_an_obstacle_is_told_instead_of_a_start() -> None:
     """The container is asked by the group's; where nothing is to be started, it is not."""
     around = replace(AROUND, obstacle=lambda name: f"container {name!r} opts out")
     (found,) = sized(survey(group(), g=1), around=around)
-    assert (found.scale_decision, found.acts) == (ScaleDecision.REST, False)
+    assert (found.decision, found.acts) == (ScaleDecision.REST, False)
     assert found.message(3) == (
         "g has 1 of 8 threads and cannot be refilled (container 'c' opts out)"
     )
     (resting,) = sized(survey(group(), g=8), around=around)
     assert (resting.obstacle, resting.message(3)) == (None, None)
     (over,) = sized(survey(group()), scale_ups={"g": ROUND}, around=around)
-    assert (over.scale_decision, over.obstacle) == (ScaleDecision.WAIT, None)
+    assert (over.decision, over.obstacle) == (ScaleDecision.WAIT, None)
 
 
 def test_a_round_that_is_under_way_is_waited_for() -> None:
     """While its run holds it; under another lease it does not."""
     (found,) = sized(survey(group()), scale_ups={"g": CLAIMED})
-    assert (found.scale_decision, found.acts) == (ScaleDecision.WAIT, False)
+    assert (found.decision, found.acts) == (ScaleDecision.WAIT, False)
     assert found.message(3) == "g has 0 of 8 threads, round 1 of 3 was begun"
     lapsed = CLAIMED._replace(next_at=NOW)
-    for fence, scale_decision in (
+    for fence, decision in (
         (None, ScaleDecision.WAIT),
         (1, ScaleDecision.WAIT),
         (2, ScaleDecision.START),
     ):
         around = replace(AROUND, fence=fence)
         (found,) = sized(survey(group()), scale_ups={"g": lapsed}, around=around)
-        assert found.scale_decision is scale_decision
+        assert found.decision is decision
 
 
 def test_rounds_that_did_not_help_are_told_for_as_long_as_they_are_over() -> None:
     """The first time it is written down as well."""
     over = ROUND._replace(rounds=3, next_at=NOW)
     (found,) = sized(survey(group(), g=1), scale_ups={"g": over})
-    assert (found.scale_decision, found.acts) == (ScaleDecision.STOP, True)
+    assert (found.decision, found.acts) == (ScaleDecision.STOP, True)
     stopped = over._replace(state=ScaleUpState.STOPPED)
     (again,) = sized(survey(group(), g=1), scale_ups={"g": stopped})
-    assert (again.scale_decision, again.acts) == (ScaleDecision.STOPPED, False)
+    assert (again.decision, again.acts) == (ScaleDecision.STOPPED, False)
     assert (
         found.message(3)
         == again.message(3)
@@ -213,8 +209,8 @@ def test_each_group_has_its_own_orphans_threads_and_rounds() -> None:
         b=1,
     )
     a, b = sized(seen, scale_ups={"b": ROUND._replace(group_name="b", min_parallelism=4, rounds=2)})
-    assert (a.group.name, a.missing, a.scale_decision) == ("a", 6, ScaleDecision.START)
-    assert (b.group.name, b.missing, b.scale_decision) == ("b", 3, ScaleDecision.WAIT)
+    assert (a.group.name, a.missing, a.decision) == ("a", 6, ScaleDecision.START)
+    assert (b.group.name, b.missing, b.decision) == ("b", 3, ScaleDecision.WAIT)
 
 
 @given(
@@ -248,7 +244,7 @@ def test_live_threads_those_that_come_and_those_that_are_started_reach_the_floor
     (found,) = sized(survey(group(min_parallelism), orphans=orphans, g=live), *incidents)
     assert found.coming == expected
     if live + expected < min_parallelism:
-        assert found.scale_decision is ScaleDecision.START
+        assert found.decision is ScaleDecision.START
         assert live + expected + found.missing == min_parallelism
     else:
-        assert (found.scale_decision, found.missing) == (ScaleDecision.REST, 0)
+        assert (found.decision, found.missing) == (ScaleDecision.REST, 0)

@@ -2,31 +2,29 @@
 
 import string
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.model import EventKind, Incident, Orphan, State
+from dagster_amoro.core.model import EventKind, Incident, Orphan, State, Transition
 from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState, Verdict
+from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import (
-    DecisionInputs,
-    RegistrySnapshot,
     TickPlan,
     missing,
     obstacle_of,
-    orders,
     plan_tick,
     reconcile,
+    run_plans,
 )
-from dagster_amoro.core.transitions import detect
+from tests.helpers.inputs import GRACE, INPUTS, NOW, inputs_of, refilled
 
-NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND: Final = timedelta(seconds=1)
-GRACE: Final = timedelta(minutes=5)
 IDS: Final = [f"r{number}" for number in range(6)]
 OPEN_STATES: Final = [state for state in State if state.is_open]
 REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING}
@@ -75,14 +73,28 @@ def inputs(
     runs: dict[str, RunState] | None = None,
     enabled: bool = True,
     max_retries: int = 5,
-) -> DecisionInputs:
+) -> TickInputs:
     """Containers that can restart, or cannot for this reason; runs as Dagster knows them."""
-    return DecisionInputs(
+    return replace(
+        INPUTS,
         policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=GRACE),
         obstacle=lambda _: obstacle,
         runs=runs or {},
-        now=NOW,
     )
+
+
+def planned(
+    seen: RegistrySnapshot, incidents: Sequence[Incident], base: TickInputs = INPUTS
+) -> TickPlan:
+    """The plan of a tick whose incidents are those of what it saw."""
+    return plan_tick(inputs_of(seen, incidents, base))
+
+
+def steps_of(
+    seen: RegistrySnapshot, incidents: Sequence[Incident], present: AbstractSet[str]
+) -> list[Transition]:
+    """What opens and closes."""
+    return reconcile(inputs_of(seen, incidents, present=present))
 
 
 def verdicts(plan: TickPlan) -> list[Verdict]:
@@ -95,7 +107,7 @@ def verdicts(plan: TickPlan) -> list[Verdict]:
 
 def test_a_new_orphan_opens_an_incident() -> None:
     """An incident opens for an orphan that has none."""
-    (step,) = reconcile(survey(orphan()), [], set(), NOW)
+    (step,) = steps_of(survey(orphan()), [], set())
     assert step.before is None
     assert (step.after.resource_id, step.after.detected_at) == ("r0", NOW)
 
@@ -103,7 +115,7 @@ def test_a_new_orphan_opens_an_incident() -> None:
 def test_a_known_orphan_opens_nothing() -> None:
     """An orphan whose incident is open goes on being the same incident."""
     for state in OPEN_STATES:
-        assert reconcile(survey(orphan()), [incident(state=state)], set(), NOW) == []
+        assert steps_of(survey(orphan()), [incident(state=state)], set()) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +129,7 @@ def test_a_resource_that_stands_again_has_recovered(attempts: int, message: str)
     """Its row is there and it is no orphan: an optimizer registered, by itself or not."""
     for state in OPEN_STATES:
         known = incident(state=state, attempts=attempts)
-        (step,) = reconcile(survey(), [known], {"r0"}, NOW)
+        (step,) = steps_of(survey(), [known], {"r0"})
         assert (step.before, step.after.state, step.event.message) == (
             known,
             State.RECOVERED,
@@ -128,14 +140,14 @@ def test_a_resource_that_stands_again_has_recovered(attempts: int, message: str)
 def test_a_resource_whose_row_is_gone_was_released() -> None:
     """Its row is not there: somebody took it back."""
     for state in set(OPEN_STATES) - REMOVING:
-        (step,) = reconcile(survey(), [incident(state=state)], set(), NOW)
+        (step,) = steps_of(survey(), [incident(state=state)], set())
         assert step.after.state is State.RELEASED
 
 
 def test_a_resource_that_we_are_removing_is_not_taken_for_released() -> None:
     """Its row is gone because a run removes it; that run, or the next one, says how it ends."""
     for state in REMOVING:
-        assert reconcile(survey(), [incident(state=state)], set(), NOW) == []
+        assert steps_of(survey(), [incident(state=state)], set()) == []
 
 
 @st.composite
@@ -159,7 +171,7 @@ def test_every_resource_gets_at_most_one_step_and_the_right_one(
 ) -> None:
     """Opened, recovered, released or left: exactly by whether orphan, known and present."""
     seen, incidents, present = world
-    steps = reconcile(seen, incidents, present, NOW)
+    steps = steps_of(seen, incidents, present)
     kinds = {step.after.resource_id: step.event.kind for step in steps}
     assert len(kinds) == len(steps)
     states = {known.resource_id: known.state for known in incidents}
@@ -191,20 +203,26 @@ def test_a_second_look_at_the_same_world_takes_no_step(
 ) -> None:
     """Once the steps are taken there is nothing left to take."""
     seen, incidents, present = world
-    steps = reconcile(seen, incidents, present, NOW)
+    steps = steps_of(seen, incidents, present)
     moved = {step.before.incident_id for step in steps if step.before}
     still_open = [known for known in incidents if known.incident_id not in moved]
     opened = [step.after for step in steps if step.after.is_open]
-    assert reconcile(seen, still_open + opened, present, NOW) == []
+    assert steps_of(seen, still_open + opened, present) == []
 
 
-def test_steps_of_who_knows_more_of_the_new_orphans_are_taken_as_they_are() -> None:
-    """Those that open incidents; how known ones end is seen as ever."""
-    step = detect(orphan("r1"), NOW, prior_attempts=2)
-    found = reconcile(survey(orphan("r1")), [incident()], {"r0"}, NOW, [step])
-    assert found[0] is step
+def test_what_was_looked_up_of_a_new_orphan_is_in_its_incident() -> None:
+    """The attempts that count, and the newest resource of its group."""
+    known = Changes(
+        present={"r0"}, prior_attempts={"r1": 2, "r2": 1}, newest_starts={"g": "2026", "h": "x"}
+    )
+    found = reconcile(inputs_of(survey(orphan("r1")), [incident()], changes=known))
     assert [each.event.kind for each in found] == [EventKind.DETECTED, EventKind.RECOVERED]
-    assert reconcile(survey(orphan("r1")), [], set(), NOW, []) == []
+    assert (found[0].after.prior_attempts, found[0].after.newest_start) == (2, "2026")
+
+
+def test_nothing_opens_where_the_incidents_are_those_of_what_was_seen() -> None:
+    """A tick that wrote its steps down does not take them again, races that it lost included."""
+    assert reconcile(inputs_of(survey(orphan("r1")), [incident()])) == []
 
 
 # --- What stands in the way ----------------------------------------------------------------------
@@ -248,7 +266,7 @@ def test_what_is_due_is_due_and_all_else_waits() -> None:
     claimed = incident("r3", number=4)._replace(claimed_by="run", claimed_until=NOW + SECOND)
     everyone = [due, exhausted, young, claimed]
     seen = survey(*(orphan(known.resource_id) for known in everyone))
-    result = plan_tick(seen, everyone, inputs())
+    result = planned(seen, everyone, inputs())
     assert set(result.due) == {due, exhausted}
     assert [known for known, _ in result.waiting] == [young, claimed]
     assert result.reports == ()
@@ -257,7 +275,7 @@ def test_what_is_due_is_due_and_all_else_waits() -> None:
 def test_a_claim_of_a_run_that_ended_is_no_claim() -> None:
     """The tick does not wait for it to lapse."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE)
-    result = plan_tick(survey(orphan()), [known], inputs(runs={"run": RunState.ENDED}))
+    result = planned(survey(orphan()), [known], inputs(runs={"run": RunState.ENDED}))
     assert result.due == (known,)
 
 
@@ -265,24 +283,22 @@ def test_a_claim_under_another_lease_is_no_claim() -> None:
     """The run of whoever acted before can act no more."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + GRACE, fence=1)
     around = inputs(runs={"run": RunState.QUEUED})
-    assert plan_tick(survey(orphan()), [known], replace(around, fence=1)).due == ()
-    assert plan_tick(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
-    assert plan_tick(survey(orphan()), [known], around).due == ()
+    assert planned(survey(orphan()), [known], replace(around, fence=1)).due == ()
+    assert planned(survey(orphan()), [known], replace(around, fence=2)).due == (known,)
+    assert planned(survey(orphan()), [known], around).due == ()
 
 
 def test_what_others_took_the_place_of_or_is_to_be_kept_is_due_with_its_verdict() -> None:
     """A run does both, and writes them down."""
     known = incident(attempts=5)
     around = inputs()
-    live = replace(around, replacement=lambda _: Replacement.LIVE)
     keeping = replace(around, policy=replace(around.policy, on_exhausted=OnExhausted.KEEP))
-    for chosen, verdict in (
-        (around, Verdict.GIVE_UP),
-        (live, Verdict.SUPERSEDE),
-        (keeping, Verdict.KEEP),
-    ):
-        result = plan_tick(survey(orphan()), [known], chosen)
+    for chosen, verdict in ((around, Verdict.GIVE_UP), (keeping, Verdict.KEEP)):
+        result = planned(survey(orphan()), [known], chosen)
         assert (result.due, result.verdicts) == ((known,), {1: verdict})
+    live = refilled(inputs_of(survey(orphan()), [known], around), Replacement.LIVE)
+    result = plan_tick(live)
+    assert (result.due, result.verdicts) == (tuple(live.incidents), {1: Verdict.SUPERSEDE})
 
 
 def test_the_longest_due_come_first() -> None:
@@ -294,19 +310,19 @@ def test_the_longest_due_come_first() -> None:
     middle, twin = (incident(f"r{n}", number=n, age=GRACE * 2) for n in (2, 3))
     everyone = [attempted, twin, middle, old]
     seen = survey(*(orphan(known.resource_id) for known in everyone))
-    assert plan_tick(seen, everyone, inputs()).due == (old, middle, twin, attempted)
+    assert planned(seen, everyone, inputs()).due == (old, middle, twin, attempted)
 
 
 def test_a_removal_that_was_begun_is_due_without_its_row() -> None:
     """The row is gone from the registry, the incident still needs its end."""
     known = incident(state=State.GIVING_UP, attempts=5, age=timedelta(0))
-    assert plan_tick(survey(), [known], inputs(obstacle="opts out")).due == (known,)
+    assert planned(survey(), [known], inputs(obstacle="opts out")).due == (known,)
 
 
 def test_nothing_is_due_while_auto_restart_is_off() -> None:
     """Incidents are kept, held, and not even reported."""
     everyone = [incident(state=state, number=n) for n, state in enumerate(OPEN_STATES)]
-    result = plan_tick(survey(orphan()), everyone, inputs(enabled=False, obstacle="opts out"))
+    result = planned(survey(orphan()), everyone, inputs(enabled=False, obstacle="opts out"))
     assert (result.due, result.reports) == ((), ())
     assert verdicts(result) == [Verdict.HOLD] * len(everyone)
 
@@ -316,11 +332,11 @@ def test_nothing_is_due_while_auto_restart_is_off() -> None:
 
 def test_an_orphan_that_cannot_be_restarted_is_reported_once() -> None:
     """The second look at an unchanged world has nothing to say."""
-    first = plan_tick(survey(orphan()), [incident()], inputs(obstacle="opts out"))
+    first = planned(survey(orphan()), [incident()], inputs(obstacle="opts out"))
     (report,) = first.reports
     assert (report.after.state, report.after.note) == (State.UNSUPPORTED, "opts out")
     assert first.due == ()
-    second = plan_tick(survey(orphan()), [report.after], inputs(obstacle="opts out"))
+    second = planned(survey(orphan()), [report.after], inputs(obstacle="opts out"))
     assert second.reports == ()
     assert verdicts(second) == [Verdict.REPORT]
 
@@ -328,22 +344,22 @@ def test_an_orphan_that_cannot_be_restarted_is_reported_once() -> None:
 def test_an_orphan_with_another_obstacle_is_reported_again() -> None:
     """What a person has to mend is something else now."""
     known = incident(state=State.UNSUPPORTED, note="opts out")
-    result = plan_tick(survey(orphan(properties="{")), [known], inputs())
+    result = planned(survey(orphan(properties="{")), [known], inputs())
     assert [step.before for step in result.reports] == [known]
 
 
 def test_an_orphan_in_the_hands_of_a_run_is_not_reported_over_its_head() -> None:
     """The run finds the obstacle itself; only when it is gone does the tick report."""
     known = incident()._replace(claimed_by="run", claimed_until=NOW + SECOND)
-    assert plan_tick(survey(orphan()), [known], inputs(obstacle="x")).reports == ()
+    assert planned(survey(orphan()), [known], inputs(obstacle="x")).reports == ()
     ended = inputs(obstacle="x", runs={"run": RunState.ENDED})
-    assert len(plan_tick(survey(orphan()), [known], ended).reports) == 1
+    assert len(planned(survey(orphan()), [known], ended).reports) == 1
 
 
 def test_an_orphan_whose_obstacle_is_gone_is_restarted() -> None:
     """A container that opts in again, a row that was mended."""
     known = incident(state=State.UNSUPPORTED, note="opts out")
-    assert plan_tick(survey(orphan()), [known], inputs()).due == (known,)
+    assert planned(survey(orphan()), [known], inputs()).due == (known,)
 
 
 @given(
@@ -369,13 +385,13 @@ def test_every_incident_is_due_or_waits(
     numbered = [known._replace(incident_id=number) for number, known in enumerate(incidents)]
     around = inputs(obstacle=obstacle, enabled=enabled)
     seen = survey(*(orphan(key) for key in orphans))
-    result = plan_tick(seen, numbered, around)
-    told = [*result.due, *(known for known, _ in result.waiting)]
-    assert sorted(told) == numbered
+    result = planned(seen, numbered, around)
+    found = [*result.due, *(known for known, _ in result.waiting)]
+    assert sorted(found) == numbered
     assert {step.before for step in result.reports} <= {known for known, _ in result.waiting}
     reported = {step.before.incident_id: step.after for step in result.reports if step.before}
     after = [reported.get(known.incident_id, known) for known in numbered]
-    assert plan_tick(seen, after, around).reports == ()
+    assert planned(seen, after, around).reports == ()
 
 
 # --- Which runs that makes -----------------------------------------------------------------------
@@ -391,13 +407,13 @@ def numbered(groups: Sequence[str]) -> list[Incident]:
 
 def test_nothing_due_makes_no_run() -> None:
     """No empty runs."""
-    assert orders([], 10) == []
+    assert run_plans([], 10) == []
 
 
 def test_a_group_is_a_run_in_the_order_in_which_its_first_is_due() -> None:
     """The group that waits longest goes first, and so do the incidents within each."""
     a1, b2, a3, c4, b5 = due = numbered("abacb")
-    assert [(order.group_name, order.incidents) for order in orders(due, 10)] == [
+    assert [(run.group_name, run.incidents) for run in run_plans(due, 10)] == [
         ("a", (a1, a3)),
         ("b", (b2, b5)),
         ("c", (c4,)),
@@ -410,31 +426,31 @@ def test_a_group_is_a_run_in_the_order_in_which_its_first_is_due() -> None:
 )
 def test_a_large_group_is_several_runs(due: int, most: int, sizes: list[int]) -> None:
     """Full ones first; only the last has fewer."""
-    result = orders(numbered("g" * due), most)
-    assert [len(order.incidents) for order in result] == sizes
+    result = run_plans(numbered("g" * due), most)
+    assert [len(run.incidents) for run in result] == sizes
 
 
 @given(st.lists(st.sampled_from("abc")), st.integers(1, 7))
 def test_what_is_due_is_in_exactly_one_run(groups: list[str], most: int) -> None:
-    """With its own group only, and in its order."""
+    """With its own group only, and in its run."""
     due = numbered(groups)
-    result = orders(due, most)
-    assert sorted(known for order in result for known in order.incidents) == due
-    for order in result:
-        assert 1 <= len(order.incidents) <= most
-        assert {known.group_name for known in order.incidents} == {order.group_name}
-        assert list(order.incidents) == sorted(order.incidents)
+    result = run_plans(due, most)
+    assert sorted(known for run in result for known in run.incidents) == due
+    for run in result:
+        assert 1 <= len(run.incidents) <= most
+        assert {known.group_name for known in run.incidents} == {run.group_name}
+        assert list(run.incidents) == sorted(run.incidents)
 
 
 def test_a_hand_over_gives_each_incident_to_the_run() -> None:
     """Under the order's key, until the moment given."""
-    (order,) = orders(numbered("gg"), 10)
-    steps = order.dispatch(NOW + GRACE, NOW)
-    assert tuple(step.before for step in steps) == order.incidents
+    (run,) = run_plans(numbered("gg"), 10)
+    steps = run.dispatch(NOW + GRACE, NOW)
+    assert tuple(step.before for step in steps) == run.incidents
     for step in steps:
-        assert (step.after.claimed_by, step.after.claimed_until) == (order.run_key, NOW + GRACE)
+        assert (step.after.claimed_by, step.after.claimed_until) == (run.run_key, NOW + GRACE)
         assert (step.after.state, step.after.fence) == (State.DISPATCHED, None)
-    assert {step.after.fence for step in order.dispatch(NOW + GRACE, NOW, 7)} == {7}
+    assert {step.after.fence for step in run.dispatch(NOW + GRACE, NOW, 7)} == {7}
 
 
 # More than a fleet of a million resources gets to in its life, and some.
@@ -452,8 +468,8 @@ def key_of(history: list[tuple[int, int, int]]) -> str:
         incident(number=number, attempts=attempts)._replace(dispatches=dispatches)
         for number, attempts, dispatches in history
     ]
-    (order,) = orders(due, len(due))
-    return order.run_key
+    (run,) = run_plans(due, len(due))
+    return run.run_key
 
 
 @given(histories)
@@ -496,12 +512,12 @@ def test_a_run_key_depends_on_nothing_else(history: list[tuple[int, int, int]]) 
         )
         for number, attempts, dispatches in history
     ]
-    (order,) = orders(due, 1000)
-    assert order.run_key == key_of(history)
+    (run,) = run_plans(due, 1000)
+    assert run.run_key == key_of(history)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.integers(1, 7))
 def test_the_runs_of_one_tick_have_different_keys(groups: list[str], most: int) -> None:
     """Dagster launches each of them."""
-    result = orders(numbered(groups), most)
-    assert len({order.run_key for order in result}) == len(result)
+    result = run_plans(numbered(groups), most)
+    assert len({run.run_key for run in result}) == len(result)

@@ -19,7 +19,7 @@ from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.healing.verbs import CHECK, STATUS, VERBS, Command, Parameter, Verb
 
 if TYPE_CHECKING:
-    from dagster_amoro.healing.keeper import Keeper
+    from dagster_amoro.healing.assembly import Services
 
 REFUSED: Final = 1  # exit code where a verb is refused
 UNUSABLE: Final = 2  # exit code where the configuration cannot be used
@@ -48,18 +48,18 @@ def main(context: click.Context, conf_dir: Path | None) -> None:
 
 def _check(conf_dir: Path | None, *, as_json: bool) -> None:
     from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
-    from dagster_amoro.healing.keeper import Keeper  # noqa: PLC0415
+    from dagster_amoro.healing.assembly import Services  # noqa: PLC0415
     from dagster_amoro.healing.preflight import examine, render  # noqa: PLC0415
 
     try:
         settings = load_settings(conf_dir)
-        with closing(Keeper.from_settings(settings)) as keeper:
+        with closing(Services.connect(settings)) as services:
             report = examine(
                 settings,
-                keeper.registry.database,
-                keeper.ledger.database,
-                keeper.containers,
-                keeper.ams,
+                services.registry.database,
+                services.ledger.database,
+                services.containers,
+                services.ams,
             )
     except KeeperError as error:
         _fail(error, UNUSABLE)
@@ -69,18 +69,16 @@ def _check(conf_dir: Path | None, *, as_json: bool) -> None:
 
 
 def _status(conf_dir: Path | None, group: str | None, *, as_json: bool) -> None:
-    from dagster_amoro.healing.status import take_status  # noqa: PLC0415 - see the module
-
     if as_json:
-        from dagster_amoro.healing.status_json import as_json as show  # noqa: PLC0415
+        from dagster_amoro.healing.status_json import as_json as show  # noqa: PLC0415 - see the module
     else:
         from dagster_amoro.healing.status_table import render as show  # noqa: PLC0415
-    _run(conf_dir, lambda keeper: show(take_status(keeper, group)))
+    _run(conf_dir, lambda services: show(services.status.read(group)))
 
 
 def _verb(verb: Verb) -> Callable[..., None]:
     def callback(conf_dir: Path | None, /, **values: str | None) -> None:
-        _run(conf_dir, lambda keeper: verb.act(keeper.operations, values))
+        _run(conf_dir, lambda services: verb.act(services.operations, values))
 
     return callback
 
@@ -120,17 +118,17 @@ def _os_user() -> str:
         return ""
 
 
-def _run(conf_dir: Path | None, act: "Callable[[Keeper], str]") -> None:
+def _run(conf_dir: Path | None, act: "Callable[[Services], str]") -> None:
     from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
-    from dagster_amoro.healing.keeper import Keeper  # noqa: PLC0415
+    from dagster_amoro.healing.assembly import Services  # noqa: PLC0415
 
     try:
-        keeper = Keeper.from_settings(load_settings(conf_dir))
+        services = Services.connect(load_settings(conf_dir))
     except KeeperError as error:
         _fail(error, UNUSABLE)
     try:
-        with closing(keeper):
-            answer = act(keeper)
+        with closing(services):
+            answer = act(services)
     except KeeperError as error:
         _fail(error, REFUSED)
     click.echo(answer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dagster_amoro.core.errors import PropertiesError
+from dagster_amoro.core.policy import TickSettings
 from dagster_amoro.core.properties import parse_properties
 
 UNITS: Final = {  # of Amoro's durations: nanoseconds, by label; no label means milliseconds
@@ -76,6 +77,16 @@ def is_dynamic(group: Group) -> bool:
         return _sizes_hold(given) and _spans_hold(given)
     except ValueError:
         return False
+
+
+def group_obstacle(group: Group | None, settings: TickSettings) -> str | None:
+    """Why the orphans of a group are not to be restarted; None: they are."""
+    if group is None or group.name in settings.dynamic_groups or not is_dynamic(group):
+        return None
+    return (
+        "its group is under dynamic allocation, and is sized by that alone "
+        f"(keeper.groups.{group.name}.dynamic-allocation: restart would change it)"
+    )
 
 
 def _given(group: Group, word: str) -> dict[str, str]:

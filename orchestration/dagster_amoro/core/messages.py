@@ -14,10 +14,11 @@ from dagster_amoro.core.policy import (
     Verdict,
     due_at,
 )
-from dagster_amoro.core.tick_plan import DecisionInputs, RegistrySnapshot, RunPlan, TickPlan
+from dagster_amoro.core.tick_inputs import TickInputs
+from dagster_amoro.core.tick_plan import RunPlan, TickPlan
 
 DRY_RUN = "Dry run, nothing is done: "
-"""How the message of a tick, or of a turn, begins that only rehearsed."""
+"""How the message of a tick, or of one restart, begins in a dry run."""
 ABSTAINED = "Abstained"
 """How the message of a tick begins that concluded nothing."""
 WATCHING = "Watching"
@@ -40,27 +41,36 @@ _TRIED = {EventKind.STARTED, EventKind.ATTEMPT_FAILED, EventKind.GIVE_UP}
 _NEWS = (EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.SUPERSEDED)
 
 
-def summarize(  # noqa: PLR0913 - all that a tick saw and did
-    survey: RegistrySnapshot,
+def summarize(
+    inputs: TickInputs,
     plan: TickPlan,
     *,
     dispatched: Sequence[RunPlan],
     applied: Iterable[Transition],
-    inputs: DecisionInputs,
-    sizes: Sequence[str] = (),
 ) -> str:
-    """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)"."""
-    line = f"{counted(survey.resources, 'resource')}, {counted(len(survey.orphans), 'orphan')}"
+    """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)".
+
+    Args:
+        inputs: What the tick read.
+        plan: What it did about that.
+        dispatched: The runs of the plan that got their incidents.
+        applied: The steps of the plan that were taken.
+    """
+    snapshot, policy = inputs.snapshot, inputs.policy
+    line = f"{counted(snapshot.resources, 'resource')}, {counted(len(snapshot.orphans), 'orphan')}"
     parts = [
-        *_due(dispatched, plan.verdicts, inputs.policy),
-        *_waiting(plan.waiting, inputs.policy, inputs.now),
+        *_due(dispatched, plan.verdicts, policy),
+        *_waiting(plan.waiting, policy, inputs.now),
     ]
-    news = Counter(transition.event.kind for transition in applied)
-    told = [f"{news[kind]} {kind}" for kind in _NEWS if news[kind]]
-    told += [f"{counted(survey.expired, 'heartbeat')} expired"] if survey.expired else []
+    kinds = Counter(transition.event.kind for transition in applied)
+    news = [f"{kinds[kind]} {kind}" for kind in _NEWS if kinds[kind]]
+    news += [f"{counted(snapshot.expired, 'heartbeat')} expired"] if snapshot.expired else []
+    most = inputs.settings.max_keeping_attempts
+    sizes = [text for each in plan.scaling if (text := each.message(most))]
     line += f": {', '.join(parts)}" if parts else ""
-    line += f". New: {', '.join(told)}" if told else ""
-    return line + (f". {'; '.join(sizes)}" if sizes else "")
+    line += f". New: {', '.join(news)}" if news else ""
+    line += f". {'; '.join(sizes)}" if sizes else ""
+    return f"{DRY_RUN}{line}" if inputs.dry_run else line
 
 
 def next_step(incident: Incident, policy: RestartPolicy) -> str:
@@ -97,7 +107,7 @@ def _due(
     dispatched: Sequence[RunPlan], verdicts: Mapping[int, Verdict], policy: RestartPolicy
 ) -> list[str]:
     sorted_by: dict[Verdict, list[Incident]] = {}
-    for incident in (incident for order in dispatched for incident in order.incidents):
+    for incident in (incident for run in dispatched for incident in run.incidents):
         sorted_by.setdefault(verdicts[incident.incident_id], []).append(incident)
     restarts = sorted_by.get(Verdict.RESTART, [])
     first = [f"{len(restarts)} due for a restart{_attempt(restarts, policy)}"] if restarts else []
@@ -112,12 +122,12 @@ def _waiting(
     for incident, decision in waiting:
         by_verdict.setdefault((decision.verdict, decision.reason), []).append((incident, decision))
     return [
-        _add_events(verdict, reason, members, policy, now)
+        _waiting_for(verdict, reason, members, policy, now)
         for (verdict, reason), members in by_verdict.items()
     ]
 
 
-def _add_events(
+def _waiting_for(
     verdict: Verdict,
     reason: str,
     members: Sequence[tuple[Incident, Decision]],

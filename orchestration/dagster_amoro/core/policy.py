@@ -42,6 +42,18 @@ class RestartPolicy:
     on_exhausted: OnExhausted = OnExhausted.CLEAN_UP
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TickSettings:
+    """How often a tick looks, how it hands work to runs, and which groups it leaves to AMS."""
+
+    check_interval: timedelta  # between two ticks
+    claim_timeout: timedelta  # how long a dispatch or a claim lasts without a sign of life
+    max_restarts_per_run: int  # orphans that one run restarts
+    max_keeping_attempts: int = 3  # rounds in a row in which a group gets a new resource
+    # Groups whose orphans are restarted although they are under dynamic allocation.
+    dynamic_groups: frozenset[str] = frozenset()
+
+
 class Verdict(StrEnum):
     """What is to be done."""
 

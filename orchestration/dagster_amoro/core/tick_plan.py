@@ -1,77 +1,32 @@
-"""What one look at the registry means for the incidents: which open, close and are due?"""
+"""What does a tick do about what it read? Its plan, which it writes down and `status` shows.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+The plan is made in the order in which things happen: incidents open and close as the snapshot has
+it, groups that are short of threads get a round, and each open incident gets its decision.
+"""
+
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache, partial
 from hashlib import sha256
+from itertools import count
 from typing import Final
 
 from dagster_amoro.core.errors import PropertiesError
-from dagster_amoro.core.groups import Group
-from dagster_amoro.core.limits import CountResources, Limits, blocked_groups, next_batch
+from dagster_amoro.core.groups import group_obstacle
+from dagster_amoro.core.limits import blocked_groups, next_batch
 from dagster_amoro.core.model import Incident, Orphan, State, Transition
-from dagster_amoro.core.pauses import Pauses
-from dagster_amoro.core.policy import (
-    Decision,
-    Replacement,
-    RestartPolicy,
-    RunState,
-    Verdict,
-    decide,
-    due_at,
-    holds_claim,
-)
+from dagster_amoro.core.policy import Decision, Replacement, Verdict, decide, due_at, holds_claim
 from dagster_amoro.core.properties import parse_properties
-from dagster_amoro.core.transitions import close, detect, dispatch, report
+from dagster_amoro.core.replacement import Replacements
+from dagster_amoro.core.scale_plan import ScalePlan, plan_scaling
+from dagster_amoro.core.scale_up import ScaleUpState
+from dagster_amoro.core.tick_inputs import Changes, Obstacle, RegistrySnapshot, TickInputs
+from dagster_amoro.core.transitions import close, detect, dispatch, enforce, replacement, report
 
 _ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
 NEXT_BATCH: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
-
-Obstacle = Callable[[str | None], str | None]
-"""Why orphans of the container with this name cannot be restarted; None: they can."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegistrySnapshot:
-    """One look at the registry, in one snapshot."""
-
-    resources: int  # rows in `resource`
-    groups: tuple[str, ...]  # names in `resource_group`
-    orphans: Mapping[str, Orphan]  # by resource id
-    expired: int = 0  # heartbeats that were too old and have been removed
-    # Those groups that say something about their size, and the live threads of each.
-    sized: Mapping[str, Group] = field(default_factory=dict)
-    live: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecisionInputs:
-    """What the decisions of one tick depend on besides the incidents themselves."""
-
-    policy: RestartPolicy
-    obstacle: Obstacle
-    runs: Mapping[str, RunState]  # of runs that hold claims, see `holds_claim`
-    now: datetime
-    fence: int | None = None  # of the lease in force; None: without leases
-    pauses: Pauses = field(default_factory=Pauses)
-    limits: Limits = field(default_factory=Limits)
-    count: CountResources = dict
-    last_served_group: str | None = None  # the group that the last wave served last
-    # Why the orphans of a group are not to be restarted, by its name; None: they are.
-    group_obstacle: Obstacle = lambda _: None
-    replacement: Callable[[Incident], Replacement] = lambda _: Replacement.NONE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TickPlan:
-    """The open incidents, sorted by what is to be done about them."""
-
-    due: tuple[Incident, ...]  # to be handed to runs, longest due first
-    reports: tuple[Transition, ...]
-    waiting: tuple[tuple[Incident, Decision], ...]  # everything else, with the reason
-    verdicts: Mapping[int, Verdict] = field(default_factory=dict)  # on those due, by number
-    last_served_group: str | None = None  # the group that this wave served last; None: it took all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,49 +44,103 @@ class RunPlan:
         return [dispatch(each, self.run_key, until, now, fence) for each in self.incidents]
 
 
-def missing(survey: RegistrySnapshot, incidents: Iterable[Incident]) -> list[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TickPlan:
+    """What a tick does, in this order, and what it leaves."""
+
+    steps: tuple[Transition, ...] = ()  # open, close and enforce incidents
+    scaling: tuple[ScalePlan, ...] = ()  # the groups whose size matters, by name
+    reports: tuple[Transition, ...] = ()  # say what cannot be restarted
+    due: tuple[Incident, ...] = ()  # in the order in which they are to be restarted or removed
+    dispatches: tuple[RunPlan, ...] = ()  # give to runs what is due
+    waiting: tuple[tuple[Incident, Decision], ...] = ()  # all other incidents, with the reason
+    # By number, on what is dispatched and on what a limit keeps from it.
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    last_served_group: str | None = None  # the group that this batch served last; None: it took all
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to write down."""
+        scales = any(each.acts for each in self.scaling)
+        return bool(self.steps or self.reports or self.dispatches or scales)
+
+
+def plan_tick(inputs: TickInputs) -> TickPlan:
+    """Plans a tick.
+
+    Incidents that it opens have provisional numbers: those that follow the highest one.
+    """
+    steps = tuple(reconcile(inputs))
+    inputs = inputs.after_steps(steps, _numbered(steps, inputs.incidents))
+    scaling = tuple(plan_scaling(inputs)) if inputs.begun is None else ()
+    if inputs.begun is None:
+        inputs = _with_rounds(inputs, scaling)
+    due, verdicts, waiting = _sorted_by_decision(inputs)
+    allowed, held, last_served_group = _limit(inputs, due, verdicts)
+    return TickPlan(
+        steps=steps,
+        scaling=scaling,
+        reports=tuple(_reports(inputs, waiting)),
+        due=tuple(allowed),
+        dispatches=tuple(run_plans(allowed, inputs.settings.max_restarts_per_run)),
+        waiting=(*waiting, *held),
+        verdicts=verdicts,
+        last_served_group=last_served_group,
+    )
+
+
+# --- What opens and closes -----------------------------------------------------------------------
+
+
+def missing(snapshot: RegistrySnapshot, incidents: Iterable[Incident]) -> list[str]:
     """Ids of resources with an open incident that are orphans no longer."""
-    return [i.resource_id for i in incidents if i.resource_id not in survey.orphans]
+    return [i.resource_id for i in incidents if i.resource_id not in snapshot.orphans]
 
 
-def unknown(survey: RegistrySnapshot, incidents: Iterable[Incident]) -> list[Orphan]:
+def unknown(snapshot: RegistrySnapshot, incidents: Iterable[Incident]) -> list[Orphan]:
     """The orphans without an open incident."""
     known = {incident.resource_id for incident in incidents}
-    return [orphan for key, orphan in survey.orphans.items() if key not in known]
+    return [orphan for key, orphan in snapshot.orphans.items() if key not in known]
 
 
-def reconcile(
-    survey: RegistrySnapshot,
-    incidents: Sequence[Incident],
-    present: AbstractSet[str],
-    now: datetime,
-    opened: Iterable[Transition] | None = None,
-) -> list[Transition]:
+def reconcile(inputs: TickInputs) -> list[Transition]:
     """Opens an incident for each new orphan and closes those whose resource is none any more.
 
-    Args:
-        survey: What the registry holds.
-        incidents: All open incidents.
-        present: Of `missing()`, the ids whose resource row is still there: those registered.
-            The others were released, unless it is we who are removing them.
-        now: Aware UTC.
-        opened: The steps that open incidents, where more is known of the new orphans than that
-            they are there. None: made of `unknown()`.
+    An incident of a dry run goes on as one that nothing was done about.
     """
-    if opened is None:
-        opened = [detect(orphan, now) for orphan in unknown(survey, incidents)]
-    return [*opened] + [
-        _closed(incident, present, now)
-        for incident in incidents
-        if incident.resource_id not in survey.orphans
-        and (incident.resource_id in present or not incident.state.is_removing)
-    ]
+    changes = inputs.changes
+    if changes is None:
+        return []
+    return [*_opened(inputs, changes), *_closed(inputs, changes.present), *_enforced(inputs)]
 
 
-def _closed(incident: Incident, present: AbstractSet[str], now: datetime) -> Transition:
-    if incident.resource_id not in present:
-        return close(incident, State.RELEASED, "somebody removed its resource row", now)
-    return close(incident, State.RECOVERED, recovery_message(incident), now)
+def _opened(inputs: TickInputs, changes: Changes) -> Iterable[Transition]:
+    for orphan in unknown(inputs.snapshot, inputs.incidents):
+        yield detect(
+            orphan,
+            inputs.now,
+            prior_attempts=changes.prior_attempts.get(orphan.resource_id, 0),
+            newest_start=changes.newest_starts.get(orphan.group_name or ""),
+        )
+
+
+def _closed(inputs: TickInputs, present: AbstractSet[str]) -> Iterable[Transition]:
+    orphans = inputs.snapshot.orphans
+    for incident in inputs.incidents:
+        if incident.resource_id in orphans:
+            continue
+        if incident.resource_id in present:
+            message = recovery_message(incident)
+            yield close(incident, State.RECOVERED, message, inputs.now)
+        elif not incident.state.is_removing:  # else it is we who removed the row
+            message = "somebody removed its resource row"
+            yield close(incident, State.RELEASED, message, inputs.now)
+
+
+def _enforced(inputs: TickInputs) -> Iterable[Transition]:
+    for incident in () if inputs.dry_run else inputs.incidents:
+        if incident.dry_run and incident.resource_id in inputs.snapshot.orphans:
+            yield enforce(incident, inputs.now)
 
 
 def recovery_message(incident: Incident) -> str:
@@ -141,79 +150,107 @@ def recovery_message(incident: Incident) -> str:
     return f"an optimizer registered for it after attempt {incident.attempts}"
 
 
-def plan_tick(
-    survey: RegistrySnapshot, incidents: Iterable[Incident], inputs: DecisionInputs
-) -> TickPlan:
-    """Decides on every open incident; see `dagster_amoro.core.policy.decide`.
+def _numbered(steps: Sequence[Transition], incidents: Sequence[Incident]) -> list[Incident]:
+    """What the steps lead to, with numbers for the incidents that they open."""
+    numbers = count(max((each.incident_id for each in incidents), default=0) + 1)
+    return [
+        step.after if step.before else step.after._replace(incident_id=next(numbers))
+        for step in steps
+    ]
 
-    What is due then passes the limits: see `dagster_amoro.core.limits`.
-    """
+
+def _with_rounds(inputs: TickInputs, scaling: Iterable[ScalePlan]) -> TickInputs:
+    """The inputs once the rounds that are due have begun."""
+    starting = [each for each in scaling if each.starts]
+    failed = (incident for each in starting for incident in each.failed)
+    replaced = {each.incident_id: replacement(each, "", inputs.now).after for each in failed}
+    return inputs.after_rounds(replaced, frozenset(each.group.name for each in starting))
+
+
+# --- What is done about each open incident -------------------------------------------------------
+
+
+def _sorted_by_decision(
+    inputs: TickInputs,
+) -> tuple[list[Incident], dict[int, Verdict], list[tuple[Incident, Decision]]]:
+    """What is due, the longest due first, with the verdicts on it; and the rest."""
     due: list[Incident] = []
     verdicts: dict[int, Verdict] = {}
-    reports: list[Transition] = []
     waiting: list[tuple[Incident, Decision]] = []
-    for incident in incidents:
-        claimed = incident.claimed_by is not None and holds_claim(
-            incident, inputs.runs, inputs.now, inputs.fence
-        )
-        decision = _decide(survey, incident, inputs, claimed=claimed)
+    replacements = _replacements(inputs)
+    of_group = cache(
+        lambda name: group_obstacle(inputs.snapshot.sized.get(name or ""), inputs.settings)
+    )
+    for incident in inputs.incidents:
+        decision = _decide(inputs, incident, of_group, replacements)
         if decision.verdict in _ACTS:
             due.append(incident)
             verdicts[incident.incident_id] = decision.verdict
-            continue
-        waiting.append((incident, decision))
-        if decision.verdict is Verdict.REPORT and incident.note != decision.reason and not claimed:
-            reports.append(report(incident, decision.reason, inputs.now))
+        else:
+            waiting.append((incident, decision))
     due.sort(key=lambda incident: (due_at(incident, inputs.policy), incident.incident_id))
-    allowed, held, last_served_group = _limit(survey, due, verdicts, inputs)
-    return TickPlan(
-        due=tuple(allowed),
-        reports=tuple(reports),
-        waiting=(*waiting, *held),
-        verdicts=verdicts,
-        last_served_group=last_served_group,
+    return due, verdicts, waiting
+
+
+def _replacements(inputs: TickInputs) -> Replacements | None:
+    """Who came in the place of orphans; None: no group asks for a number of threads."""
+    if not inputs.snapshot.sized:
+        return None
+    now, runs, fence = inputs.now, inputs.runs, inputs.fence
+    requested = {
+        name
+        for name, each in inputs.scale_ups.items()
+        if each.state is ScaleUpState.REQUESTED and holds_claim(each, runs, now, fence)
+    }
+    return Replacements(
+        inputs.snapshot.sized,
+        inputs.incidents,
+        scaling_up=requested | (inputs.begun or set()),
+        policy=inputs.policy,
+        attached=inputs.attached,
+        now=now,
+        newcomers=inputs.newcomers,
     )
 
 
-def _limit(
-    survey: RegistrySnapshot,
-    due: Sequence[Incident],
-    verdicts: Mapping[int, Verdict],
-    inputs: DecisionInputs,
-) -> tuple[list[Incident], list[tuple[Incident, Decision]], str | None]:
-    """What may be handed over of what is due, what may not and why, and whose turn it was.
+def _decide(
+    inputs: TickInputs, incident: Incident, of_group: Obstacle, replacements: Replacements | None
+) -> Decision:
+    orphan = inputs.snapshot.orphans.get(incident.resource_id)
+    obstacle = None
+    if orphan is not None:
+        obstacle = of_group(orphan.group_name)
+    if orphan is not None and obstacle is None:
+        lookup = inputs.obstacle
+        resting = _is_resting(inputs, incident)
+        obstacle = lookup(orphan.container_name) if resting else obstacle_of(orphan, lookup)
+    pauses = inputs.pauses
+    pause = pauses.of(incident.resource_id, incident.group_name) if pauses.holding else None
+    return decide(
+        incident,
+        obstacle=obstacle,
+        policy=inputs.policy,
+        claimed=_is_claimed(inputs, incident),
+        now=inputs.now,
+        paused=str(pause) if pause else None,
+        replacement=partial(replacements.of, incident) if replacements else _no_replacement,
+    )
 
-    The limits are about restarts that nobody asked for; the rest passes.
-    """
-    limits = inputs.limits
-    restarts: list[Incident] = []
-    others: list[Incident] = []
-    for incident in due:
-        by_itself = (
-            verdicts[incident.incident_id] is Verdict.RESTART and not incident.operator_request
-        )
-        (restarts if by_itself else others).append(incident)
-    refused = blocked_groups(
-        {incident.group_name for incident in restarts},
-        (orphan.group_name for orphan in survey.orphans.values()),
-        inputs.count,
-        limits,
+
+def _no_replacement() -> Replacement:
+    return Replacement.NONE
+
+
+def _is_claimed(inputs: TickInputs, incident: Incident) -> bool:
+    return incident.claimed_by is not None and holds_claim(
+        incident, inputs.runs, inputs.now, inputs.fence
     )
-    held = [
-        (incident, Decision(Verdict.HOLD, refused[incident.group_name]))
-        for incident in restarts
-        if incident.group_name in refused
-    ]
-    free = [incident for incident in restarts if incident.group_name not in refused]
-    chosen, later, last_served_group = next_batch(
-        free, limits.max_restarts, inputs.last_served_group
-    )
-    later_on = Decision(Verdict.WAIT, NEXT_BATCH)
-    return (
-        [*others, *chosen],
-        held + [(incident, later_on) for incident in later],
-        last_served_group,
-    )
+
+
+def _is_resting(inputs: TickInputs, incident: Incident) -> bool:
+    """Whether it was seen before and is not due: its properties were read, and will be again."""
+    due = due_at(incident, inputs.policy)
+    return incident.state is State.WAITING and incident.detected_at < inputs.now < due
 
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
@@ -232,7 +269,51 @@ def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
     return None if orphan.thread_count is not None else "its thread_count is NULL"
 
 
-def orders(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
+def _reports(
+    inputs: TickInputs, waiting: Iterable[tuple[Incident, Decision]]
+) -> Iterable[Transition]:
+    """Says of what cannot be restarted why, once."""
+    for incident, decision in waiting:
+        is_news = decision.verdict is Verdict.REPORT and incident.note != decision.reason
+        if is_news and not _is_claimed(inputs, incident):
+            yield report(incident, decision.reason, inputs.now)
+
+
+# --- How much of it at once ----------------------------------------------------------------------
+
+
+def _limit(
+    inputs: TickInputs, due: Sequence[Incident], verdicts: dict[int, Verdict]
+) -> tuple[list[Incident], list[tuple[Incident, Decision]], str | None]:
+    """What may be dispatched of what is due, what may not and why, and which group came last.
+
+    The limits are about restarts that nobody asked for; the rest passes.
+    """
+    limits = inputs.limits
+    restarts: list[Incident] = []
+    others: list[Incident] = []
+    for incident in due:
+        restarted = verdicts[incident.incident_id] is Verdict.RESTART
+        (others if incident.operator_request or not restarted else restarts).append(incident)
+    blocked = blocked_groups(
+        {incident.group_name for incident in restarts},
+        (orphan.group_name for orphan in inputs.snapshot.orphans.values()),
+        inputs.count,
+        limits,
+    )
+    held = [
+        (incident, Decision(Verdict.HOLD, blocked[incident.group_name]))
+        for incident in restarts
+        if incident.group_name in blocked
+    ]
+    free = [incident for incident in restarts if incident.group_name not in blocked]
+    batch = next_batch(free, limits.max_restarts, inputs.last_served_group)
+    later = Decision(Verdict.WAIT, NEXT_BATCH)
+    held += [(incident, later) for incident in batch.later]
+    return [*others, *batch.now], held, batch.last_served_group
+
+
+def run_plans(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
     """The runs to request: a group's incidents together, `max_per_run` at most in each.
 
     Within a group the longest due go first.
@@ -257,33 +338,3 @@ def _run_key(incidents: Sequence[Incident]) -> str:
         return f"incident.attempts.dispatch {names[0]}"
     digest = sha256(" ".join(names).encode()).hexdigest()[:32]
     return f"incident.attempts.dispatch {names[0]} and {len(names) - 1} more, {digest}"
-
-
-def _decide(
-    survey: RegistrySnapshot, incident: Incident, inputs: DecisionInputs, *, claimed: bool
-) -> Decision:
-    orphan = survey.orphans.get(incident.resource_id)
-    obstacle = None
-    if orphan is not None:
-        obstacle = inputs.group_obstacle(orphan.group_name)
-    if orphan is not None and obstacle is None:
-        is_resting = _is_resting(incident, inputs)
-        lookup = inputs.obstacle
-        obstacle = lookup(orphan.container_name) if is_resting else obstacle_of(orphan, lookup)
-    pauses = inputs.pauses
-    pause = pauses.of(incident.resource_id, incident.group_name) if pauses.holding else None
-    return decide(
-        incident,
-        obstacle=obstacle,
-        policy=inputs.policy,
-        claimed=claimed,
-        now=inputs.now,
-        paused=str(pause) if pause else None,
-        replacement=lambda: inputs.replacement(incident),
-    )
-
-
-def _is_resting(incident: Incident, inputs: DecisionInputs) -> bool:
-    """Whether it was seen before and is not due: its properties were read, and will be again."""
-    due = due_at(incident, inputs.policy)
-    return incident.state is State.WAITING and incident.detected_at < inputs.now < due

@@ -9,7 +9,7 @@ from typing import Any, Final
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 
 Number = int | float | str
-"""What a tick tells of itself under one name; a word where it is not counted."""
+"""What a tick says of itself under one name; a word where it is not counted."""
 
 _MOST_EVENTS: Final = 2**63 - 1  # what a database counts up to
 
@@ -19,8 +19,8 @@ class Cursor:
     """Kept by Dagster with the sensor, as a text."""
 
     event: int = 0  # the newest event of the ledger that was reported as an asset event
-    watch: AmsRestartDetector = field(default_factory=AmsRestartDetector)
-    last_served_group: str | None = None  # the group that the last wave of restarts served last
+    detector: AmsRestartDetector = field(default_factory=AmsRestartDetector)
+    last_served_group: str | None = None  # the group that the last batch of restarts served last
     abstentions: int = 0  # ticks in a row that concluded nothing
     # When the fleet was looked after last, by this deployment or by the one that it watches.
     surveyed_at: datetime | None = None
@@ -40,7 +40,7 @@ def parse_cursor(text: str | None) -> Cursor:
         last_served_group = values.get("last_served_group")
         return Cursor(
             event=_number(values.get("event", 0)),
-            watch=AmsRestartDetector(
+            detector=AmsRestartDetector(
                 sample_tokens=tuple(map(str, values.get("witnesses", ()))),
                 was_away=bool(values.get("was_away")),
                 settling_since=_moment(values.get("settling_since")),
@@ -48,7 +48,7 @@ def parse_cursor(text: str | None) -> Cursor:
             last_served_group=None if last_served_group is None else str(last_served_group),
             abstentions=_number(values.get("abstentions", 0)),
             surveyed_at=_moment(values.get("surveyed_at")),
-            reported=_told(values.get("reported", {})),
+            reported=_numbers(values.get("reported", {})),
         )
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return Cursor()
@@ -56,12 +56,12 @@ def parse_cursor(text: str | None) -> Cursor:
 
 def dump_cursor(cursor: Cursor) -> str:
     """The text of a cursor; what is empty is left out."""
-    watch = cursor.watch
+    detector = cursor.detector
     values = {
         "event": cursor.event,
-        "witnesses": list(watch.sample_tokens),
-        "was_away": watch.was_away,
-        "settling_since": _text(watch.settling_since),
+        "witnesses": list(detector.sample_tokens),
+        "was_away": detector.was_away,
+        "settling_since": _text(detector.settling_since),
         "last_served_group": cursor.last_served_group,
         "abstentions": cursor.abstentions,
         "surveyed_at": _text(cursor.surveyed_at),
@@ -90,5 +90,5 @@ def _text(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None
 
 
-def _told(values: Any) -> dict[str, Number]:  # noqa: ANN401 - as above
+def _numbers(values: Any) -> dict[str, Number]:  # noqa: ANN401 - as above
     return {name: value for name, value in values.items() if isinstance(value, Number)}

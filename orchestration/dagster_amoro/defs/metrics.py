@@ -1,4 +1,4 @@
-"""How is the keeper itself? What a tick tells of itself, so that a keeper that stopped is noticed.
+"""What does a tick say of itself, so that a deployment that stopped is noticed?
 
 A tick has no metadata in Dagster; its numbers are those of an observation of Amoro's table
 `resource`, which the UI plots over time.
@@ -15,28 +15,28 @@ from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.core.messages import ABSTENTIONS, ACTS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED
 from dagster_amoro.core.policy import Verdict
 from dagster_amoro.core.scale_up import ON_ITS_WAY
-from dagster_amoro.core.tick_plan import RegistrySnapshot, TickPlan
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
+from dagster_amoro.core.tick_plan import TickPlan
 from dagster_amoro.defs.cursor import Cursor, Number
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.tick import Tick
+from dagster_amoro.healing.tick import TickResult
 
 Numbers = Mapping[str, Number]
 """What a tick tells, by name."""
 
 
-def of_survey(keeper: Keeper, seen: Tick) -> Numbers:
-    """The numbers of a tick that completed its survey."""
-    plan = seen.plan
+def of_tick(result: TickResult, deployment: str) -> Numbers:
+    """The numbers of a tick that read the registry and acted; `deployment` may be empty."""
+    plan = result.plan
     return {
-        "resources": seen.survey.resources,
-        "orphans": len(seen.survey.orphans),
+        "resources": result.snapshot.resources,
+        "orphans": len(result.snapshot.orphans),
         OPEN_INCIDENTS: len(plan.due) + len(plan.waiting),
         REFUSED: _refused(plan),
-        "groups below their min-parallelism": _below_min_parallelism(seen.survey),
+        "groups below their min-parallelism": _below_min_parallelism(result.snapshot),
         ABSTENTIONS: 0,
         AGE: 0,
-        ACTS: keeper.deployment or "this deployment",
-        PAUSED: seen.pauses,
+        ACTS: deployment or "this deployment",
+        PAUSED: result.pauses,
     }
 
 
@@ -57,12 +57,12 @@ def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
     return numbers, replace(cursor, abstentions=cursor.abstentions + 1)
 
 
-def news(numbers: Numbers, told: Numbers, message: str) -> list[dg.AssetObservation]:
-    """The observation that tells the numbers; none where they are what was told before.
+def news(numbers: Numbers, reported: Numbers, message: str) -> list[dg.AssetObservation]:
+    """The observation that tells the numbers; none where they were reported before.
 
     So a quiet fleet does not fill Dagster's event log.
     """
-    if dict(numbers) == dict(told):
+    if dict(numbers) == dict(reported):
         return []
     return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]
 
@@ -80,6 +80,6 @@ def _refused(plan: TickPlan) -> int:
     )
 
 
-def _below_min_parallelism(survey: RegistrySnapshot) -> int:
-    min_parallelisms = {name: min_parallelism(group) or 0 for name, group in survey.sized.items()}
-    return sum(survey.live.get(name, 0) < least for name, least in min_parallelisms.items())
+def _below_min_parallelism(snapshot: RegistrySnapshot) -> int:
+    min_parallelisms = {name: min_parallelism(group) or 0 for name, group in snapshot.sized.items()}
+    return sum(snapshot.live.get(name, 0) < least for name, least in min_parallelisms.items())

@@ -9,9 +9,8 @@ import dagster as dg
 
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.operations import Operations
-from dagster_amoro.healing.status import take_status
+from dagster_amoro.healing.status import StatusReader
 from dagster_amoro.healing.status_json import as_json
 from dagster_amoro.healing.status_table import render
 from dagster_amoro.healing.verbs import STATUS, VERBS, Command, Parameter, Values, Verb
@@ -24,14 +23,14 @@ class _Answer(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-def build_operator_jobs(keeper: Keeper) -> list[dg.JobDefinition]:
+def build_operator_jobs(operations: Operations, status: StatusReader) -> list[dg.JobDefinition]:
     """The jobs `keeper_status`, `keeper_pause` and so on, each of one step."""
-    verbs = [_job(verb, partial(_do, verb, keeper.operations)) for verb in VERBS]
-    return [_job(STATUS, partial(_show_status, keeper)), *verbs]
+    verbs = [_job(verb, partial(_do, verb, operations)) for verb in VERBS]
+    return [_job(STATUS, partial(_show_status, status)), *verbs]
 
 
-def _show_status(keeper: Keeper, values: Values) -> _Answer:
-    status = take_status(keeper, values["group"])
+def _show_status(reader: StatusReader, values: Values) -> _Answer:
+    status = reader.read(values["group"])
     text = render(status)
     table = dg.MetadataValue.md(f"```\n{text}\n```")
     return _Answer(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 import dagster as dg
 from pydantic import Field
@@ -10,10 +11,9 @@ from dagster_amoro.asset_keys import HISTORY, partition_key
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.messages import next_step
 from dagster_amoro.core.model import Incident, State
-from dagster_amoro.core.policy import Backoff, due_at
+from dagster_amoro.core.policy import Backoff, RestartPolicy, due_at
 from dagster_amoro.core.secrets import without_secrets
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import Outcome, RestartResult, claim_dispatch, take_turn
+from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
 
 CLAIM_OP = "claim_orphans"
 _ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
@@ -32,7 +32,7 @@ class Dispatch(dg.Config):
     )
 
 
-def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
+def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     """The job that the sensor requests; its retries are those of the restart policy."""
 
     @dg.op(
@@ -43,7 +43,7 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     def claim_orphans(
         context: dg.OpExecutionContext, config: Dispatch
     ) -> Iterator[dg.DynamicOutput[int]]:
-        incidents = claim_dispatch(keeper, config.dispatch, context.run_id)
+        incidents = restarter.claim(config.dispatch, context.run_id)
         context.log.info(_taken_up(incidents))
         for incident in incidents:
             yield dg.DynamicOutput(incident.incident_id, mapping_key=step_name(incident))
@@ -51,8 +51,8 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     @dg.op(
         out=dg.Out(dg.Nothing),
         retry_policy=dg.RetryPolicy(
-            max_retries=keeper.policy.max_retries,
-            delay=keeper.policy.grace_period.total_seconds(),
+            max_retries=restarter.policy.max_retries,
+            delay=restarter.policy.grace_period.total_seconds(),
         ),
         description=(
             "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
@@ -64,11 +64,11 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     def restart_orphan(
         context: dg.OpExecutionContext, incident_id: int
     ) -> Iterator[dg.Output[None] | dg.AssetObservation]:
-        result = take_turn(keeper, incident_id, context.run_id)
-        metadata = _metadata(keeper, result)
+        result = restarter.restart(incident_id, context.run_id)
+        metadata = _metadata(result, restarter.policy)
         yield from _observations(result, metadata)
-        if result.ending in _LOUD:
-            raise _failure(keeper, result, metadata)
+        if result.outcome in _LOUD:
+            raise _failure(result, metadata, restarter.policy, restarter.clock())
         yield dg.Output(None, metadata={"result": result.message, **metadata})
 
     @dg.job(
@@ -87,15 +87,17 @@ def build_restart_job(keeper: Keeper) -> dg.JobDefinition:
     return restart_orphans
 
 
-def _failure(keeper: Keeper, result: RestartResult, metadata: Mapping[str, str]) -> Exception:
-    """What tells Dagster, and whoever it alerts, that a turn failed, and when to try again."""
-    again = result.ending is Outcome.FAILED
+def _failure(
+    result: RestartResult, metadata: Mapping[str, str], policy: RestartPolicy, now: datetime
+) -> Exception:
+    """What tells Dagster, and whoever it alerts, that a restart failed, and when to try again."""
+    again = result.outcome is Outcome.FAILED
     failure = dg.Failure(result.message, metadata=metadata, allow_retries=again)
-    if not again or result.incident is None or keeper.policy.backoff is Backoff.CONSTANT:
+    if not again or result.incident is None or policy.backoff is Backoff.CONSTANT:
         return failure
     # The op's retry policy knows pauses that grow, but neither their cap nor who else is restarted.
-    wait = due_at(result.incident, keeper.policy) - keeper.clock()
-    later = dg.RetryRequested(keeper.policy.max_retries, max(wait.total_seconds(), 0))
+    wait = due_at(result.incident, policy) - now
+    later = dg.RetryRequested(policy.max_retries, max(wait.total_seconds(), 0))
     later.__cause__ = failure
     return later
 
@@ -114,10 +116,12 @@ def _taken_up(incidents: list[Incident]) -> str:
     return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
 
 
-def _observations(result: RestartResult, told: Mapping[str, str]) -> Iterator[dg.AssetObservation]:
+def _observations(
+    result: RestartResult, metadata: Mapping[str, str]
+) -> Iterator[dg.AssetObservation]:
     """Ties the run to its group's history, where it did something: an attempt, or giving up."""
-    if result.incident is not None and result.ending in _ACTED:
-        shown = {key: told[key] for key in _OBSERVED if key in told}
+    if result.incident is not None and result.outcome in _ACTED:
+        shown = {key: metadata[key] for key in _OBSERVED if key in metadata}
         yield dg.AssetObservation(
             HISTORY,
             partition=partition_key(result.incident.group_name),
@@ -125,18 +129,18 @@ def _observations(result: RestartResult, told: Mapping[str, str]) -> Iterator[dg
         )
 
 
-def _metadata(keeper: Keeper, result: RestartResult) -> dict[str, str]:
+def _metadata(result: RestartResult, policy: RestartPolicy) -> dict[str, str]:
     incident = result.incident
     if incident is None:
         return {}
-    told = {
+    metadata = {
         "group": incident.group_name,
         "resource": incident.resource_id,
         "container": incident.container_name,
         "incident": str(incident.incident_id),
-        "attempt": f"{incident.attempts_used} of {keeper.policy.max_retries}",
+        "attempt": f"{incident.attempts_used} of {policy.max_retries}",
         "orphaned since": clock_time(incident.detected_at),
     }
     if incident.is_open and incident.attempts and incident.state is not State.KEPT:
-        told["next"] = next_step(incident, keeper.policy)
-    return told | without_secrets(result.startup)
+        metadata["next"] = next_step(incident, policy)
+    return metadata | without_secrets(result.startup)

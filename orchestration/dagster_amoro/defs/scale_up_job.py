@@ -9,8 +9,7 @@ from pydantic import Field
 
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.scale_up import ScaleUp
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.scaling import ScaleUpOutcome, claim_dispatch, take_turn
+from dagster_amoro.healing.scaling import Scaler, ScaleUpOutcome
 
 TAKE_OP: Final = "claim_groups"
 _NOT_IN_A_STEP_NAME: Final = re.compile(r"[^A-Za-z0-9_]+")
@@ -26,7 +25,7 @@ class GroupsToScaleUp(dg.Config):
     )
 
 
-def build_scale_up_job(keeper: Keeper) -> dg.JobDefinition:
+def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
     """The job that the sensor requests for groups that are below their min-parallelism."""
 
     @dg.op(
@@ -37,7 +36,7 @@ def build_scale_up_job(keeper: Keeper) -> dg.JobDefinition:
     def claim_groups(
         context: dg.OpExecutionContext, config: GroupsToScaleUp
     ) -> Iterator[dg.DynamicOutput[str]]:
-        scale_ups = claim_dispatch(keeper, config.dispatch, context.run_id)
+        scale_ups = scaler.claim(config.dispatch, context.run_id)
         context.log.info("Taken up: %s.", counted(len(scale_ups), "group"))
         for number, scale_up in enumerate(scale_ups):
             yield dg.DynamicOutput(scale_up.group_name, mapping_key=_step_name(number, scale_up))
@@ -54,10 +53,10 @@ def build_scale_up_job(keeper: Keeper) -> dg.JobDefinition:
     def scale_up_group(
         context: dg.OpExecutionContext, group_name: str
     ) -> Iterator[dg.Output[None]]:
-        filled = take_turn(keeper, group_name, context.run_id)
-        metadata = {"group": group_name, "result": filled.message}
-        if filled.ending is ScaleUpOutcome.FAILED:
-            raise dg.Failure(filled.message, metadata=metadata, allow_retries=False)
+        result = scaler.scale_up(group_name, context.run_id)
+        metadata = {"group": group_name, "result": result.message}
+        if result.outcome is ScaleUpOutcome.FAILED:
+            raise dg.Failure(result.message, metadata=metadata, allow_retries=False)
         yield dg.Output(None, metadata=metadata)
 
     @dg.job(

@@ -14,13 +14,12 @@ from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.tick_plan import RunPlan
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
-from dagster_amoro.defs.metrics import Numbers, news, of_abstention, of_standby, of_survey
+from dagster_amoro.defs.metrics import Numbers, news, of_abstention, of_standby, of_tick
 from dagster_amoro.defs.restart_job import CLAIM_OP
 from dagster_amoro.defs.scale_up_job import TAKE_OP
-from dagster_amoro.healing.keeper import Keeper
 from dagster_amoro.healing.preconditions import StandbyError, UncertainStateError
 from dagster_amoro.healing.scaling import ScaleUpRun
-from dagster_amoro.healing.tick import Tick, tick
+from dagster_amoro.healing.tick import Ticker, TickResult
 from dagster_amoro.stores.ledger import Ledger
 
 RUN_KEY_TAG = "dagster/run_key"
@@ -43,24 +42,23 @@ _ENDED = {
 
 
 def build_orphan_sensor(
-    keeper: Keeper, restarting: dg.JobDefinition, scaling_up: dg.JobDefinition
+    ticker: Ticker, restarting: dg.JobDefinition, scaling_up: dg.JobDefinition
 ) -> dg.SensorDefinition:
     """The sensor that finds orphans and requests runs for those that are due.
 
     Args:
-        keeper: What to keep, and with what.
+        ticker: Does the work of a tick.
         restarting: The job that restarts orphans.
         scaling_up: The job that brings groups up to their min-parallelism.
     """
+    policy, interval = ticker.reader.policy, ticker.reader.settings.check_interval
 
     @dg.sensor(
         name="orphan_sensor",
         jobs=[restarting, scaling_up],
-        minimum_interval_seconds=int(keeper.check_interval.total_seconds()),
+        minimum_interval_seconds=int(interval.total_seconds()),
         default_status=(
-            dg.DefaultSensorStatus.RUNNING
-            if keeper.policy.enabled
-            else dg.DefaultSensorStatus.STOPPED
+            dg.DefaultSensorStatus.RUNNING if policy.enabled else dg.DefaultSensorStatus.STOPPED
         ),
         description=(
             "Looks for orphans: resources that no optimizer stands for. Records when they are "
@@ -70,40 +68,39 @@ def build_orphan_sensor(
             "their min-parallelism."
         ),
         metadata={
-            "auto-restart-enabled": keeper.policy.enabled,
-            "auto-restart-max-retries": keeper.policy.max_retries,
-            "auto-restart-grace-period": str(keeper.policy.grace_period),
-            "check interval": str(keeper.check_interval),
+            "auto-restart-enabled": policy.enabled,
+            "auto-restart-max-retries": policy.max_retries,
+            "auto-restart-grace-period": str(policy.grace_period),
+            "check interval": str(interval),
         },
     )
     def orphan_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         known = set(context.instance.get_dynamic_partitions(GROUPS.name or ""))
         cursor = parse_cursor(context.cursor)
         try:
-            seen = tick(
-                keeper,
+            done = ticker.tick(
                 lambda owners: run_states(context.instance, owners),
-                cursor.watch,
+                cursor.detector,
                 last_served_group=cursor.last_served_group,
                 instance=_identity(context.instance),
             )
         except StandbyError as standby:
-            numbers, following = of_standby(cursor, keeper.clock())
+            numbers, following = of_standby(cursor, ticker.clock())
             return _idle(f"{WATCHING}: {standby}.", numbers, following)
         except KeeperError as error:
-            return _abstention(error, cursor, keeper.clock())
-        if seen.orders or seen.scale_ups:
-            context.log.info(seen.summary)
-        since = _news(keeper.ledger, cursor)
+            return _abstention(error, cursor, ticker.clock())
+        if done.dispatches or done.scale_ups:
+            context.log.info(done.summary)
+        since = _news(ticker.ledger, cursor)
         following = Cursor(
             event=since.newest,
-            watch=seen.watch,
-            last_served_group=seen.last_served_group,
-            surveyed_at=keeper.clock(),
-            reported=of_survey(keeper, seen),
+            detector=done.detector,
+            last_served_group=done.plan.last_served_group,
+            surveyed_at=ticker.clock(),
+            reported=of_tick(done, ticker.preconditions.deployment),
         )
-        message = news(following.reported, cursor.reported, seen.summary)
-        return _result(seen, known, since.events, message, following)
+        message = news(following.reported, cursor.reported, done.summary)
+        return _result(done, known, since.events, message, following)
 
     return orphan_sensor
 
@@ -126,7 +123,7 @@ def _news(ledger: Ledger, cursor: Cursor) -> _News:
 
 def _abstention(error: KeeperError, cursor: Cursor, now: datetime) -> dg.SensorResult:
     if isinstance(error, UncertainStateError):
-        cursor = replace(cursor, watch=error.watch)
+        cursor = replace(cursor, detector=error.detector)
     numbers, following = of_abstention(cursor, now)
     return _idle(f"{ABSTAINED}, nothing was changed: {describe(error)}", numbers, following)
 
@@ -167,19 +164,19 @@ def _state(status: dg.DagsterRunStatus) -> RunState:
 
 
 def _result(
-    seen: Tick,
+    done: TickResult,
     known: AbstractSet[str],
     happened: Mapping[str, Mapping[str, int]],
     message: Sequence[dg.AssetObservation],
     following: Cursor,
 ) -> dg.SensorResult:
-    new = sorted({partition_key(group) for group in {*seen.survey.groups, *happened}} - known)
+    new = sorted({partition_key(group) for group in {*done.snapshot.groups, *happened}} - known)
     events = {**{group_name(key): {} for key in new}, **happened}
-    requests = [_request(order) for order in seen.orders]
-    requests += [_scale_up_request(seen.scale_ups)] if seen.scale_ups else []
+    requests = [_request(run) for run in done.dispatches]
+    requests += [_scale_up_request(done.scale_ups)] if done.scale_ups else []
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else seen.summary,
+        skip_reason=None if requests else done.summary,
         cursor=dump_cursor(following),
         dynamic_partitions_requests=[GROUPS.build_add_request(new)] if new else [],
         asset_events=[*(_report(group, kinds) for group, kinds in events.items()), *message],
@@ -196,25 +193,25 @@ def _report(group: str, kinds: Mapping[str, int]) -> dg.AssetMaterialization:
     )
 
 
-def _request(order: RunPlan) -> dg.RunRequest:
-    tags = {"amoro/group": order.group_name, "amoro/orphans": str(len(order.incidents))}
-    if len(order.incidents) == 1:
-        tags["amoro/resource"] = order.incidents[0].resource_id
+def _request(run: RunPlan) -> dg.RunRequest:
+    tags = {"amoro/group": run.group_name, "amoro/orphans": str(len(run.incidents))}
+    if len(run.incidents) == 1:
+        tags["amoro/resource"] = run.incidents[0].resource_id
     return dg.RunRequest(
         job_name="restart_orphans",
-        run_key=order.run_key,
-        run_config={"ops": {CLAIM_OP: {"config": {"dispatch": order.run_key}}}},
+        run_key=run.run_key,
+        run_config={"ops": {CLAIM_OP: {"config": {"dispatch": run.run_key}}}},
         tags=tags,
     )
 
 
-def _scale_up_request(order: ScaleUpRun) -> dg.RunRequest:
-    tags = {"amoro/groups": str(len(order.scale_ups))}
-    if len(order.scale_ups) == 1:
-        tags["amoro/group"] = order.scale_ups[0].group_name
+def _scale_up_request(run: ScaleUpRun) -> dg.RunRequest:
+    tags = {"amoro/groups": str(len(run.scale_ups))}
+    if len(run.scale_ups) == 1:
+        tags["amoro/group"] = run.scale_ups[0].group_name
     return dg.RunRequest(
         job_name="scale_up_groups",
-        run_key=order.run_key,
-        run_config={"ops": {TAKE_OP: {"config": {"dispatch": order.run_key}}}},
+        run_key=run.run_key,
+        run_config={"ops": {TAKE_OP: {"config": {"dispatch": run.run_key}}}},
         tags=tags,
     )

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.formatting import duration
+from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.demo.fleet import HOPELESS, SIZED, environment, kill_one, start_fleet, stop_all
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 
@@ -51,24 +52,23 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(folder: Path, port: int) -> None:
-    keeper = _prepare(folder)
+    services = _prepare(folder)
     try:
         _say(f"Starting the fleet and Dagster, all of it under {folder} …")
-        started = start_fleet(keeper)
+        started = start_fleet(services)
         with _dagster(folder, port) as (dagster, address):
             _wait_until_up(dagster, address)
-            _introduce(keeper, folder, address, started)
-            _follow(keeper.ledger, dagster)
+            _introduce(services.policy, folder, address, started)
+            _follow(services.ledger, dagster)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave workers behind
         _say(f"Stopped {stop_all(folder)} processes. Bye.")
-        keeper.registry.database.close()
-        keeper.ledger.database.close()
+        services.close()
 
 
-def _prepare(folder: Path) -> Keeper:
-    """Makes the folder, ends what an earlier demo left, and returns this demo's keeper."""
+def _prepare(folder: Path) -> Services:
+    """Makes the folder, ends what an earlier demo left, and wires this demo's parts."""
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text(_DAGSTER_YAML)
@@ -78,7 +78,7 @@ def _prepare(folder: Path) -> Keeper:
     os.environ.update(environment(folder))
     # The fleet's commands say "python": it is to be the one that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return Keeper.from_settings(load_settings())
+    return Services.connect(load_settings())
 
 
 @contextmanager
@@ -122,8 +122,7 @@ def _wait_until_up(dagster: subprocess.Popen[bytes], address: str) -> None:
     raise SystemExit("Dagster did not start; its log, dagster.log, says why.")
 
 
-def _introduce(keeper: Keeper, folder: Path, address: str, started: int) -> None:
-    policy = keeper.policy
+def _introduce(policy: RestartPolicy, folder: Path, address: str, started: int) -> None:
     grace = duration(policy.grace_period)
     _say(f"""
 A fleet of {started} workers is kept alive by Dagster: {address}

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.model import Resource
-from dagster_amoro.healing.fleet import declare, declare_group, scale_out
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add, add_and_start
 from dagster_amoro.stores.registry import optimizer, resource
 
 MARKER: Final = "DAGSTER_AMORO_DEMO"  # in the environment of all that a demo starts: its folder
@@ -40,10 +40,11 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def start_fleet(keeper: Keeper) -> int:
+def start_fleet(services: Services) -> int:
     """Starts all workers anew, the hopeless one excepted; returns how many rows there are."""
-    keeper.registry.create()
-    with keeper.registry.database.writing() as connection:  # of a demo that ended before
+    registry = services.registry
+    registry.create()
+    with registry.database.writing() as connection:  # of a demo that ended before
         connection.execute(sa.delete(optimizer))
         connection.execute(sa.delete(resource))
     workers = [
@@ -58,16 +59,16 @@ def start_fleet(keeper: Keeper) -> int:
         for number in range(1, size + 1)
     ]
     for worker in workers:
-        scale_out(keeper, worker)
-    declare(keeper, HOPELESS)
-    declare_group(keeper, SIZED, "local", {"min-parallelism": "2"})
+        add_and_start(registry, services.containers, worker)
+    add(registry, HOPELESS)
+    registry.save_group(SIZED, "local", {"min-parallelism": "2"})
     return len(workers) + 1
 
 
 def kill_one(folder: Path) -> str:
     """Kills a random worker that is registered, as a crash would; says which."""
     os.environ.update(environment(folder))
-    registry = Keeper.from_settings(load_settings()).registry
+    registry = Services.connect(load_settings()).registry
     registry.create()
     with registry.database.reading() as connection:
         rows = connection.execute(sa.select(optimizer.c.resource_id, optimizer.c.properties)).all()

@@ -1,14 +1,19 @@
-"""How a standalone fleet gets its workers: declared in the registry, then started."""
+"""How does a standalone fleet get its workers? Declared in the registry, then started."""
 
 from collections.abc import Mapping
+from contextlib import closing
 
+from dagster_amoro.ams.client import Ams
+from dagster_amoro.config import Settings
+from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.core.errors import ConfigError, KeeperError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.properties import dump_properties
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.stores.registry import Registry
 
 
-def scale_out(keeper: Keeper, resource: Resource) -> None:
+def scale_out(settings: Settings, resource: Resource) -> None:
     """Adds a worker: its group and its row first, then the process.
 
     The row comes first so that nothing runs that the registry does not know. If the start fails,
@@ -18,12 +23,56 @@ def scale_out(keeper: Keeper, resource: Resource) -> None:
         ConfigError: The registry is an AMS's, which adds its resources itself.
         StoreUnavailableError: The registry did not answer, or has this resource already.
         ContainerError: The container is unknown, or the start failed; the row stays.
+        KeeperError: The row was removed or changed meanwhile; what was started is stopped again.
     """
-    declare(keeper, resource)
-    container = keeper.containers.get(resource.container_name)
+    with closing(Services.connect(settings)) as services:
+        add_and_start(_ours(services.registry, services.ams), services.containers, resource)
+
+
+def declare(settings: Settings, resource: Resource) -> None:
+    """Adds a worker without starting it: a run does, after the grace period.
+
+    Raises:
+        ConfigError: The registry is an AMS's, which adds its resources itself.
+        StoreUnavailableError: The registry did not answer, or has this resource already.
+    """
+    with closing(Services.connect(settings)) as services:
+        add(_ours(services.registry, services.ams), resource)
+
+
+def declare_group(
+    settings: Settings, name: str, container: str, properties: Mapping[str, str]
+) -> None:
+    """Says what a group is to be from now on.
+
+    Its property `min-parallelism` is in threads: below it new resources of the group are started
+    in this container, with the group's properties.
+
+    Raises:
+        ConfigError: The registry is an AMS's, where groups are made.
+        StoreUnavailableError: The registry did not answer.
+    """
+    with closing(Services.connect(settings)) as services:
+        if services.ams is not None:
+            raise ConfigError("groups of an attached registry are made in AMS, not here")
+        services.registry.create()
+        services.registry.save_group(name, container, properties)
+
+
+def add(registry: Registry, resource: Resource) -> None:
+    """Adds a worker and its group to a registry of ours, as `declare` does."""
+    registry.create()
+    registry.add_group(resource.group_name, resource.container_name)
+    registry.add_resource(resource)
+
+
+def add_and_start(registry: Registry, containers: ContainerLookup, resource: Resource) -> None:
+    """Adds a worker to a registry of ours and starts it, as `scale_out` does."""
+    add(registry, resource)
+    container = containers.get(resource.container_name)
     startup = container.request_resource(resource)
     properties = dump_properties(resource.properties)
-    if not keeper.registry.save_startup(resource.resource_id, properties, startup):
+    if not registry.save_startup(resource.resource_id, properties, startup):
         container.release_resource(resource.with_properties(startup))
         raise KeeperError(
             f"{resource.resource_id} was removed or changed while it was started; "
@@ -31,28 +80,7 @@ def scale_out(keeper: Keeper, resource: Resource) -> None:
         )
 
 
-def declare_group(
-    keeper: Keeper, group_name: str, container_name: str, properties: Mapping[str, str]
-) -> None:
-    """Says what a group is to be from now on.
-
-    Its property `min-parallelism` is in threads: below it the keeper starts new resources
-    of the group in this container, with the group's properties.
-
-    Raises:
-        ConfigError: The registry is an AMS's, where groups are made.
-        StoreUnavailableError: The registry did not answer.
-    """
-    if keeper.ams is not None:
-        raise ConfigError("groups of an attached registry are made in AMS, not here")
-    keeper.registry.create()
-    keeper.registry.save_group(group_name, container_name, properties)
-
-
-def declare(keeper: Keeper, resource: Resource) -> None:
-    """Adds a worker without starting it: the keeper does, after the grace period."""
-    if keeper.ams is not None:
+def _ours(registry: Registry, ams: Ams | None) -> Registry:
+    if ams is not None:
         raise ConfigError("resources of an attached registry are added through AMS, not here")
-    keeper.registry.create()
-    keeper.registry.add_group(resource.group_name, resource.container_name)
-    keeper.registry.add_resource(resource)
+    return registry

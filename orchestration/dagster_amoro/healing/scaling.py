@@ -6,24 +6,28 @@ whoever has them in hand: from then on it is the new resource that brings their 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import uuid4
 
+from dagster_amoro.containers.base import Container, ContainerLookup
 from dagster_amoro.containers.calls import start, stop
 from dagster_amoro.core import groups
+from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import ContainerError, KeeperError, LeaseLostError, PropertiesError
 from dagster_amoro.core.formatting import clock_time, counted
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Event, EventKind, Incident, Resource
 from dagster_amoro.core.pauses import Pauses
+from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.core.properties import dump_properties, parse_properties
+from dagster_amoro.core.scale_plan import ScalePlan
 from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState, coming, next_round
-from dagster_amoro.core.scaling import ScalePlan
-from dagster_amoro.core.tick_plan import DecisionInputs
+from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.transitions import replacement, shown
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry
 from dagster_amoro.stores.transaction import LedgerTransaction
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"  # of AMS's own resource ids
@@ -38,7 +42,7 @@ class ScaleUpRun:
 
 
 class ScaleUpOutcome(StrEnum):
-    """How a group's turn ended."""
+    """How a round ended."""
 
     STARTED = "started"  # registration decides whether it helped
     FAILED = "failed"
@@ -48,11 +52,48 @@ class ScaleUpOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleUpResult:
-    """What came of one group's turn."""
+    """What came of the round of one group."""
 
-    ending: ScaleUpOutcome
+    outcome: ScaleUpOutcome
     message: str  # what happened, to what, and what happens next
     scale_up: ScaleUp | None = None  # as it stands now; None: it is not this run's
+
+
+# --- A tick writes down which rounds begin and end -----------------------------------------------
+
+
+def record_scaling(
+    ledger: LedgerTransaction, plans: Sequence[ScalePlan], inputs: TickInputs
+) -> tuple[ScaleUpRun | None, TickInputs]:
+    """Writes down what is to be done for groups that are below their min-parallelism.
+
+    Returns:
+        The run to request, and the inputs once its rounds have begun.
+    """
+    ids = {plan.group.name: new_resource_id() for plan in plans if plan.starts}
+    run_key = f"refill {next(iter(ids.values()), '')} of {len(ids)}"
+    replaced: dict[int, Incident] = {}
+    begun: list[ScaleUp] = []
+    for plan in plans:
+        match plan.decision:
+            case ScaleDecision.SETTLE if plan.scale_up:
+                ledger.forget_scale_up(plan.scale_up)
+            case ScaleDecision.STOP if plan.scale_up:
+                _record_stop(ledger, plan, plan.scale_up, inputs.now)
+            case ScaleDecision.START:
+                new_id = ids[plan.group.name]
+                steps = [replacement(each, new_id, inputs.now) for each in plan.failed]
+                won = [incident for incident in ledger.apply(steps) if incident is not None]
+                replaced |= {incident.incident_id: incident for incident in won}
+                if len(won) == len(steps):  # else one is being restarted at this moment
+                    begun += _record_start(ledger, plan, new_id, run_key, inputs)
+            case _ if plan.lapsed and plan.scale_up:  # its run may only sleep: it is too late
+                late = plan.scale_up.evolve(
+                    state=ScaleUpState.FAILED, claimed_by=None, claimed_until=None
+                )
+                ledger.move_scale_up(plan.scale_up, late)
+    run = ScaleUpRun(run_key=run_key, scale_ups=tuple(begun)) if begun else None
+    return run, inputs.after_rounds(replaced, frozenset(each.group_name for each in begun))
 
 
 def new_resource_id() -> str:
@@ -64,74 +105,24 @@ def new_resource_id() -> str:
     return digits
 
 
-def request(
-    ledger: LedgerTransaction,
-    keeper: Keeper,
-    scale_plans: Sequence[ScalePlan],
-    incidents: Sequence[Incident],
-    inputs: DecisionInputs,
-) -> tuple[ScaleUpRun | None, list[Incident]]:
-    """Writes down what is to be done for groups that are below their min-parallelism.
-
-    Returns:
-        The run to request, and the incidents as they stand now.
-    """
-    ids = {
-        s.group.name: new_resource_id()
-        for s in scale_plans
-        if s.scale_decision is ScaleDecision.START
-    }
-    run_key = f"refill {next(iter(ids.values()), '')} of {len(ids)}"
-    moved: dict[int, Incident] = {}
-    begun: list[ScaleUp] = []
-    for scale_plan in scale_plans:
-        match scale_plan.scale_decision:
-            case ScaleDecision.SETTLE if scale_plan.scale_up:
-                ledger.forget_scale_up(scale_plan.scale_up)
-            case ScaleDecision.STOP if scale_plan.scale_up:
-                _give_up(ledger, scale_plan, scale_plan.scale_up, inputs.now)
-            case ScaleDecision.START:
-                new_id = ids[scale_plan.group.name]
-                steps = [replacement(each, new_id, inputs.now) for each in scale_plan.failed]
-                won = [incident for incident in ledger.apply(steps) if incident is not None]
-                moved |= {incident.incident_id: incident for incident in won}
-                if len(won) == len(steps):  # else one is being restarted at this moment
-                    begun += _begin(ledger, keeper, scale_plan, new_id, run_key, inputs)
-            case _ if (
-                scale_plan.lapsed and scale_plan.scale_up
-            ):  # its run may only sleep: it is too late
-                late = scale_plan.scale_up.evolve(
-                    state=ScaleUpState.FAILED, claimed_by=None, claimed_until=None
-                )
-                ledger.move_scale_up(scale_plan.scale_up, late)
-    order = ScaleUpRun(run_key=run_key, scale_ups=tuple(begun)) if begun else None
-    return order, [moved.get(each.incident_id, each) for each in incidents]
-
-
-def _begin(  # noqa: PLR0913, PLR0917 - what a round is made of
-    ledger: LedgerTransaction,
-    keeper: Keeper,
-    scale_plan: ScalePlan,
-    new_id: str,
-    run_key: str,
-    inputs: DecisionInputs,
+def _record_start(
+    ledger: LedgerTransaction, plan: ScalePlan, new_id: str, run_key: str, inputs: TickInputs
 ) -> list[ScaleUp]:
-    now = inputs.now
+    now, settings = inputs.now, inputs.settings
     after = next_round(
-        scale_plan.scale_up,
-        scale_plan.group.name,
-        min_parallelism=scale_plan.min_parallelism,
-        threads=scale_plan.missing,
+        plan.scale_up,
+        plan.group.name,
+        min_parallelism=plan.min_parallelism,
+        threads=plan.missing,
         resource_id=new_id,
-        interval=keeper.check_interval,
+        interval=settings.check_interval,
         now=now,
-    )._replace(claimed_by=run_key, claimed_until=now + keeper.claim_timeout, fence=inputs.fence)
-    if not ledger.move_scale_up(scale_plan.scale_up, after):
+    )._replace(claimed_by=run_key, claimed_until=now + settings.claim_timeout, fence=inputs.fence)
+    if not ledger.move_scale_up(plan.scale_up, after):
         return []
     message = (
-        f"{scale_plan.live} of {scale_plan.min_parallelism} threads are there and "
-        f"{scale_plan.coming} on their way; "
-        f"round {after.rounds} of {keeper.max_keeping_attempts} starts {new_id} with "
+        f"{plan.live} of {plan.min_parallelism} threads are there and {plan.coming} on their way; "
+        f"round {after.rounds} of {settings.max_keeping_attempts} starts {new_id} with "
         f"{counted(after.threads, 'thread')}"
     )
     event = _event(after, EventKind.SCALE_UP, message, now, run_id=None)
@@ -139,142 +130,19 @@ def _begin(  # noqa: PLR0913, PLR0917 - what a round is made of
     return [after]
 
 
-def _give_up(
-    ledger: LedgerTransaction, scale_plan: ScalePlan, scale_up: ScaleUp, now: datetime
+def _record_stop(
+    ledger: LedgerTransaction, plan: ScalePlan, scale_up: ScaleUp, now: datetime
 ) -> None:
     after = scale_up.evolve(state=ScaleUpState.STOPPED)
     if ledger.move_scale_up(scale_up, after):
         why = f"; the last one failed: {scale_up.last_error}" if scale_up.last_error else ""
         message = (
-            f"{scale_plan.live} of {scale_plan.min_parallelism} threads are there, "
-            f"and {scale_up.rounds} rounds in a "
-            f"row did not help{why}. No more are begun until the group has its threads, its "
-            "min-parallelism changes, or it is reset"
+            f"{plan.live} of {plan.min_parallelism} threads are there, and {scale_up.rounds} "
+            f"rounds in a row did not help{why}. No more are begun until the group has its "
+            "threads, its min-parallelism changes, or it is reset"
         )
         event = _event(after, EventKind.SCALE_UP_STOPPED, message, now, run_id=None)
         ledger.add_event(event, group_name=after.group_name)
-
-
-def claim_dispatch(keeper: Keeper, run_key: str, run_id: str) -> list[ScaleUp]:
-    """Claims for this run what was requested under the key; as `attempt.take_up` does."""
-    until = keeper.clock() + keeper.claim_timeout
-    dispatched = [r for r in keeper.ledger.scale_ups().values() if r.claimed_by == run_key]
-    claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in dispatched]
-    fence = next((scale_up.fence for scale_up in dispatched), None)
-    try:
-        with keeper.ledger.transaction(fence) as ledger:
-            return [after for before, after in claims if ledger.move_scale_up(before, after)]
-    except LeaseLostError:
-        return []
-
-
-def take_turn(keeper: Keeper, group_name: str, run_id: str) -> ScaleUpResult:
-    """Starts a new resource for a group, if it still needs one and this run still may.
-
-    Raises:
-        StoreUnavailableError: A store did not answer. What was started and cannot be recorded was
-            released again.
-    """
-    scale_up = keeper.ledger.scale_ups().get(group_name)
-    if scale_up is None or scale_up.claimed_by != run_id:
-        return _not_ours(group_name)
-    try:
-        return _ScaleUp(keeper, scale_up, run_id).take()
-    except LeaseLostError as error:
-        return ScaleUpResult(ending=ScaleUpOutcome.LEFT, message=f"{group_name} was left: {error}.")
-
-
-class _ScaleUp:
-    """A group's turn."""
-
-    def __init__(self, keeper: Keeper, scale_up: ScaleUp, run_id: str) -> None:
-        self._keeper = keeper
-        self._scale_up = scale_up
-        self._run_id = run_id
-
-    def take(self) -> ScaleUpResult:
-        now = self._keeper.clock()
-        name = self._scale_up.group_name
-        if pause := Pauses(self._keeper.ledger.pauses(), now).of_group(name):
-            return self._end(ScaleUpOutcome.UNNEEDED, EventKind.GIVEN_BACK, str(pause))
-        incidents = {i.resource_id: i for i in self._keeper.ledger.open_incidents(name)}
-        survey = self._keeper.registry.read_group_snapshot(name)
-        group = survey.sized.get(name)
-        min_parallelism = (groups.min_parallelism(group) or 0) if group else 0
-        live = survey.live.get(name, 0)
-        expected = coming(survey.orphans.values(), incidents, self._keeper.policy, now)
-        # No more than was decided on: other orphans were not taken from their runs.
-        threads = min(self._scale_up.threads, min_parallelism - live - expected)
-        if group is None or threads <= 0:
-            there = f"{live} of {min_parallelism} threads are there and {expected} on their way"
-            return self._end(ScaleUpOutcome.UNNEEDED, EventKind.GIVEN_BACK, f"not needed: {there}")
-        return self._start(group, threads)
-
-    def _start(self, group: Group, threads: int) -> ScaleUpResult:
-        if not self._is_ours():
-            return _not_ours(group.name)
-        try:
-            resource = self._resource(group, threads)
-            container = self._keeper.containers.get(resource.container_name)
-            startup = start(container, resource)
-        except (ContainerError, PropertiesError) as error:
-            return self._end(ScaleUpOutcome.FAILED, EventKind.SCALE_UP_FAILED, f"failed: {error}")
-        started = resource.with_properties(startup)
-        try:
-            self._keeper.registry.add_resource(started)
-            message = f"started {started.resource_id}{shown(startup)} with {threads} threads"
-            return self._end(ScaleUpOutcome.STARTED, EventKind.SCALED_UP, message)
-        except KeeperError:  # unrecorded, or another deployment's business by now
-            stop(container, started, "what cannot be recorded")
-            properties = dump_properties(started.properties)
-            self._keeper.registry.remove_orphan(started.resource_id, properties)
-            raise
-
-    def _resource(self, group: Group, threads: int) -> Resource:
-        return Resource(
-            resource_id=self._scale_up.resource_id,
-            group_name=group.name,
-            container_name=group.container_name or "",
-            thread_count=threads,
-            memory_mb=0,
-            properties=parse_properties(group.properties),
-        )
-
-    def _is_ours(self) -> bool:
-        """Whether it still is right before the start: this process may have slept."""
-        if self._scale_up.fence is not None:
-            self._keeper.ledger.ensure_lease(self._scale_up.fence)
-        current = self._keeper.ledger.scale_ups().get(self._scale_up.group_name)
-        return current == self._scale_up
-
-    def _end(self, ending: ScaleUpOutcome, kind: EventKind, told: str) -> ScaleUpResult:
-        now = self._keeper.clock()
-        state = _STATES[ending]
-        failed = ending is ScaleUpOutcome.FAILED
-        after = self._scale_up.evolve(
-            state=state, claimed_by=None, claimed_until=None, last_error=told if failed else None
-        )
-        round_of = f"round {after.rounds} of {self._keeper.max_keeping_attempts}"
-        event = _event(after, kind, f"{round_of} {told}", now, run_id=self._run_id)
-        with self._keeper.ledger.transaction(self._scale_up.fence) as ledger:
-            if not ledger.move_scale_up(self._scale_up, after):
-                raise LeaseLostError("another run has it by now")
-            ledger.add_event(event, group_name=after.group_name)
-        following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
-        message = f"{after.group_name}: {round_of} {told}.{following}"
-        return ScaleUpResult(ending=ending, message=message, scale_up=after)
-
-
-_STATES: Final[Mapping[ScaleUpOutcome, ScaleUpState]] = {
-    ScaleUpOutcome.STARTED: ScaleUpState.STARTED,
-    ScaleUpOutcome.FAILED: ScaleUpState.FAILED,
-    ScaleUpOutcome.UNNEEDED: ScaleUpState.UNNEEDED,
-}
-
-
-def _not_ours(group_name: str) -> ScaleUpResult:
-    message = f"{group_name} is with another run by now; nothing was done."
-    return ScaleUpResult(ending=ScaleUpOutcome.LEFT, message=message)
 
 
 def _event(
@@ -286,3 +154,136 @@ def _event(
         "round": scale_up.rounds,
     }
     return Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
+
+
+# --- A run makes them ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaler:
+    """What a run does for the groups that it was requested for."""
+
+    ledger: Ledger
+    registry: Registry
+    containers: ContainerLookup
+    policy: RestartPolicy
+    claim_timeout: timedelta  # how long a claim lasts without a sign of life
+    max_rounds: int  # in a row
+    clock: Clock
+
+    def claim(self, run_key: str, run_id: str) -> list[ScaleUp]:
+        """Claims for this run the rounds that were begun under the key.
+
+        Empty where all of them have been claimed before, or this deployment lost the lease.
+        """
+        until = self.clock() + self.claim_timeout
+        begun = [each for each in self.ledger.scale_ups().values() if each.claimed_by == run_key]
+        claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in begun]
+        fence = next((each.fence for each in begun), None)  # one tick's: all have it
+        try:
+            with self.ledger.transaction(fence) as ledger:
+                return [after for before, after in claims if ledger.move_scale_up(before, after)]
+        except LeaseLostError:
+            return []
+
+    def scale_up(self, group_name: str, run_id: str) -> ScaleUpResult:
+        """Starts a new resource for a group, if it still needs one and this run still may.
+
+        Raises:
+            StoreUnavailableError: A store did not answer. What was started and cannot be recorded
+                was released again.
+        """
+        scale_up = self.ledger.scale_ups().get(group_name)
+        if scale_up is None or scale_up.claimed_by != run_id:
+            return _not_ours(group_name)
+        try:
+            return self._act(scale_up, run_id)
+        except LeaseLostError as error:
+            message = f"{group_name} was left: {error}."
+            return ScaleUpResult(outcome=ScaleUpOutcome.LEFT, message=message)
+
+    def _act(self, scale_up: ScaleUp, run_id: str) -> ScaleUpResult:
+        name, now = scale_up.group_name, self.clock()
+        if pause := Pauses(self.ledger.pauses(), now).of_group(name):
+            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, str(pause), run_id)
+        incidents = {i.resource_id: i for i in self.ledger.open_incidents(name)}
+        snapshot = self.registry.read_group_snapshot(name)
+        group = snapshot.sized.get(name)
+        min_parallelism = (groups.min_parallelism(group) or 0) if group else 0
+        live = snapshot.live.get(name, 0)
+        expected = coming(snapshot.orphans.values(), incidents, self.policy, now)
+        # No more than was decided on: other orphans were not taken from their runs.
+        threads = min(scale_up.threads, min_parallelism - live - expected)
+        if group is None or threads <= 0:
+            there = f"{live} of {min_parallelism} threads are there and {expected} on their way"
+            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, f"not needed: {there}", run_id)
+        if not self._is_ours(scale_up):
+            return _not_ours(name)
+        return self._start(scale_up, group, threads, run_id)
+
+    def _is_ours(self, scale_up: ScaleUp) -> bool:
+        """Whether it still is right before the start: this process may have slept."""
+        if scale_up.fence is not None:
+            self.ledger.ensure_lease(scale_up.fence)
+        return self.ledger.scale_ups().get(scale_up.group_name) == scale_up
+
+    def _start(self, scale_up: ScaleUp, group: Group, threads: int, run_id: str) -> ScaleUpResult:
+        try:
+            resource = _new_resource(scale_up, group, threads)
+            container = self.containers.get(resource.container_name)
+            startup = start(container, resource)
+        except (ContainerError, PropertiesError) as error:
+            return self._end(scale_up, ScaleUpOutcome.FAILED, f"failed: {error}", run_id)
+        started = resource.with_properties(startup)
+        try:
+            self.registry.add_resource(started)
+            message = f"started {started.resource_id}{shown(startup)} with {threads} threads"
+            return self._end(scale_up, ScaleUpOutcome.STARTED, message, run_id)
+        except KeeperError:  # unrecorded, or another deployment's business by now
+            self._undo(container, started)
+            raise
+
+    def _undo(self, container: Container, started: Resource) -> None:
+        stop(container, started, "what cannot be recorded")
+        properties = dump_properties(started.properties)
+        self.registry.remove_orphan(started.resource_id, properties)
+
+    def _end(
+        self, scale_up: ScaleUp, outcome: ScaleUpOutcome, text: str, run_id: str
+    ) -> ScaleUpResult:
+        now = self.clock()
+        state, kind = _ENDS[outcome]
+        error = text if outcome is ScaleUpOutcome.FAILED else None
+        after = scale_up.evolve(state=state, claimed_by=None, claimed_until=None, last_error=error)
+        round_of = f"round {after.rounds} of {self.max_rounds}"
+        event = _event(after, kind, f"{round_of} {text}", now, run_id=run_id)
+        with self.ledger.transaction(scale_up.fence) as ledger:
+            if not ledger.move_scale_up(scale_up, after):
+                raise LeaseLostError("another run has it by now")
+            ledger.add_event(event, group_name=after.group_name)
+        following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
+        message = f"{after.group_name}: {round_of} {text}.{following}"
+        return ScaleUpResult(outcome=outcome, message=message, scale_up=after)
+
+
+_ENDS: Final[Mapping[ScaleUpOutcome, tuple[ScaleUpState, EventKind]]] = {
+    ScaleUpOutcome.STARTED: (ScaleUpState.STARTED, EventKind.SCALED_UP),
+    ScaleUpOutcome.FAILED: (ScaleUpState.FAILED, EventKind.SCALE_UP_FAILED),
+    ScaleUpOutcome.UNNEEDED: (ScaleUpState.UNNEEDED, EventKind.GIVEN_BACK),
+}
+
+
+def _new_resource(scale_up: ScaleUp, group: Group, threads: int) -> Resource:
+    return Resource(
+        resource_id=scale_up.resource_id,
+        group_name=group.name,
+        container_name=group.container_name or "",
+        thread_count=threads,
+        memory_mb=0,
+        properties=parse_properties(group.properties),
+    )
+
+
+def _not_ours(group_name: str) -> ScaleUpResult:
+    message = f"{group_name} is with another run by now; nothing was done."
+    return ScaleUpResult(outcome=ScaleUpOutcome.LEFT, message=message)

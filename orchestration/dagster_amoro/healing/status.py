@@ -1,11 +1,12 @@
 """Who acts, what is each group short of, and what happens next to each orphan, and when?
 
-Reads only: no row, no table and no file comes to be. What happens next is decided as a tick does
-it, without Dagster: whether a run is still alive is not asked, its claim holds until it lapses.
+Reads only: no row, no table and no file comes to be. What happens next is the plan of the next
+tick, made of what is there now by the function that makes it for the tick. Dagster alone is not
+asked: a run's claim holds until it lapses, and whose turn it is in a batch only the sensor knows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,8 +14,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from dagster_amoro.ams.client import Ams
 from dagster_amoro.config import Mode
 from dagster_amoro.core import groups
+from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.limits import blocked_groups
@@ -28,21 +31,19 @@ from dagster_amoro.core.policy import (
     Verdict,
     due_at,
 )
-from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState
-from dagster_amoro.core.scaling import ScalePlan
+from dagster_amoro.core.scale_up import ScaleDecision, ScaleUpState
 from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.core.tick_plan import NEXT_BATCH, RegistrySnapshot, missing, reconcile, unknown
-from dagster_amoro.core.transitions import detect, enforce, replacement
-from dagster_amoro.healing.keeper import Keeper
+from dagster_amoro.core.tick_inputs import TickInputs
+from dagster_amoro.core.tick_plan import NEXT_BATCH, plan_tick
 from dagster_amoro.healing.preconditions import silence_of
-from dagster_amoro.healing.tick import inputs_of, plan_of, sizings_of
+from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import utc_now
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.inspection import has_tables
 from dagster_amoro.stores.leases import Lease
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import resource
+from dagster_amoro.stores.registry import Registry, resource
 
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _STOPPED: Final = {ScaleDecision.STOP, ScaleDecision.STOPPED}
@@ -124,33 +125,59 @@ class Status:
     orphans: tuple[OrphanStatus, ...]
 
 
-def take_status(keeper: Keeper, group: str | None = None) -> Status:
-    """Looks at registry, ledger and AMS, and changes nothing.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusReader:
+    """Looks at registry, ledger and AMS, and changes nothing."""
 
-    Raises:
-        UnknownTargetError: There is no such group.
-        StoreUnavailableError: A store does not answer, or an older version wrote the ledger.
-    """
-    recorded = _recorded(keeper)
-    silence = silence_of(keeper.ams)
-    outlook = _look(keeper, recorded)
-    known = outlook.names() if outlook else []
-    if group is not None and group not in known:
-        there_are = f"there are {', '.join(known)}" if known else "there is none yet"
-        raise UnknownTargetError(f"there is no group {group!r}; {there_are}")
-    chosen = known if group is None else [group]
-    now = outlook.now if outlook else keeper.clock()
-    return Status(
-        at=now,
-        acting=_acting(keeper, recorded),
-        mode=Mode.DRY_RUN if keeper.ledger.dry_run else Mode.ENFORCE,
-        auto_restart=keeper.policy.enabled,
-        attached=keeper.ams is not None,
-        silence=_hidden(silence),
-        pauses=tuple(_pauses(Pauses(recorded.pauses, now), group)),
-        groups=outlook.groups(chosen) if outlook else (),
-        orphans=outlook.orphans(chosen, silent=silence is not None) if outlook else (),
-    )
+    reader: TickReader
+    ledger: Ledger
+    ams: Ams | None  # whose registry it is; None: it is ours
+    clock: Clock
+    deployment: str  # what this deployment is called where several share a registry
+    has_lease: bool  # whether several do
+
+    def read(self, group: str | None = None) -> Status:
+        """The status of everything, or of one group.
+
+        Raises:
+            UnknownTargetError: There is no such group.
+            StoreUnavailableError: A store does not answer, or an older version wrote the ledger.
+        """
+        found = _read_ledger(self.ledger, attached=self.reader.attached, has_lease=self.has_lease)
+        silence = silence_of(self.ams)
+        outlook = self._outlook(found)
+        known = outlook.names() if outlook else []
+        if group is not None and group not in known:
+            there_are = f"there are {', '.join(known)}" if known else "there is none yet"
+            raise UnknownTargetError(f"there is no group {group!r}; {there_are}")
+        chosen = known if group is None else [group]
+        now = outlook.now if outlook else self.clock()
+        return Status(
+            at=now,
+            acting=_acting(found, self.deployment, has_lease=self.has_lease),
+            mode=Mode.DRY_RUN if self.reader.dry_run else Mode.ENFORCE,
+            auto_restart=self.reader.policy.enabled,
+            attached=self.reader.attached,
+            silence=_hidden(silence),
+            pauses=tuple(_pauses(Pauses(found.recorded.pauses, now), group)),
+            groups=outlook.groups(chosen) if outlook else (),
+            orphans=outlook.orphans(chosen, silent=silence is not None) if outlook else (),
+        )
+
+    def _outlook(self, found: "_Found") -> "_Outlook | None":
+        """What the next tick would do; None: there is no registry yet."""
+        ours = self.reader.registry
+        if not self.reader.attached and not has_tables(ours.database, resource):
+            return None
+        registry = DryRunRegistry(ours.database, ours.heartbeat_timeout, found.removed)
+        snapshot = registry.read_snapshot()
+        inputs = replace(self.reader, registry=registry).read(
+            found.recorded,
+            snapshot,
+            now=self.clock(),
+            fence=found.lease.fence if found.lease else None,
+        )
+        return _Outlook(inputs, registry)
 
 
 class _LedgerAsItIs(Ledger):
@@ -160,33 +187,30 @@ class _LedgerAsItIs(Ledger):
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    """What the ledger says; nothing, where it is not there yet."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What the ledger says, with more than a tick has to know; nothing, where there is none."""
 
-    incidents: Sequence[Incident] = ()
-    pauses: Sequence[Pause] = ()
-    scale_ups: Mapping[str, ScaleUp] = field(default_factory=dict)
-    removed: Callable[[], Collection[str]] = frozenset
+    recorded: Recorded = field(default_factory=Recorded)
+    removed: Callable[[], Collection[str]] = frozenset  # by a dry run
     lease: Lease | None = None
     lease_holds: bool = False  # by the database's clock
 
 
-def _recorded(keeper: Keeper) -> _Recorded:
-    database, dry_run = keeper.ledger.database, keeper.ledger.dry_run
-    if not has_tables(database, schema.incident):
-        return _Recorded()
-    if not has_tables(database, schema.lease):
+def _read_ledger(of: Ledger, *, attached: bool, has_lease: bool) -> _Found:
+    if not has_tables(of.database, schema.incident):
+        return _Found()
+    if not has_tables(of.database, schema.lease):
         raise StoreUnavailableError(
-            f"the {database.name} is of an older version; the next tick brings it to this one's"
+            f"the {of.database.name} is of an older version; the next tick brings it to this one's"
         )
-    ledger = _LedgerAsItIs(database, dry_run=dry_run)
-    return _Recorded(
-        ledger.open_incidents(),
-        ledger.pauses(),
-        {} if keeper.ams else ledger.scale_ups(),
-        ledger.removed_in_dry_run if dry_run else frozenset,
-        *(_lease(ledger) if keeper.lease_time is not None else ()),
+    ledger = _LedgerAsItIs(of.database, dry_run=of.dry_run)
+    lease, lease_holds = _lease(ledger) if has_lease else (None, False)
+    return _Found(
+        recorded=Recorded.read(ledger, attached=attached),
+        removed=ledger.removed_in_dry_run if of.dry_run else frozenset,
+        lease=lease,
+        lease_holds=lease_holds,
     )
 
 
@@ -199,20 +223,20 @@ def _lease(ledger: Ledger) -> tuple[Lease | None, bool]:
     return lease, lease is not None and now < lease.expires_at
 
 
-def _acting(keeper: Keeper, recorded: _Recorded) -> Acting:
-    lease, us = recorded.lease, keeper.deployment
-    if keeper.lease_time is None:
-        told = "this deployment; it knows of no other (no lease)"
+def _acting(found: _Found, us: str, *, has_lease: bool) -> Acting:
+    lease = found.lease
+    if not has_lease:
+        message = "this deployment; it knows of no other (no lease)"
     elif lease is None:
-        told = "nobody yet; whoever ticks first takes the lease"
-    elif not recorded.lease_holds:
-        told = f"nobody; the lease of {lease.holder} ran out at {clock_time(lease.expires_at)}"
+        message = "nobody yet; whoever ticks first takes the lease"
+    elif not found.lease_holds:
+        message = f"nobody; the lease of {lease.holder} ran out at {clock_time(lease.expires_at)}"
     else:
         ours = lease.holder == us or lease.holder.startswith(f"{us} (")
-        told = f"{lease.holder}, {'this deployment' if ours else f'while {us} watches'}"
-        told += f"; its lease runs until {clock_time(lease.expires_at)}"
+        message = f"{lease.holder}, {'this deployment' if ours else f'while {us} watches'}"
+        message += f"; its lease runs until {clock_time(lease.expires_at)}"
     holder, until = (lease.holder, lease.expires_at) if lease else (None, None)
-    return Acting(deployment=us, holder=holder, until=until, message=told)
+    return Acting(deployment=us, holder=holder, until=until, message=message)
 
 
 def _pauses(pauses: Pauses, group: str | None) -> Iterator[Pause]:
@@ -222,74 +246,30 @@ def _pauses(pauses: Pauses, group: str | None) -> Iterator[Pause]:
             yield replace(pause, author=author, reason=reason)
 
 
-def _look(keeper: Keeper, recorded: _Recorded) -> "_Outlook | None":
-    """What the registry adds to it; None: there is no registry yet."""
-    database, timeout = keeper.registry.database, keeper.registry.heartbeat_timeout
-    if keeper.ams is None and not has_tables(database, resource):
-        return None
-    registry = DryRunRegistry(database, timeout, recorded.removed)
-    survey = registry.read_snapshot()
-    return _Outlook(replace(keeper, registry=registry), recorded, survey)
-
-
 class _Outlook:
-    """What the next tick would conclude from what is there now."""
+    """The plan of the next tick, in words."""
 
-    def __init__(self, keeper: Keeper, recorded: _Recorded, survey: RegistrySnapshot) -> None:
-        self.now = keeper.clock()
-        self._keeper = keeper
-        self._survey = survey
-        self._scale_ups = recorded.scale_ups
-        self._counts = keeper.registry.resource_counts()
-        self._inputs = inputs_of(
-            keeper,
-            survey,
-            pauses=recorded.pauses,
-            runs={},
-            now=self.now,
-            fence=recorded.lease.fence if recorded.lease else None,
-        )
-        gone = missing(survey, recorded.incidents)
-        present = keeper.registry.present(gone) if gone else set()
-        self._closing = reconcile(survey, recorded.incidents, present, self.now, opened=())
-        closed = {step.after.incident_id for step in self._closing}
-        incidents = [self._enforced(i) for i in recorded.incidents if i.incident_id not in closed]
-        found = sizings_of(keeper, survey, incidents, self._scale_ups, self._inputs)
-        self._sizings = {each.group.name: each for each in found}
-        starting = [each for each in found if each.scale_decision is ScaleDecision.START]
-        self._incidents = self._stood_in_for(incidents, starting)
-        started = [each.group.name for each in starting]
-        self._plan = plan_of(
-            keeper, survey, self._incidents, self._scale_ups, started, self._inputs
-        )
-
-    def _enforced(self, incident: Incident) -> Incident:
-        over = incident.dry_run and not self._keeper.ledger.dry_run
-        if not over or incident.resource_id not in self._survey.orphans:
-            return incident
-        return enforce(incident, self.now).after
-
-    def _stood_in_for(
-        self, incidents: Sequence[Incident], starting: Sequence[ScalePlan]
-    ) -> list[Incident]:
-        """As they are once the rounds that are due have begun."""
-        failed = {each.incident_id for scale_plan in starting for each in scale_plan.failed}
-        return [
-            replacement(each, "", self.now).after if each.incident_id in failed else each
-            for each in incidents
-        ]
+    def __init__(self, inputs: TickInputs, registry: Registry) -> None:
+        self.now = inputs.now
+        self._inputs = inputs
+        self._registry = registry
+        self._counts = inputs.count()
+        self._plan = plan_tick(inputs)
+        self._scaling = {each.group.name: each for each in self._plan.scaling}
+        self._opened = {s.after.resource_id for s in self._plan.steps if s.before is None}
+        self._closed = [step for step in self._plan.steps if not step.after.is_open]
 
     def names(self) -> list[str]:
         """All groups, also those that only rows of `resource` or incidents name."""
-        orphaned = {orphan.group_name or "" for orphan in self._survey.orphans.values()}
-        closing = {step.after.group_name for step in self._closing}
-        recorded = {incident.group_name for incident in self._incidents}
-        return sorted({*self._survey.groups, *self._counts} | orphaned | closing | recorded)
+        snapshot = self._inputs.snapshot
+        orphaned = {orphan.group_name or "" for orphan in snapshot.orphans.values()}
+        recorded = {incident.group_name for incident in self._inputs.incidents}
+        return sorted({*snapshot.groups, *self._counts} | orphaned | recorded)
 
     def groups(self, names: Sequence[str]) -> tuple[GroupStatus, ...]:
-        dead = Counter(orphan.group_name or "" for orphan in self._survey.orphans.values())
-        held = blocked_groups(dead, dead.elements(), lambda: self._counts, self._keeper.limits)
-        capacity = self._keeper.registry.capacity(names)
+        dead = Counter(each.group_name or "" for each in self._inputs.snapshot.orphans.values())
+        held = blocked_groups(dead, dead.elements(), lambda: self._counts, self._inputs.limits)
+        capacity = self._registry.capacity(names)
         return tuple(
             self._group(name, capacity[name], dead[name], held.get(name)) for name in names
         )
@@ -298,17 +278,13 @@ class _Outlook:
         self, name: str, threads: tuple[int, int], orphans: int, held: str | None
     ) -> GroupStatus:
         wanted, live = threads
-        row = self._survey.sized.get(name)
+        row = self._inputs.snapshot.sized.get(name)
         min_parallelism = groups.min_parallelism(row) if row else None
-        scale_plan = self._sizings.get(name)
-        pause = self._inputs.pauses.of_group(name)
-        told = held or (
-            scale_plan.message(self._keeper.max_keeping_attempts) if scale_plan else None
-        )
+        plan, most = self._scaling.get(name), self._inputs.settings.max_keeping_attempts
         troubles = {
-            "paused": pause is not None,
+            "paused": self._inputs.pauses.of_group(name) is not None,
             "held": held is not None,
-            "scale-up stopped": scale_plan is not None and scale_plan.scale_decision in _STOPPED,
+            "scale-up stopped": plan is not None and plan.decision in _STOPPED,
             "below min-parallelism": live < (min_parallelism or 0),
             "orphans": orphans > 0,
         }
@@ -320,17 +296,17 @@ class _Outlook:
             min_parallelism=min_parallelism,
             orphans=orphans,
             trouble=next((word for word, holds in troubles.items() if holds), None),
-            message=_hidden(told),
+            message=_hidden(held or (plan.message(most) if plan else None)),
             scale_up=self._rounds(name),
         )
 
     def _rounds(self, group_name: str) -> Rounds | None:
-        scale_up = self._scale_ups.get(group_name)
+        scale_up = self._inputs.scale_ups.get(group_name)
         if scale_up is None:
             return None
         return Rounds(
             rounds=scale_up.rounds,
-            most=self._keeper.max_keeping_attempts,
+            most=self._inputs.settings.max_keeping_attempts,
             state=scale_up.state,
             next_at=scale_up.next_at,
             last_error=_hidden(scale_up.last_error),
@@ -343,21 +319,23 @@ class _Outlook:
 
     def _orphans(self, *, silent: bool) -> Iterator[OrphanStatus]:
         before = "once AMS answers: " if silent else ""
-        as_status = partial(_orphan, most=self._keeper.policy.max_retries, before=before)
-        for step in self._closing:
-            told = f"closed by the next tick: {step.event.message}"
-            yield as_status(step.before or step.after, told, self.now)
+        as_status = partial(_orphan, most=self._inputs.policy.max_retries, before=before)
+        for step in self._closed:
+            text = f"closed by the next tick: {step.event.message}"
+            yield as_status(step.before or step.after, text, self.now)
         for incident in self._plan.due:
-            due = min(due_at(incident, self._keeper.policy), self.now)
-            yield as_status(incident, self._due(incident), due)
+            if incident.resource_id not in self._opened:
+                due = min(due_at(incident, self._inputs.policy), self.now)
+                yield as_status(incident, self._due(incident), due)
         for incident, decision in self._plan.waiting:
-            yield as_status(incident, *self._waiting(incident, decision))
-        for orphan in unknown(self._survey, self._incidents):
-            new = detect(orphan, self.now).after
-            found = as_status(new, "found by the next tick", self.now)
-            yield replace(
-                found, incident_id=None, state=None, orphaned_since=None, attempts_used=None
-            )
+            if incident.resource_id not in self._opened:
+                yield as_status(incident, *self._waiting(incident, decision))
+        for step in self._plan.steps:
+            if step.before is None:
+                found = as_status(step.after, "found by the next tick", self.now)
+                yield replace(
+                    found, incident_id=None, state=None, orphaned_since=None, attempts_used=None
+                )
 
     def _due(self, incident: Incident) -> str:
         verdict = self._plan.verdicts[incident.incident_id]
@@ -367,11 +345,11 @@ class _Outlook:
             when = _ONE_OF_THE_NEXT
         else:
             when = "at the next tick"
-        told = _ENDS.get(verdict) or _attempt(incident, self._keeper.policy)
-        return told.format(when)
+        text = _ENDS.get(verdict) or _attempt(incident, self._inputs.policy)
+        return text.format(when)
 
     def _waiting(self, incident: Incident, decision: Decision) -> tuple[str, datetime | None]:
-        policy, until = self._keeper.policy, decision.until
+        policy, until = self._inputs.policy, decision.until
         if decision.verdict is Verdict.HOLD:
             pause = self._inputs.pauses.of(incident.resource_id, incident.group_name)
             return f"held: {decision.reason}", pause.until if pause and policy.enabled else None
@@ -399,7 +377,7 @@ def _following(incident: Incident, policy: RestartPolicy) -> str:
 
 
 def _orphan(
-    incident: Incident, told: str, at: datetime | None, *, most: int, before: str
+    incident: Incident, text: str, at: datetime | None, *, most: int, before: str
 ) -> OrphanStatus:
     return OrphanStatus(
         resource_id=incident.resource_id,
@@ -410,7 +388,7 @@ def _orphan(
         attempts_used=incident.attempts_used,
         max_attempts=most,
         last_error=_hidden(incident.last_error),
-        next=hide_assigned(before + told),
+        next=hide_assigned(before + text),
         next_at=at,
     )
 

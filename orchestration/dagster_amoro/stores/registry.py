@@ -18,7 +18,7 @@ from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.properties import dump_properties, merge_properties
 from dagster_amoro.core.replacement import NewResource
-from dagster_amoro.core.tick_plan import RegistrySnapshot
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, utc_now
 
 metadata: Final = sa.MetaData()

@@ -18,10 +18,9 @@ from dagster_amoro.core.errors import ContainerError, UnknownTargetError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.tick_plan import RunPlan
-from dagster_amoro.healing.fleet import scale_out
-from dagster_amoro.healing.keeper import Keeper
-from dagster_amoro.healing.restart import claim_dispatch, resource_of, take_turn
-from dagster_amoro.healing.tick import tick
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add_and_start
+from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores.registry import optimizer, orphan_of, resource
 
 C = TypeVar("C", bound=Container)
@@ -41,11 +40,11 @@ class Restart(NamedTuple):
 class ReadyFleet(Generic[C]):
     """A fleet with one container, and the verbs of a test. `ready_fleet` makes one."""
 
-    def __init__(self, keeper: Keeper, container: C) -> None:
+    def __init__(self, services: Services, container: C) -> None:
         self.container: Final = container
         self._ahead = timedelta(0)  # of the clock of this host
-        self._keeper: Final = replace(
-            keeper, containers=_OneContainer(container), clock=lambda: self.now
+        self._services: Final = replace(
+            services, containers=_OneContainer(container), clock=lambda: self.now
         )
         self._detector = AmsRestartDetector()
         self._due: list[RunPlan] = []
@@ -53,7 +52,7 @@ class ReadyFleet(Generic[C]):
     @property
     def url(self) -> sa.URL:
         """The registry's database, for workers that write heartbeats."""
-        return self._keeper.registry.database.url
+        return self._services.registry.database.url
 
     @property
     def now(self) -> datetime:
@@ -89,7 +88,7 @@ class ReadyFleet(Generic[C]):
             memory_mb=memory_mb,
             properties=properties or {},
         )
-        scale_out(self._keeper, new)
+        add_and_start(self._services.registry, self._services.containers, new)
         return self.resource(resource_id)
 
     def register(self, resource_id: str) -> None:
@@ -107,16 +106,16 @@ class ReadyFleet(Generic[C]):
         Raises:
             UnknownTargetError: There is none of this id, any more or yet.
         """
-        row = self._keeper.registry.read_resource(resource_id).row
+        row = self._services.registry.read_resource(resource_id).row
         if row is None:
             raise UnknownTargetError(f"the fleet has no resource {resource_id!r}")
         return resource_of(orphan_of(row))
 
     def tick(self) -> str:
         """Looks for orphans once, as the sensor does; returns what the sensor would say."""
-        result = tick(self._keeper, _run_states, self._detector)
-        self._detector = result.watch
-        self._due += result.orders
+        result = self._services.ticker.tick(_run_states, self._detector)
+        self._detector = result.detector
+        self._due += result.dispatches
         return result.summary
 
     def run(self) -> list[Restart]:
@@ -130,26 +129,26 @@ class ReadyFleet(Generic[C]):
         Before, a grace period passes as well: a resource younger than that counts as starting.
         """
         for _ in range(2):
-            self.now += self._keeper.policy.grace_period
+            self.now += self._services.policy.grace_period
             self.tick()
         return self.run()
 
     def close(self) -> None:
         """Releases all resources and closes the database."""
-        with self._keeper.registry.database.reading() as connection:
+        with self._services.registry.database.reading() as connection:
             ids = connection.scalars(sa.select(resource.c.resource_id)).all()
         for resource_id in ids:
             self.container.release_resource(self.resource(resource_id))
-        self._keeper.close()
+        self._services.close()
 
     def _run(self, run: RunPlan) -> Iterator[Restart]:
         run_id = str(uuid4())
-        for incident in claim_dispatch(self._keeper, run.run_key, run_id):
-            result = take_turn(self._keeper, incident.incident_id, run_id)
-            yield Restart(incident.resource_id, str(result.ending), result.message)
+        for incident in self._services.restarter.claim(run.run_key, run_id):
+            result = self._services.restarter.restart(incident.incident_id, run_id)
+            yield Restart(incident.resource_id, str(result.outcome), result.message)
 
     def _write(self, statement: sa.Executable) -> None:
-        with self._keeper.registry.database.writing() as connection:
+        with self._services.registry.database.writing() as connection:
             connection.execute(statement)
 
 
@@ -174,9 +173,9 @@ def ready_fleet(
         grace_period: How long an orphan is left alone after its detection and after each start.
     """
     container = container_class(_CONTAINER, dict(properties or {}))
-    keeper = Keeper.from_settings(_settings(folder, max_retries, grace_period))
-    keeper.registry.create()
-    with closing(ReadyFleet(keeper, container)) as fleet:
+    services = Services.connect(_settings(folder, max_retries, grace_period))
+    services.registry.create()
+    with closing(ReadyFleet(services, container)) as fleet:
         yield fleet
 
 

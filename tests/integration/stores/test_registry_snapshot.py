@@ -16,7 +16,7 @@ from dagster_amoro.core.model import (
     Orphan,
 )
 from dagster_amoro.core.properties import dump_properties
-from dagster_amoro.core.tick_plan import RegistrySnapshot
+from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, is_mysql
 from dagster_amoro.stores.registry import (
     Registry,

@@ -1,0 +1,99 @@
+"""What does one tick decide on? All that it read, with the rules that it follows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from dagster_amoro.core.groups import Group
+from dagster_amoro.core.limits import CountResources, Limits
+from dagster_amoro.core.model import Incident, Orphan, Transition
+from dagster_amoro.core.pauses import Pauses
+from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
+from dagster_amoro.core.replacement import AskNewcomers, Newcomers
+from dagster_amoro.core.scale_up import ScaleUp
+
+Obstacle = Callable[[str | None], str | None]
+"""Why orphans of the container with this name cannot be restarted; None: they can."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistrySnapshot:
+    """One look at the registry, in one snapshot."""
+
+    resources: int  # rows in `resource`
+    groups: tuple[str, ...]  # names in `resource_group`
+    orphans: Mapping[str, Orphan]  # by resource id
+    expired: int = 0  # heartbeats that were too old and have been removed
+    # Those groups that say something about their size, and the live threads of each.
+    sized: Mapping[str, Group] = field(default_factory=dict)
+    live: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What was looked up about orphans that are new, and about incidents whose orphan is gone."""
+
+    # Of the resources with an incident that are orphans no longer, those whose row is there: an
+    # optimizer registered for them. The other rows were removed.
+    present: AbstractSet[str] = frozenset()
+    # Attempts of earlier incidents that count for new orphans, by resource id.
+    prior_attempts: Mapping[str, int] = field(default_factory=dict)
+    # `start_time` of the newest resource in the groups of new orphans, see `Incident`.
+    newest_starts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TickInputs:
+    """What was read, by whom the rules are made, and the time.
+
+    Three questions are asked only where their answer matters, since each costs a statement or a
+    container: `obstacle`, `count` and `newcomers`. Each answers the same throughout a tick.
+    """
+
+    snapshot: RegistrySnapshot
+    incidents: Sequence[Incident]  # all that are open, the oldest first
+    now: datetime  # aware UTC
+    policy: RestartPolicy
+    settings: TickSettings
+    obstacle: Obstacle
+    limits: Limits = field(default_factory=Limits)
+    scale_ups: Mapping[str, ScaleUp] = field(default_factory=dict)  # by group
+    pauses: Pauses = field(default_factory=Pauses)
+    runs: Mapping[str, RunState] = field(default_factory=dict)  # of claims, see `holds_claim`
+    fence: int | None = None  # of the lease in force; None: without leases
+    last_served_group: str | None = None  # the group that the last batch served last
+    attached: bool = False  # whether the registry is an AMS's, which scales its groups itself
+    dry_run: bool = False
+    count: CountResources = dict
+    newcomers: AskNewcomers = lambda _: Newcomers()
+    # None: the incidents are those of the snapshot already.
+    changes: Changes | None = None
+    # The groups in which this tick began a round. None: that is still to be decided.
+    begun: frozenset[str] | None = None
+
+    def after_steps(
+        self, steps: Sequence[Transition], results: Sequence[Incident | None]
+    ) -> "TickInputs":
+        """The inputs once the steps that the snapshot asked for have been taken.
+
+        Args:
+            steps: Those that open, close and enforce incidents.
+            results: The incident that each left; None: somebody else moved it first.
+        """
+        if not steps:
+            return replace(self, changes=None)
+        touched = {step.before.incident_id for step in steps if step.before}
+        untouched = [each for each in self.incidents if each.incident_id not in touched]
+        moved = [each for each in results if each is not None and each.is_open]
+        return replace(self, incidents=untouched + moved, changes=None)
+
+    def after_rounds(self, replaced: Mapping[int, Incident], begun: frozenset[str]) -> "TickInputs":
+        """The inputs once rounds have been begun.
+
+        Args:
+            replaced: Incidents whose threads a new resource is to bring, by number.
+            begun: The groups in which a round was begun.
+        """
+        incidents = [replaced.get(each.incident_id, each) for each in self.incidents]
+        return replace(self, incidents=incidents if replaced else self.incidents, begun=begun)

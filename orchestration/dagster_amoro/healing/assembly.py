@@ -1,0 +1,214 @@
+"""Which parts does a deployment consist of, and how do they come from its settings?"""
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Self
+
+from dagster_amoro.ams.client import Ams
+from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
+from dagster_amoro.config import AmsSettings, HighAvailability, Mode, Settings
+from dagster_amoro.containers.base import ContainerLookup
+from dagster_amoro.containers.dry_run import DryRunContainers
+from dagster_amoro.containers.resolve import Containers
+from dagster_amoro.core.ams_restart import settling_time
+from dagster_amoro.core.clock import Clock, utc_clock
+from dagster_amoro.core.limits import Limits
+from dagster_amoro.core.policy import RestartPolicy, TickSettings
+from dagster_amoro.healing.operations import Operations
+from dagster_amoro.healing.preconditions import Preconditions
+from dagster_amoro.healing.reading import TickReader
+from dagster_amoro.healing.restart import Restarter
+from dagster_amoro.healing.scaling import Scaler
+from dagster_amoro.healing.status import StatusReader
+from dagster_amoro.healing.tick import Ticker
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.dry_run import DryRunRegistry
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """The parts, and what acts with them. Passed to nothing that acts: each gets what it uses."""
+
+    registry: Registry
+    ledger: Ledger
+    containers: ContainerLookup
+    policy: RestartPolicy
+    settings: TickSettings
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = utc_clock
+    ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
+    # How long optimizers may take to register with an AMS that came back without them.
+    settling: timedelta = timedelta(0)
+    # What this deployment is called where several share a registry.
+    deployment: str = ""
+    # How long it may act without renewing its lease. None: it is the only one.
+    lease_time: timedelta | None = None
+
+    @classmethod
+    def connect(cls, settings: Settings, *, clock: Clock = utc_clock) -> Self:
+        """Wires the real parts; nothing is connected to before it is used.
+
+        Raises:
+            ConfigError: A driver is not installed.
+        """
+        database = Database(settings.database_url, "registry")
+        ams = _ams(settings.ams, database) if settings.ams else None
+        services = cls(
+            registry=Registry(database, None if ams else settings.heartbeat_timeout),
+            ledger=Ledger(Database(settings.ledger_url, "ledger")),
+            containers=Containers(settings.containers, ams.ams_version if ams else None),
+            policy=settings.restart,
+            settings=TickSettings(
+                check_interval=settings.check_interval,
+                claim_timeout=settings.claim_timeout,
+                max_restarts_per_run=settings.max_restarts_per_run,
+                max_keeping_attempts=settings.max_keeping_attempts,
+                dynamic_groups=settings.dynamic_groups,
+            ),
+            limits=settings.limits,
+            clock=clock,
+            ams=ams,
+            settling=settling_time(settings.heartbeat_timeout),
+            deployment=settings.deployment,
+            lease_time=settings.lease_time,
+        )
+        return services.in_dry_run() if settings.mode is Mode.DRY_RUN else services
+
+    def in_dry_run(self) -> Self:
+        """The parts of a dry run: what would be done is recorded, and nothing is done."""
+        ledger = Ledger(self.ledger.database, dry_run=True)
+        registry = DryRunRegistry(
+            self.registry.database, self.registry.heartbeat_timeout, ledger.removed_in_dry_run
+        )
+        containers = DryRunContainers(self.containers)
+        return replace(self, registry=registry, ledger=ledger, containers=containers)
+
+    def close(self) -> None:
+        """Closes the pooled connections of both stores."""
+        self.registry.database.close()
+        self.ledger.database.close()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Wires the real parts."""
+        return cls.connect(settings)
+
+    @property
+    def check_interval(self) -> timedelta:
+        """Between two ticks."""
+        return self.settings.check_interval
+
+    @property
+    def claim_timeout(self) -> timedelta:
+        """Of a claim."""
+        return self.settings.claim_timeout
+
+    @property
+    def max_keeping_attempts(self) -> int:
+        """Of a group."""
+        return self.settings.max_keeping_attempts
+
+    @property
+    def preconditions(self) -> Preconditions:
+        """What must hold before anything is concluded."""
+        return Preconditions(
+            ledger=self.ledger,
+            registry=self.registry,
+            clock=self.clock,
+            ams=self.ams,
+            settling=self.settling,
+            deployment=self.deployment,
+            lease_time=self.lease_time,
+        )
+
+    @property
+    def reader(self) -> TickReader:
+        """What a tick, and the status, read."""
+        return TickReader(
+            registry=self.registry,
+            containers=self.containers,
+            policy=self.policy,
+            limits=self.limits,
+            settings=self.settings,
+            attached=self.ams is not None,
+            dry_run=self.ledger.dry_run,
+        )
+
+    @property
+    def ticker(self) -> Ticker:
+        """The work of the sensor."""
+        return Ticker(
+            preconditions=self.preconditions,
+            reader=self.reader,
+            registry=self.registry,
+            ledger=self.ledger,
+            clock=self.clock,
+        )
+
+    @property
+    def restarter(self) -> Restarter:
+        """The work of a run that restarts orphans."""
+        return Restarter(
+            ledger=self.ledger,
+            registry=self.registry,
+            containers=self.containers,
+            ams=self.ams,
+            policy=self.policy,
+            settings=self.settings,
+            clock=self.clock,
+        )
+
+    @property
+    def scaler(self) -> Scaler:
+        """The work of a run that gives groups new resources."""
+        return Scaler(
+            ledger=self.ledger,
+            registry=self.registry,
+            containers=self.containers,
+            policy=self.policy,
+            claim_timeout=self.settings.claim_timeout,
+            max_rounds=self.settings.max_keeping_attempts,
+            clock=self.clock,
+        )
+
+    @property
+    def operations(self) -> Operations:
+        """The verbs of operators."""
+        return Operations(
+            registry=self.registry,
+            ledger=self.ledger,
+            policy=self.policy,
+            check_interval=self.settings.check_interval,
+            clock=self.clock,
+            owns_registry=self.ams is None,
+        )
+
+    @property
+    def status(self) -> StatusReader:
+        """What an operator looks at first."""
+        return StatusReader(
+            reader=self.reader,
+            ledger=self.ledger,
+            ams=self.ams,
+            clock=self.clock,
+            deployment=self.deployment,
+            has_lease=self.lease_time is not None,
+        )
+
+
+def _ams(settings: AmsSettings, database: Database) -> Ams:
+    return Ams(_leader(settings, database), ams_version=settings.ams_version)
+
+
+def _leader(settings: AmsSettings, database: Database) -> FindLeader:
+    match settings.high_availability:
+        case HighAvailability.ZOOKEEPER:
+            return from_zookeeper(
+                settings.zookeeper_address, settings.cluster_name, settings.http_port
+            )
+        case HighAvailability.DATABASE:
+            return from_lease(database, settings.cluster_name, settings.http_port)
+        case HighAvailability.NONE:
+            return always(Server(settings.host, settings.thrift_port, settings.http_port))
