@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dagster_amoro.cli import REFUSED, UNUSABLE, main
 from dagster_amoro.config import load_settings
@@ -24,6 +24,7 @@ from dagster_amoro.core.pauses import Scope, Target
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
+from tests.helpers.commands import command_runner
 
 CONFIG = """
 ams:
@@ -78,7 +79,7 @@ class Site:
 
     def run(self, *arguments: str) -> Result:
         """The command."""
-        return CliRunner().invoke(main, ["--conf-dir", str(self.folder), *arguments])
+        return command_runner().invoke(main, ["--conf-dir", str(self.folder), *arguments])
 
     def says(self, *arguments: str) -> str:
         """What it says when it is done."""
@@ -252,7 +253,7 @@ def test_a_configuration_that_cannot_be_used_is_another_exit_code(tmp_path: Path
     """As for the check."""
     (tmp_path / "config.yaml").write_text("ams: {database: {type: oracle}}")
     for command in (["status"], ["resume", *BY], ["restore", "x", *BY]):
-        result = CliRunner().invoke(main, ["--conf-dir", str(tmp_path), *command])
+        result = command_runner().invoke(main, ["--conf-dir", str(tmp_path), *command])
         assert result.exit_code == UNUSABLE
         assert "oracle" in result.stderr
 
@@ -269,7 +270,7 @@ def test_secrets_in_a_reason_are_not_repeated(site: Site) -> None:
 )
 def test_each_command_explains_itself(command: str) -> None:
     """What it does, and each option."""
-    result = CliRunner().invoke(main, [command, "--help"])
+    result = command_runner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
     listed = re.findall(r"^  (--[a-z]+)[ A-Z]*(.*)$", result.output, re.MULTILINE)
     assert len(listed) >= 2

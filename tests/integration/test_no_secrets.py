@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import yaml
-from click.testing import CliRunner
 
 from dagster_amoro.cli import main
 from dagster_amoro.core.model import State
 from tests.helpers.attached import LOCAL, Amoro, amoro
+from tests.helpers.commands import command_runner
 from tests.helpers.fleet import GRACE
 
 SECRETS = {
@@ -74,7 +74,7 @@ def test_no_secret_is_in_anything_that_people_see(
     (partition,) = world.instance.get_dynamic_partitions("optimizer_group")
     assert world.refresh(partition).success
     options = ["--conf-dir", str(running.folder / "conf"), "check"]
-    shown = CliRunner().invoke(main, options).output
+    shown = command_runner().invoke(main, options).output
     said = capfd.readouterr()
     seen = {
         "check": shown,

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dagster_amoro.cli import UNUSABLE, main
 from dagster_amoro.stores.registry import resource_group
 from tests.helpers.attached import Amoro, amoro
+from tests.helpers.commands import command_runner
 
 SECRET = "hunter2-s3cret"  # noqa: S105 - it is what must not be seen
 FLINK = "org.apache.amoro.server.manager.FlinkOptimizerContainer"
@@ -35,7 +36,7 @@ def running(postgresql_url: sa.URL, tmp_path: Path) -> Iterator[Amoro]:
 def check(running: Amoro, *options: str) -> Result:
     """The command, as a terminal runs it."""
     arguments = ["--conf-dir", str(running.folder / "conf"), "check", *options]
-    return CliRunner().invoke(main, arguments)
+    return command_runner().invoke(main, arguments)
 
 
 def reconfigure(running: Amoro, change: Callable[[dict[str, Any]], object]) -> None:
@@ -159,7 +160,7 @@ def test_what_a_shell_would_have_expanded_is_pointed_out(running: Amoro) -> None
 def test_an_unusable_configuration_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     """And the error that names file and key."""
     (tmp_path / "config.yaml").write_text("ams: {database: {type: oracle}}")
-    result = CliRunner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
+    result = command_runner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
     assert result.exit_code == UNUSABLE
     assert "ams.database.type is 'oracle'" in result.stderr
 
@@ -177,7 +178,7 @@ def test_a_standalone_fleet_that_never_ran_is_well(tmp_path: Path) -> None:
             properties: {command: [sleep, "{resource_id}"]}
         """
     )
-    result = CliRunner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
+    result = command_runner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
     assert result.exit_code == 0, result.output
     assert "the first tick creates" in result.output
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
