@@ -78,7 +78,6 @@ def reason_of(item: pytest.Item) -> str:
 def _is_on_another_database(item: pytest.Item) -> bool:
     if item.get_closest_marker(ONE_DATABASE) is None:
         return False
-    parameters = item.callspec.params if isinstance(item, pytest.Function) else {}
-    return any(
-        isinstance(value, str) and _OTHER_DATABASE.fullmatch(value) for value in parameters.values()
-    )
+    callspec = getattr(item, "callspec", None)  # a test without parameters has none
+    values = callspec.params.values() if callspec else ()
+    return any(isinstance(value, str) and _OTHER_DATABASE.fullmatch(value) for value in values)
