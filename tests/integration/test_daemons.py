@@ -31,7 +31,7 @@ from tests.helpers.waiting import wait_until
 
 # In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
 pytestmark = pytest.mark.one_database
-PATIENCE = 90  # seconds, a deadline for what takes ten
+PATIENCE = 300  # seconds, a deadline for what takes ten
 LEASE = timedelta(seconds=11)  # several ticks, since a busy machine delays them
 CONFIGURATION = """
 ams:
@@ -44,7 +44,7 @@ ams:
   optimizer-group: {{min-parallelism-check-interval: 1s}}
 keeper: {{registry: standalone, claim-timeout: 1min, lease-time: {lease:.0f}s}}
 containers:
-  - {{name: book, container-impl: deployments.BookContainer, properties: {{folder: {folder}}}}}
+  - {{name: book, container-impl: tests.helpers.deployments.BookContainer, properties: {{folder: {folder}}}}}
 """
 OPEN_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
