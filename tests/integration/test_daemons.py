@@ -44,7 +44,9 @@ ams:
   optimizer-group: {{min-parallelism-check-interval: 1s}}
 keeper: {{registry: standalone, claim-timeout: 1min, lease-time: {lease:.0f}s}}
 containers:
-  - {{name: book, container-impl: tests.helpers.deployments.BookContainer, properties: {{folder: {folder}}}}}
+  - name: book
+    container-impl: tests.helpers.deployments.BookContainer
+    properties: {{folder: {folder}}}
 """
 OPEN_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity

@@ -1,0 +1,108 @@
+"""The container: it starts made-up workers, and fails to, as the history says."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from dagster_amoro.containers.base import Container
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.model import Resource
+from tests.simulation.actors import Stage, StartOutcome
+
+
+@dataclass(kw_only=True)
+class Launch:
+    """A worker that was started; it may live and register, or not."""
+
+    launch_id: str
+    resource_id: str
+    group: str
+    threads: int = 1
+    token: str | None = None  # of its optimizer row
+    is_alive: bool = True
+    is_settled: bool = False  # the turn that started it has ended with that
+    is_lost: bool = False  # nobody can know of it any more
+
+
+class Watcher(Protocol):
+    """Who sees each start and stop, and says how it ends."""
+
+    stage: Stage
+
+    def check_request(self, resource: Resource) -> None:
+        """Before each start."""
+
+    def check_release(self, launch: Launch) -> None:
+        """Before each stop."""
+
+    def note_launch(self, launch: Launch) -> None:
+        """After a worker was started."""
+
+
+class FakeContainer:
+    """Starts made-up workers, and stops the one that a resource's properties name."""
+
+    supports_auto_restart = True
+
+    def __init__(self, history: Watcher) -> None:
+        self._history: Final = history
+        self.launches: Final[list[Launch]] = []
+
+    def launch(self, resource_id: str, group: str, threads: int = 1) -> Launch:
+        """A new worker."""
+        launch_id = f"launch-{len(self.launches)}"
+        new = Launch(launch_id=launch_id, resource_id=resource_id, group=group, threads=threads)
+        self.launches.append(new)
+        return new
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Takes its time, then does what the step of the history says."""
+        self._history.check_request(resource)
+        self._history.stage.pause()
+        outcome = self._history.stage.step.outcome
+        if outcome is StartOutcome.FAILS:
+            raise StartFailedError("told to fail")
+        if outcome is StartOutcome.EXITS:
+            sys.exit(3)
+        if outcome is StartOutcome.FAILS_UNSPEAKABLY:
+            raise OSError("half a character \ud800 and a NUL \0")
+        new = self.launch(resource.resource_id, resource.group_name, resource.thread_count)
+        new.is_lost = outcome is StartOutcome.STARTS_AND_FAILS
+        self._history.note_launch(new)
+        if outcome is StartOutcome.STARTS_AND_FAILS:
+            raise OSError("no answer after the start")
+        startup: dict[str, Any] = {"launch": new.launch_id}
+        if outcome is StartOutcome.STARTS_UNSTORABLY:
+            startup["odd"] = "half a character \ud800"
+        return startup
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends the worker that the properties name, and takes its time afterwards."""
+        self._history.stage.check_alive()
+        for launch in self.launches:
+            if launch.launch_id == resource.properties.get("launch"):
+                self._history.check_release(launch)
+                if self._history.stage.step.refuses:
+                    launch.is_lost = True
+                    raise ReleaseFailedError("told to fail")
+                launch.is_alive = False
+        self._history.stage.pause()
+
+
+class FakeContainers:
+    """The one container, which can opt out, under its name."""
+
+    def __init__(self, container: Container) -> None:
+        self._container: Final = container
+        self.opts_out = False
+
+    def get(self, name: str) -> Container:
+        """The container."""
+        if name != "c":
+            raise ContainerError(f"there is no container {name!r}")
+        return self._container
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Whether it opts out."""
+        return f"container {name!r} opts out" if self.opts_out or name != "c" else None

@@ -1,0 +1,300 @@
+"""Everything that can happen to a fleet, and how its history ends."""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TypeVar
+
+from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
+from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
+from dagster_amoro.healing.assembly import Services
+from tests.simulation.actors import Actor, StartOutcome, Step
+from tests.simulation.deeds import BOTH, MOSTLY, OUTCOMES, WHICH, Act, Mishap, can_happen
+from tests.simulation.work import Work
+from tests.simulation.world import BROKEN, SECOND, Answering
+
+_T = TypeVar("_T")
+
+
+class History(Work):
+    """One history: a fleet, its keepers, and everything that happens to them."""
+
+    @can_happen(
+        0,
+        0,
+        size=(1, 2, 3),
+        groups=(1, 2),
+        missed=(0, 1, 2, 3),
+        max_retries=(0, 1, 2, 3),
+        grace=(60, 60, 0),
+        claim=(600, 600, 30),
+        most=(1, 2),
+        heals=BOTH,
+        min_parallelism=(0, 0, 1, 2, 3),
+        attached=BOTH,
+    )
+    def begins(  # noqa: PLR0913 - what differs from history to history
+        self,
+        *,
+        size: int,
+        groups: int,
+        missed: int,
+        max_retries: int,
+        grace: int,
+        claim: int,
+        most: int,
+        heals: bool,
+        min_parallelism: int,
+        attached: bool,
+    ) -> None:
+        """A fleet, some of whose workers have died, and two daemons that look after it."""
+        self.heals = heals
+        self.attached = attached
+        sized = bool(min_parallelism) and not attached
+        registries = self.stores.standalone if sized else self.stores.registries
+        self.stage.committed = self.check_resources
+        self.keepers = [
+            Services(
+                registry=registry,
+                ledger=ledger,
+                containers=self.containers,
+                policy=RestartPolicy(
+                    enabled=True, max_retries=max_retries, grace_period=grace * SECOND
+                ),
+                settings=TickSettings(
+                    check_interval=SECOND,
+                    claim_timeout=claim * SECOND,
+                    max_restarts_per_run=most,
+                ),
+                clock=lambda: self.now,
+                ams=Answering() if min_parallelism and attached else None,  # type: ignore[arg-type]
+            )
+            for registry, ledger in zip(registries, self.stores.ledgers, strict=True)
+        ]
+        if min_parallelism:
+            self.min_parallelisms = {f"g{number}": min_parallelism for number in range(groups)}
+            for group in self.min_parallelisms:
+                self._write("INSERT INTO resource_group VALUES (?, 'c', '{}')", group)
+            self._write_floors()
+        for number in range(size):
+            self.names.append(f"r{number}")
+            self._declare(f"r{number}", f"g{number % groups}")
+            launch = self.container.launch(f"r{number}", f"g{number % groups}")
+            launch.is_settled = True
+            self._set_properties(f"r{number}", json.dumps({"launch": launch.launch_id}))
+            launch.is_alive = number >= missed
+            if launch.is_alive:
+                self._register(launch)
+
+    @can_happen(8, 2, keeper=range(2), waits=MOSTLY, launches=MOSTLY)
+    def ticks(self, keeper: int, *, waits: bool, launches: bool) -> None:
+        """A tick, and another one by the other daemon, to which nothing is left to do.
+
+        At once or after the grace period; the runs stay in the queue for now or are launched.
+        """
+        self.now += self.policy.grace_period if waits else timedelta(0)
+        self._request(keeper, self._tick(keeper))
+        for _ in range(
+            2 if self.min_parallelisms else 0
+        ):  # what is hopeless is known to the next tick
+            self._request(keeper, self._tick(keeper))
+        before = self.stores.dump()
+        again = self._tick(1 - keeper)
+        assert again.dispatches == (), "a second tick requests runs"
+        assert again.scale_ups is None, "a second tick refills"
+        assert self.stores.dump() == before, "a second tick changes something"
+        for run in self._launchable() if launches else []:
+            self._launch(run)
+
+    @can_happen(1, 2, seconds=(60, 1, 30, 600, 3000))
+    def time_passes(self, seconds: int) -> None:
+        """The clock of both daemons goes on."""
+        self.now += seconds * SECOND
+
+    @can_happen(1, 1, keeper=range(2), fails_in=range(15))
+    def tick_fails(self, keeper: int, fails_in: int) -> None:
+        """A store fails during a tick, which then has changed nothing."""
+        before = self.stores.dump()
+        self.stage.step = Step(fails_in=fails_in)
+        try:
+            done = self._tick(keeper)
+        except UnavailableError:
+            assert self.stores.dump() == before, "a tick that abstained has written"
+        else:
+            self._request(keeper, done)
+        finally:
+            self.stage.step = Step()
+
+    @can_happen(1, 1, lambda self: len(self.sensing) < 2, keeper=range(2))
+    def tick_begins(self, keeper: int) -> None:
+        """A tick that others may interrupt at every step."""
+        if keeper not in self.sensing:
+            name = f"tick of {keeper} at {self.now:%H:%M:%S}"
+            self.sensing[keeper] = Actor(name, partial(self._tick_slowly, keeper))
+
+    @can_happen(6, 3, lambda self: self._launchable(), which=WHICH)
+    def run_is_launched(self, which: int) -> None:
+        """Dagster launches a run from its queue."""
+        self._launch(_pick(self._launchable(), which))
+
+    @can_happen(1, 1, lambda self: self.runs, which=WHICH, mishap=tuple(Mishap))
+    def dagster_errs(self, which: int, mishap: Mishap) -> None:
+        """Dagster, or who uses it, does what the restarts do not expect."""
+        run = _pick(self.runs[::-1], which)
+        if mishap is Mishap.EXECUTED_AGAIN:
+            self._new_run(run.run_key, run.keeper, scale_ups=run.scale_ups)
+        else:
+            run.state = RunState.ENDED if mishap is Mishap.ENDED else None
+
+    @can_happen(0, 10, lambda self: self.awake(), which=WHICH, steps=range(1, 16), outcome=OUTCOMES)
+    def actor_goes_on(self, which: int, steps: int, outcome: StartOutcome) -> None:
+        """A tick or a run makes some steps."""
+        actor = _pick(self.awake(), which)
+        for _ in range(steps):
+            self._go_on(actor, Step(outcome=outcome))
+
+    @can_happen(
+        0,
+        3,
+        lambda self: self.awake(),
+        which=WHICH,
+        outcome=OUTCOMES,
+        refuses=BOTH,
+        fails_in=(None, None, 0, 1, 2, 3),
+        answer_is_lost=BOTH,
+    )
+    def actor_stumbles(
+        self,
+        *,
+        which: int,
+        outcome: StartOutcome,
+        refuses: bool,
+        fails_in: int | None,
+        answer_is_lost: bool,
+    ) -> None:
+        """A tick or a run makes a step on which something goes wrong."""
+        step = Step(
+            outcome=outcome, refuses=refuses, fails_in=fails_in, answer_is_lost=answer_is_lost
+        )
+        self._go_on(_pick(self.awake(), which), step)
+
+    @can_happen(1, 1, lambda self: self._actors(), which=WHICH)
+    def actor_dies(self, which: int) -> None:
+        """The process of a tick or a run is killed, and nobody is told."""
+        actor = _pick(self._actors(), which)
+        for launch in self.turns.get(actor.name, (0, [], ""))[1]:
+            launch.is_lost = launch.is_lost or not launch.is_settled
+        self.stage.kill(actor)
+        self._sweep()
+
+    @can_happen(2, 1, outcome=OUTCOMES, waits=MOSTLY)
+    def all_goes_its_way(self, outcome: StartOutcome, *, waits: bool) -> None:
+        """A tick, after the grace period or at once, and every run that is there goes through."""
+        self.now += self.policy.grace_period if waits else timedelta(0)
+        self._request(0, self._tick(0))
+        self._run_everything(Step(outcome=outcome))
+
+    @can_happen(4, 3, lambda self: self._workers(), which=WHICH, lives=BOTH)
+    def worker_changes(self, which: int, *, lives: bool) -> None:
+        """A worker registers, or its row is removed because it died or is out of contact."""
+        launch = _pick(self._workers()[::-1], which)
+        if launch.token is None:
+            self._register(launch)
+        else:
+            launch.is_alive = launch.is_alive and lives
+            self._unregister(launch)
+
+    @can_happen(2, 3, which=WHICH, act=tuple(Act))
+    def operator_acts(self, which: int, act: Act) -> None:
+        """Somebody changes a resource's row, or its properties, at any moment."""
+        key = _pick(self.names, which)
+        if key not in self.resources:
+            self._declare(key, "g0")
+            self.redeclared.add(key)
+            return
+        text = self.resources[key]["properties"]
+        if act is Act.REMOVE:
+            self._remove(key)
+        elif text == BROKEN:
+            self._set_properties(key, self.intact.pop(key))
+        elif act is Act.BREAK:
+            self.intact[key] = text
+            self._set_properties(key, BROKEN)
+        else:
+            old = json.loads(text)
+            self._set_properties(key, json.dumps({**old, "n": str(int(old.get("n", 0)) + 1)}))
+
+    @can_happen(1, 1, opts_out=BOTH)
+    def configuration_is_loaded(self, *, opts_out: bool) -> None:
+        """The container opts out, or auto-restart is off; then all is as before.
+
+        Runs under way go on with the old one.
+        """
+        changed = self.containers.opts_out or not self.policy.enabled
+        self.containers.opts_out = opts_out and not changed
+        self._switch(on=changed or opts_out)
+
+    @can_happen(1, 1, lambda self: self.min_parallelisms, min_parallelism=range(4))
+    def floor_changes(self, min_parallelism: int) -> None:
+        """An operator wants another number of threads, or AMS resets it."""
+        self.min_parallelisms = dict.fromkeys(self.min_parallelisms, min_parallelism)
+        self._write_floors()
+
+    @can_happen(3, 3, lambda self: self.attached and self.min_parallelisms, which=WHICH)
+    def ams_refills(self, which: int) -> None:
+        """AMS starts and records a resource for the threads that have no optimizer."""
+        group = _pick(list(self.min_parallelisms), which)
+        missing = self.min_parallelisms[group] - self._live(group)
+        if missing > 0:
+            key = f"a{self.births}"
+            launch = self.container.launch(key, group, missing)
+            launch.is_settled = True
+            self._declare(key, group, missing)
+            self._set_properties(key, json.dumps({"launch": launch.launch_id}))
+            self.new_resources[key] = self._newest_event()
+
+    def ends(self) -> None:
+        """The world has been quiet for long enough: nothing is stuck."""
+        self._goes_quiet()
+        self.rules_hold()
+        self._nothing_is_stuck()
+
+    def clear(self) -> None:
+        """Nobody is left at work."""
+        self.stage.committed = lambda: None
+        for actor in self._actors():
+            self.stage.kill(actor)
+
+    def _goes_quiet(self) -> None:
+        self._switch(on=True)
+        for _ in range((16 if self.min_parallelisms else 4) * (self.policy.max_retries + 3)):
+            self._run_everything(Step())
+            self._expire()
+            done = self._tick(0)
+            busy = self._actors() or done.dispatches or done.scale_ups
+            if not busy and not self._unfinished() and not self._scaling_up():
+                break
+            self._request(0, done)
+            self._run_everything(Step())
+            for launch in self._unregistered() if self.heals else []:
+                self._register(launch)
+            self.now += self.policy.grace_period + self.keepers[0].claim_timeout + SECOND
+
+    def _nothing_is_stuck(self) -> None:
+        for launch in self.container.launches:
+            if launch.is_alive and not launch.is_lost:
+                assert launch.launch_id == self._named(launch.resource_id), f"{launch} is forgotten"
+        assert self._unfinished() == []
+        for group, min_parallelism in (
+            self.min_parallelisms.items() if self.heals and not self.attached else ()
+        ):
+            stopped = "SELECT * FROM keeper_scale_up WHERE group_name = ? AND state = 'stopped'"
+            reached = self._live(group) >= min_parallelism or self.stores.rows(stopped, group)
+            assert reached or self.containers.opts_out, (
+                f"{group} does not reach its min-parallelism"
+            )
+
+
+def _pick(candidates: Sequence[_T], which: int) -> _T:
+    return candidates[which % len(candidates)]

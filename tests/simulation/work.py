@@ -1,0 +1,152 @@
+"""The ticks and runs of a history: what Dagster would start, each step when it is told to."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
+from dagster_amoro.core.policy import RunState
+from dagster_amoro.healing import scaling as scale_ups
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.restart import Outcome
+from dagster_amoro.healing.tick import TickResult
+from tests.simulation.actors import Actor, Step
+from tests.simulation.rules import Rules
+from tests.simulation.world import Run
+
+if TYPE_CHECKING:
+    from tests.simulation.container import Launch
+
+
+class Work(Rules):
+    """The fleet, and the ticks and runs that work on it."""
+
+    def _tick(self, keeper: int) -> TickResult:
+        commits = self.stage.commits
+        done = self.keepers[keeper].ticker.tick(self._run_states, AmsRestartDetector())
+        assert self.stage.commits - commits <= 1, "a tick is one transaction"
+        return done
+
+    def _tick_slowly(self, keeper: int, actor: Actor) -> None:
+        del actor
+        mine = self.keepers[keeper]
+        try:
+            done = mine.ticker.tick(self._run_states, AmsRestartDetector())
+        except UnavailableError:
+            return
+        self._request(keeper, done)
+
+    def _run_states(self, owners: Sequence[str]) -> Mapping[str, RunState]:
+        by_id: dict[str, RunState | None]
+        by_id = {run.run_id: run.state for run in self.runs if run.run_id in owners}
+        by_key: dict[str, RunState | None]
+        by_key = {run.run_key: run.state for run in self.runs if run.state is RunState.ENDED}
+        by_key |= {run.run_key: run.state for run in self.runs if run.state is not RunState.ENDED}
+        return {owner: state for owner, state in (by_id | by_key).items() if state is not None}
+
+    def _request(self, keeper: int, done: TickResult) -> None:
+        for order in done.dispatches:
+            if order.run_key not in {run.run_key for run in self.runs}:
+                self._new_run(order.run_key, keeper)
+        if done.scale_ups:
+            self._new_run(done.scale_ups.run_key, keeper, scale_ups=True)
+
+    def _new_run(self, run_key: str, keeper: int, *, scale_ups: bool = False) -> None:
+        run_id = f"run-{len(self.runs)}"
+        self.runs.append(Run(run_id=run_id, run_key=run_key, keeper=keeper, scale_ups=scale_ups))
+
+    def _launch(self, run: Run) -> None:
+        run.state = RunState.ACTIVE
+        work = self._scale_up if run.scale_ups else self._work
+        run.actor = Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))
+
+    def _work(self, run: Run, keeper: Services, actor: Actor) -> None:
+        """What Dagster does with `restart_orphans`: a step for each, tried again after a while."""
+        try:
+            incidents = keeper.restarter.claim(run.run_key, run.run_id)
+        except UnavailableError:
+            return
+        turns = [(self.now, 0, incident.incident_id) for incident in incidents]
+        while turns:
+            turns.sort()
+            at, tries, incident_id = turns.pop(0)
+            self._sleep(actor, at)
+            if self._takes_turn(run, keeper, incident_id) and tries < keeper.policy.max_retries:
+                turns.append((self.now + keeper.policy.grace_period, tries + 1, incident_id))
+
+    def _scale_up(self, run: Run, keeper: Services, actor: Actor) -> None:
+        """What Dagster does with `scale_up_groups`: a step for each group."""
+        del actor
+        try:
+            taken = keeper.scaler.claim(run.run_key, run.run_id)
+        except UnavailableError:
+            return
+        for scale_up in taken:
+            launches: list[Launch] = []
+            self.turns[run.run_id] = (0, launches, scale_up.group_name)
+            self.missing[run.run_id] = self._missing(run.run_id)
+            try:
+                filled = keeper.scaler.scale_up(scale_up.group_name, run.run_id)
+            except UnavailableError:
+                continue
+            finally:
+                del self.missing[run.run_id]
+                self.starting.pop(run.run_id, None)
+            is_started = filled.outcome is scale_ups.ScaleUpOutcome.STARTED
+            for launch in launches:
+                launch.is_settled = is_started
+            if is_started:
+                self._check_replaced(scale_up.resource_id)
+
+    def _sleep(self, actor: Actor, until: datetime) -> None:
+        while self.now < until:
+            actor.sleeps_until = until
+            self.stage.pause()
+        actor.sleeps_until = None
+
+    def _takes_turn(self, run: Run, keeper: Services, incident_id: int) -> bool:
+        """Takes a turn; returns whether it is to be tried again."""
+        launches: list[Launch] = []
+        self.turns[run.run_id] = (incident_id, launches, "")
+        self.stood[run.run_id] = self._is_stood_in(
+            self.stores.rows("SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id)[0]
+        )
+        try:
+            turn = keeper.restarter.restart(incident_id, run.run_id)
+        except UnavailableError:
+            return True
+        for launch in launches:
+            launch.is_settled = turn.outcome is Outcome.STARTED
+        return turn.outcome is Outcome.FAILED
+
+    def _go_on(self, actor: Actor, step: Step) -> None:
+        if not actor.is_over and not self._is_asleep(actor):
+            self.stage.let(actor, step)
+        self._sweep()
+
+    def _finish(self, actor: Actor, step: Step) -> None:
+        while not actor.is_over and not self._is_asleep(actor):
+            self._go_on(actor, step)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes from the stage what is over; Dagster sees runs end that end by themselves."""
+        for run in self.runs:
+            if run.actor is not None and run.actor.is_over:
+                killed = run.actor.was_killed
+                run.actor = None
+                if run.state is RunState.ACTIVE and not killed:
+                    run.state = RunState.ENDED
+        self.sensing = {
+            keeper: actor for keeper, actor in self.sensing.items() if not actor.is_over
+        }
+
+    def _run_everything(self, step: Step) -> None:
+        for actor in self._actors():
+            self._finish(actor, step)
+        for run in self._launchable():
+            self._launch(run)
+            assert run.actor is not None
+            self._finish(run.actor, step)
