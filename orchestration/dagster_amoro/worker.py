@@ -25,15 +25,6 @@ _OPTIMIZER: Final = sa.table(
     *map(sa.column, ("token", "resource_id", "group_name", "container_name", "start_time")),
     *map(sa.column, ("touch_time", "thread_count", "total_memory", "properties")),
 )
-# A server that vanished without a word counts as away after this long, not after hours. Settings
-# in the URL come first.
-_PATIENCE: Final = {
-    "postgresql+psycopg": {
-        "connect_timeout": "10",  # s
-        "keepalives_idle": "10",  # s
-        "tcp_user_timeout": "10000",  # ms
-    }
-}
 
 
 class Heartbeat:
@@ -91,7 +82,7 @@ class Heartbeat:
             raise ValueError(f"interval must be longer than nothing: {interval!r}")
         self._columns = {**names, "thread_count": thread_count, "total_memory": memory_mb}
         self._interval = interval
-        self._database = Database(_impatient(sa.make_url(url)), "registry")
+        self._database = Database(sa.make_url(url), "registry")
         self._token = ""  # of the last row that was, or may have been, inserted
         self._failing = False
         self._stop = threading.Event()
@@ -172,7 +163,3 @@ class Heartbeat:
                 yield connection
         finally:
             self._database.close()
-
-
-def _impatient(url: sa.URL) -> sa.URL:
-    return url.update_query_dict({**_PATIENCE.get(url.drivername, {}), **url.query})

@@ -49,14 +49,14 @@ def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
 def test_a_server_that_vanished_counts_as_away_soon_unless_the_url_says_otherwise() -> None:
     """The defaults of operating system and driver are minutes to hours."""
     url = "postgresql+psycopg://host/db?connect_timeout=3&application_name=w"
-    query = Heartbeat(**{**ARGUMENTS, "url": url})._database.url.query
+    query = Heartbeat(**{**ARGUMENTS, "url": url})._database.engine.url.query
     assert query == {
         "connect_timeout": "3",
         "application_name": "w",
         "keepalives_idle": "10",
         "tcp_user_timeout": "10000",
     }
-    assert not Heartbeat(**ARGUMENTS)._database.url.query
+    assert not Heartbeat(**ARGUMENTS)._database.engine.url.query
 
 
 def test_it_is_for_one_use() -> None:

@@ -139,7 +139,7 @@ def _version_in(body: bytes) -> str:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         raise _NoVersionError(f"{_quote(body)} is not JSON") from None
-    if not isinstance(answer, dict) or answer.get("code") != 200:  # noqa: PLR2004 - as above
+    if not isinstance(answer, dict) or answer.get("code") != 200:  # noqa: PLR2004 - AMS's own word for success
         raise _NoVersionError(f"it says {_quote(body)}")
     result = answer.get("result")
     version = result.get("version") if isinstance(result, dict) else None

@@ -1,4 +1,4 @@
-"""How to talk to a server that may hang, drip or be something else: within one deadline."""
+"""How is one total deadline kept with a server that may hang or send a byte at a time?"""
 
 import socket
 import time

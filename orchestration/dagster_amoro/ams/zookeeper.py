@@ -1,4 +1,4 @@
-"""What ZooKeeper holds; for whom `kazoo` is installed, the extra `zookeeper`."""
+"""What does ZooKeeper hold? Needs `kazoo`, which the extra `zookeeper` installs."""
 
 import logging
 from collections.abc import Sequence

@@ -14,8 +14,8 @@ def start(container: Container, resource: Resource) -> dict[str, str]:
     """
     try:
         startup = container.request_resource(resource)
-        # As texts, which not every container of one's own returns: what was started has to be
-        # found again by them.
+        # Not every container of other people returns texts, and only texts can be saved for the
+        # release that needs them.
         return {str(key): str(value) for key, value in dict(startup).items()}
     except interruptions():
         raise
@@ -24,7 +24,10 @@ def start(container: Container, resource: Resource) -> dict[str, str]:
 
 
 def stop(container: Container, resource: Resource, what: str) -> list[str]:
-    """Stops it as well as it can be done; returns what there is to say about it."""
+    """Stops a resource as well as it can be done; returns a message if that failed.
+
+    `what` is what the message calls the resource.
+    """
     try:
         container.release_resource(resource)
     except interruptions():

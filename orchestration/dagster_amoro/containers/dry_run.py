@@ -10,7 +10,7 @@ class DryRunContainer:
     """Starts and stops nothing."""
 
     def __init__(self, container: Container) -> None:
-        """In the place of a real one, whose word on restarts holds."""
+        """Replaces this container, and supports restarts if that one does."""
         self.supports_auto_restart = container.supports_auto_restart
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - the protocol
@@ -25,11 +25,15 @@ class DryRunContainers:
     """Containers by name, which are configured and start nothing."""
 
     def __init__(self, containers: ContainerLookup) -> None:
-        """In the place of the real ones."""
+        """Replaces these containers."""
         self._containers = containers
 
     def get(self, name: str) -> Container:
-        """One that starts nothing, or the error that the real one would be."""
+        """A container that starts nothing.
+
+        Raises:
+            ContainerError: The real one does not exist or cannot be built.
+        """
         return DryRunContainer(self._containers.get(name))
 
     def obstacle(self, name: str | None) -> str | None:

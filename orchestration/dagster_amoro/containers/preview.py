@@ -1,4 +1,4 @@
-"""What would a start look like? For people to read before they let it happen."""
+"""How would a resource be started? A text for people to read before they let it happen."""
 
 import json
 import shlex

@@ -75,10 +75,10 @@ def stop(launch: Launch, patience: float) -> list[int]:
     """
     for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
         deadline = time.monotonic() + seconds
-        message: set[psutil.Process] = set()
+        signalled: set[psutil.Process] = set()
         while alive := _members(launch):
-            _signal(alive - message, launch.pid, signum)
-            message |= alive
+            _signal(alive - signalled, launch.pid, signum)
+            signalled |= alive
             if not _end_by(deadline, alive):
                 break
         else:
@@ -189,8 +189,8 @@ def _look(launch: Launch) -> set[psutil.Process]:
     everyone = list(_everyone())
     marked = {process for process in everyone if _is_marked(process, launch.launch_id)}
     session = {process for process in everyone if _is_in_session(process.pid, launch.pid)}
-    # The number of a session is not given away while the session has members, so that one of
-    # them that is known to be of this launch vouches for all.
+    # The system does not give a session's number away while the session has members. So one member
+    # that is known to belong to this launch vouches for all of them.
     if _leader(launch) is not None or marked & session:
         marked |= session
     return {process for process in marked if _is_alive(process)}

@@ -15,7 +15,7 @@ class AmsVersion(Enum):
 
     V0_7 = (0, 7)
     V0_8 = (0, 8)
-    V0_9_0 = (0, 9, 0)  # the release; what followed on its branch does as master does
+    V0_9_0 = (0, 9, 0)  # the release; later versions of its branch behave as V0_9 does
     V0_9 = (0, 9, 1)  # and everything later
 
     def __lt__(self, other: "AmsVersion") -> bool:

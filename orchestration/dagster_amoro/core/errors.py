@@ -1,8 +1,8 @@
-"""What can go wrong, and what that means for what happens next."""
+"""Which errors are there, and what happens after each?"""
 
 from typing import Final
 
-_LONGEST_MESSAGE: Final = 4000  # characters; longer ones are cut in the middle, ends tell most
+_LONGEST_MESSAGE: Final = 4000  # characters; longer texts are cut in the middle
 
 
 class KeeperError(Exception):
@@ -29,7 +29,7 @@ class LeaseLostError(KeeperError):
 
 
 class UnknownTargetError(KeeperError):
-    """What an operator named is not there, or not in a state to do this to it."""
+    """The group, resource or incident that was named is not there, or in no state for this."""
 
 
 class PropertiesError(KeeperError):

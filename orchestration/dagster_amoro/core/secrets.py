@@ -1,8 +1,8 @@
-"""What must not be shown: which properties are secrets, and how texts are rid of them.
+"""Which properties are secrets, and how are they hidden in texts?
 
-A text is rid of the secrets that are known (`Mask`), however it writes them, and of what looks
-like one (`hide_assigned`). All of it takes time in proportion to the text, whatever it holds:
-the texts are what failing programs print.
+`Mask` hides the secrets that are known, however a text writes them. `hide_assigned` hides what
+looks like a secret. Both take time in proportion to the text, whatever it holds, because the texts
+are the output of failing programs.
 """
 
 import json
@@ -66,9 +66,10 @@ class Mask:
     """Hides the secrets among some properties, wherever a text repeats them."""
 
     def __init__(self, *properties: Mapping[str, str]) -> None:
-        """Knows the values of all `properties` whose names look like secrets.
+        """Learns the secrets among these `properties`.
 
-        And those that stand in the values of others, as `-Dpassword=…` does in Java's options.
+        Secrets are the values of properties whose names look like secrets, and what other values
+        assign to such names, as `-Dpassword=…` does in Java's options.
         """
         found = {form for each in properties for value in _secrets(each) for form in _forms(value)}
         longest_first = sorted(found, key=len, reverse=True)
@@ -81,7 +82,7 @@ class Mask:
         return self._hide_values(hide_assigned(self._hide_values(text)))
 
     def hide_each(self, texts: Iterable[str]) -> list[str]:
-        """The same for several texts."""
+        """The texts, each with its secrets replaced by `***`."""
         return [self.hide(text) for text in texts]
 
     def _hide_values(self, text: str) -> str:

@@ -298,7 +298,7 @@ class FlinkContainer(OptimizerContainer):
         try:
             job_id = rest.run(jar_id, submission)
             _require_alive(rest, job_id)
-        except BaseException as error:  # interrupted too: nobody else would know of the job
+        except BaseException as error:  # an interruption too: nobody else knows of the job
             answered = not isinstance(error, FlinkRestError) or error.status is not None
             rest.withdraw(job_id, 0 if answered else self.withdraw_timeout)
             raise

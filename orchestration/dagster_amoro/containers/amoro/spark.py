@@ -167,7 +167,7 @@ class SparkContainer(OptimizerContainer):
     def release_resource(self, resource: Resource) -> None:
         """Ends the application, and the processes of this host that submitted or drive it.
 
-        An id in the row that is another's, as AMS can write it, is let be.
+        An id in the row that belongs to another optimizer, as AMS can write it, is left alone.
 
         Raises:
             ReleaseFailedError: It may still be running.
@@ -303,7 +303,7 @@ class SparkContainer(OptimizerContainer):
             raise _nameless(program, "driver", output)
         try:
             _require_alive(rest, found[1], self.start_check)
-        except BaseException:  # interrupted too: nobody else would know of the driver
+        except BaseException:  # an interruption too: nobody else knows of the driver
             with suppress(SparkRestError):
                 rest.kill(found[1])
             raise
@@ -359,8 +359,8 @@ class SparkContainer(OptimizerContainer):
         """What the application is called.
 
         A driver in client mode names itself. In cluster mode AMS names it, since 0.9; before, it
-        bears the name of its class, as all do. That says little, but AMS wrote no ids of others
-        then, since it had no keeper.
+        bears the name of its class, as all do. That tells them apart badly, but those versions of
+        AMS wrote no ids of other optimizers into a row.
         """
         if not self._in_cluster:
             return f"amoro-spark-optimizer-{resource.resource_id}"

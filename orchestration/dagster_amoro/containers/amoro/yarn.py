@@ -52,8 +52,8 @@ def end_application(
 ) -> None:
     """Kills an application on YARN unless it has ended, or is another one than it should be.
 
-    A row can name another optimizer's application: AMS writes such rows in its keeper. So the name
-    of the application decides.
+    AMS can write the id of another optimizer's application into a row. So the application's name
+    decides.
 
     Args:
         application_id: `application_<number>_<number>`.

@@ -167,7 +167,7 @@ class CommandContainer:
 
     @contextmanager
     def _alone(self, resource: Resource, failure: type[ContainerError]) -> Iterator[LaunchFiles]:
-        """Keeps others on this host from the resource; a system error within is a `failure`."""
+        """Keeps others on this host from the resource; raises a `failure` for system errors."""
         files = self._files(resource)
         try:
             with files.locked():
@@ -182,8 +182,9 @@ class CommandContainer:
     def _clear(self, launches: list[Launch]) -> None:
         """Makes sure that nothing of these launches runs here.
 
-        A launch of another host is let be: whoever releases the resource is told of it, and to
-        refuse here would be for ever where hosts are pods, whose names never come back.
+        A launch on another host is left alone, and a release of the resource reports it. A start
+        that refused because of it would refuse for ever where hosts are pods, whose names never
+        come back.
         """
         here = [launch for launch in launches if not launch.is_elsewhere]
         if problems := [problem for launch in here if (problem := self._end(launch))]:
@@ -228,7 +229,7 @@ class CommandContainer:
             ) from error
 
     def _watch(self, worker: Worker, files: LaunchFiles, offset: int) -> None:
-        """Waits out the start check; an end with 0 within it is a launcher that handed over."""
+        """Watches the worker for an early end; one with 0 is a launcher that has done its work."""
         if not self._start_check:
             return
         with suppress(subprocess.TimeoutExpired):
