@@ -141,11 +141,11 @@ A fleet of {started} workers is kept alive by Dagster: {address}
                         after 5 s, its grace period of {grace} follows, then it is restarted.
           {HOPELESS.resource_id} never registers, whatever is tried: it is given up after
                         {policy.max_retries} attempts.
-          Group {SIZED} has no worker and a min-parallelism of 2: the keeper starts one.
+          Group {SIZED} has no worker and a min-parallelism of 2: a run starts one.
   logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}
   stop    Ctrl-C
 
-What the keeper writes into its ledger, as it happens:
+What is written into the ledger, as it happens:
 """)
 
 
