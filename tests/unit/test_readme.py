@@ -1,24 +1,66 @@
-"""The README and the page on operating, as far as they can be wrong."""
+"""The README and the pages behind it, as far as they can be wrong."""
 
 import re
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
 import pytest
+import yaml
 
+import dagster_amoro
 from dagster_amoro.cli import main
+from dagster_amoro.config import load_settings
 from dagster_amoro.core.groups import min_parallelism
-from dagster_amoro.healing.assembly import Services
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import Registry
 
-CHECKOUT = Path(__file__).parents[2]
-README = (CHECKOUT / "README.md").read_text()
-OPERATING = (CHECKOUT / "docs" / "operations.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README + OPERATING, re.DOTALL)
+CHECKOUT: Final = Path(__file__).parents[2]
+README: Final = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PAGES: Final = {
+    path.relative_to(CHECKOUT): path.read_text(encoding="utf-8")
+    for path in [
+        CHECKOUT / "README.md",
+        CHECKOUT / "CONTRIBUTING.md",
+        CHECKOUT / "CHANGELOG.md",
+        *sorted((CHECKOUT / "docs").glob("*.md")),
+        CHECKOUT / "benchmarks" / "README.md",
+    ]
+}
+OPERATING: Final = PAGES[Path("docs/operations.md")]
+PUBLIC: Final = {"dagster_amoro", "dagster_amoro.testing"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_is_short() -> None:
+    """It sells and starts; the rest is on pages of its own."""
+    assert len(README.splitlines()) <= 150
+
+
+def test_links_lead_to_files_that_are_there() -> None:
+    """On each page, relative to it; pages of others are not asked for."""
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\((?!https?:)([^)#]*)", text):
+            assert (CHECKOUT / page.parent / link).exists(), (page, link)
+
+
+def test_links_lead_to_headings_that_are_there() -> None:
+    """`page.md#heading`, as the hosts of repositories make them from headings."""
+    for page, text in PAGES.items():
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]*)\)", text):
+            target = (CHECKOUT / page.parent / link).resolve() if link else CHECKOUT / page
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in slugs, (page, link, heading)
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configuration, workers and a merged code location, as written there."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    """Configuration, workers, a size of a group, a container and a merged code location."""
+    (text,) = blocks(README, "yaml")
     (tmp_path / "config.yaml").write_text(
         text.replace("/var/lib/fleet", str(tmp_path)).replace(
             "command: [my-worker,",
@@ -27,16 +69,35 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("AMORO_CONF_DIR", str(tmp_path))
     names: dict[str, object] = {}
-    for block in CODE:
-        exec(block, names)  # noqa: S102 - our own words
-    keeper = names["keeper"]
-    assert isinstance(keeper, Services)
-    assert keeper.registry.read_snapshot().resources == 4
-    assert [min_parallelism(group) for group in keeper.registry.sized_groups().values()] == [8]
-    keeper.registry.database.close()
+    for page in PAGES.values():
+        for block in blocks(page, "python"):
+            exec(block, names)  # noqa: S102 - our own words
+    settings = load_settings()
+    registry = Registry(Database(settings.database_url, "registry"), settings.heartbeat_timeout)
+    assert registry.read_snapshot().resources == 4
+    assert [min_parallelism(group) for group in registry.sized_groups().values()] == [8]
+    registry.database.close()
     defs = names["defs"]
     assert isinstance(defs, dg.Definitions)
     assert defs.resolve_sensor_def("orphan_sensor").default_status is dg.DefaultSensorStatus.RUNNING
+    container = names["UnitContainer"]
+    assert isinstance(container, type)
+    assert isinstance(container("units", {}), dagster_amoro.Container)
+
+
+def test_pages_use_the_public_api_alone() -> None:
+    """Everything else may change, so nobody is told to import it."""
+    for page, text in PAGES.items():
+        for block in blocks(text, "python"):
+            found = re.findall(r"^(?:from|import) (dagster_amoro[\w.]*)", block, re.MULTILINE)
+            assert set(found) <= PUBLIC, page
+
+
+def test_pages_have_yaml_that_can_be_read() -> None:
+    """An indentation that slipped would be noticed by whoever copies it."""
+    for page, text in PAGES.items():
+        for block in blocks(text, "yaml"):
+            assert isinstance(yaml.safe_load(block), dict), page
 
 
 def test_the_commands_and_jobs_are_there() -> None:
@@ -45,3 +106,13 @@ def test_the_commands_and_jobs_are_there() -> None:
     assert commands == set(main.commands)
     jobs = set(re.findall(r"`(keeper_\w+)`", OPERATING))
     assert jobs == {f"keeper_{name.replace('-', '_')}" for name in main.commands} - {"keeper_check"}
+
+
+def test_the_page_on_the_audit_has_every_check() -> None:
+    """And no other."""
+    from dagster_amoro.definitions import defs  # noqa: PLC0415 - it reads the configuration
+
+    built = defs()
+    specs = {key.name for key in built.resolve_asset_graph().asset_check_keys}
+    rows = re.findall(r"^\| `(\w+)` \|", PAGES[Path("docs/audit.md")], re.MULTILINE)
+    assert set(rows) == specs
