@@ -17,7 +17,7 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 from dagster_amoro_audit.history_store import HistoryFolder
-from dagster_amoro_audit.orphan_history import refresh
+from dagster_amoro_audit.refresh import refresh
 
 _GROUPS: Final = 1_000
 _INCIDENTS: Final = 2_000_000  # of these groups, with five events each

@@ -12,6 +12,7 @@ they were new; and what is new is read again by the next refresh, see `SETTLING`
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,14 +20,12 @@ from io import BytesIO
 from typing import Final
 from uuid import uuid4
 
-import dagster as dg
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from dagster_amoro.asset_keys import folder_name
 from dagster_amoro_audit.frames import EVENT_SCHEMA, INCIDENT_SCHEMA, History
 
 SETTLING: Final = timedelta(minutes=10)
@@ -50,29 +49,28 @@ class Position:
     """How far a group's history was read from the ledger, and how many incidents it has."""
 
     event: int = 0  # the newest that is stored
-    told_at: str = ""  # when it happened, in ISO 8601; tells its ledger from another
-    settled: int = 0  # no event up to this one can still come to light
-    # Incidents by day of detection, then by outcome or `OPEN`.
+    event_at: str = ""  # when it happened, in ISO 8601; tells its ledger from another
+    settled: int = 0  # the event up to which no other can still come to light
+    # Numbers of incidents by day of detection, then by outcome or `OPEN`.
     incidents: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def outcomes(self) -> dict[str, int]:
         """How many incidents ended how, or are open, over the whole history."""
-        total: dict[str, int] = {}
+        total: Counter[str] = Counter()
         for day in self.incidents.values():
-            for outcome, number in day.items():
-                total[outcome] = total.get(outcome, 0) + number
-        return total
+            total.update(day)
+        return dict(total)
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
     """One of the two frames as files."""
 
-    name: str
+    name: str  # of its folder
     schema: pa.Schema
-    key: str  # what a row is known by
-    moment: str  # whose UTC day says which file it is in
+    key: str  # the column with the number of a row
+    moment: str  # the column whose UTC day names the file of a row
 
 
 _INCIDENTS: Final = _Table("incidents", INCIDENT_SCHEMA, "incident", "detected")
@@ -83,33 +81,29 @@ _EVENTS: Final = _Table("events", EVENT_SCHEMA, "event", "at")
 class _Day:
     """The rows of one file after a merge."""
 
-    name: str
+    name: str  # `YYYY-MM-DD`
     rows: pa.Table
-    added: int  # rows that were not there before
+    added: int  # how many rows are new
 
 
 class HistoryFolder:
     """The files of one group."""
 
     def __init__(self, path: UPath) -> None:
-        """Files at or to be at `path`; nothing is touched yet."""
+        """Takes the path of the folder, which need not exist yet; touches nothing."""
         self.path = path
 
     def position(self) -> Position:
-        """How far the files go; the very beginning where there are none, or nobody can tell."""
+        """How far the files go; the very beginning where no position can be read."""
         try:
             return Position(**json.loads((self.path / _POSITION).read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
-            return Position()  # what is there already is put in again, over itself
-
-    def keep(self, position: Position) -> None:
-        """Writes the position; the rows that it stands for were written before."""
-        _write(self.path / _POSITION, json.dumps(asdict(position)).encode())
+            return Position()  # rows that are stored already are put in again, over themselves
 
     def merge(
         self, increment: History, position: Position, *, now: datetime, oldest: str = ""
     ) -> tuple[Position, int, int]:
-        """Puts rows in, over those of the same number, and then keeps the position.
+        """Puts rows in, each over the one with its number, and then writes the position.
 
         Args:
             increment: Events that follow in the ledger, at least one, and their incidents.
@@ -126,11 +120,11 @@ class HistoryFolder:
         moved = replace(
             _advanced(position, increment.events, now), incidents={**position.incidents, **days}
         )
-        self.keep(moved)
+        self._keep(moved)
         return moved, sum(day.added for day in incidents), sum(day.added for day in events)
 
     def expire(self, position: Position, oldest: str) -> Position:
-        """Deletes the files of days before `oldest` (`YYYY-MM-DD`, or "") and what they count."""
+        """Deletes the files of days before `oldest` (`YYYY-MM-DD`; "": none) and their numbers."""
         for table in (_INCIDENTS, _EVENTS) if oldest else ():
             for day in self._days(table):
                 if day < oldest:
@@ -138,12 +132,12 @@ class HistoryFolder:
         left = {day: number for day, number in position.incidents.items() if day >= oldest}
         if len(left) < len(position.incidents):
             position = replace(position, incidents=left)
-            self.keep(position)
+            self._keep(position)
         return position
 
     def set_aside(self, position: Position) -> None:
-        """Moves the files into a folder of their own: they are of a ledger that is gone."""
-        aside = self.path / f"replaced-{position.event}-{position.told_at[:10]}"
+        """Moves the files into a folder of their own, since their ledger is gone."""
+        aside = self.path / f"replaced-{position.event}-{position.event_at[:10]}"
         for table in (_INCIDENTS, _EVENTS):
             for day in self._days(table):
                 file = self._file(table, day)
@@ -156,10 +150,10 @@ class HistoryFolder:
         return self._history(since="")
 
     def tail(self, position: Position, now: datetime) -> History:
-        """The newest incidents and the events since: what a refresh can afford to look at.
+        """The newest incidents and the events since then, few enough to look at in every refresh.
 
-        Whole days, from today back: 30, or more until 100 incidents are found; no further than
-        10,000 incidents.
+        They are those of whole days, from today back: of 30 days, or of more until 100 incidents
+        are found, but of no further day once there are 10,000 incidents.
         """
         earliest = f"{now - _TAIL_DAYS:%Y-%m-%d}"
         days: list[str] = []
@@ -171,6 +165,10 @@ class HistoryFolder:
             days.append(day)
             found += sum(position.incidents[day].values())
         return self._history(min(days, default="9"))
+
+    def _keep(self, position: Position) -> None:
+        """Writes the position; the rows that it stands for were written before."""
+        _write(self.path / _POSITION, json.dumps(asdict(position)).encode())
 
     def _history(self, since: str) -> History:
         days = ([d for d in self._days(table) if d >= since] for table in (_INCIDENTS, _EVENTS))
@@ -222,67 +220,13 @@ class HistoryFolder:
         return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
-class HistoryIOManager(dg.UPathIOManager):
-    """Hands out the folders of the groups, and loads them as `History`.
-
-    The asset writes through its group's folder: it needs the position there before it reads the
-    ledger, and a first refresh puts in part after part.
-    """
-
-    def folder(self, asset: dg.AssetKey, partition: str) -> HistoryFolder:
-        """The files of one group."""
-        return HistoryFolder(self._base_path.joinpath(*asset.path, folder_name(partition)))
-
-    def dump_to_path(self, context: dg.OutputContext, obj: History, path: UPath) -> None:  # noqa: ARG002 - as the base class
-        """Refuses: a history comes from the ledger, by and by.
-
-        Raises:
-            DagsterInvariantViolationError: Always.
-        """
-        raise dg.DagsterInvariantViolationError(f"write to {path.name} through its folder")
-
-    def load_from_path(self, context: dg.InputContext, path: UPath) -> History:  # noqa: ARG002 - as above
-        """The whole history of a group; an empty one if it was never refreshed."""
-        return HistoryFolder(path).load()
-
-    def get_path_for_partition(
-        self,
-        context: dg.InputContext | dg.OutputContext,  # noqa: ARG002 - as above
-        path: UPath,
-        partition: str,
-    ) -> UPath:
-        """The folder of a partition."""
-        return path / folder_name(partition)
-
-
-def io_manager(kind: type[dg.UPathIOManager], base: str | None = None) -> dg.IOManagerDefinition:
-    """The resource that keeps histories, or single frames.
-
-    Args:
-        kind: `HistoryIOManager` or `FrameIOManager`.
-        base: A folder, or a URL that fsspec knows. None: the Dagster instance's storage folder.
-    """
-
-    @dg.io_manager(description="Keeps the audit's frames as Parquet files.")
-    def manager(context: dg.InitResourceContext) -> dg.UPathIOManager:
-        return kind(UPath(base or _instance_folder(context.instance)))
-
-    return manager
-
-
-def _instance_folder(instance: dg.DagsterInstance | None) -> str:
-    if instance is None:
-        raise dg.DagsterInvariantViolationError("histories are kept in an instance's folder")
-    return instance.storage_directory()
-
-
 def _advanced(position: Position, events: pd.DataFrame, now: datetime) -> Position:
     newest = events.iloc[-1]
     settled = events["event"][events["at"] < now - SETTLING]
     moved = replace(position, settled=max(position.settled, *settled.tail(1).tolist(), 0))
     if newest["event"] < position.event:
         return moved
-    return replace(moved, event=int(newest["event"]), told_at=newest["at"].isoformat())
+    return replace(moved, event=int(newest["event"]), event_at=newest["at"].isoformat())
 
 
 def _outcomes(incidents: pa.Table) -> dict[str, int]:

@@ -1,13 +1,14 @@
 """How reliable was each group lately: what died, what came back, how fast, and what did not?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-import dagster as dg
 import pandas as pd
 
 from dagster_amoro.core.model import State
+from dagster_amoro_audit.columns import RELIABILITY
+from dagster_amoro_audit.frames import typed
 
 WINDOWS: Final[Mapping[str, timedelta | None]] = {  # None: since the first record of the group
     "hour": timedelta(hours=1),
@@ -15,40 +16,6 @@ WINDOWS: Final[Mapping[str, timedelta | None]] = {  # None: since the first reco
     "week": timedelta(weeks=1),
     "all": None,
 }
-COLUMNS: Final = (
-    dg.TableColumn("group", "string", "The optimizer group."),
-    dg.TableColumn("container", "string", "The container that starts the resources."),
-    dg.TableColumn("window", "string", "The time before the refresh: hour, day, week or all."),
-    dg.TableColumn(
-        "incidents", "int64", "Incidents that were open in the window, from before it or not."
-    ),
-    dg.TableColumn("self_recovered", "int64", "Of them, recovered without an attempt."),
-    dg.TableColumn("recovered_first", "int64", "Recovered after one attempt."),
-    dg.TableColumn("recovered_later", "int64", "Recovered after more than one attempt."),
-    dg.TableColumn("given_up", "int64", "Given up: the resource was released and removed."),
-    dg.TableColumn("released", "int64", "Ended because somebody removed the resource."),
-    dg.TableColumn("superseded", "int64", "Ended because the group was refilled without it."),
-    dg.TableColumn("open", "int64", "Without an outcome yet."),
-    dg.TableColumn("median_seconds", "float64", "Time to recover in s, median of those recovered."),
-    dg.TableColumn("p95_seconds", "float64", "Time to recover in s that 95 % did not exceed."),
-    dg.TableColumn(
-        "full_strength", "float64", "Share of the time, 0 to 1, in which no thread was missing."
-    ),
-    dg.TableColumn(
-        "strength",
-        "float64",
-        "Share of the threads wanted by the group, 0 to 1, that were not missing through this "
-        "container, averaged over the time; empty where none were wanted or nobody noted it.",
-    ),
-    dg.TableColumn("last_errors", "string", "The most frequent last errors, each with its count."),
-    dg.TableColumn(
-        "flapping",
-        "string",
-        "Resources with three incidents or more, each with their number, worst first.",
-    ),
-)
-_TYPES: Final = {column.name: column.type for column in COLUMNS}
-_NAMES: Final = list(_TYPES)
 FLAPPING: Final = 3  # incidents of one resource in a window
 _KEYS: Final = ["group", "container"]
 _OUTCOMES: Final = {
@@ -67,7 +34,7 @@ def reliability(
     now: datetime,
     windows: Mapping[str, timedelta | None] = WINDOWS,
 ) -> pd.DataFrame:
-    """The figures of `COLUMNS`, a row per group, container and window.
+    """The figures of `RELIABILITY`, a row per group, container and window.
 
     An incident belongs to a window if it overlaps it: detected by `now`, and open or closed after
     the window's start. Its outcome counts if it closed by `now`; else it is open. One that seems to
@@ -84,19 +51,15 @@ def reliability(
     until = pd.Timestamp(now).tz_convert("UTC")
     known = _known(incidents, until)
     if known.empty:
-        return pd.DataFrame(columns=_NAMES).astype(_TYPES)
+        return typed(pd.DataFrame(columns=[column.name for column in RELIABILITY]), RELIABILITY)
     wanted = capacity.dropna(subset=["wanted"])
     wanted = wanted[wanted["at"] <= until].sort_values("at", kind="stable")
     frames = [
         _window(known, wanted, span, until).assign(window=name) for name, span in windows.items()
     ]
-    return _typed(pd.concat(frames), list(windows))
-
-
-def _typed(frame: pd.DataFrame, windows: Sequence[str]) -> pd.DataFrame:
-    order = frame.reset_index().assign(nth=lambda rows: rows["window"].map(windows.index))
-    rows = order.sort_values([*_KEYS, "nth"], ignore_index=True)
-    return rows.astype(_TYPES)[_NAMES]
+    nth = {name: number for number, name in enumerate(windows)}
+    rows = pd.concat(frames).reset_index().assign(nth=lambda rows: rows["window"].map(nth))
+    return typed(rows.sort_values([*_KEYS, "nth"], ignore_index=True), RELIABILITY)
 
 
 def _known(incidents: pd.DataFrame, until: pd.Timestamp) -> pd.DataFrame:

@@ -11,12 +11,17 @@ from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro_audit.checks import build_checks
-from dagster_amoro_audit.frames import FrameIOManager
-from dagster_amoro_audit.group_reliability import STORE as FRAMES
-from dagster_amoro_audit.group_reliability import build_group_reliability, build_what_if_job
-from dagster_amoro_audit.history_store import HistoryIOManager, io_manager
+from dagster_amoro_audit.group_reliability import build_group_reliability
+from dagster_amoro_audit.io_managers import (
+    FRAME_STORE,
+    HISTORY_STORE,
+    FrameIOManager,
+    HistoryIOManager,
+    io_manager,
+)
 from dagster_amoro_audit.lineage import sources
-from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
+from dagster_amoro_audit.orphan_history import build_orphan_history
+from dagster_amoro_audit.what_if.job import build_what_if_job
 
 _SLOWEST_REFRESH_SECONDS = 30
 
@@ -44,7 +49,16 @@ def definitions_of(services: Services, audit: AuditSettings) -> dg.Definitions:
     history = build_orphan_history(ledger, clock, policy.grace_period, audit.retention)
     reliability = build_group_reliability(ledger, policy, clock)
     operator_jobs = build_operator_jobs(services.operations, services.status)
-    checks = build_checks(services, audit)
+    checks = build_checks(
+        ledger,
+        services.registry,
+        policy=policy,
+        limits=services.limits,
+        check_interval=services.settings.check_interval,
+        clock=clock,
+        alerts=audit,
+        scales_up=policy.enabled and services.ams is None,
+    )
     return dg.Definitions(
         assets=[*sources(), history, reliability],
         asset_checks=[checks],
@@ -54,8 +68,8 @@ def definitions_of(services: Services, audit: AuditSettings) -> dg.Definitions:
             _automation(services.settings.check_interval, [history, reliability], checks),
         ],
         resources={
-            STORE: io_manager(HistoryIOManager, audit.storage),
-            FRAMES: io_manager(FrameIOManager, audit.storage),
+            HISTORY_STORE: io_manager(HistoryIOManager, audit.storage),
+            FRAME_STORE: io_manager(FrameIOManager, audit.storage),
         },
     )
 

@@ -56,7 +56,7 @@ CHECKS = (
     "restarts_succeed",
     "restarts_are_not_refused",
     "no_resource_flaps",
-    "groups_at_their_floor",
+    "groups_at_min_parallelism",
     "survey_is_fresh",
 )
 T = TypeVar("T")

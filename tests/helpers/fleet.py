@@ -33,9 +33,10 @@ from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource
 from dagster_amoro.testing import RecordingContainer
 from dagster_amoro_audit.frames import History
-from dagster_amoro_audit.history_store import HistoryFolder, HistoryIOManager, io_manager
+from dagster_amoro_audit.history_store import HistoryFolder
+from dagster_amoro_audit.io_managers import HISTORY_STORE, HistoryIOManager, io_manager
 from dagster_amoro_audit.lineage import sources
-from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
+from dagster_amoro_audit.orphan_history import build_orphan_history
 
 GRACE = timedelta(seconds=30)
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
@@ -204,9 +205,26 @@ class Fleet:
             partition_key=partitions[0] if len(partitions) == 1 else None,
             tags=ends if len(partitions) > 1 else None,
             instance=self.instance,
-            resources={STORE: io_manager(HistoryIOManager, self.audit_storage)},
+            resources={HISTORY_STORE: io_manager(HistoryIOManager, self.audit_storage)},
             selection=["orphan_history"],
         )
+
+    def check(
+        self, *, raise_on_error: bool = True, **alerts: float
+    ) -> dict[str, dg.AssetCheckEvaluation]:
+        """One real run of all checks; what each of them found, by its name."""
+        made = definitions_of(self.services, AuditSettings(**alerts))  # type: ignore[arg-type]
+        (checks,) = made.asset_checks or ()
+        assert isinstance(checks, dg.AssetChecksDefinition)
+        result = dg.materialize(
+            [*(made.assets or ()), checks],  # type: ignore[list-item]
+            selection=dg.AssetSelection.checks(checks),
+            instance=self.instance,
+            resources=made.resources,
+            raise_on_error=raise_on_error,
+        )
+        assert result.success or not raise_on_error
+        return {each.check_name: each for each in result.get_asset_check_evaluations()}
 
     def folder(self, partition: str) -> HistoryFolder:
         """Where the audit keeps the history of a group."""

@@ -7,15 +7,10 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy as sa
 
-from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.stores.registry import resource_group
-from dagster_amoro_audit.checks import build_checks
-from dagster_amoro_audit.history_store import HistoryIOManager, io_manager
-from dagster_amoro_audit.lineage import sources
-from dagster_amoro_audit.orphan_history import STORE, build_orphan_history
-from tests.helpers.fleet import GRACE, Fleet, fleet
+from tests.helpers.fleet import GRACE, fleet
 
 NAMES = {
     "nothing_given_up",
@@ -23,23 +18,9 @@ NAMES = {
     "restarts_are_not_refused",
     "restarts_succeed",
     "no_resource_flaps",
-    "groups_at_their_floor",
+    "groups_at_min_parallelism",
     "survey_is_fresh",
 }
-
-
-def check(world: Fleet, **settings: float) -> dict[str, dg.AssetCheckEvaluation]:
-    """One run of all checks."""
-    keeper = world.services
-    checks = build_checks(keeper, AuditSettings(**settings))  # type: ignore[arg-type]
-    result = dg.materialize(
-        [*sources(), build_orphan_history(keeper.ledger, keeper.clock, GRACE), checks],
-        selection=dg.AssetSelection.checks(checks),
-        instance=world.instance,
-        resources={STORE: io_manager(HistoryIOManager)},
-    )
-    assert result.success
-    return {each.check_name: each for each in result.get_asset_check_evaluations()}
 
 
 def failed(found: dict[str, dg.AssetCheckEvaluation]) -> dict[str, str]:
@@ -54,7 +35,7 @@ def test_a_fleet_that_is_well_but_for_the_sensor_that_never_ran(tmp_path: Path) 
         world.worker()
         world.register()
         world.tick()
-        message = failed(check(world))
+        message = failed(world.check())
         assert list(message) == ["survey_is_fresh"]
         assert "is the sensor running, and the daemon?" in message["survey_is_fresh"]
 
@@ -66,11 +47,11 @@ def test_what_was_given_up_is_told_once(tmp_path: Path) -> None:
         world.tick()
         (request,) = world.later().tick()
         world.launch(request)
-        first = check(world)
+        first = world.check()
         assert "lost (group g)" in failed(first)["nothing_given_up"]
         assert first["nothing_given_up"].severity is dg.AssetCheckSeverity.ERROR
-        assert "nothing_given_up" not in failed(check(world))
-        assert "nothing_given_up" not in failed(check(world))
+        assert "nothing_given_up" not in failed(world.check())
+        assert "nothing_given_up" not in failed(world.check())
 
 
 def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
@@ -83,9 +64,9 @@ def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
         world.tick()
         (soon,) = world.later().tick()
         world.launch(soon)
-        assert "second (group g)" in failed(check(world))["nothing_given_up"]
+        assert "second (group g)" in failed(world.check())["nothing_given_up"]
         world.later(timedelta(seconds=1)).launch(late)
-        message = failed(check(world))["nothing_given_up"]
+        message = failed(world.check())["nothing_given_up"]
         assert message.startswith("1 resource given up and removed: first (group g)")
 
 
@@ -102,21 +83,21 @@ def test_what_is_kept_without_attempts_left_is_told_once(
             for request in world.later().tick():
                 world.launch(request)
         assert world.incidents()[0].state is State.KEPT
-        first = failed(check(world))
+        first = failed(world.check())
         assert first["nothing_given_up"].startswith(
             "1 resource out of attempts and kept: stuck (group g). "
         )
         assert "0% of 1 restarted resource" in first["restarts_succeed"]
-        second = check(world)
+        second = world.check()
         assert second["nothing_given_up"].passed
         assert "stuck" in (second["nothing_given_up"].description or "")
         world.later(timedelta(hours=2)).tick()
-        third = check(world)
+        third = world.check()
         assert third["no_incident_overdue"].passed
         assert third["no_incident_overdue"].metadata["open incidents"].value == 1
         world.register("stuck")
         world.tick()
-        message = check(world)["nothing_given_up"].description
+        message = world.check()["nothing_given_up"].description
         assert message == "nothing was given up since the last check"
 
 
@@ -130,7 +111,7 @@ def test_what_a_dry_run_did_not_do_alarms_nobody(tmp_path: Path) -> None:
             world.launch(request)
         assert {each.state for each in world.incidents()} == {State.EXHAUSTED}
         world.later()
-        assert list(failed(check(world, flapping=1))) == ["survey_is_fresh"]
+        assert list(failed(world.check(flapping=1))) == ["survey_is_fresh"]
 
 
 def test_an_orphan_that_nobody_restarts_is_overdue(tmp_path: Path) -> None:
@@ -139,7 +120,7 @@ def test_an_orphan_that_nobody_restarts_is_overdue(tmp_path: Path) -> None:
         world.worker("stuck")
         world.tick()
         world.later(GRACE * 2 + timedelta(seconds=1))
-        assert "stuck (since " in failed(check(world))["no_incident_overdue"]
+        assert "stuck (since " in failed(world.check())["no_incident_overdue"]
 
 
 def test_a_resource_that_comes_and_goes_flaps(tmp_path: Path) -> None:
@@ -151,23 +132,23 @@ def test_a_resource_that_comes_and_goes_flaps(tmp_path: Path) -> None:
             world.register("shaky")
             world.later().tick()
             world.dies("shaky")
-        assert "shaky (4 times)" in failed(check(world, flapping=4))["no_resource_flaps"]
-        assert "no_resource_flaps" not in failed(check(world, flapping=5))
+        assert "shaky (4 times)" in failed(world.check(flapping=4))["no_resource_flaps"]
+        assert "no_resource_flaps" not in failed(world.check(flapping=5))
 
 
-def test_a_group_below_its_floor_is_told(tmp_path: Path) -> None:
+def test_a_group_below_its_min_parallelism_is_reported(tmp_path: Path) -> None:
     """By its own min-parallelism, and the threads of its optimizers."""
     with fleet(tmp_path) as world:
         world.worker()
         for name, text in (
-            ("min_parallelism", '{"min-parallelism":" 3 "}'),
+            ("sized", '{"min-parallelism":" 3 "}'),
             ("odd", '{"min-parallelism":"x"}'),
         ):
             row = {"group_name": name, "container_name": "recording", "properties": text}
             world.execute(sa.insert(resource_group).values(row))
         world.tick()
-        message = failed(check(world))["groups_at_their_floor"]
-        assert message == "1 group below min-parallelism: min-parallelism (0 of 3 threads)"
+        message = failed(world.check())["groups_at_min_parallelism"]
+        assert message == "1 group below min-parallelism: sized (0 of 3 threads)"
 
 
 def test_restarts_that_do_not_help_are_told(tmp_path: Path) -> None:
@@ -181,8 +162,8 @@ def test_restarts_that_do_not_help_are_told(tmp_path: Path) -> None:
         world.register("good")
         for request in world.later().tick():
             world.launch(request)
-        assert "restarts_succeed" not in failed(check(world, least_success=0.5))
-        message = failed(check(world, least_success=0.6))["restarts_succeed"]
+        assert "restarts_succeed" not in failed(world.check(least_success=0.5))
+        message = failed(world.check(least_success=0.6))["restarts_succeed"]
         assert (
             message
             == "50% of 2 restarted resources came back within a day, fewer than 60%; not bad"

@@ -18,17 +18,16 @@ from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import Backoff
 from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro_audit.frames import FrameIOManager
-from dagster_amoro_audit.group_reliability import (
-    KEY,
-    STORE,
-    build_group_reliability,
-    build_what_if_job,
+from dagster_amoro_audit.fleet_history import (
     read_capacity,
+    read_events,
     read_incidents,
-    read_story,
+    read_record,
 )
-from dagster_amoro_audit.what_if.advice import Told, records
+from dagster_amoro_audit.group_reliability import KEY, build_group_reliability
+from dagster_amoro_audit.io_managers import FRAME_STORE, FrameIOManager
+from dagster_amoro_audit.what_if.advice import InGroup, records
+from dagster_amoro_audit.what_if.job import build_what_if_job
 from dagster_amoro_audit.what_if.replay import Replayed, replay
 from tests.helpers.fleet import START, Fleet, fleet
 
@@ -44,7 +43,7 @@ def refresh(world: Fleet) -> dg.ExecuteInProcessResult:
     """A real run of the asset."""
     asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
     store = FrameIOManager(UPath(world.instance.storage_directory()))
-    return dg.materialize([asset], instance=world.instance, resources={STORE: store})
+    return dg.materialize([asset], instance=world.instance, resources={FRAME_STORE: store})
 
 
 def what_if(world: Fleet, **config: object) -> dg.ExecuteInProcessResult:
@@ -117,16 +116,14 @@ def lived(world: Fleet, random: Random) -> None:
         ]
 
 
-def replayed_exactly(world: Fleet) -> list[Told]:
+def replayed_exactly(world: Fleet) -> list[InGroup]:
     """Replays what was recorded, incident by incident, and compares it with what happened."""
     incidents = read_incidents(world.services.ledger)
-    story = read_story(world.services.ledger, incidents)
-    detected = story[story["kind"] == "detected"].set_index("incident")
-    noted = incidents.join(detected[["grace_seconds", "max_retries"]], on="incident")
+    noted, events = read_record(world.services.ledger, incidents)
     # Every incident has its own number of attempts; what jitter added is recorded as latency.
     unused = replace(world.services.policy, max_retries=99, backoff_jitter=0)
-    message = records(noted, story, unused, world.now)
-    for (_, recorded), lived_through in zip(message, world.incidents(), strict=True):
+    found = records(noted, events, unused, world.now)
+    for (_, recorded), lived_through in zip(found, world.incidents(), strict=True):
         result = replay(recorded, recorded.policy)
         assert result == Replayed(
             outcome=None if lived_through.is_open else lived_through.state,
@@ -134,7 +131,7 @@ def replayed_exactly(world: Fleet) -> list[Told]:
             closed_at=lived_through.closed_at,
             waited=result.waited,
         )
-    return message
+    return found
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -163,10 +160,10 @@ def test_attempts_that_were_carried_over_do_not_change_the_replay(
         )
         world.services = replace(world.services, policy=policy)
         lived(world, random)
-        message = replayed_exactly(world)
+        found = replayed_exactly(world)
         prior_attempts = [incident.prior_attempts for incident in world.incidents()]
         assert len(set(prior_attempts)) > 2
-        allowed = [each.recorded.policy.max_retries for each in message]
+        allowed = [each.recorded.policy.max_retries for each in found]
         assert allowed == [max(4 - number, 0) for number in prior_attempts]
 
 
@@ -194,9 +191,9 @@ def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL)
         assert world.container.requested[-1] == "goes-on"
         incidents = read_incidents(world.services.ledger)
         assert incidents["incident"].tolist() == [1, 2, goes_on.incident_id]
-        story = read_story(world.services.ledger, incidents, group="i")
-        assert story["kind"].tolist() == ["detected", "attempt"]
-        assert story["attempt"].tolist()[-1] == 2
+        events = read_events(world.services.ledger, incidents, group="i")
+        assert events["kind"].tolist() == ["detected", "attempt"]
+        assert events["attempt"].tolist()[-1] == 2
 
 
 def test_the_asset_shows_figures_and_advice(world: Fleet) -> None:
@@ -292,9 +289,9 @@ def test_what_is_read_has_the_types_of_the_audit(tmp_path: Path, database_url: s
             assert str(incidents[column].dtype) == "datetime64[us, UTC]"
         (last,) = read_capacity(ledger).tail(1).to_dict("records")
         assert last == {"group": "h", "at": world.now, "wanted": 4, "live": 0}
-        story = read_story(ledger, incidents, group="h")
-        assert story["kind"].tolist() == ["detected", "detected", "attempt"]
-        assert story["grace_seconds"].tolist()[:2] == [30, 30]
+        events = read_events(ledger, incidents, group="h")
+        assert events["kind"].tolist() == ["detected", "detected", "attempt"]
+        assert events["grace_seconds"].tolist()[:2] == [30, 30]
 
 
 @pytest.mark.parametrize("read", [read_incidents, read_capacity])
@@ -315,7 +312,7 @@ def test_it_refreshes_when_any_group_changed_and_every_hour(world: Fleet) -> Non
     asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
     definitions = dg.Definitions(
         assets=[dg.AssetSpec(HISTORY, partitions_def=GROUPS), asset],
-        resources={STORE: FrameIOManager(UPath(world.instance.storage_directory()))},
+        resources={FRAME_STORE: FrameIOManager(UPath(world.instance.storage_directory()))},
     )
     world.instance.add_dynamic_partitions(GROUPS.name or "", ["a", "b"])
     cursor = None

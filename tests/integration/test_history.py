@@ -21,10 +21,10 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event
 from dagster_amoro_audit import history_store as storage
-from dagster_amoro_audit import orphan_history
+from dagster_amoro_audit import refresh as refreshing
 from dagster_amoro_audit.frames import History
 from dagster_amoro_audit.history_store import HistoryFolder
-from dagster_amoro_audit.orphan_history import refresh
+from dagster_amoro_audit.refresh import Refreshed, refresh
 from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
 # In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
@@ -75,7 +75,7 @@ def stored(history: History) -> list[tuple[object, ...]]:
     return list(columns.itertuples(index=False, name=None))
 
 
-def update(world: Fleet, group: str = "g") -> orphan_history.Refreshed:
+def update(world: Fleet, group: str = "g") -> Refreshed:
     """A refresh without a run."""
     return refresh(world.services.ledger, world.folder(group), group, world.now)
 
@@ -298,7 +298,7 @@ def test_a_first_refresh_comes_in_parts(local: Fleet, monkeypatch: pytest.Monkey
         dies_and_recovers(local, f"w-{number}")
     total = len(told(local.services.ledger))
     for rows in (1, 5, total - 1, total, total + 1):
-        monkeypatch.setattr(orphan_history, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(refreshing, "_ROWS_AT_ONCE", rows)
         files = HistoryFolder(UPath(local.instance.storage_directory()) / str(rows))
         done = refresh(local.services.ledger, files, "g", local.now)
         assert (done.new_incidents, done.new_events) == (4, total)
@@ -418,7 +418,7 @@ def test_a_refresh_that_died_half_way_is_made_up_for(
     local: Fleet, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
     """Before any of its files, in any of its parts."""
-    monkeypatch.setattr(orphan_history, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(refreshing, "_ROWS_AT_ONCE", 7)
     for number in range(3):
         dies_and_recovers(local, f"w-{number}")
     with monkeypatch.context() as patch:
@@ -438,7 +438,7 @@ def test_two_refreshes_at_once_end_in_the_right_content(
 ) -> None:
     """One runs whole between two writes of the other; it may know more than the other."""
     with fleet(tmp_path_factory.mktemp("world")) as world, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orphan_history, "_ROWS_AT_ONCE", rows)
+        patch.setattr(refreshing, "_ROWS_AT_ONCE", rows)
         for number in range(3):
             dies_and_recovers(world, f"w-{number}")
 

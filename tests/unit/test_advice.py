@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro_audit.what_if.advice import COLUMNS, advice, compare, grid, recommend, records
+from dagster_amoro_audit.columns import ADVICE
+from dagster_amoro_audit.what_if.advice import advice, compare, grid, recommend, records
 from dagster_amoro_audit.what_if.replay import Begun, Recorded, replay
 
 START = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)  # half a minute before a clock change
@@ -122,7 +123,7 @@ def test_the_figures_are_those_of_the_replayed_incidents(
     """Counted here by hand, for all and for each group."""
     frame = advice(*frames(message), grid(POLICY), NOW)
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
-        column.name: column.type for column in COLUMNS
+        column.name: column.type for column in ADVICE
     }
     groups = {None, *(group for group, _ in message)} if message else set()
     assert len(frame) == len(groups) * len(grid(POLICY))

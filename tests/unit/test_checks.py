@@ -12,8 +12,8 @@ from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
-from dagster_amoro_audit.blocked import Refusals
-from dagster_amoro_audit.checks import (
+from dagster_amoro_audit.blocked_restarts import BlockedRestarts
+from dagster_amoro_audit.findings import (
     Ended,
     below_min_parallelism,
     flapping,
@@ -21,7 +21,7 @@ from dagster_amoro_audit.checks import (
     given_up,
     overdue,
     restarts,
-    unrefused,
+    unblocked,
 )
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
@@ -145,50 +145,50 @@ def test_growing_pauses_take_longer(retries: int, grace: int, cap: int, jitter: 
     assert not overdue(open_for[1:], policy, NOW, NOT_PAUSED).passed
 
 
-NOTHING = Refusals(guarded={}, held=[], failed=[], stopped=[], pauses=[])
+NOTHING = BlockedRestarts(limited={}, held=[], failed=[], stopped=[], pauses=[])
 
 
 def test_where_nothing_is_refused_the_check_passes() -> None:
     """Also where something is paused, which is said."""
-    assert unrefused(NOTHING).message == "no restart is refused"
+    assert unblocked(NOTHING).message == "no restart is refused"
     pause = Pause(target=EVERYTHING, author="ann", reason="upgrade", paused_at=NOW, until=None)
-    finding = unrefused(replace(NOTHING, pauses=[pause]))
+    finding = unblocked(replace(NOTHING, pauses=[pause]))
     assert finding.passed
     assert finding.message.endswith("is no refusal: everything is paused by ann: upgrade")
-    assert finding.numbers == {"refused restarts": 0, "groups not refilled": 0, "paused": 1}
+    assert finding.numbers == {"refused restarts": 0, "groups not scaled up": 0, "paused": 1}
 
 
 def test_every_kind_of_refusal_fails_the_check() -> None:
     """Each by itself, and told with its reason; together, an orphan is counted once."""
     orphan = opened(1, MINUTE)._replace(last_error="exit code 3")
     stuck = ScaleUp("etl", 4, rounds=3, state=ScaleUpState.STOPPED, last_error="no image")
-    guarded = {"g": "7 of 9 orphaned, allowed 50%"}
+    limited = {"g": "7 of 9 orphaned, allowed 50%"}
     kinds = {
         "the limits hold 1 orphan back: g (7 of 9 orphaned, allowed 50%)": replace(
-            NOTHING, guarded=guarded, held=[orphan]
+            NOTHING, limited=limited, held=[orphan]
         ),
         "the last start of 1 orphan failed: r1; newest error: exit code 3": replace(
             NOTHING, failed=[orphan]
         ),
-        "1 group could not be refilled: etl (below 4 threads after 3 rounds; newest error: "
+        "1 group could not be scaled up: etl (below 4 threads after 3 rounds; newest error: "
         "no image)": replace(NOTHING, stopped=[stuck]),
     }
     for message, found in kinds.items():
-        finding = unrefused(found)
+        finding = unblocked(found)
         assert not finding.passed
         assert finding.severity is dg.AssetCheckSeverity.ERROR
         assert finding.message == message
-    together = unrefused(
-        replace(NOTHING, guarded=guarded, held=[orphan], failed=[orphan], stopped=[stuck])
+    together = unblocked(
+        replace(NOTHING, limited=limited, held=[orphan], failed=[orphan], stopped=[stuck])
     )
     assert together.message == "; ".join(kinds)
-    assert together.numbers == {"refused restarts": 1, "groups not refilled": 1, "paused": 0}
+    assert together.numbers == {"refused restarts": 1, "groups not scaled up": 1, "paused": 0}
 
 
 def test_ten_of_those_whose_start_failed_are_named() -> None:
     """With the newest error, cut where it is long."""
     failed = [opened(n, MINUTE)._replace(last_error="x" * 9999) for n in range(12)]
-    message = unrefused(replace(NOTHING, failed=failed)).message
+    message = unblocked(replace(NOTHING, failed=failed)).message
     assert "r9 and 2 more; newest error: xxx" in message
     assert len(message) < 400
 
@@ -219,7 +219,7 @@ def test_a_resource_that_flaps_is_named_with_its_number() -> None:
     assert flapping({"calm": 2}, 3).passed
 
 
-def test_a_group_below_its_floor_is_named_with_its_threads() -> None:
+def test_a_group_below_its_min_parallelism_is_named_with_its_threads() -> None:
     """A group without any optimizer has none."""
     finding = below_min_parallelism({"a": 4, "b": 2, "c": 1}, {"a": 3, "b": 2})
     assert not finding.passed

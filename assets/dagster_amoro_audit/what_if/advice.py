@@ -1,7 +1,7 @@
 """What should be changed? The recorded incidents under other grace periods, and a sentence on it.
 
-How another policy is replayed, and what the record cannot tell, says
-`dagster_amoro_audit.what_if.replay`.
+`dagster_amoro_audit.what_if.replay` says how another policy is replayed, and what the record
+cannot tell.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,42 +9,19 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-import dagster as dg
 import pandas as pd
 
-from dagster_amoro.core.formatting import duration
+from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro_audit.columns import ADVICE
+from dagster_amoro_audit.frames import typed
 from dagster_amoro_audit.what_if.replay import Begun, Recorded, Replayed, replay
 
 GRACES: Final = tuple(timedelta(seconds=s) for s in (0, 30, 60, 120, 300, 600, 900, 1800))
 KINDS: Final = (EventKind.ATTEMPT, EventKind.ATTEMPT_FAILED, EventKind.REPORTED)
 """The events that advice needs."""
-COLUMNS: Final = (
-    dg.TableColumn("group", "string", "The optimizer group; empty: all of them."),
-    dg.TableColumn("grace_seconds", "float64", "The grace period tried, in s."),
-    dg.TableColumn("max_retries", "int64", "The attempts tried."),
-    dg.TableColumn("in_force", "bool", "Whether this is the policy that is in force."),
-    dg.TableColumn("orphans", "int64", "Incidents that were replayed."),
-    dg.TableColumn("closed", "int64", "Of them, closed in the record."),
-    dg.TableColumn("by_itself", "int64", "Back without an attempt."),
-    dg.TableColumn("restarted", "int64", "Back after attempts."),
-    dg.TableColumn(
-        "unneeded_restarts", "int64", "Restarted, though they were coming back by themselves."
-    ),
-    dg.TableColumn("given_up", "int64", "Given up."),
-    dg.TableColumn("otherwise", "int64", "Released, superseded or open at the end of the record."),
-    dg.TableColumn("unknown", "int64", "The record does not say how they would have ended."),
-    dg.TableColumn("attempts", "int64", "Starts, as far as they are known."),
-    dg.TableColumn("median_wait", "float64", "Until the first attempt in s, median."),
-    dg.TableColumn("p95_wait", "float64", "Until the first attempt in s, not exceeded by 95 %."),
-    dg.TableColumn("median_recovery", "float64", "Until those restarted were back in s, median."),
-    dg.TableColumn(
-        "p95_recovery", "float64", "Until those restarted were back in s, not exceeded by 95 %."
-    ),
-)
-LEAST_HISTORY: Final = 10  # closed incidents; fewer say nothing
-_TYPES: Final = {column.name: column.type for column in COLUMNS}
+_LEAST_HISTORY: Final = 10  # closed incidents; fewer say nothing
 _ENDINGS: Final = (
     "by_itself",
     "restarted",
@@ -61,7 +38,7 @@ Row = Mapping[str, Any]
 """One row of `advice`, by column."""
 
 
-class Told(NamedTuple):
+class InGroup(NamedTuple):
     """A recorded incident and the group it belongs to."""
 
     group: str
@@ -81,48 +58,43 @@ def advice(
     policies: Sequence[RestartPolicy],
     now: datetime,
 ) -> pd.DataFrame:
-    """What each policy would have done: the figures of `COLUMNS`, per group and for all together.
+    """What each policy would have done: the figures of `ADVICE`, per group and for all together.
 
     The six endings from `by_itself` to `unknown` add up to `orphans`.
 
     Args:
         incidents: With group, incident, detected, outcome, closed, grace_seconds and max_retries.
         events: With incident, kind, at and attempt; those of the kinds in `KINDS` matter.
-        policies: To try; the first is in force, and stands in for those that were not recorded.
+        policies: To try. The first is in force; it is also taken for the policies at detection
+            that were not recorded.
         now: Until when the record goes; aware UTC.
     """
-    message = records(incidents, events, policies[0], now)
-    frame = pd.concat([_tried(message, policy) for policy in policies])
-    in_force = policies[0].grace_period.total_seconds(), policies[0].max_retries
-    frame["in_force"] = (frame["grace_seconds"] == in_force[0]) & (
-        frame["max_retries"] == in_force[1]
-    )
+    recorded = records(incidents, events, policies[0], now)
+    frame = pd.concat([
+        _tried(recorded, policy).assign(in_force=_settings(policy) == _settings(policies[0]))
+        for policy in policies
+    ])  # fmt: skip
     order = ["group", "grace_seconds", "max_retries"]
-    rows = frame.astype(_TYPES)[list(_TYPES)]
-    return rows.sort_values(order, na_position="first", ignore_index=True)
+    return typed(frame, ADVICE).sort_values(order, na_position="first", ignore_index=True)
 
 
 def records(
     incidents: pd.DataFrame, events: pd.DataFrame, fallback: RestartPolicy, now: datetime
-) -> list[Told]:
-    """The incidents of the frames, see `advice`, as records.
+) -> list[InGroup]:
+    """The incidents of two frames, with the columns that `advice` needs, as records.
 
     Args:
-        incidents: One row each.
+        incidents: A row for each.
         events: Their attempts, each followed by its failure.
         fallback: The policy of those whose own was not recorded.
-        now: Until when the record goes.
+        now: Until when the record goes; aware UTC.
     """
     attempts = _attempts(events)
     reported = set(events.loc[events["kind"] == EventKind.REPORTED, "incident"])
-    columns = zip(
-        *(incidents[name] for name in ("group", "incident")),
-        *(_plain(incidents[name]) for name in ("detected", "outcome", "closed")),
-        *(_plain(incidents[name]) for name in ("grace_seconds", "max_retries")),
-        strict=True,
-    )
+    names = "group", "incident", "detected", "outcome", "closed", "grace_seconds", "max_retries"
+    rows = zip(*(_plain(incidents[name]) for name in names), strict=True)
     return [
-        Told(
+        InGroup(
             group,
             Recorded(
                 detected_at=detected,
@@ -133,7 +105,7 @@ def records(
                 obstacle=_OBSTACLE if number in reported and number not in attempts else None,
             ),
         )
-        for group, number, detected, outcome, closed, grace, retries in columns
+        for group, number, detected, outcome, closed, grace, retries in rows
     ]
 
 
@@ -144,10 +116,10 @@ def recommend(frame: pd.DataFrame) -> str:
     the one in force, and that has little to be said against it: those it restarts in vain, and
     those that the record knows nothing about, unlike for the one in force, are one in ten at most.
     """
-    rows: list[Row] = frame[frame["group"].isna()].to_dict("records")  # type: ignore[assignment]
+    rows = _of_all_groups(frame)
     closed = max((row["closed"] for row in rows), default=0)
-    if closed < LEAST_HISTORY:
-        return f"Too little history: {_count(closed, 'closed incident')}, {LEAST_HISTORY} needed."
+    if closed < _LEAST_HISTORY:
+        return f"Too little history: {counted(closed, 'closed incident')}, {_LEAST_HISTORY} needed."
     current = next(row for row in rows if row["in_force"])
     good = [
         row
@@ -159,14 +131,25 @@ def recommend(frame: pd.DataFrame) -> str:
     return _confirmed(current) if best["in_force"] else compare(best, current)
 
 
+def answer(frame: pd.DataFrame, wished: RestartPolicy) -> str:
+    """What the wished policy would have meant next to the one in force, both in an `advice`."""
+    rows = _of_all_groups(frame)
+    other = next(
+        row for row in rows if (row["grace_seconds"], row["max_retries"]) == _settings(wished)
+    )
+    current = next(row for row in rows if row["in_force"])
+    few = current["closed"] < _LEAST_HISTORY
+    return ("From little history: " if few else "") + compare(other, current)
+
+
 def compare(other: Row, current: Row) -> str:
     """What another policy would have meant next to the one in force, by their rows of `advice`."""
-    orphans = _count(other["orphans"], "orphan")
+    orphans = counted(other["orphans"], "orphan")
     in_vain = f"{other['unneeded_restarts']} of {orphans} would have been restarted though they"
-    message = [f"{in_vain} came back by themselves", _sooner(other, current)]
+    parts = [f"{in_vain} came back by themselves", _sooner(other, current)]
     if other["given_up"] != current["given_up"]:
-        message.append(f"{other['given_up']} instead of {current['given_up']} would be given up")
-    sentence = f"With {_difference(other, current)}, {', and '.join(filter(None, message))}."
+        parts.append(f"{other['given_up']} instead of {current['given_up']} would be given up")
+    sentence = f"With {_difference(other, current)}, {', and '.join(filter(None, parts))}."
     if other["unknown"]:
         sentence += f" Of {other['unknown']} the record does not say how they would have ended."
     return sentence
@@ -175,7 +158,7 @@ def compare(other: Row, current: Row) -> str:
 def _confirmed(current: Row) -> str:
     return (
         f"The grace period of {_grace(current)} suits this history: of "
-        f"{_count(current['orphans'], 'orphan')}, {current['by_itself']} came back by themselves "
+        f"{counted(current['orphans'], 'orphan')}, {current['by_itself']} came back by themselves "
         f"and {current['restarted']} after a restart. A shorter one would have restarted too many "
         "in vain, or cut them off while they started."
     )
@@ -186,7 +169,7 @@ def _difference(other: Row, current: Row) -> str:
     if other["grace_seconds"] != current["grace_seconds"]:
         parts.append(f"a grace period of {_grace(other)} instead of {_grace(current)}")
     if other["max_retries"] != current["max_retries"]:
-        attempts = _count(other["max_retries"], "attempt")
+        attempts = counted(other["max_retries"], "attempt")
         parts.append(f"{attempts} instead of {current['max_retries']}")
     return " and ".join(parts) or "the policy in force"
 
@@ -207,25 +190,31 @@ def _grace(row: Row) -> str:
     return duration(timedelta(seconds=row["grace_seconds"]))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _of_all_groups(frame: pd.DataFrame) -> list[Row]:
+    return frame[frame["group"].isna()].to_dict("records")  # type: ignore[return-value]
+
+
+def _settings(policy: RestartPolicy) -> tuple[float, int]:
+    """By which the rows of a policy are known."""
+    return policy.grace_period.total_seconds(), policy.max_retries
 
 
 def _objections(row: Row, current: Row) -> int:
     return int(row["unneeded_restarts"] + max(0, row["unknown"] - current["unknown"]))
 
 
-def _tried(message: Sequence[Told], policy: RestartPolicy) -> pd.DataFrame:
+def _tried(recorded: Sequence[InGroup], policy: RestartPolicy) -> pd.DataFrame:
+    """The figures of one policy: of all groups together, and of each."""
     even = _even(policy)
-    recorded = [replace(one.recorded, policy=_even(one.recorded.policy)) for one in message]
-    results = [_figures(each, replay(each, even)) for each in recorded]
-    rows = [(one.group, *figures) for one, figures in zip(message, results, strict=True)]
+    rows = [
+        (group, *_figures(each, replay(replace(each, policy=_even(each.policy)), even)))
+        for group, each in recorded
+    ]
     names = ["group", "ending", "closed", "attempts", "wait", "recovery"]
     frame = pd.DataFrame(rows, columns=names).astype({"wait": float, "recovery": float})
     every = _summed(frame.assign(group="")).assign(group=None)
-    return pd.concat([every, _summed(frame)]).assign(
-        grace_seconds=policy.grace_period.total_seconds(), max_retries=policy.max_retries
-    )
+    grace, retries = _settings(policy)
+    return pd.concat([every, _summed(frame)]).assign(grace_seconds=grace, max_retries=retries)
 
 
 def _figures(
@@ -280,7 +269,7 @@ def _attempts(events: pd.DataFrame) -> dict[int, tuple[Begun, ...]]:
 
 
 def _even(policy: RestartPolicy) -> RestartPolicy:
-    """The policy without jitter: what it added once is part of the recorded latency."""
+    """The policy without jitter: what it added is part of the recorded latency."""
     return replace(policy, backoff_jitter=0.0)
 
 

@@ -1,0 +1,185 @@
+"""What does the ledger record of all groups? Frames for the figures and the advice."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pandas as pd
+import sqlalchemy as sa
+
+from dagster_amoro.core.model import EventKind
+from dagster_amoro.healing.tick import uncollected
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.schema import event, incident
+from dagster_amoro_audit.frames import with_details
+from dagster_amoro_audit.what_if.advice import KINDS
+
+REPLAYED: Final = 20_000  # newest incidents that advice is based on: a second or two of work
+_CHUNK: Final = 100_000  # rows that are read at once
+_LONGEST_ERROR: Final = 200  # characters that are read; fewer are shown
+_MOMENT: Final = "datetime64[us, UTC]"
+_Types = dict[str, Any]
+_INCIDENT_TYPES: Final[_Types] = {
+    "group": "string",
+    "incident": "int64",
+    "resource": "string",
+    "container": "string",
+    "threads": "int64",
+    "detected": _MOMENT,
+    "attempts": "int64",
+    "last_error": "string",
+    "outcome": "string",
+    "closed": _MOMENT,
+}
+_EVENT_TYPES: Final[_Types] = {
+    "incident": "int64",
+    "kind": "string",
+    "at": _MOMENT,
+    "attempt": "Int64",
+    "grace_seconds": "Float64",
+    "max_retries": "Int64",
+}
+_CAPACITY_TYPES: Final[_Types] = {
+    "group": "string",
+    "at": _MOMENT,
+    "wanted": "Int64",
+    "live": "Int64",
+}
+_NOTING: Final = (
+    EventKind.DETECTED,
+    EventKind.RECOVERED,
+    EventKind.RELEASED,
+    EventKind.SUPERSEDED,
+)
+"""The events in which ticks note the threads of the group."""
+_DETAILS: Final = sa.type_coerce(event.c.details, sa.Text).label("details")
+_DRY_RUN: Final = '%"dry_run": true}'  # how the ledger ends the details of a dry run's events
+
+
+def read_incidents(
+    ledger: Ledger, *, group: str | None = None, newest: int | None = None
+) -> pd.DataFrame:
+    """The incidents of all groups or one, or the newest of them, in the order of their numbers.
+
+    Those of a dry run are left out: what it did not do says nothing about a group.
+
+    Raises:
+        StoreUnavailableError: The ledger did not answer.
+    """
+    columns = (
+        incident.c.group_name.label("group"),
+        incident.c.incident_id.label("incident"),
+        incident.c.resource_id.label("resource"),
+        incident.c.container_name.label("container"),
+        incident.c.thread_count.label("threads"),
+        _naive(incident.c.detected_at).label("detected"),
+        incident.c.attempts,
+        sa.func.substr(incident.c.last_error, 1, _LONGEST_ERROR).label("last_error"),
+        sa.type_coerce(incident.c.state, sa.String).label("outcome"),
+        _naive(incident.c.closed_at).label("closed"),
+    )
+    newest_first = incident.c.incident_id.desc()
+    query = sa.select(*columns).where(incident.c.dry_run == 0).order_by(newest_first)
+    if group is not None:
+        query = query.where(incident.c.group_name == group)
+    frame = _read(ledger, query.limit(newest), _INCIDENT_TYPES, _with_outcomes)
+    return frame.iloc[::-1].reset_index(drop=True)
+
+
+def read_capacity(ledger: Ledger) -> pd.DataFrame:
+    """The threads of the groups as ticks noted them: group, at, wanted and live.
+
+    Raises:
+        StoreUnavailableError: The ledger did not answer.
+    """
+    query = (
+        sa.select(event.c.group_name.label("group"), _naive(event.c.at).label("at"), _DETAILS)
+        .where(event.c.kind.in_(list(map(str, _NOTING))))
+        .order_by(event.c.event_id)
+    )
+    return _read(ledger, query, _CAPACITY_TYPES, lambda rows: with_details(rows, "wanted", "live"))
+
+
+def read_events(
+    ledger: Ledger, incidents: pd.DataFrame, *, group: str | None = None
+) -> pd.DataFrame:
+    """What advice needs of the events of these incidents and of those between them.
+
+    Attempts of a dry run are left out, since nothing was started.
+
+    Args:
+        ledger: Where the events are.
+        incidents: In the order of their numbers.
+        group: The group of all of these incidents; None: they are of several.
+
+    Raises:
+        StoreUnavailableError: The ledger did not answer.
+    """
+    kinds = [str(kind) for kind in (EventKind.DETECTED, *KINDS)]
+    first = int(incidents["incident"].min()) if len(incidents) else 0
+    query = (
+        sa.select(
+            event.c.incident_id.label("incident"),
+            event.c.kind,
+            _naive(event.c.at).label("at"),
+            event.c.attempt,
+            _DETAILS,
+        )
+        .where(event.c.incident_id >= first, event.c.kind.in_(kinds))
+        .where(sa.or_(event.c.kind == EventKind.DETECTED, _DETAILS.not_like(_DRY_RUN)))
+        .order_by(event.c.event_id)
+    )
+    if group is not None:
+        query = query.where(event.c.group_name == group)
+    policy = ("grace_seconds", "max_retries")
+    return _read(ledger, query, _EVENT_TYPES, lambda rows: with_details(rows, *policy))
+
+
+def read_record(
+    ledger: Ledger, incidents: pd.DataFrame, *, group: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What advice needs of these incidents: the policy at the detection of each, and their events.
+
+    Args:
+        ledger: Where the events are.
+        incidents: In the order of their numbers.
+        group: The group of all of these incidents; None: they are of several.
+
+    Raises:
+        StoreUnavailableError: The ledger did not answer.
+    """
+    events = read_events(ledger, incidents, group=group)
+    detected = events[events["kind"] == EventKind.DETECTED].drop_duplicates("incident")
+    policies = detected.set_index("incident")[["grace_seconds", "max_retries"]]
+    return incidents.join(policies, on="incident"), events
+
+
+def _naive(column: "sa.Column[Any]") -> "sa.TypeCoerce[Any]":
+    """A time without its zone, which is added to whole columns: that is several times faster."""
+    return sa.type_coerce(column, sa.DateTime())
+
+
+@uncollected()
+def _read(
+    ledger: Ledger,
+    query: "sa.Select[Any]",
+    types: _Types,
+    finish: Callable[[pd.DataFrame], pd.DataFrame],
+) -> pd.DataFrame:
+    """All rows of a query, a chunk at a time, so that only the columns asked for are held."""
+    names = list(types)
+    parts = [pd.DataFrame(columns=names).astype(types)]
+    with ledger.reading() as connection:
+        found = connection.execution_options(yield_per=_CHUNK).execute(query)
+        for chunk in found.partitions():  # not read_sql: its errors hold the statement
+            rows = pd.DataFrame(map(tuple, chunk), columns=list(found.keys()))
+            parts.append(finish(_aware(rows, types)).astype(types)[names])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _aware(rows: pd.DataFrame, types: _Types) -> pd.DataFrame:
+    moments = [name for name in types if types[name] == _MOMENT]
+    return rows.assign(**{name: pd.to_datetime(rows[name], utc=True) for name in moments})
+
+
+def _with_outcomes(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(outcome=rows["outcome"].where(rows["closed"].notna()))

@@ -1,0 +1,95 @@
+"""Where does Dagster keep the frames of the audit? In Parquet files, at any path fsspec knows.
+
+pandas, pyarrow and fsspec are loaded when a frame is stored or read, not with the definitions.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import dagster as dg
+
+from dagster_amoro.asset_keys import folder_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from upath import UPath
+
+    from dagster_amoro_audit.frames import History
+    from dagster_amoro_audit.history_store import HistoryFolder
+
+HISTORY_STORE: Final = "history_io_manager"  # the resource that keeps the groups' histories
+FRAME_STORE: Final = "frame_io_manager"  # the resource that keeps single frames
+
+
+class HistoryIOManager(dg.UPathIOManager):
+    """Hands out the folders of the groups, and loads them as `History`.
+
+    The asset writes through its group's folder: it needs the position there before it reads the
+    ledger, and a first refresh puts in part after part.
+    """
+
+    def folder(self, asset: dg.AssetKey, partition: str) -> "HistoryFolder":
+        """The files of one group."""
+        from dagster_amoro_audit.history_store import HistoryFolder
+
+        return HistoryFolder(self._base_path.joinpath(*asset.path, folder_name(partition)))
+
+    def dump_to_path(self, context: dg.OutputContext, obj: "History", path: "UPath") -> None:
+        """Refuses to write, because a history is read from the ledger part by part.
+
+        Raises:
+            DagsterInvariantViolationError: Always.
+        """
+        raise dg.DagsterInvariantViolationError(f"write to {path.name} through its folder")
+
+    def load_from_path(self, context: dg.InputContext, path: "UPath") -> "History":
+        """The whole history of a group; an empty one if it was never refreshed."""
+        from dagster_amoro_audit.history_store import HistoryFolder
+
+        return HistoryFolder(path).load()
+
+    def get_path_for_partition(
+        self, context: dg.InputContext | dg.OutputContext, path: "UPath", partition: str
+    ) -> "UPath":
+        """The folder of a partition."""
+        return path / folder_name(partition)
+
+
+class FrameIOManager(dg.UPathIOManager):
+    """Stores a pandas frame as one Parquet file, in a folder or an object store."""
+
+    extension = ".parquet"
+
+    def dump_to_path(self, context: dg.OutputContext, obj: "pd.DataFrame", path: "UPath") -> None:
+        """Writes one frame."""
+        with path.open("wb") as file:
+            obj.to_parquet(file)
+
+    def load_from_path(self, context: dg.InputContext, path: "UPath") -> "pd.DataFrame":
+        """Reads one frame."""
+        import pandas as pd
+
+        with path.open("rb") as file:
+            return pd.read_parquet(file)
+
+
+def io_manager(kind: type[dg.UPathIOManager], base: str | None = None) -> dg.IOManagerDefinition:
+    """The resource that keeps histories, or single frames.
+
+    Args:
+        kind: `HistoryIOManager` or `FrameIOManager`.
+        base: A folder, or a URL that fsspec knows. None: the Dagster instance's storage folder.
+    """
+
+    @dg.io_manager(description="Keeps the audit's frames as Parquet files.")
+    def manager(context: dg.InitResourceContext) -> dg.UPathIOManager:
+        from upath import UPath
+
+        return kind(UPath(base or _instance_folder(context.instance)))
+
+    return manager
+
+
+def _instance_folder(instance: dg.DagsterInstance | None) -> str:
+    if instance is None:
+        raise dg.DagsterInvariantViolationError("histories are kept in an instance's folder")
+    return instance.storage_directory()
