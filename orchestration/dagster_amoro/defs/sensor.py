@@ -39,6 +39,13 @@ _ENDED = {
     dg.DagsterRunStatus.FAILURE,
     dg.DagsterRunStatus.CANCELED,
 }
+_DESCRIPTION = (
+    "Looks for orphans: resources that no optimizer stands for. Records when they are "
+    "found and how they end, and requests a run of restart_orphans for those whose grace "
+    "period is over. If a store or AMS does not answer, it does nothing and says so. "
+    "In standalone mode it also requests a run of scale_up_groups for groups below "
+    "their min-parallelism."
+)
 
 
 def build_orphan_sensor(
@@ -60,13 +67,7 @@ def build_orphan_sensor(
         default_status=(
             dg.DefaultSensorStatus.RUNNING if policy.enabled else dg.DefaultSensorStatus.STOPPED
         ),
-        description=(
-            "Looks for orphans: resources that no optimizer stands for. Records when they are "
-            "found and how they end, and requests a run of restart_orphans for those whose grace "
-            "period is over. If a store or AMS does not answer, it does nothing and says so. "
-            "In standalone mode it also requests a run of scale_up_groups for groups below "
-            "their min-parallelism."
-        ),
+        description=_DESCRIPTION,
         metadata={
             "auto-restart-enabled": policy.enabled,
             "auto-restart-max-retries": policy.max_retries,
