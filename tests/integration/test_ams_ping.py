@@ -215,7 +215,9 @@ def replies() -> st.SearchStrategy[bytes]:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @example(reply=b"\0", stays=True)
 @given(reply=replies(), stays=st.booleans())

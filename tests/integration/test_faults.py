@@ -113,7 +113,7 @@ def turn_with(world: Fleet, kind: str, at: int, act: Callable[[], object]) -> li
 def settle(world: Fleet) -> None:
     """Ticks and runs until nothing is left to do."""
     for number in range(4):
-        for request in world.later(world.services.claim_timeout).tick():
+        for request in world.later(world.services.settings.claim_timeout).tick():
             for incident in world.claim(request, f"later-{number}"):
                 world.services.restarter.restart(incident.incident_id, f"later-{number}")
 
@@ -243,7 +243,7 @@ def test_another_run_takes_over_while_this_one_is_held_up(tmp_path: Path) -> Non
         world.services = replace(world.services, policy=policy)
 
         def overtaken() -> None:
-            (request,) = world.later(world.services.claim_timeout).tick()
+            (request,) = world.later(world.services.settings.claim_timeout).tick()
             world.launch(request)
 
         at = PLACES["restart"].index("after container.request_resource")

@@ -247,7 +247,9 @@ ARGUMENTS = st.text(
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(ARGUMENTS, ARGUMENTS, ARGUMENTS)
 def test_any_value_is_a_single_argument(

@@ -257,7 +257,7 @@ def test_a_run_that_was_deleted_or_never_created_lapses(world: Fleet) -> None:
     """Dagster does not know it: its orphans are handed out again after the claim timeout."""
     world.worker()
     due(world)
-    assert world.later(world.services.claim_timeout - timedelta(seconds=1)).tick() == []
+    assert world.later(world.services.settings.claim_timeout - timedelta(seconds=1)).tick() == []
     (again,) = world.later(timedelta(seconds=1)).tick()
     assert world.launch(again).success
 
@@ -269,7 +269,7 @@ def test_a_run_that_died_unnoticed_lapses(world: Fleet) -> None:
     run = world.submit(request, dg.DagsterRunStatus.STARTED)
     world.claim(request, run.run_id)
     assert world.later().tick() == []
-    (again,) = world.later(world.services.claim_timeout).tick()
+    (again,) = world.later(world.services.settings.claim_timeout).tick()
     assert world.launch(again).success
     assert world.container.requested == ["w-1"]
 
@@ -303,7 +303,7 @@ def test_a_run_that_comes_after_its_hand_over_lapsed_starts_nothing(world: Fleet
     """The other run has it by then."""
     world.worker()
     (late,) = due(world)
-    (other,) = world.later(world.services.claim_timeout).tick()
+    (other,) = world.later(world.services.settings.claim_timeout).tick()
     assert world.launch(late).success
     assert world.container.requested == []
     assert world.launch(other).success

@@ -249,12 +249,12 @@ def test_auto_restart_off_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_group_whose_container_is_unknown_is_named(world: Fleet) -> None:
-    """Each tick says why it cannot be refilled; no round is counted."""
+    """Each tick says why it cannot be scaled up; no round is counted."""
     world.group(container="elsewhere", min_parallelism="2")
     for _ in range(2):
         assert world.tick() == []
         assert world.message.endswith(
-            "g has 0 of 2 threads and cannot be refilled (container 'elsewhere' is not configured)"
+            "g has 0 of 2 threads and cannot be scaled up (container 'elsewhere' is not configured)"
         )
     assert world.notes() == []
 

@@ -357,7 +357,7 @@ def test_what_waits_for_its_next_attempt_in_a_run_is_restarted_now(world: Fleet)
     orphaned(world, "w-1")
     (request,) = world.later().tick()
     world.claim(request, "dead")
-    world.later(world.services.claim_timeout)
+    world.later(world.services.settings.claim_timeout)
     world.services.operations.restart_now("w-1", **BY)
     (request,) = world.tick()
     assert world.incidents()[0].operator_request == OperatorRequest.RESTART

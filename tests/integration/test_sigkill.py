@@ -127,7 +127,7 @@ def test_killed_anywhere_it_is_started_once_per_attempt(
         assert len(workers(tmp_path)) <= 1
         seen = {process.pid for process in workers(tmp_path)}
         for again in range(1, 6):
-            later = keeper_at(tmp_path, GRACE + again * (keeper.claim_timeout + GRACE))
+            later = keeper_at(tmp_path, GRACE + again * (keeper.settings.claim_timeout + GRACE))
             for order in later.ticker.tick(no_runs, AmsRestartDetector()).dispatches:
                 for each in later.restarter.claim(order.run_key, f"run-{again}"):
                     later.restarter.restart(each.incident_id, f"run-{again}")

@@ -243,13 +243,13 @@ def test_a_run_has_a_claim_until_it_lapses(world: Fleet) -> None:
     world.worker()
     world.tick()
     (request,) = world.later().tick()
-    until = world.now + world.services.claim_timeout
+    until = world.now + world.services.settings.claim_timeout
     orphan = only(world)
     assert (orphan.state, orphan.next_at) == (State.DISPATCHED, until)
     assert orphan.next.startswith(f"with a run until {clock_time(until)}")
     world.claim(request, "run")
     assert only(world).state is State.CLAIMED
-    orphan = only(world.later(world.services.claim_timeout))
+    orphan = only(world.later(world.services.settings.claim_timeout))
     assert orphan.next == "attempt 1 of 3 at the next tick"
 
 
@@ -406,14 +406,14 @@ def test_an_orphan_whose_start_failed_waits_for_the_round_that_is_due(world: Fle
     (group,) = status.groups
     assert (group.live, group.min_parallelism, group.trouble) == (0, 2, "below min-parallelism")
     assert group.message == "g has 0 of 2 threads, a new resource of 2 is started"
-    assert status.orphans[0].next == "waits: its group is being refilled"
+    assert status.orphans[0].next == "waits: its group is being scaled up"
     world.tick()
     (group,) = look(world).groups
     assert group.scale_up
     assert (group.scale_up.rounds, group.scale_up.most) == (1, 3)
     assert group.scale_up.state is ScaleUpState.REQUESTED
     assert group.message == "g has 0 of 2 threads, round 1 of 3 was begun"
-    assert only(world).next == "waits: its group is being refilled"
+    assert only(world).next == "waits: its group is being scaled up"
 
 
 def test_rounds_that_were_stopped_are_a_matter_for_a_person(world: Fleet) -> None:
@@ -512,7 +512,7 @@ def test_others_that_took_its_place_are_seen(world: Fleet) -> None:
     world.worker("new")
     world.later()
     _, orphan = look(world).orphans
-    assert (orphan.next, orphan.next_at) == ("waits: its group is being refilled", None)
+    assert (orphan.next, orphan.next_at) == ("waits: its group is being scaled up", None)
     world.register("new")
     threads(world)
     assert only(world).next == "removed at the next tick: others took its place"

@@ -144,7 +144,7 @@ def test_an_orphan_waits_for_a_refill_that_has_not_registered(attached: Attached
     attached.tick_and_launch(MINUTE)  # "new" is an orphan in its grace period now
     assert attached.tick_and_launch(GRACE - MINUTE) == []
     assert attached.of("first").state is State.WAITING
-    assert "its group is being refilled" in attached.world.message
+    assert "its group is being scaled up" in attached.world.message
     attached.registers("new")
     assert len(attached.tick_and_launch()) == 1
     assert attached.of("first").state is State.SUPERSEDED

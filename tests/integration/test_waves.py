@@ -160,7 +160,7 @@ def test_a_wave_whose_runs_were_never_requested_comes_again(world: Fleet) -> Non
     lost, second = waves(world, 2)
     assert not {i.resource_id for i in lost} & {i.resource_id for i in second}
     world.cursor = None
-    world.later(world.services.claim_timeout - 10 * SECOND)
+    world.later(world.services.settings.claim_timeout - 10 * SECOND)
     assert next_wave(world) != []
     again = next_wave(world)
     assert {i.dispatches for i in again} == {2}

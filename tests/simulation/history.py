@@ -279,7 +279,7 @@ class History(Work):
             self._run_everything(Step())
             for launch in self._unregistered() if self.heals else []:
                 self._register(launch)
-            self.now += self.policy.grace_period + self.keepers[0].claim_timeout + SECOND
+            self.now += self.policy.grace_period + self.keepers[0].settings.claim_timeout + SECOND
 
     def _nothing_is_stuck(self) -> None:
         for launch in self.container.launches:

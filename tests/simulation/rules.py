@@ -141,7 +141,7 @@ class Rules(World):
             "SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id
         )
         (run,) = (run for run in self.runs if run.run_id == run_id)
-        lapsed = self.now >= moment(attempts[0]["at"]) + self.keepers[0].claim_timeout
+        lapsed = self.now >= moment(attempts[0]["at"]) + self.keepers[0].settings.claim_timeout
         alone = incident["claimed_by"] in {run_id, None}
         self._note(
             alone or lapsed or run.state is RunState.ENDED,

@@ -4,7 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dagster_amoro.core.ams_restart import WITNESSES, AmsRestartDetector, look_again, settling_time
+from dagster_amoro.core.ams_restart import (
+    SAMPLE_SIZE,
+    AmsRestartDetector,
+    look_again,
+    settling_time,
+)
 
 NOW = datetime(2026, 10, 25, 0, 59, 50, tzinfo=UTC)
 SETTLING = timedelta(seconds=75)
@@ -100,13 +105,13 @@ def test_one_that_is_back_is_not_all_that_are_back() -> None:
     assert look(settling, "a", "a", at=75) == (AmsRestartDetector(sample_tokens=("a",)), None)
 
 
-def test_no_more_witnesses_are_remembered_than_are_needed() -> None:
+def test_no_more_tokens_are_remembered_than_are_needed() -> None:
     """They are kept in the sensor's cursor."""
     tokens = [f"t{number}" for number in range(1000)]
     following, _ = look_again(
         AmsRestartDetector(), still_there=set(), registered=tokens, settling=SETTLING, now=NOW
     )
-    assert following.sample_tokens == tuple(tokens[:WITNESSES])
+    assert following.sample_tokens == tuple(tokens[:SAMPLE_SIZE])
 
 
 def test_the_settling_time_covers_a_heartbeat_and_the_retries() -> None:

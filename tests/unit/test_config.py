@@ -472,7 +472,7 @@ def test_long_values_are_cut_in_errors(tmp_path: Path) -> None:
     ("key", "meant"),
     [
         ("keeper.max-restart-per-run", "keeper.max-restarts-per-run"),
-        ("keeper.claim_timeout", "keeper.claim-timeout"),
+        ("keeper.settings.claim_timeout", "keeper.claim-timeout"),
         ("ams.optimizer.auto-restart-max-retry", "ams.optimizer.auto-restart-max-retries"),
         ("ams.optimizer.auto-restart.enabled", "ams.optimizer.auto-restart-enabled"),
         ("ams.optimiser.auto-restart-enabled", "ams.optimizer.auto-restart-enabled"),

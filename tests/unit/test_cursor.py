@@ -29,7 +29,7 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.
         detector=detectors,
         last_served_group=st.none() | st.text(min_size=1),
         abstentions=st.integers(0, 2**63 - 1),
-        surveyed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+        completed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
         reported=st.dictionaries(st.text(), numbers, max_size=3),
     )
 )
@@ -59,12 +59,12 @@ def test_older_cursors_are_understood(text: str | None, event: int) -> None:
             '{"event": null}',
             '{"settling_since": 5}',
             '{"settling_since": "soon"}',
-            '{"witnesses": 7}',
+            '{"sample_tokens": 7}',
             '{"event": Infinity}',
             '{"event": -1}',
             '{"event": 9223372036854775808}',
             '{"abstentions": [3]}',
-            '{"surveyed_at": "2026-01-01T00:00:00"}',
+            '{"completed_at": "2026-01-01T00:00:00"}',
             '{"settling_since": "2026-01-01T00:00:00"}',
             '{"told": [1]}',
             "[" * 100_000,
@@ -86,11 +86,11 @@ JSON = st.recursive(
 )
 FIELDS = [
     "event",
-    "witnesses",
+    "sample_tokens",
     "settling_since",
     "last_served_group",
     "abstentions",
-    "surveyed_at",
+    "completed_at",
     "reported",
 ]
 
@@ -99,7 +99,7 @@ FIELDS = [
 def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object]) -> None:
     """Times can be compared, numbers can be counted on, and what is told can be told again."""
     cursor = parse_cursor(json.dumps(values))
-    for moment in (cursor.surveyed_at, cursor.detector.settling_since):
+    for moment in (cursor.completed_at, cursor.detector.settling_since):
         assert moment is None or moment.tzinfo is not None
     assert 0 <= cursor.abstentions < 2**63
     assert all(isinstance(value, int | float | str) for value in cursor.reported.values())

@@ -409,7 +409,10 @@ values = st.one_of(
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a file that is written anew
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],  # a file that is written anew
 )
 @given(uri=values.filter(bool), group=values, path=values)
 def test_a_value_reaches_the_optimizer_as_one_argument(

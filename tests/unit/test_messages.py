@@ -154,7 +154,7 @@ def test_says_what_others_took_the_place_of() -> None:
         "1 orphan: 1 to be removed, since others took its place"
     )
     assert line(incident(1), replacement=Replacement.COMING).endswith(
-        "1 orphan: 1 waiting (its group is being refilled)"
+        "1 orphan: 1 waiting (its group is being scaled up)"
     )
 
 

@@ -492,7 +492,7 @@ def test_an_orphan_whose_group_was_refilled_is_neither_restarted_nor_given_up(
     value = incident(GRACE * 9, GRACE if attempts else None, attempts)
     assert decided(value, policy(), replacement=Replacement.LIVE).verdict is Verdict.SUPERSEDE
     coming = decided(value, policy(), replacement=Replacement.COMING)
-    assert coming == Decision(Verdict.WAIT, "its group is being refilled")
+    assert coming == Decision(Verdict.WAIT, "its group is being scaled up")
 
 
 # --- How the pauses grow -------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_an_obstacle_is_told_instead_of_a_start() -> None:
     (found,) = sized(survey(group(), g=1), around=around)
     assert (found.decision, found.acts) == (ScaleDecision.REST, False)
     assert found.message(3) == (
-        "g has 1 of 8 threads and cannot be refilled (container 'c' opts out)"
+        "g has 1 of 8 threads and cannot be scaled up (container 'c' opts out)"
     )
     (resting,) = sized(survey(group(), g=8), around=around)
     assert (resting.obstacle, resting.message(3)) == (None, None)

@@ -4,7 +4,7 @@ An AMS that comes back after it was away for longer than its heartbeat timeout d
 optimizer row before it answers again (`DefaultOptimizingService` does so while it starts). Healthy
 optimizers register again with their next heartbeat; until then each of them looks orphaned.
 
-So some of the registered optimizers are remembered as witnesses, by their tokens, which AMS gives
+So some of the registered optimizers are remembered by their tokens, which AMS gives
 out anew with every registration. As long as one of them is still there, AMS forgot nobody.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-WITNESSES: Final = 20  # enough that ordinary deaths between two looks leave one
+SAMPLE_SIZE: Final = 20  # enough that ordinary deaths between two looks leave one
 # So many must be gone at once to raise a doubt. Where there are only one or two optimizers, their
 # deaths are nothing unusual, and the grace period alone protects them.
 _SUSPICIOUS: Final = 3
@@ -53,9 +53,9 @@ def look_again(
 
     Args:
         watch: What the look before remembered.
-        still_there: Those of its witnesses that are registered, looked up after the survey: one
+        still_there: Those of its tokens that are registered, looked up after the snapshot: one
             that is there now was there all along.
-        registered: Tokens of any optimizers that are registered, the next witnesses.
+        registered: Tokens of any optimizers that are registered, to be remembered next.
         settling: See `settling_time`.
         now: Aware UTC.
 
@@ -63,10 +63,10 @@ def look_again(
         What to remember, and the end of the doubt; None: there is none.
     """
     if not _is_doubtful(watch, still_there):
-        return AmsRestartDetector(sample_tokens=tuple(registered[:WITNESSES])), None
+        return AmsRestartDetector(sample_tokens=tuple(registered[:SAMPLE_SIZE])), None
     since = watch.settling_since or now
     if now >= since + settling:
-        return AmsRestartDetector(sample_tokens=tuple(registered[:WITNESSES])), None
+        return AmsRestartDetector(sample_tokens=tuple(registered[:SAMPLE_SIZE])), None
     return AmsRestartDetector(
         sample_tokens=watch.sample_tokens, settling_since=since
     ), since + settling

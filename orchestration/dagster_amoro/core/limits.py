@@ -1,4 +1,4 @@
-"""How much may be restarted at once: a wave, not a stampede, and nothing in a catastrophe?"""
+"""How much may be restarted at once: a batch, not a stampede, and nothing in a catastrophe?"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,19 +37,19 @@ class Batch(NamedTuple):
     later: list[Incident]
     last_served_group: (
         str | None
-    )  # the group that was served last, after which the next wave begins
+    )  # the group that was served last, after which the next batch begins
 
 
 def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str | None) -> Batch:
     """Takes so many of what is due, groups in turn, each group's first ones first.
 
-    Groups stand in a ring, by their names. Each gives one incident a round, and the next wave goes
+    Groups stand in a ring, by their names. Each gives one incident a round, and the next batch goes
     on behind the group that was served last: none waits more than one round longer than another.
 
     Args:
         due: In the order in which each group's are to be taken.
         most: How many; None: all.
-        last_served_group: The group that the wave before served last; None: there was none.
+        last_served_group: The group that the batch before served last; None: there was none.
     """
     if most is None or len(due) <= most:
         return Batch(list(due), [], None)

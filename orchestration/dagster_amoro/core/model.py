@@ -26,7 +26,7 @@ class Resource:
 class Orphan(NamedTuple):
     """A `resource` row that no optimizer row names, as it stands in the database.
 
-    A tuple, and unread, because a survey can meet thousands of them whose incidents are
+    A tuple, and unread, because a snapshot can hold thousands of them whose incidents are
     open already and need nothing.
     """
 
@@ -42,17 +42,17 @@ class Orphan(NamedTuple):
 class State(StrEnum):
     """Where an incident stands. The open states come first, then the outcomes."""
 
-    WAITING = "waiting"  # in its grace period, or due and not yet handed to a run
+    WAITING = "waiting"  # in its grace period, or due and not yet given to a run
     UNSUPPORTED = "unsupported"  # reported once, never touched: it cannot be restarted
-    DISPATCHED = "dispatched"  # a run was requested for it and has not taken it up
+    DISPATCHED = "dispatched"  # a run was requested for it and has not claimed it
     CLAIMED = "claimed"  # a run works on it
     GIVING_UP = "giving-up"  # its row is in the ledger and is being removed
-    SUPERSEDING = "superseding"  # likewise, since its group was refilled without it
+    SUPERSEDING = "superseding"  # as in GIVING_UP, since its group was scaled up without it
     KEPT = "kept"  # its attempts are used up; its row is left to a person
     RECOVERED = "recovered"  # an optimizer with its id registered
     EXHAUSTED = "exhausted"  # given up: released and removed
     RELEASED = "released"  # somebody removed its row
-    SUPERSEDED = "superseded"  # its group was refilled without it
+    SUPERSEDED = "superseded"  # its group was scaled up without it
 
     @property
     def is_open(self) -> bool:
@@ -145,7 +145,7 @@ class EventKind(StrEnum):
     ATTEMPT_FAILED = "attempt-failed"
     GIVEN_BACK = "given-back"  # a run let go of it without an attempt
     GIVING_UP = "giving-up"  # its whole resource row is kept beside it
-    SUPERSEDING = "superseding"  # likewise
+    SUPERSEDING = "superseding"  # its whole resource row is kept beside it
     RECOVERED = "recovered"
     EXHAUSTED = "exhausted"
     KEPT = "kept"  # its attempts are used up, and it is left as it is

@@ -1,4 +1,4 @@
-"""What did operators tell the keeper to leave alone for now?"""
+"""What did operators ask to be left alone for now?"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class OnExhausted(StrEnum):
     """What becomes of a resource whose attempts are used up."""
 
     CLEAN_UP = "clean-up"  # it is released, and its row moves from the registry to the ledger
-    KEEP = "keep"  # nothing; it is told once and left to a person
+    KEEP = "keep"  # nothing; that is said once, and it is left to a person
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,8 +174,8 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | an operator wants it given up, or restarted now | that |
     | its attempts were used up before, and it is kept | hold |
     | now < (last attempt, else detection) + pause | wait until then |
-    | its group was refilled in its place | supersede |
-    | its group is being refilled | wait |
+    | others took its place | supersede |
+    | its group is being scaled up | wait |
     | spent < max retries | restart |
     | else | give up, or keep |
 
@@ -214,9 +214,9 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
         return Decision(Verdict.WAIT, IN_GRACE, due)
     match replacement():
         case Replacement.LIVE:
-            return Decision(Verdict.SUPERSEDE, "its group was refilled without it")
+            return Decision(Verdict.SUPERSEDE, "its group was scaled up without it")
         case Replacement.COMING:
-            return Decision(Verdict.WAIT, "its group is being refilled")
+            return Decision(Verdict.WAIT, "its group is being scaled up")
     if not exhausted:
         return Decision(Verdict.RESTART, "its grace period is over")
     return Decision(Verdict.KEEP if keeping else Verdict.GIVE_UP, "its attempts are used up")

@@ -64,7 +64,7 @@ class ScalePlan:
             return None
         size = f"{self.group.name} has {self.live} of {self.min_parallelism} threads"
         if self.obstacle is not None:
-            return f"{size} and cannot be refilled ({self.obstacle})"
+            return f"{size} and cannot be scaled up ({self.obstacle})"
         rounds = self.scale_up.rounds if self.scale_up else 0
         match self.decision:
             case ScaleDecision.START:

@@ -33,7 +33,7 @@ class ScaleUp(NamedTuple):
     min_parallelism: int  # threads, as configured when the first of the rounds began
     rounds: int = 0  # each counted before the container is called
     resource_id: str = ""  # of the last round
-    threads: int = 0  # likewise
+    threads: int = 0  # of that resource
     state: ScaleUpState = ScaleUpState.UNNEEDED
     claimed_by: str | None = None  # as in `Incident`
     claimed_until: datetime | None = None

@@ -87,7 +87,7 @@ def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
 def dispatch(
     incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
 ) -> Transition:
-    """A run is requested for it; the right to act lapses at `until` unless it is taken up.
+    """A run is requested for it; the right to act lapses at `until` unless a run claims it.
 
     With a fence, it also ends with the lease of that number.
     """
@@ -99,17 +99,17 @@ def dispatch(
         claimed_until=until,
         fence=fence,
     )
-    message = f"handed to a run (dispatch {after.dispatches})"
+    message = f"given to a run (dispatch {after.dispatches})"
     event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})
     return Transition(before=incident, after=after, event=event)
 
 
 def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Transition:
-    """The run takes it up."""
+    """The run claims it."""
     after = incident.evolve(
         state=_working(incident, State.CLAIMED), claimed_by=run_id, claimed_until=until
     )
-    event = Event(kind=EventKind.CLAIMED, at=now, message="taken up by its run", run_id=run_id)
+    event = Event(kind=EventKind.CLAIMED, at=now, message="claimed by its run", run_id=run_id)
     return Transition(before=incident, after=after, event=event)
 
 
@@ -170,9 +170,9 @@ def begin_giving_up(
 def begin_superseding(
     incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
 ) -> Transition:
-    """Likewise, since its group was refilled without it."""
+    """Its group was scaled up without it; its row goes into the ledger before it is removed."""
     after = incident.evolve(state=State.SUPERSEDING, claimed_until=until)
-    message = "its group was refilled without it; its row is kept in the ledger"
+    message = "its group was scaled up without it; its row is kept in the ledger"
     step = _in_run(incident, after, EventKind.SUPERSEDING, message, now)
     return replace(step, row=row)
 

@@ -23,7 +23,7 @@ class Cursor:
     last_served_group: str | None = None  # the group that the last batch of restarts served last
     abstentions: int = 0  # ticks in a row that concluded nothing
     # When the fleet was looked after last, by this deployment or by the one that it watches.
-    surveyed_at: datetime | None = None
+    completed_at: datetime | None = None
     reported: Mapping[str, Number] = field(default_factory=dict)  # of itself, when it last did
 
 
@@ -41,13 +41,13 @@ def parse_cursor(text: str | None) -> Cursor:
         return Cursor(
             event=_number(values.get("event", 0)),
             detector=AmsRestartDetector(
-                sample_tokens=tuple(map(str, values.get("witnesses", ()))),
+                sample_tokens=tuple(map(str, values.get("sample_tokens", ()))),
                 was_away=bool(values.get("was_away")),
                 settling_since=_moment(values.get("settling_since")),
             ),
             last_served_group=None if last_served_group is None else str(last_served_group),
             abstentions=_number(values.get("abstentions", 0)),
-            surveyed_at=_moment(values.get("surveyed_at")),
+            completed_at=_moment(values.get("completed_at")),
             reported=_numbers(values.get("reported", {})),
         )
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
@@ -59,12 +59,12 @@ def dump_cursor(cursor: Cursor) -> str:
     detector = cursor.detector
     values = {
         "event": cursor.event,
-        "witnesses": list(detector.sample_tokens),
+        "sample_tokens": list(detector.sample_tokens),
         "was_away": detector.was_away,
         "settling_since": _text(detector.settling_since),
         "last_served_group": cursor.last_served_group,
         "abstentions": cursor.abstentions,
-        "surveyed_at": _text(cursor.surveyed_at),
+        "completed_at": _text(cursor.completed_at),
         "reported": dict(cursor.reported),
     }
     return json.dumps({key: value for key, value in values.items() if value})
@@ -77,7 +77,7 @@ def _number(value: Any) -> int:  # noqa: ANN401 - any value of JSON
     return number
 
 
-def _moment(text: Any) -> datetime | None:  # noqa: ANN401 - as above
+def _moment(text: Any) -> datetime | None:  # noqa: ANN401 - any value of JSON
     if not text:
         return None
     moment = datetime.fromisoformat(text)
@@ -90,5 +90,5 @@ def _text(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None
 
 
-def _numbers(values: Any) -> dict[str, Number]:  # noqa: ANN401 - as above
+def _numbers(values: Any) -> dict[str, Number]:  # noqa: ANN401 - any value of JSON
     return {name: value for name, value in values.items() if isinstance(value, Number)}

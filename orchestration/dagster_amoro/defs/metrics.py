@@ -45,15 +45,15 @@ def of_standby(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
 
     The fleet was looked after until now: whoever takes over counts from here.
     """
-    watched = replace(cursor, abstentions=0, surveyed_at=now)
+    watched = replace(cursor, abstentions=0, completed_at=now)
     return {ACTS: "watching", ABSTENTIONS: 0}, watched
 
 
 def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
     """The numbers of a tick that concluded nothing; what it remembers."""
     numbers: dict[str, Number] = {ABSTENTIONS: cursor.abstentions + 1, ACTS: "nobody"}
-    if cursor.surveyed_at is not None:
-        numbers[AGE] = max((now - cursor.surveyed_at).total_seconds(), 0.0)
+    if cursor.completed_at is not None:
+        numbers[AGE] = max((now - cursor.completed_at).total_seconds(), 0.0)
     return numbers, replace(cursor, abstentions=cursor.abstentions + 1)
 
 

@@ -24,10 +24,10 @@ _LONGEST_STEP_NAME = 40  # characters of the resource id in it
 
 
 class Dispatch(dg.Config):
-    """What a run is to take up."""
+    """What a run is to claim."""
 
     dispatch: str = Field(
-        description="The run key under which the sensor handed its orphans over. It is good for "
+        description="The run key under which the sensor dispatched its orphans. It is good for "
         "one run: executed again, the run finds nothing to do."
     )
 
@@ -38,7 +38,7 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     @dg.op(
         name=CLAIM_OP,
         out=dg.DynamicOut(int, description="The number of an incident that this run may act on."),
-        description="Takes up what the sensor handed over, and fans out to one step per orphan.",
+        description="Claims what was dispatched to this run; fans out to one step per orphan.",
     )
     def claim_orphans(
         context: dg.OpExecutionContext, config: Dispatch
@@ -110,10 +110,10 @@ def step_name(incident: Incident) -> str:
 
 def _taken_up(incidents: list[Incident]) -> str:
     if not incidents:
-        return "Nothing to do: this dispatch was taken up by another run, or has lapsed."
+        return "Nothing to do: this dispatch was claimed by another run, or has lapsed."
     ids = ", ".join(incident.resource_id for incident in incidents[:10])
     more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
-    return f"Taken up, group {incidents[0].group_name}: {ids}{more}."
+    return f"Claimed, group {incidents[0].group_name}: {ids}{more}."
 
 
 def _observations(

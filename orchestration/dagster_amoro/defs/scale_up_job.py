@@ -17,10 +17,10 @@ _LONGEST_STEP_NAME: Final = 40  # characters of the group's name in it
 
 
 class GroupsToScaleUp(dg.Config):
-    """What a run is to take up."""
+    """What a run is to claim."""
 
     dispatch: str = Field(
-        description="The run key under which the sensor handed its groups over. It is good for "
+        description="The run key under which the sensor dispatched its groups. It is good for "
         "one run: executed again, the run finds nothing to do."
     )
 
@@ -31,13 +31,13 @@ def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
     @dg.op(
         name=TAKE_OP,
         out=dg.DynamicOut(str, description="A group that this run may give a new resource."),
-        description="Takes up what the sensor handed over, and fans out to one step per group.",
+        description="Claims what was dispatched to this run; fans out to one step per group.",
     )
     def claim_groups(
         context: dg.OpExecutionContext, config: GroupsToScaleUp
     ) -> Iterator[dg.DynamicOutput[str]]:
         scale_ups = scaler.claim(config.dispatch, context.run_id)
-        context.log.info("Taken up: %s.", counted(len(scale_ups), "group"))
+        context.log.info("Claimed: %s.", counted(len(scale_ups), "group"))
         for number, scale_up in enumerate(scale_ups):
             yield dg.DynamicOutput(scale_up.group_name, mapping_key=_step_name(number, scale_up))
 

@@ -97,7 +97,7 @@ def build_orphan_sensor(
             event=since.newest,
             detector=done.detector,
             last_served_group=done.plan.last_served_group,
-            surveyed_at=ticker.clock(),
+            completed_at=ticker.clock(),
             reported=of_tick(done, ticker.preconditions.deployment),
         )
         message = news(following.reported, cursor.reported, done.summary)
@@ -115,7 +115,7 @@ class _News:
 
 
 def _news(ledger: Ledger, cursor: Cursor) -> _News:
-    """The news; none if the ledger is away by now, since what is handed over must be requested."""
+    """The news; none if the ledger is away by now, since dispatched runs must be requested."""
     try:
         return _News(*ledger.changed_groups(cursor.event))
     except KeeperError:

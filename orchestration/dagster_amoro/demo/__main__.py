@@ -24,10 +24,16 @@ from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 
-_CHECKOUT: Final = Path(__file__).parents[3]
 _HOST: Final = "127.0.0.1"  # never reachable from outside this machine
 _START_SECONDS: Final = 120
 _STOP_SECONDS: Final = 30
+_WORKSPACE: Final = """\
+load_from:
+  - python_module:
+      module_name: dagster_amoro.definitions
+      attribute: defs
+      location_name: dagster-amoro
+"""
 _DAGSTER_YAML: Final = """\
 telemetry:
   enabled: false
@@ -72,6 +78,7 @@ def _prepare(folder: Path) -> Services:
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text(_DAGSTER_YAML)
+    (folder / "workspace.yaml").write_text(_WORKSPACE)
     left = stop_all(folder)
     if left:
         _say(f"Stopped {left} processes of a demo that did not end in order.")
@@ -85,11 +92,11 @@ def _prepare(folder: Path) -> Services:
 def _dagster(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Dagster's web server and daemon, and their address; stopped at the end."""
     port = _free_port(port)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(_CHECKOUT / "workspace.yaml")]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(folder / "workspace.yaml")]
     with (folder / "dagster.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own argv, nothing from outside
             [*command, "-h", _HOST, "-p", str(port)],
-            cwd=_CHECKOUT,
+            cwd=folder,  # not the caller's, from which Python could import something else
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -134,11 +141,11 @@ A fleet of {started} workers is kept alive by Dagster: {address}
                         after 5 s, its grace period of {grace} follows, then it is restarted.
           {HOPELESS.resource_id} never registers, whatever is tried: it is given up after
                         {policy.max_retries} attempts.
-          Group {SIZED} has no worker and a min-parallelism of 2: the keeper starts one.
+          Group {SIZED} has no worker and a min-parallelism of 2: a run starts one.
   logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}
   stop    Ctrl-C
 
-What the keeper writes into its ledger, as it happens:
+What is written into the ledger, as it happens:
 """)
 
 
@@ -146,10 +153,9 @@ def _follow(ledger: Ledger, dagster: subprocess.Popen[bytes]) -> None:
     """Prints each new event of the ledger until Dagster ends."""
     last = 0
     while dagster.poll() is None:
-        told = _events_after(ledger, last)
-        for _, line in told:
+        for number, line in _events_after(ledger, last):
             _say(line)
-        last = told[-1][0] if told else last
+            last = number
         time.sleep(1)
     raise SystemExit("Dagster ended by itself; its log, dagster.log, says why.")
 

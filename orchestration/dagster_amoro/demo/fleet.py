@@ -30,7 +30,7 @@ HOPELESS: Final = Resource(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of everything in a demo: what it is told of its configuration."""
+    """The environment of everything in a demo: where it finds its configuration."""
     here = Path(__file__).parent
     return {
         MARKER: str(folder),

@@ -90,25 +90,10 @@ class Services:
         self.registry.database.close()
         self.ledger.database.close()
 
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Wires the real parts."""
-        return cls.connect(settings)
-
     @property
     def check_interval(self) -> timedelta:
         """Between two ticks."""
         return self.settings.check_interval
-
-    @property
-    def claim_timeout(self) -> timedelta:
-        """Of a claim."""
-        return self.settings.claim_timeout
-
-    @property
-    def max_keeping_attempts(self) -> int:
-        """Of a group."""
-        return self.settings.max_keeping_attempts
 
     @property
     def preconditions(self) -> Preconditions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dagster_amoro.ams.client import Ams
-from dagster_amoro.core.ams_restart import WITNESSES, AmsRestartDetector, look_again
+from dagster_amoro.core.ams_restart import SAMPLE_SIZE, AmsRestartDetector, look_again
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
 from dagster_amoro.core.formatting import clock_time
@@ -94,7 +94,7 @@ class Preconditions:
         """
         if self.ams is None:
             return detector
-        still_there, registered = self.registry.sample_tokens(detector.sample_tokens, WITNESSES)
+        still_there, registered = self.registry.sample_tokens(detector.sample_tokens, SAMPLE_SIZE)
         following, until = look_again(
             detector,
             still_there=still_there,

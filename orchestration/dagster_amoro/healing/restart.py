@@ -368,7 +368,7 @@ class _Restart:
 
     def _close_removed(self, notes: list[str], *, superseding: bool) -> NoReturn:
         if superseding:
-            why = "its group was refilled without it; its row is kept in the ledger"
+            why = "its group was scaled up without it; its row is kept in the ledger"
             self._close(Outcome.REMOVED, State.SUPERSEDED, "; ".join([why, *notes]))
         asked = self._incident.operator_request == OperatorRequest.GIVE_UP
         outcome = Outcome.REMOVED if asked else Outcome.GIVEN_UP

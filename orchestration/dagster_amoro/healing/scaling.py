@@ -71,7 +71,7 @@ def record_scaling(
         The run to request, and the inputs once its rounds have begun.
     """
     ids = {plan.group.name: new_resource_id() for plan in plans if plan.starts}
-    run_key = f"refill {next(iter(ids.values()), '')} of {len(ids)}"
+    run_key = f"scale-up {next(iter(ids.values()), '')} of {len(ids)}"
     replaced: dict[int, Incident] = {}
     begun: list[ScaleUp] = []
     for plan in plans:
