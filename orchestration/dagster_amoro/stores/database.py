@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,16 +207,20 @@ def is_mysql(dialect: sa.Dialect) -> bool:
     return dialect.name in {"mysql", "mariadb"}
 
 
-def insert_unless_there(table: sa.Table, dialect: str) -> sa.Insert:
-    """An insert that does nothing where it would collide with a row that is there."""
+def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
+    """Inserts a row; False: it would have collided with one that is there, and nothing was done."""
     from sqlalchemy.dialects import mysql, postgresql, sqlite  # noqa: PLC0415 - slow to import
 
-    if dialect == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    if dialect == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    ignoring: sa.Insert = mysql.insert(table).prefix_with("IGNORE")
-    return ignoring
+    if connection.dialect.name == "postgresql":  # of an insert, SQLAlchemy 2.0 loses its rowcount
+        added = sa.literal_column("1", sa.Integer)
+        new: sa.Executable = postgresql.insert(table).on_conflict_do_nothing().returning(added)
+        return connection.execute(new, row).first() is not None
+    insert: sa.Insert = (
+        sqlite.insert(table).on_conflict_do_nothing()
+        if connection.dialect.name == "sqlite"
+        else mysql.insert(table).prefix_with("IGNORE")
+    )
+    return connection.execute(insert, row).rowcount == 1
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

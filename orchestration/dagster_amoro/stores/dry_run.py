@@ -34,16 +34,15 @@ class DryRunRegistry(Registry):
         """Creates nothing."""
 
     def read_snapshot(self) -> RegistrySnapshot:
-        """One look at everything but what would have been removed."""
+        """A snapshot of everything but what would have been removed."""
         ours = self.heartbeat_timeout is not None
         if ours and not has_tables(self.database, resource):
-            return RegistrySnapshot(
-                resources=0, groups=(), orphans={}
-            )  # it would have been created
+            # The tables would have been created, with nothing in them.
+            return RegistrySnapshot(resources=0, groups=(), orphans={})
         return self._without_removed(super().read_snapshot())
 
     def read_group_snapshot(self, name: str) -> RegistrySnapshot:
-        """One look at a group, likewise."""
+        """A snapshot of one group but what would have been removed of it."""
         return self._without_removed(super().read_group_snapshot(name))
 
     def present(self, resource_ids: Iterable[str]) -> set[str]:
@@ -68,8 +67,8 @@ class DryRunRegistry(Registry):
 
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Removes nothing; whether it would have been possible."""
-        seen_resource = super().read_resource(resource_id)
-        return seen_resource.orphan is not None and seen_resource.orphan.properties == properties
+        found = super().read_resource(resource_id)
+        return found.orphan is not None and found.orphan.properties == properties
 
     def restore(self, row: Mapping[str, Any]) -> bool:
         """Puts nothing back; whether it would have been possible."""
@@ -86,10 +85,10 @@ class DryRunRegistry(Registry):
     def add_resource(self, new: Resource) -> None:
         """Records nothing."""
 
-    def _without_removed(self, survey: RegistrySnapshot) -> RegistrySnapshot:
+    def _without_removed(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         removed = set(self._removed())
-        orphans = {key: each for key, each in survey.orphans.items() if key not in removed}
-        return replace(survey, orphans=orphans)
+        orphans = {key: each for key, each in snapshot.orphans.items() if key not in removed}
+        return replace(snapshot, orphans=orphans)
 
     def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
         removed = self._removed()

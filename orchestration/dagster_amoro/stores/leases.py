@@ -38,10 +38,10 @@ def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tu
     Returns:
         The lease as it was before, and as it is now: `holder`'s, or still the other's.
     """
-    before, now = _look(connection, exclusively=True)
+    before, now = _read(connection, exclusively=True)
     if not before.fence:  # there was none ever; somebody else may be about to make it, too
-        connection.execute(insert_unless_there(lease, connection.dialect.name), _NOBODY)
-        before, now = _look(connection, exclusively=True)
+        insert_unless_there(connection, lease, _NOBODY)
+        before, now = _read(connection, exclusively=True)
     if before.holder != holder and now < before.expires_at:
         return before, before
     is_new = before.holder != holder
@@ -57,14 +57,14 @@ def ensure(connection: sa.Connection, fence: int) -> None:
     Raises:
         LeaseLostError: It ran out, or another deployment has it.
     """
-    current, now = _look(connection, exclusively=False)
+    current, now = _read(connection, exclusively=False)
     if current.fence != fence:
         raise LeaseLostError(f"the lease was taken over: {current.holder or 'nobody'} acts now")
     if current.expires_at <= now:
         raise LeaseLostError(f"the lease ran out at {current.expires_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
-def _look(connection: sa.Connection, *, exclusively: bool) -> tuple[Lease, datetime]:
+def _read(connection: sa.Connection, *, exclusively: bool) -> tuple[Lease, datetime]:
     """The lease, which nobody changes before this transaction ends, and the database's time."""
     query = (
         sa.select(lease.c.holder, lease.c.fence, lease.c.expires_at)

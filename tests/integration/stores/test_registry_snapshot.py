@@ -12,18 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.groups import Group
-from dagster_amoro.core.model import (
-    Orphan,
-)
+from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, is_mysql
-from dagster_amoro.stores.registry import (
-    Registry,
-    optimizer,
-    resource,
-    resource_group,
-)
+from dagster_amoro.stores.registry import Registry, optimizer, resource, resource_group
 from tests.integration.stores.helpers import (
     ODD_TEXT,
     TIMEOUT,

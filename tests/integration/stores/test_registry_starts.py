@@ -6,10 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.replacement import NewResource
-from dagster_amoro.stores.registry import (
-    Registry,
-    resource,
-)
+from dagster_amoro.stores.registry import Registry, resource
 from tests.integration.stores.helpers import (
     START,
     TIMEOUT,

@@ -5,13 +5,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.core.errors import (
-    StoreUnavailableError,
-)
+from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import (
-    Registry,
-)
+from dagster_amoro.stores.registry import Registry
 from tests.integration.stores.helpers import TIMEOUT, OpenDatabase, a_resource
 from tests.integration.stores.racing import Racers
 
