@@ -39,6 +39,7 @@ _ENDED = {
     dg.DagsterRunStatus.FAILURE,
     dg.DagsterRunStatus.CANCELED,
 }
+_WHERE_ENABLED = {True: dg.DefaultSensorStatus.RUNNING, False: dg.DefaultSensorStatus.STOPPED}
 _DESCRIPTION = (
     "Looks for orphans: resources that no optimizer stands for. Records when they are "
     "found and how they end, and requests a run of restart_orphans for those whose grace "
@@ -64,9 +65,7 @@ def build_orphan_sensor(
         name="orphan_sensor",
         jobs=[restarting, scaling_up],
         minimum_interval_seconds=int(interval.total_seconds()),
-        default_status=(
-            dg.DefaultSensorStatus.RUNNING if policy.enabled else dg.DefaultSensorStatus.STOPPED
-        ),
+        default_status=_WHERE_ENABLED[policy.enabled],
         description=_DESCRIPTION,
         metadata={
             "auto-restart-enabled": policy.enabled,
