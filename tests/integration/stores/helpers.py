@@ -87,7 +87,7 @@ def from_dry_run(ledger: Ledger) -> Ledger:
 
 
 def a_row(resource_id: str = "r-1", **changes: object) -> dict[str, object]:
-    """A whole resource row, as a look reads it."""
+    """A whole resource row, as the registry reads it."""
     row = {
         "resource_id": resource_id,
         "resource_type": 0,
@@ -110,8 +110,8 @@ def a_pause(name: str = "r-1", **changes: Any) -> Pause:  # noqa: ANN401 - of an
 
 def add_pause(ledger: Ledger, pause: Pause) -> None:
     """An operator pauses something."""
-    with ledger.transaction() as writing:
-        writing.add_pause(pause)
+    with ledger.transaction() as transaction:
+        transaction.add_pause(pause)
 
 
 def a_scale_up(**changes: Any) -> ScaleUp:  # noqa: ANN401 - of any field
@@ -128,15 +128,15 @@ def a_scale_up(**changes: Any) -> ScaleUp:  # noqa: ANN401 - of any field
 
 def move_scale_up(ledger: Ledger, before: ScaleUp | None, after: ScaleUp) -> bool:
     """Takes a step of a group's rounds; whether it was expected."""
-    with ledger.transaction() as writing:
-        return writing.move_scale_up(before, after)
+    with ledger.transaction() as transaction:
+        return transaction.move_scale_up(before, after)
 
 
 def note(ledger: Ledger, group_name: str | None, kind: EventKind = EventKind.SCALE_UP) -> None:
     """Tells something of a group, or of everything."""
     event = Event(kind=kind, at=NOW, message=f"about {group_name}", details={"k": ODD_TEXT})
-    with ledger.transaction() as writing:
-        writing.add_event(event, group_name=group_name)
+    with ledger.transaction() as transaction:
+        transaction.add_event(event, group_name=group_name)
 
 
 def taken(ledger: Ledger, step: Transition) -> Incident:

@@ -114,8 +114,8 @@ def lease(database: Database) -> Callable[[], object]:
     name = str(uuid4())
 
     def ask() -> object:
-        with ledger.transaction() as writing:
-            _, held = acquire(writing.connection, name, timedelta(hours=1))
+        with ledger.transaction() as transaction:
+            _, held = acquire(transaction.connection, name, timedelta(hours=1))
         return held.holder, held.fence, held.holder == name
 
     return ask

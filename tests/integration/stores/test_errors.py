@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 def write(ledger: Ledger) -> None:
     """A transaction that writes."""
-    with ledger.transaction() as writing:
-        writing.apply([detected(SECRET)])
+    with ledger.transaction() as transaction:
+        transaction.apply([detected(SECRET)])
 
 
 def read(ledger: Ledger) -> None:
@@ -284,10 +284,10 @@ def test_connections_that_were_cut_are_made_anew(
     assert ledger.open_incidents() == [incident]
 
     def cut_meanwhile(ledger: Ledger) -> None:
-        with ledger.transaction() as writing:
-            writing.apply([detected("r-2")])
+        with ledger.transaction() as transaction:
+            transaction.apply([detected("r-2")])
             cut_connections(url)
-            writing.apply([detected("r-3")])
+            transaction.apply([detected("r-3")])
 
     refused(ledger, cut_meanwhile)
     assert ledger.open_incidents() == [incident]
@@ -319,8 +319,8 @@ def test_a_lock_is_waited_for_and_not_for_ever(
     monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.05)
     hasty = Ledger(open_database(ledger.database.url, "ledger"))
     step = transitions.claim(incident, "run", UNTIL, NOW)
-    with ThreadPoolExecutor(1) as pool, ledger.transaction() as writing:
-        writing.apply([transitions.report(incident, "why", NOW)])
+    with ThreadPoolExecutor(1) as pool, ledger.transaction() as transaction:
+        transaction.apply([transitions.report(incident, "why", NOW)])
         assert hasty.open_incidents() == [incident]  # readers are not held up
         waiting = pool.submit(refused, hasty, lambda store: store.apply(step))
         assert "lock" in waiting.result(timeout=30).lower()

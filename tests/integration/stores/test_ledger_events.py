@@ -42,8 +42,8 @@ def test_events_are_told_in_the_order_of_writing(ledger: Ledger, clock: "Settabl
         at = clock.advance(timedelta(seconds=-1))
         claim = transitions.claim(incident, f"run-{number}", UNTIL, at)
         back = transitions.give_back(claim.after, "not now", at)
-        with ledger.transaction() as writing:
-            assert None not in writing.apply([claim, back])
+        with ledger.transaction() as transaction:
+            assert None not in transaction.apply([claim, back])
         incident = back.after
         kinds += [EventKind.CLAIMED, EventKind.GIVEN_BACK]
     events = ledger.events(incident.incident_id)

@@ -36,7 +36,7 @@ def test_a_pause_is_ended_once(ledger: Ledger) -> None:
     group = a_pause(target=Target(scope=Scope.GROUP, name="r-1"))
     for each in (group, a_pause()):
         add_pause(ledger, each)
-    with ledger.transaction() as writing:
-        assert [writing.end_pause(a_pause().target) for _ in range(2)] == [True, False]
-        assert not writing.end_pause(EVERYTHING)
+    with ledger.transaction() as transaction:
+        assert [transaction.end_pause(a_pause().target) for _ in range(2)] == [True, False]
+        assert not transaction.end_pause(EVERYTHING)
     assert ledger.pauses() == [group]

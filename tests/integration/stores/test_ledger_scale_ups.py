@@ -18,7 +18,7 @@ from tests.integration.stores.helpers import (
 from tests.integration.stores.racing import Racers
 
 
-def test_a_refill_comes_back_as_it_was_written(ledger: Ledger) -> None:
+def test_a_scale_up_comes_back_as_it_was_written(ledger: Ledger) -> None:
     """Every field of it, by the name of its group."""
     full = a_scale_up(
         group_name=ODD_TEXT,
@@ -37,7 +37,7 @@ def test_a_refill_comes_back_as_it_was_written(ledger: Ledger) -> None:
     assert ledger.scale_ups() == {ODD_TEXT: full, "g": a_scale_up(), **kept}
 
 
-def test_a_refill_is_moved_from_where_it_is_expected(ledger: Ledger) -> None:
+def test_a_scale_up_is_moved_from_where_it_is_expected(ledger: Ledger) -> None:
     """Whoever saw it earlier, or believes that there is none, writes nothing."""
     first = a_scale_up()
     second = first.evolve(state=ScaleUpState.STARTED)
@@ -50,22 +50,22 @@ def test_a_refill_is_moved_from_where_it_is_expected(ledger: Ledger) -> None:
     assert ledger.scale_ups() == {"g": second}
 
 
-def test_a_refill_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
+def test_a_scale_up_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
     """Not if it went on meanwhile, and not twice; then the group can begin anew."""
     first = a_scale_up()
     second = first.evolve(state=ScaleUpState.STARTED)
     move_scale_up(ledger, None, first)
     move_scale_up(ledger, first, second)
     move_scale_up(ledger, None, a_scale_up(group_name="h"))
-    with ledger.transaction() as writing:
-        found = [writing.forget_scale_up(each) for each in (first, second, second)]
+    with ledger.transaction() as transaction:
+        found = [transaction.forget_scale_up(each) for each in (first, second, second)]
     assert found == [False, True, False]
     assert ledger.scale_ups() == {"h": a_scale_up(group_name="h")}
     assert move_scale_up(ledger, None, first)
 
 
 @pytest.mark.parametrize("action", ["scale_up", "scale_up_again"])
-def test_exactly_one_of_two_processes_refills_a_group(
+def test_exactly_one_of_two_processes_begins_a_scale_up(
     ledger: Ledger, database_url: sa.URL, racers: Racers, action: str
 ) -> None:
     """The other one sees that it lost."""

@@ -75,8 +75,8 @@ def test_each_transition_of_a_batch_stands_for_itself(ledger: Ledger) -> None:
     """Races that are lost do not keep the others from being taken."""
     first, second = opened(ledger, "r-1"), opened(ledger, "r-2")
     closed(ledger, first)
-    with ledger.transaction() as writing:
-        results = writing.apply(
+    with ledger.transaction() as transaction:
+        results = transaction.apply(
             [
                 transitions.claim(first, "run", UNTIL, NOW),
                 transitions.claim(second, "run", UNTIL, NOW),
@@ -85,7 +85,7 @@ def test_each_transition_of_a_batch_stands_for_itself(ledger: Ledger) -> None:
                 detected("r-3"),
             ]
         )
-        assert writing.apply([]) == []
+        assert transaction.apply([]) == []
     moved = [None if result is None else result.resource_id for result in results]
     assert moved == [None, "r-2", None, "r-3", None]
     assert [i.resource_id for i in ledger.open_incidents()] == ["r-2", "r-3"]
@@ -98,9 +98,9 @@ def test_a_block_that_raises_writes_nothing(ledger: Ledger) -> None:
     before = ledger.incident(incident.incident_id)
 
     def fail() -> None:
-        with ledger.transaction() as writing:
-            assert writing.apply([transitions.claim(incident, "run", UNTIL, NOW)]) != [None]
-            assert writing.apply([detected("r-2")]) != [None]
+        with ledger.transaction() as transaction:
+            assert transaction.apply([transitions.claim(incident, "run", UNTIL, NOW)]) != [None]
+            assert transaction.apply([detected("r-2")]) != [None]
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -114,9 +114,9 @@ def test_a_batch_with_a_step_that_cannot_be_written_writes_nothing(ledger: Ledge
     naive = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
     with (
         pytest.raises(StoreUnavailableError, match="has no time zone"),
-        ledger.transaction() as writing,
+        ledger.transaction() as transaction,
     ):
-        writing.apply([detected("r-1"), detected("r-2", at=naive)])
+        transaction.apply([detected("r-1"), detected("r-2", at=naive)])
     assert rows(ledger.database, incident_table) == rows(ledger.database, event_table) == []
 
 
@@ -185,8 +185,8 @@ def test_ids_names_and_runs_may_hold_anything(ledger: Ledger) -> None:
     names = [*HOSTILE, "x" * 100, "\U0001f600" * 100]
     incidents = [opened(ledger, name, group_name=name) for name in names]
     steps = [transitions.claim(i, i.resource_id, UNTIL, NOW) for i in incidents]
-    with ledger.transaction() as writing:
-        assert None not in writing.apply(steps)
+    with ledger.transaction() as transaction:
+        assert None not in transaction.apply(steps)
     for name, step in zip(names, steps, strict=True):
         assert ledger.claimed_by(name) == [step.after]
         assert ledger.events(step.after.incident_id)[1].run_id == name

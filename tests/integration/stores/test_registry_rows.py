@@ -195,13 +195,13 @@ def test_ids_and_names_may_hold_anything(registry: Registry) -> None:
         group = name[:50]
         registry.add_group(group, name)
         registry.add_resource(a_resource(name, group_name=group, container_name=name))
-    survey = registry.read_snapshot()
-    assert (survey.resources, set(survey.orphans)) == (len(names), set(names))
-    assert set(survey.groups) == {name[:50] for name in names}
+    snapshot = registry.read_snapshot()
+    assert (snapshot.resources, set(snapshot.orphans)) == (len(names), set(names))
+    assert set(snapshot.groups) == {name[:50] for name in names}
     assert registry.present(names) == set(names)
     for name in names:
-        assert survey.orphans[name] == Orphan(name, name[:50], name, 2, 1024, "{}")
-        assert registry.read_resource(name).orphan == survey.orphans[name]
+        assert snapshot.orphans[name] == Orphan(name, name[:50], name, 2, 1024, "{}")
+        assert registry.read_resource(name).orphan == snapshot.orphans[name]
         assert registry.save_startup(name, "{}", {name: name})
     register(registry, *names[::2])
     stored = {row["resource_id"]: row["properties"] for row in rows(registry.database, resource)}

@@ -30,24 +30,24 @@ from tests.integration.stores.helpers import (
 )
 
 
-def test_a_survey_counts_and_finds_orphans(registry: Registry) -> None:
+def test_a_snapshot_counts_and_finds_orphans(registry: Registry) -> None:
     """Resources, groups, and each resource that no optimizer names, with its row."""
     for resource_id in ("r-1", "r-2", "r-3"):
         registry.add_resource(a_resource(resource_id, properties={"k": resource_id}))
     registry.add_group("g", "local")
     registry.add_group("empty", "local")
     register(registry, "r-2")
-    survey = registry.read_snapshot()
-    assert (survey.resources, sorted(survey.groups), survey.expired) == (3, ["empty", "g"], 0)
-    assert survey.orphans == {
+    snapshot = registry.read_snapshot()
+    assert (snapshot.resources, sorted(snapshot.groups), snapshot.expired) == (3, ["empty", "g"], 0)
+    assert snapshot.orphans == {
         name: Orphan(name, "g", "local", 2, 1024, f'{{"k":"{name}"}}') for name in ("r-1", "r-3")
     }
 
 
 def test_an_empty_registry_has_no_orphans(registry: Registry) -> None:
     """Nothing is nothing."""
-    survey = registry.read_snapshot()
-    assert (survey.resources, survey.groups, survey.orphans) == (0, (), {})
+    snapshot = registry.read_snapshot()
+    assert (snapshot.resources, snapshot.groups, snapshot.orphans) == (0, (), {})
 
 
 def test_optimizers_without_a_resource_are_harmless(registry: Registry) -> None:
@@ -61,8 +61,8 @@ def test_several_optimizers_may_stand_for_one_resource(registry: Registry) -> No
     """It is no orphan, counts once, and is one as soon as the last of them is gone."""
     registry.add_resource(a_resource())
     register(registry, "r-1", "r-1", "r-1")
-    survey = registry.read_snapshot()
-    assert (survey.resources, survey.orphans) == (1, {})
+    snapshot = registry.read_snapshot()
+    assert (snapshot.resources, snapshot.orphans) == (1, {})
     execute(registry.database, sa.delete(optimizer))
     assert list(registry.read_snapshot().orphans) == ["r-1"]
 
@@ -96,8 +96,8 @@ def test_heartbeats_expire_by_the_databases_clock(registry: Registry) -> None:
     register(registry, "outside", silent=timedelta(days=400))
     register(registry, "inside", silent=TIMEOUT - timedelta(seconds=20))
     register(registry, "now")
-    survey = registry.read_snapshot()
-    assert (survey.expired, list(survey.orphans)) == (2, ["outside"])
+    snapshot = registry.read_snapshot()
+    assert (snapshot.expired, list(snapshot.orphans)) == (2, ["outside"])
     assert registry.read_snapshot().expired == 0
 
 
@@ -147,7 +147,7 @@ def server_in(zone: str, url: sa.URL) -> Iterator[None]:
         connection.exec_driver_sql(after)
 
 
-def test_a_survey_with_nothing_to_expire_writes_nothing(registry: Registry) -> None:
+def test_a_snapshot_with_nothing_to_expire_writes_nothing(registry: Registry) -> None:
     """It only reads, whatever the database."""
     registry.add_resource(a_resource())
     register(registry, "r-1", silent=TIMEOUT / 2)
@@ -157,7 +157,7 @@ def test_a_survey_with_nothing_to_expire_writes_nothing(registry: Registry) -> N
     assert not any(map(is_write, sent))
 
 
-def test_a_survey_with_nothing_to_expire_leaves_the_file_alone(
+def test_a_snapshot_with_nothing_to_expire_leaves_the_file_alone(
     sqlite_url: sa.URL, open_database: OpenDatabase
 ) -> None:
     """Not a byte of it, nor of its write-ahead log, changes."""
@@ -187,8 +187,8 @@ def test_heartbeats_of_an_attached_registry_never_expire(
     register(registry, "r-1", silent=timedelta(days=400))
     attached = Registry(open_database(registry.database.url), None)
     with statements(attached.database) as sent:
-        survey = attached.read_snapshot()
-    assert (survey.expired, survey.orphans) == (0, {})
+        snapshot = attached.read_snapshot()
+    assert (snapshot.expired, snapshot.orphans) == (0, {})
     assert not any(map(is_write, sent))
 
 
@@ -217,7 +217,7 @@ def live(registry: Registry, resource_id: str | None, threads: int, group_name: 
     execute(registry.database, sa.insert(optimizer).values({"token": str(uuid4()), **values}))
 
 
-def test_a_survey_tells_the_groups_that_have_a_size(registry: Registry) -> None:
+def test_a_snapshot_tells_the_groups_that_have_a_size(registry: Registry) -> None:
     """With the threads that live there, in groups of any other kind too if it is the one."""
     sized(registry, "g", '{"a":"b", "dynamic-allocation.enabled":"true"}')
     sized(registry, "h")
@@ -225,28 +225,28 @@ def test_a_survey_tells_the_groups_that_have_a_size(registry: Registry) -> None:
         sized(registry, name, properties)
     for group_name, threads in (("g", 2), ("g", 3), ("h", 4), ("plain", 5)):
         live(registry, None, threads, group_name)
-    survey = registry.read_snapshot()
-    assert {name: each.name for name, each in survey.sized.items()} == {"g": "g", "h": "h"}
-    assert survey.sized == registry.sized_groups()
-    assert survey.sized["h"] == Group(
+    snapshot = registry.read_snapshot()
+    assert {name: each.name for name, each in snapshot.sized.items()} == {"g": "g", "h": "h"}
+    assert snapshot.sized == registry.sized_groups()
+    assert snapshot.sized["h"] == Group(
         name="h", container_name="local", properties='{"min-parallelism":"8"}'
     )
-    assert {name: survey.live[name] for name in ("g", "h")} == {"g": 5, "h": 4}
+    assert {name: snapshot.live[name] for name in ("g", "h")} == {"g": 5, "h": 4}
     assert registry.group("plain") == Group(name="plain", container_name="local", properties="{}")
     assert registry.group("gone") is None
 
 
-def test_a_survey_of_an_attached_registry_counts_no_threads(
+def test_a_snapshot_of_an_attached_registry_counts_no_threads(
     registry: Registry, open_database: OpenDatabase
 ) -> None:
     """AMS keeps its groups at their size itself; that they have one is told all the same."""
     sized(registry, "g")
     live(registry, None, 5)
-    survey = Registry(open_database(registry.database.url), None).read_snapshot()
-    assert (list(survey.sized), survey.live) == (["g"], {})
+    snapshot = Registry(open_database(registry.database.url), None).read_snapshot()
+    assert (list(snapshot.sized), snapshot.live) == (["g"], {})
 
 
-def test_a_survey_of_a_group_tells_that_group_only(registry: Registry) -> None:
+def test_a_snapshot_of_a_group_tells_that_group_only(registry: Registry) -> None:
     """Its resources, orphans, size and live threads; it removes nothing first."""
     sized(registry, "g")
     sized(registry, "h")
@@ -255,9 +255,9 @@ def test_a_survey_of_a_group_tells_that_group_only(registry: Registry) -> None:
     live(registry, "b", 3)
     live(registry, "outside", 4)
     register(registry, "old", silent=TIMEOUT * 2)
-    survey = registry.read_group_snapshot("g")
-    assert (survey.resources, survey.groups, list(survey.orphans)) == (2, ("g",), ["a"])
-    assert (list(survey.sized), survey.live, survey.expired) == (["g"], {"g": 7}, 0)
+    snapshot = registry.read_group_snapshot("g")
+    assert (snapshot.resources, snapshot.groups, list(snapshot.orphans)) == (2, ("g",), ["a"])
+    assert (list(snapshot.sized), snapshot.live, snapshot.expired) == (["g"], {"g": 7}, 0)
     assert len(rows(registry.database, optimizer)) == 3
     empty = registry.read_group_snapshot("gone")
     assert (empty.resources, empty.orphans, empty.sized, empty.live) == (0, {}, {}, {})
