@@ -91,11 +91,6 @@ class Services:
         self.ledger.database.close()
 
     @property
-    def check_interval(self) -> timedelta:
-        """Between two ticks."""
-        return self.settings.check_interval
-
-    @property
     def preconditions(self) -> Preconditions:
         """What must hold before anything is concluded."""
         return Preconditions(
