@@ -30,21 +30,22 @@ _GROWTH_BOUND: Final = 1.25
 # Incidents from :first on, of the group :group or, without one, of all groups in turn.
 _NEW_INCIDENTS: Final = """
     WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :number)
-    INSERT INTO keeper_incident
-    SELECT :first + i, 'worker-' || (i % 50), coalesce(:group, 'group-' || (i % 1000)), 'local', 2,
-        'recovered', strftime('%Y-%m-%d %H:%M:%f000', :start, (i * :pace) || ' seconds'), 1,
-        NULL, 1, NULL, NULL, NULL, NULL,
-        strftime('%Y-%m-%d %H:%M:%f000', :start, (i * :pace + 120) || ' seconds'), 5, NULL
+    INSERT INTO keeper_incident (incident_id, resource_id, group_name, container_name,
+        thread_count, state, detected_at, attempts, dispatches, closed_at, version)
+    SELECT :first + i, 'worker-' || (i % 50), coalesce(:group, 'group-' || (i % 1000)), 'local',
+        2, 'recovered', strftime('%Y-%m-%d %H:%M:%f000', :start, (i * :pace) || ' seconds'), 1, 1,
+        strftime('%Y-%m-%d %H:%M:%f000', :start, (i * :pace + 120) || ' seconds'), 5
     FROM n"""
 _NEW_EVENTS: Final = """
     WITH kinds(k, kind, after, message, details) AS (VALUES
         (1, 'detected', 0, 'no optimizer stands for this resource',
             '{"wanted": 8, "live": 6, "grace_seconds": 30.0, "max_retries": 5}'),
-        (2, 'handed-over', 30, 'handed to a run (dispatch 1)', '{}'),
+        (2, 'dispatched', 30, 'handed to a run (dispatch 1)', '{}'),
         (3, 'attempt', 32, 'attempt 1 begins', '{}'),
         (4, 'started', 33, 'attempt 1 started it (job-id 17)', '{"startup": {"job-id": "17"}}'),
         (5, 'recovered', 120, 'registered after attempt 1', '{"wanted": 8, "live": 8}'))
-    INSERT INTO keeper_event
+    INSERT INTO keeper_event (event_id, incident_id, group_name, kind, at, message, attempt,
+        run_id, details)
     SELECT (incident_id - 1) * 5 + k, incident_id, group_name, kind,
         strftime('%Y-%m-%d %H:%M:%f000', detected_at, after || ' seconds'), message,
         CASE WHEN k > 2 THEN 1 END,

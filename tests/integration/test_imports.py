@@ -22,6 +22,14 @@ except SystemExit as end:
     assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
+BUILD = """
+import json, sys
+from pathlib import Path
+from dagster_amoro.config import load_settings
+from dagster_amoro.definitions import build_definitions
+build_definitions(load_settings(Path(sys.argv[1]))).resolve_all_job_defs()
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
 CONFIG = """
 ams:
   database: {type: sqlite, url: "sqlite:///registry.db"}
@@ -51,6 +59,15 @@ def test_status_loads_nothing_heavy(tmp_path: Path, options: tuple[str, ...]) ->
     loaded = loaded_by("--conf-dir", str(tmp_path), "status", *options)
     assert loaded.isdisjoint(HEAVY)
     assert ("rich" in loaded) is not bool(options)
+
+
+def test_definitions_load_nothing_heavy_before_it_is_used(tmp_path: Path) -> None:
+    """Neither Dagster nor we load what draws charts, holds frames, migrates, starts or pings."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = [sys.executable, "-c", BUILD, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    heavy = {*HEAVY, "PIL", "upath", "fsspec", "rich"} - {"dagster"}
+    assert heavy.intersection(json.loads(done.stdout)) == set()
 
 
 def test_the_benchmark_of_imports_takes_its_figures(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.status import StatusReader
 from dagster_amoro.healing.status_json import as_json
-from dagster_amoro.healing.status_table import render
 from dagster_amoro.healing.verbs import STATUS, VERBS, Command, Parameter, Values, Verb
 
 
@@ -30,6 +29,8 @@ def build_operator_jobs(operations: Operations, status: StatusReader) -> list[dg
 
 
 def _show_status(reader: StatusReader, values: Values) -> _Answer:
+    from dagster_amoro.healing.status_table import render  # noqa: PLC0415 - loads rich
+
     status = reader.read(values["group"])
     text = render(status)
     table = dg.MetadataValue.md(f"```\n{text}\n```")
