@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from benchmarks.figures import Figure, Figures
 from benchmarks.world import close, configure, fill, services_of
+from dagster_amoro.code_location import definitions_of
 from dagster_amoro.config import AuditSettings
-from dagster_amoro.definitions import definitions_of
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import optimizer, resource

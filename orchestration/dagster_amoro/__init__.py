@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from dagster_amoro.code_location import build_definitions
     from dagster_amoro.config import Settings, load_settings
     from dagster_amoro.containers.base import Container
     from dagster_amoro.containers.command.container import CommandContainer
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         UnknownTargetError,
     )
     from dagster_amoro.core.model import Resource
-    from dagster_amoro.definitions import build_definitions
     from dagster_amoro.healing.fleet import declare, declare_group, scale_out
     from dagster_amoro.worker import Heartbeat
 
@@ -62,7 +62,7 @@ _HOMES: Final = {
     "containers.base": ("Container",),
     "containers.command.container": ("CommandContainer",),
     "core.model": ("Resource",),
-    "definitions": ("build_definitions",),
+    "code_location": ("build_definitions",),
     "healing.fleet": ("declare", "declare_group", "scale_out"),
     "worker": ("Heartbeat",),
 }

@@ -20,11 +20,11 @@ from dagster._core.remote_origin import (
 from upath import UPath
 
 from dagster_amoro.asset_keys import HISTORY
+from dagster_amoro.code_location import definitions_of
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import ContainerError
 from dagster_amoro.core.model import Incident, Resource
 from dagster_amoro.core.policy import RestartPolicy, TickSettings
-from dagster_amoro.definitions import definitions_of
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores import schema
