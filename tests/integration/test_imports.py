@@ -26,7 +26,7 @@ BUILD = """
 import json, sys
 from pathlib import Path
 from dagster_amoro.config import load_settings
-from dagster_amoro.definitions import build_definitions
+from dagster_amoro.code_location import build_definitions
 build_definitions(load_settings(Path(sys.argv[1]))).resolve_all_job_defs()
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """

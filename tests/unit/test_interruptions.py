@@ -61,7 +61,7 @@ def test_an_added_kind_passes_through_every_call() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "dagster_amoro.definitions",
+        "dagster_amoro.code_location",
         "dagster_amoro.defs.restart_job",
         "dagster_amoro.defs.scale_up_job",
         "dagster_amoro.defs.operator_jobs",
