@@ -249,12 +249,16 @@ def printable(text: str) -> str:
 def _card(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=CARD, layout="constrained")
     axes = figure.add_subplot(facecolor=CARD)
-    axes.tick_params(colors=QUIET_TEXT, labelsize=9, length=0)
+    _plain(axes)
     axes.set_axisbelow(True)
     axes.grid(visible=True, axis="both", color=_GRID, linewidth=0.8)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    """Quiet labels, and no frame."""
+    axes.tick_params(colors=QUIET_TEXT, labelsize=9, length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _png(figure: Figure) -> bytes:
@@ -381,10 +385,8 @@ def _waits(axes: Axes, rows: pd.DataFrame) -> Line2D:
     step = next((step for step in _STEPS if longest / step <= 6), longest / 6)  # noqa: PLR2004
     other.yaxis.set_major_locator(MultipleLocator(step))
     other.set_ylim(0, max(longest, step) * 1.05)
-    other.tick_params(colors=QUIET_TEXT, labelsize=9, length=0)
+    _plain(other)
     other.set_ylabel("median wait", color=QUIET_TEXT)
-    for spine in other.spines.values():
-        spine.set_visible(False)
     return Line2D([], [], label="median wait for the first attempt", **style)
 
 

@@ -1,6 +1,5 @@
 """What does the ledger record of all groups? Frames for the figures and the advice."""
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import pandas as pd
@@ -17,8 +16,7 @@ REPLAYED: Final = 20_000  # newest incidents that advice is based on: a second o
 _CHUNK: Final = 100_000  # rows that are read at once
 _LONGEST_ERROR: Final = 200  # characters that are read; fewer are shown
 _MOMENT: Final = "datetime64[us, UTC]"
-_Types = dict[str, Any]
-_INCIDENT_TYPES: Final[_Types] = {
+_TYPES: Final[dict[str, Any]] = {
     "group": "string",
     "incident": "int64",
     "resource": "string",
@@ -29,21 +27,15 @@ _INCIDENT_TYPES: Final[_Types] = {
     "last_error": "string",
     "outcome": "string",
     "closed": _MOMENT,
-}
-_EVENT_TYPES: Final[_Types] = {
-    "incident": "int64",
     "kind": "string",
     "at": _MOMENT,
     "attempt": "Int64",
     "grace_seconds": "Float64",
     "max_retries": "Int64",
-}
-_CAPACITY_TYPES: Final[_Types] = {
-    "group": "string",
-    "at": _MOMENT,
     "wanted": "Int64",
     "live": "Int64",
 }
+"""The type of each column, whichever frame it is in."""
 _NOTING: Final = (
     EventKind.DETECTED,
     EventKind.RECOVERED,
@@ -81,8 +73,8 @@ def read_incidents(
     query = sa.select(*columns).where(incident.c.dry_run == 0).order_by(newest_first)
     if group is not None:
         query = query.where(incident.c.group_name == group)
-    frame = _read(ledger, query.limit(newest), _INCIDENT_TYPES, _with_outcomes)
-    return frame.iloc[::-1].reset_index(drop=True)
+    frame = _read(ledger, query.limit(newest)).iloc[::-1].reset_index(drop=True)
+    return frame.assign(outcome=frame["outcome"].where(frame["closed"].notna()))
 
 
 def read_capacity(ledger: Ledger) -> pd.DataFrame:
@@ -96,15 +88,16 @@ def read_capacity(ledger: Ledger) -> pd.DataFrame:
         .where(event.c.kind.in_(list(map(str, _NOTING))))
         .order_by(event.c.event_id)
     )
-    return _read(ledger, query, _CAPACITY_TYPES, lambda rows: with_details(rows, "wanted", "live"))
+    return _read(ledger, query, "wanted", "live")
 
 
-def read_events(
+def read_record(
     ledger: Ledger, incidents: pd.DataFrame, *, group: str | None = None
-) -> pd.DataFrame:
-    """What advice needs of the events of these incidents and of those between them.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What advice needs of these incidents: each with its policy at the detection, and the events.
 
-    Attempts of a dry run are left out, since nothing was started.
+    The events are those of these incidents and of those between them. Attempts of a dry run are
+    left out, since nothing was started.
 
     Args:
         ledger: Where the events are.
@@ -130,27 +123,10 @@ def read_events(
     )
     if group is not None:
         query = query.where(event.c.group_name == group)
-    policy = ("grace_seconds", "max_retries")
-    return _read(ledger, query, _EVENT_TYPES, lambda rows: with_details(rows, *policy))
-
-
-def read_record(
-    ledger: Ledger, incidents: pd.DataFrame, *, group: str | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What advice needs of these incidents: the policy at the detection of each, and their events.
-
-    Args:
-        ledger: Where the events are.
-        incidents: In the order of their numbers.
-        group: The group of all of these incidents; None: they are of several.
-
-    Raises:
-        StoreUnavailableError: The ledger did not answer.
-    """
-    events = read_events(ledger, incidents, group=group)
+    policy = ["grace_seconds", "max_retries"]
+    events = _read(ledger, query, *policy)
     detected = events[events["kind"] == EventKind.DETECTED].drop_duplicates("incident")
-    policies = detected.set_index("incident")[["grace_seconds", "max_retries"]]
-    return incidents.join(policies, on="incident"), events
+    return incidents.join(detected.set_index("incident")[policy], on="incident"), events
 
 
 def _naive(column: "sa.Column[Any]") -> "sa.TypeCoerce[Any]":
@@ -159,27 +135,23 @@ def _naive(column: "sa.Column[Any]") -> "sa.TypeCoerce[Any]":
 
 
 @uncollected()
-def _read(
-    ledger: Ledger,
-    query: "sa.Select[Any]",
-    types: _Types,
-    finish: Callable[[pd.DataFrame], pd.DataFrame],
-) -> pd.DataFrame:
-    """All rows of a query, a chunk at a time, so that only the columns asked for are held."""
-    names = list(types)
+def _read(ledger: Ledger, query: "sa.Select[Any]", *details: str) -> pd.DataFrame:
+    """All rows of a query, with these numbers instead of the column of their details.
+
+    They are read a chunk at a time, so that only the columns asked for are held.
+    """
+    names = [*(c.name for c in query.selected_columns if c.name != _DETAILS.name), *details]
+    types = {name: _TYPES[name] for name in names}
     parts = [pd.DataFrame(columns=names).astype(types)]
     with ledger.reading() as connection:
         found = connection.execution_options(yield_per=_CHUNK).execute(query)
         for chunk in found.partitions():  # not read_sql: its errors hold the statement
             rows = pd.DataFrame(map(tuple, chunk), columns=list(found.keys()))
-            parts.append(finish(_aware(rows, types)).astype(types)[names])
+            rows = with_details(rows, *details) if details else rows
+            parts.append(_aware(rows[names]).astype(types))
     return pd.concat(parts, ignore_index=True)
 
 
-def _aware(rows: pd.DataFrame, types: _Types) -> pd.DataFrame:
-    moments = [name for name in types if types[name] == _MOMENT]
+def _aware(rows: pd.DataFrame) -> pd.DataFrame:
+    moments = [name for name in rows.columns if _TYPES[name] == _MOMENT]
     return rows.assign(**{name: pd.to_datetime(rows[name], utc=True) for name in moments})
-
-
-def _with_outcomes(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(outcome=rows["outcome"].where(rows["closed"].notna()))

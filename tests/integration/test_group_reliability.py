@@ -20,7 +20,6 @@ from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit.fleet_history import (
     read_capacity,
-    read_events,
     read_incidents,
     read_record,
 )
@@ -191,7 +190,7 @@ def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL)
         assert world.container.requested[-1] == "goes-on"
         incidents = read_incidents(world.services.ledger)
         assert incidents["incident"].tolist() == [1, 2, goes_on.incident_id]
-        events = read_events(world.services.ledger, incidents, group="i")
+        _, events = read_record(world.services.ledger, incidents, group="i")
         assert events["kind"].tolist() == ["detected", "attempt"]
         assert events["attempt"].tolist()[-1] == 2
 
@@ -289,7 +288,7 @@ def test_what_is_read_has_the_types_of_the_audit(tmp_path: Path, database_url: s
             assert str(incidents[column].dtype) == "datetime64[us, UTC]"
         (last,) = read_capacity(ledger).tail(1).to_dict("records")
         assert last == {"group": "h", "at": world.now, "wanted": 4, "live": 0}
-        events = read_events(ledger, incidents, group="h")
+        _, events = read_record(ledger, incidents, group="h")
         assert events["kind"].tolist() == ["detected", "detected", "attempt"]
         assert events["grace_seconds"].tolist()[:2] == [30, 30]
 

@@ -5,8 +5,8 @@ Two things are taken from the record, whatever the policy:
 * The world. A worker that came back without an attempt, or after a last attempt that failed to
   start it, came back by itself, at the recorded moment. Otherwise the last attempt of an incident
   that recovered brought it back, as long after it began as recorded; every attempt before it, and
-  every one of an incident that did not recover, did not help. A release, a refill, or the end of
-  the record comes at the recorded moment to every incident that is open then.
+  every one of an incident that did not recover, did not help. A release, a replacement, or the
+  end of the record comes at the recorded moment to every incident that is open then.
 * The latency: how much later than due each step was taken, through the interval of the ticks and
   the queue of the runs. A step that was due and not taken before the end comes at that end at the
   earliest; the end wins. A step that was not due before the end has no latency.
