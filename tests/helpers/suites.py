@@ -18,6 +18,7 @@ LEFT_TO_REST: Final = {
     "engine": "it needs a real Flink, Spark, ZooKeeper or Kubernetes API, which start slowly",
     "browser": "it looks at Dagster's UI with a real browser",
     "crash_loop": "it kills or freezes real processes, and waits in real time for them to heal",
+    "packaging": "it builds the wheel and installs it into environments made for that",
     "long": "it takes many seconds, as it plays long histories or tries very many cases",
     "other_database": "it holds on SQLite in `make test`, and only the database is another here",
 }

@@ -77,7 +77,8 @@ def _prepare(folder: Path) -> Services:
     """Makes the folder, ends what an earlier demo left, and wires this demo's parts."""
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text(_DAGSTER_YAML)
+    if not (instance := home / "dagster.yaml").exists():  # a user's own stays as it is
+        instance.write_text(_DAGSTER_YAML)
     (folder / "workspace.yaml").write_text(_WORKSPACE)
     left = stop_all(folder)
     if left:

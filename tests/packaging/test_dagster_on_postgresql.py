@@ -1,0 +1,108 @@
+"""Beside Dagster's own storage on PostgreSQL: in a fresh environment a killed worker is healed.
+
+Dagster's storage works with `postgresql://` where SQLAlchemy takes that for psycopg 2, which is
+before SQLAlchemy 2.1: https://docs.sqlalchemy.org/en/21/changelog/migration_21.html
+"""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import pytest
+import sqlalchemy as sa
+
+from dagster_amoro.demo.fleet import processes
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.registry import optimizer
+from tests.helpers.waiting import wait_until
+from tests.packaging.environments import build, clean_environment, environment, run
+
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
+
+# The web server of the same release as Dagster itself, and Dagster's library for PostgreSQL.
+_BESIDE: Final = ("dagster-postgres", f"dagster-webserver=={version('dagster')}", "sqlalchemy<2.1")
+_DAGSTER_YAML: Final = """\
+storage:
+  postgres:
+    postgres_url: {url}
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+"""
+
+
+@pytest.fixture
+def postgresql(postgresql_server: sa.URL) -> Iterator[sa.URL]:
+    """A database for Dagster, by the URL that its users write: no driver is named in it."""
+    engine = sa.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("CREATE DATABASE dagster_storage"))
+    yield postgresql_server.set(drivername="postgresql", database="dagster_storage")
+    with engine.connect() as connection:
+        connection.execute(sa.text("DROP DATABASE dagster_storage WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment as somebody with Dagster on PostgreSQL has it."""
+    wheel = build("wheel", tmp_path_factory.mktemp("wheel"))
+    return environment(tmp_path_factory.mktemp("on") / "venv", wheel, *_BESIDE, locked=False)
+
+
+def registered(database: Database) -> dict[str, str]:
+    """The tokens of the workers that are registered, by resource id."""
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(optimizer.c.resource_id, optimizer.c.token))
+        return {row.resource_id: row.token for row in rows}
+
+
+def test_a_killed_worker_is_healed(tmp_path: Path, programs: Path, postgresql: sa.URL) -> None:
+    """By Dagster's daemon, whose runs and events are in PostgreSQL."""
+    folder = (tmp_path / "a fleet").resolve()
+    home = folder / "dagster"
+    home.mkdir(parents=True)
+    url = postgresql.render_as_string(hide_password=False)
+    (home / "dagster.yaml").write_text(_DAGSTER_YAML.format(url=url))
+    demo: list[str | Path] = [programs / "python", "-m", "dagster_amoro.demo"]
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [*map(str, demo), "run", "--folder", str(folder), "--port", "0"],
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdout=output,
+            stderr=output,
+        )
+    database = Database(sa.URL.create("sqlite", database=str(folder / "registry.db")), "registry")
+    try:
+        wait_until(lambda: "http://127" in said.read_text() or process.poll() is not None)
+        wait_until(lambda: len(registered(database)) >= 5 or process.poll() is not None)
+        assert process.poll() is None, said.read_text()
+        before = registered(database)
+        killed = re.search(r"Killed (\S+)", run([*demo, "chaos", "--folder", folder], tmp_path))
+        assert killed is not None
+        name = killed[1]
+        wait_until(lambda: registered(database).get(name, before[name]) != before[name])
+        wait_until(lambda: f"{name}: an optimizer registered for it after" in said.read_text())
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+        database.close()
+    assert list(processes(folder)) == []
+    assert runs(postgresql) >= 1
+
+
+def runs(url: sa.URL) -> int:
+    """How many runs of restart_orphans that succeeded Dagster has in PostgreSQL."""
+    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+    query = "SELECT count(*) FROM runs WHERE pipeline_name = :job AND status = :status"
+    with engine.connect() as connection:
+        found = connection.scalar(sa.text(query), {"job": "restart_orphans", "status": "SUCCESS"})
+    engine.dispose()
+    return int(found or 0)

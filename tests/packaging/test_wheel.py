@@ -1,0 +1,128 @@
+"""The wheel: what is in it, and that it lives in a project that has packages of our old names."""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.packaging.environments import build, environment, run
+
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
+
+PROJECT: Final = {
+    "assets/__init__.py": """
+import dagster as dg
+
+
+@dg.asset
+def orders() -> None:
+    pass
+""",
+    "orchestration/__init__.py": """
+import dagster as dg
+
+from assets import orders
+
+daily = dg.define_asset_job("daily", [orders])
+""",
+    "location.py": """
+import dagster as dg
+from assets import orders
+from orchestration import daily
+
+from dagster_amoro import build_definitions, load_settings
+
+defs = dg.Definitions.merge(
+    dg.Definitions(assets=[orders], jobs=[daily]),
+    build_definitions(load_settings()),
+)
+""",
+}
+LOOK: Final = """
+import location
+names = {key.to_user_string() for key in location.defs.resolve_asset_graph().get_all_asset_keys()}
+assert {"orders", "orphan_history", "group_reliability"} <= names, names
+assert location.defs.resolve_job_def("restart_orphans") and location.defs.resolve_job_def("daily")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The programs of an environment that has the wheel, and never saw this checkout."""
+    return environment(tmp_path_factory.mktemp("environment") / "venv", wheel)
+
+
+def names(wheel: Path) -> list[str]:
+    """The files in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return sorted(archive.namelist())
+
+
+def test_its_top_level_is_two_packages(wheel: Path) -> None:
+    """And what every wheel has about itself."""
+    top = {name.partition("/")[0] for name in names(wheel)}
+    (about,) = (name for name in top if name.endswith(".dist-info"))
+    assert top == {"dagster_amoro", "dagster_amoro_audit", about}
+
+
+def test_it_has_the_files_that_are_no_code(wheel: Path) -> None:
+    """The bundled configurations, and that the packages are typed."""
+    found = names(wheel)
+    for name in (
+        "dagster_amoro/py.typed",
+        "dagster_amoro_audit/py.typed",
+        "dagster_amoro/config/standalone/config.yaml",
+        "dagster_amoro/demo/conf/config.yaml",
+    ):
+        assert name in found
+
+
+def test_the_source_distribution_makes_the_same_wheel(
+    tmp_path_factory: pytest.TempPathFactory, wheel: Path
+) -> None:
+    """Whoever builds from the sources of a release gets what was released."""
+    folder = tmp_path_factory.mktemp("sdist")
+    archive = build("sdist", folder)
+    run(["tar", "-xzf", archive, "-C", folder], folder)
+    (sources,) = (path for path in folder.iterdir() if path.is_dir())
+    uv = environment(folder / "venv", wheel, "uv") / "uv"
+    run([uv, "build", "--quiet", "--wheel", "--out-dir", folder / "built", sources], folder)
+    (again,) = (folder / "built").glob("*.whl")
+    assert names(again) == names(wheel)
+
+
+def test_links_of_the_readme_work_where_there_are_no_files_beside_it(wheel: Path) -> None:
+    """A page of a package index has nothing but this text."""
+    (about,) = (name for name in names(wheel) if name.endswith("/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(about).decode()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_a_project_with_packages_of_its_own_merges_the_definitions(
+    tmp_path: Path, programs: Path
+) -> None:
+    """Its `assets` and `orchestration` are its own, and Dagster finds nothing amiss."""
+    for name, text in PROJECT.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    home = {"DAGSTER_HOME": str(tmp_path)}
+    run([programs / "python", "-c", LOOK], tmp_path, **home)
+    validate: list[str | Path] = [programs / "dagster", "definitions", "validate", "-m", "location"]
+    assert "Validation successful" in run(validate, tmp_path, **home)
+
+
+def test_the_command_is_installed(tmp_path: Path, programs: Path) -> None:
+    """It says what it can do, from any folder."""
+    assert "restart-now" in run([programs / "dagster-amoro", "--help"], tmp_path)
