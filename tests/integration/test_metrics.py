@@ -407,7 +407,7 @@ def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
     assert not found.passed
     assert (
         found.description
-        == "1 group could not be refilled: g (below 4 threads after 1 round; newest error: "
+        == "1 group could not be scaled up: g (below 4 threads after 1 round; newest error: "
         "failed: no image)"
     )
     world.register(None, "g", 4)
