@@ -285,10 +285,10 @@ class World:
 @pytest.fixture(scope="module")
 def world(site: Site) -> World:
     """An orphan for each verb; a run of each."""
-    for name in ("now", "attempts_used", "hopeless", "removed"):
+    for name in ("now", "spent", "hopeless", "removed"):
         site.worker(name)
     site.worker("elsewhere", "h")
-    site.tried("attempts_used")
+    site.tried("spent")
     row = site.removed("removed")
     of = {
         "pause": {"group": "h", "until": "2126-03-29T08:00:00+02:00"},
@@ -337,7 +337,7 @@ def test_reset(site: Site, world: World) -> None:
     assert message.startswith(
         "attempts_used has all 5 attempts again. The next tick goes on with that"
     )
-    incident = site.incident("attempts_used")
+    incident = site.incident("spent")
     assert (incident.attempts, incident.attempts_used) == (1, 0)
     assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", BY)
 
