@@ -334,9 +334,7 @@ def test_restart_now(site: Site, world: World) -> None:
 def test_reset(site: Site, world: World) -> None:
     """Its attempts count no longer."""
     message = site.said(world.runs["reset"])
-    assert message.startswith(
-        "attempts_used has all 5 attempts again. The next tick goes on with that"
-    )
+    assert message.startswith("spent has all 5 attempts again. The next tick goes on with that")
     incident = site.incident("spent")
     assert (incident.attempts, incident.attempts_used) == (1, 0)
     assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", BY)
