@@ -102,12 +102,12 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.GIVEN_BACK, 2, "run-1"),
     ),
     "begin giving up": (
-        transitions.begin_giving_up(CLAIMED, {"resource_id": "r1"}, LATER, NOW),
+        transitions.begin_removal(CLAIMED, State.GIVING_UP, {"resource_id": "r1"}, LATER, NOW),
         {"state": State.GIVING_UP, "claimed_until": LATER},
         (EventKind.GIVING_UP, 2, "run-1"),
     ),
     "begin superseding": (
-        transitions.begin_superseding(CLAIMED, {"resource_id": "r1"}, LATER, NOW),
+        transitions.begin_removal(CLAIMED, State.SUPERSEDING, {"resource_id": "r1"}, LATER, NOW),
         {"state": State.SUPERSEDING, "claimed_until": LATER},
         (EventKind.SUPERSEDING, 2, "run-1"),
     ),

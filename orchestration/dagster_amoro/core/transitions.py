@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.model import (
@@ -18,25 +18,13 @@ from dagster_amoro.core.model import (
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.core.secrets import without_secrets
 
-_CLOSING_KIND = {
-    State.RECOVERED: EventKind.RECOVERED,
-    State.EXHAUSTED: EventKind.EXHAUSTED,
-    State.RELEASED: EventKind.RELEASED,
-    State.SUPERSEDED: EventKind.SUPERSEDED,
-}
+_UNCLAIMED: Final[Mapping[str, Any]] = {"claimed_by": None, "claimed_until": None}
 
 
 def detect(
     orphan: Orphan, now: datetime, *, prior_attempts: int = 0, newest_start: str | None = None
 ) -> Transition:
-    """A resource was found orphaned: its incident opens.
-
-    Args:
-        orphan: Its row.
-        now: Aware UTC.
-        prior_attempts: Attempts of earlier incidents that count, as it was not stable after them.
-        newest_start: `start_time` of its group's newest resource, see `Incident`.
-    """
+    """A resource was found orphaned: its incident opens, with what `Incident` says of these."""
     incident = Incident(
         incident_id=0,
         resource_id=orphan.resource_id,
@@ -77,11 +65,8 @@ def observed(
 
 def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
     """It cannot be restarted, which is said once and then left to a person."""
-    after = incident.evolve(
-        state=State.UNSUPPORTED, note=obstacle, claimed_by=None, claimed_until=None
-    )
     event = Event(kind=EventKind.REPORTED, at=now, message=f"left alone: {obstacle}")
-    return Transition(before=incident, after=after, event=event)
+    return _step(incident, event, state=State.UNSUPPORTED, note=obstacle, **_UNCLAIMED)
 
 
 def dispatch(
@@ -91,26 +76,18 @@ def dispatch(
 
     With a fence, it also ends with the lease of that number.
     """
-    after = incident.evolve(
-        state=_working(incident, State.DISPATCHED),
-        note=None,
-        dispatches=incident.dispatches + 1,
-        claimed_by=run_key,
-        claimed_until=until,
-        fence=fence,
-    )
-    message = f"given to a run (dispatch {after.dispatches})"
+    number = incident.dispatches + 1
+    message = f"given to a run (dispatch {number})"
     event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})
-    return Transition(before=incident, after=after, event=event)
+    changes = {"dispatches": number, "claimed_by": run_key, "claimed_until": until, "fence": fence}
+    return _step(incident, event, state=_working(incident, State.DISPATCHED), note=None, **changes)
 
 
 def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Transition:
     """The run claims it."""
-    after = incident.evolve(
-        state=_working(incident, State.CLAIMED), claimed_by=run_id, claimed_until=until
-    )
     event = Event(kind=EventKind.CLAIMED, at=now, message="claimed by its run", run_id=run_id)
-    return Transition(before=incident, after=after, event=event)
+    state = _working(incident, State.CLAIMED)
+    return _step(incident, event, state=state, claimed_by=run_id, claimed_until=until)
 
 
 def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
@@ -122,18 +99,18 @@ def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transit
         last_error=None,
         operator_request=None,
     )
-    message = f"attempt {after.attempts_used} begins"
-    return _in_run(incident, after, EventKind.ATTEMPT, message, now)
+    event = _in_run(after, EventKind.ATTEMPT, f"attempt {after.attempts_used} begins", now)
+    return Transition(before=incident, after=after, event=event)
 
 
 def started(
     incident: Incident, startup: Mapping[str, str], notes: Sequence[str], now: datetime
 ) -> Transition:
     """The container accepted the start; the run lets go and registration decides."""
-    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
     message = f"attempt {incident.attempts_used} started it{shown(startup)}"
     details = {"startup": without_secrets(startup), "notes": list(notes)}
-    return _in_run(incident, after, EventKind.STARTED, message, now, details)
+    event = replace(_in_run(incident, EventKind.STARTED, message, now), details=details)
+    return _step(incident, event, state=State.WAITING, **_UNCLAIMED)
 
 
 def shown(startup: Mapping[str, str]) -> str:
@@ -144,47 +121,36 @@ def shown(startup: Mapping[str, str]) -> str:
 
 def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
     """The start failed; the run keeps the incident for its next attempt."""
-    after = incident.evolve(last_error=error, claimed_until=until)
     message = f"attempt {incident.attempts_used} failed: {error}"
-    return _in_run(incident, after, EventKind.ATTEMPT_FAILED, message, now)
+    event = _in_run(incident, EventKind.ATTEMPT_FAILED, message, now)
+    return _step(incident, event, last_error=error, claimed_until=until)
 
 
 def give_back(incident: Incident, reason: str, now: datetime) -> Transition:
     """The run lets go of it without an attempt; the next tick looks again."""
-    after = incident.evolve(
-        state=_working(incident, State.WAITING), claimed_by=None, claimed_until=None
-    )
-    return _in_run(incident, after, EventKind.GIVEN_BACK, f"given back: {reason}", now)
+    event = _in_run(incident, EventKind.GIVEN_BACK, f"given back: {reason}", now)
+    return _step(incident, event, state=_working(incident, State.WAITING), **_UNCLAIMED)
 
 
-def begin_giving_up(
-    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
+def begin_removal(
+    incident: Incident, state: State, row: Mapping[str, Any], until: datetime, now: datetime
 ) -> Transition:
-    """Its row goes into the ledger, whole, before it is removed."""
-    after = incident.evolve(state=State.GIVING_UP, claimed_until=until)
-    message = f"giving up after {_attempts(incident)}; its row is kept in the ledger"
-    step = _in_run(incident, after, EventKind.GIVING_UP, message, now)
-    return replace(step, row=row)
-
-
-def begin_superseding(
-    incident: Incident, row: Mapping[str, Any], until: datetime, now: datetime
-) -> Transition:
-    """Its group was scaled up without it; its row goes into the ledger before it is removed."""
-    after = incident.evolve(state=State.SUPERSEDING, claimed_until=until)
-    message = "its group was scaled up without it; its row is kept in the ledger"
-    step = _in_run(incident, after, EventKind.SUPERSEDING, message, now)
-    return replace(step, row=row)
+    """It is given up or superseded; its row goes into the ledger, whole, before it is removed."""
+    why = "its group was scaled up without it"
+    if state is State.GIVING_UP:
+        why = f"giving up after {_attempts(incident)}"
+    event = _in_run(incident, EventKind(state), f"{why}; its row is kept in the ledger", now)
+    return replace(_step(incident, event, state=state, claimed_until=until), row=row)
 
 
 def keep(incident: Incident, now: datetime) -> Transition:
     """Its attempts are used up, which is said once; then it is left to a person."""
-    after = incident.evolve(state=State.KEPT, claimed_by=None, claimed_until=None)
     message = (
         f"{_attempts(incident)} did not help; it is left as it is, and its row is kept "
         "(keeper.on-exhausted)"
     )
-    return _in_run(incident, after, EventKind.KEPT, message, now)
+    event = _in_run(incident, EventKind.KEPT, message, now)
+    return _step(incident, event, state=State.KEPT, **_UNCLAIMED)
 
 
 def replacement(incident: Incident, resource_id: str, now: datetime) -> Transition:
@@ -192,25 +158,17 @@ def replacement(incident: Incident, resource_id: str, now: datetime) -> Transiti
 
     A run that has it in hand loses it.
     """
-    after = incident.evolve(state=State.WAITING, claimed_by=None, claimed_until=None)
     message = f"{resource_id}, a new resource, is to take its place"
     event = Event(kind=EventKind.REPLACED, at=now, message=message)
-    return Transition(before=incident, after=after, event=event)
+    return _step(incident, event, state=State.WAITING, **_UNCLAIMED)
 
 
 def enforce(incident: Incident, now: datetime) -> Transition:
     """A dry run is over: nothing that it did counts, since nothing was done."""
-    after = incident.evolve(
-        state=State.WAITING,
-        prior_attempts=-incident.attempts,
-        claimed_by=None,
-        claimed_until=None,
-        note=None,
-        last_error=None,
-    )
     message = "the dry run is over; what it did not do counts no longer"
     event = Event(kind=EventKind.ENFORCED, at=now, message=message)
-    return Transition(before=incident, after=after, event=event)
+    forgotten = {"prior_attempts": -incident.attempts, "note": None, "last_error": None}
+    return _step(incident, event, state=State.WAITING, **forgotten, **_UNCLAIMED)
 
 
 def order(
@@ -220,41 +178,21 @@ def order(
 
     `by` says who (`author`) and why (`reason`).
     """
-    after = incident.evolve(
-        state=_working(incident, State.WAITING),
-        claimed_by=None,
-        claimed_until=None,
-        operator_request=operator_request,
-    )
     kind, what = {
         OperatorRequest.RESTART: (EventKind.RESTART_NOW, "to be restarted without further waiting"),
         OperatorRequest.GIVE_UP: (EventKind.GIVE_UP, "to be given up"),
     }[operator_request]
-    return _by_operator(incident, after, kind, what, by, now)
+    event = Event(kind=kind, at=now, message=signed(what, by), details=dict(by))
+    state = _working(incident, State.WAITING)
+    return _step(incident, event, state=state, operator_request=operator_request, **_UNCLAIMED)
 
 
 def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transition:
     """An operator gives it a fresh budget of attempts; `by` as in `order`."""
+    message = signed(f"a fresh budget: {_attempts(incident)} counted until now", by)
+    event = Event(kind=EventKind.RESET, at=now, message=message, details=dict(by))
     state = State.WAITING if incident.state is State.KEPT else incident.state
-    after = incident.evolve(state=state, prior_attempts=-incident.attempts)
-    what = f"a fresh budget: {_attempts(incident)} counted until now"
-    return _by_operator(incident, after, EventKind.RESET, what, by, now)
-
-
-def _attempts(incident: Incident) -> str:
-    return counted(incident.attempts_used, "attempt")
-
-
-def _by_operator(  # noqa: PLR0913, PLR0917 - the fields of an event
-    before: Incident,
-    after: Incident,
-    kind: EventKind,
-    what: str,
-    by: Mapping[str, str],
-    now: datetime,
-) -> Transition:
-    event = Event(kind=kind, at=now, message=signed(what, by), details=dict(by))
-    return Transition(before=before, after=after, event=event)
+    return _step(incident, event, state=state, prior_attempts=-incident.attempts)
 
 
 def signed(what: str, by: Mapping[str, str]) -> str:
@@ -264,42 +202,25 @@ def signed(what: str, by: Mapping[str, str]) -> str:
 
 
 def close(
-    incident: Incident,
-    outcome: State,
-    message: str,
-    now: datetime,
-    *,
-    run_id: str | None = None,
+    incident: Incident, outcome: State, message: str, now: datetime, *, run_id: str | None = None
 ) -> Transition:
     """Its outcome is known: to a run, or to a tick where `run_id` is None."""
-    after = incident.evolve(state=outcome, closed_at=now, claimed_by=None, claimed_until=None)
-    event = Event(
-        kind=_CLOSING_KIND[outcome],
-        at=now,
-        message=message,
-        attempt=incident.attempts or None,
-        run_id=run_id,
-    )
-    return Transition(before=incident, after=after, event=event)
+    event = replace(_in_run(incident, EventKind(outcome), message, now), run_id=run_id)
+    return _step(incident, event, state=outcome, closed_at=now, **_UNCLAIMED)
 
 
-def _in_run(  # noqa: PLR0913, PLR0917 - the fields of an event
-    before: Incident,
-    after: Incident,
-    kind: EventKind,
-    message: str,
-    now: datetime,
-    details: Mapping[str, Any] | None = None,
-) -> Transition:
-    event = Event(
-        kind=kind,
-        at=now,
-        message=message,
-        attempt=after.attempts or None,
-        run_id=before.claimed_by,
-        details=details or {},
-    )
-    return Transition(before=before, after=after, event=event)
+def _attempts(incident: Incident) -> str:
+    return counted(incident.attempts_used, "attempt")
+
+
+def _step(before: Incident, event: Event, **changes: Any) -> Transition:  # noqa: ANN401 - as `evolve`
+    return Transition(before=before, after=before.evolve(**changes), event=event)
+
+
+def _in_run(incident: Incident, kind: EventKind, message: str, now: datetime) -> Event:
+    """What happens to it in the run that has it in hand."""
+    number = incident.attempts or None
+    return Event(kind=kind, at=now, message=message, attempt=number, run_id=incident.claimed_by)
 
 
 def _working(incident: Incident, state: State) -> State:

@@ -347,8 +347,8 @@ class _Restart:
         if seen.row is not None:
             now = self._clock()
             until = now + self._settings.claim_timeout
-            begin = transitions.begin_superseding if superseding else transitions.begin_giving_up
-            self._step(begin(self._incident, seen.row, until, now))
+            state = State.SUPERSEDING if superseding else State.GIVING_UP
+            self._step(transitions.begin_removal(self._incident, state, seen.row, until, now))
             self._ensure_still_ours()
             properties = seen.row["properties"]
             removed = self._registry.remove_orphan(self._incident.resource_id, properties)

@@ -119,7 +119,7 @@ def test_details_and_removed_rows_are_any_json(ledger: Ledger) -> None:
         "others": {"true": True, "none": None, "empty": {}},
         ODD_TEXT: "x" * 100_000,
     }
-    step = transitions.begin_giving_up(incident, values, UNTIL, NOW)
+    step = transitions.begin_removal(incident, State.GIVING_UP, values, UNTIL, NOW)
     taken(ledger, replace(step, event=replace(step.event, details=values)))
     assert ledger.removed_row(incident.incident_id) == values
     assert ledger.events(incident.incident_id)[-1].details == values
