@@ -42,6 +42,7 @@ _CUT_CONNECTIONS: Final = """
 _WORKERS: Final = 8  # at most; each has database servers of its own
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """As many processes as there are processors for us, hyperthreads too."""
     return min(_WORKERS, len(os.sched_getaffinity(0)))

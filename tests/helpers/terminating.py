@@ -25,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Marks the run, unless this is a worker of it, and lets SIGTERM interrupt it."""
     if not _is_worker(config):
         os.environ[MARK] = f"{os.environ.get(MARK, '')}/{uuid4().hex}"
+    # A shell lets its background jobs ignore SIGINT. Dagster would hand that on to SIGTERM after
+    # each run in this process, and every program that a test starts later would ignore both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -38,14 +39,14 @@ def running(attach: Callable[..., AbstractContextManager[Amoro]]) -> Iterator[Am
 
 def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> None:
     """From the sensor to the recovery: a real process that registers with AMS."""
-    world = running.world
-    running.resources("5ghs0a2v1j9k3m7n4p8q6r0t2u", "healthy")
-    running.optimizers("5ghs0a2v1j9k3m7n4p8q6r0t2u", "healthy")
+    world, name = running.world, uuid4().hex  # its process is found by its id on the whole machine
+    running.resources(name, "healthy")
+    running.optimizers(name, "healthy")
     before = running.rows("resource")
     assert world.tick() == []
     assert world.message == "2 resources, 0 orphans"
 
-    running.forget("5ghs0a2v1j9k3m7n4p8q6r0t2u")
+    running.forget(name)
     assert world.tick() == []
     assert "2 resources, 1 orphan: 1 in grace for 30 s" in world.message
     (request,) = world.later(GRACE).tick()
@@ -54,7 +55,7 @@ def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> N
     try:
         wait_until(lambda: bool(running.ams.registrations))
         (registered,) = running.ams.registrations
-        assert registered.resource_id == "5ghs0a2v1j9k3m7n4p8q6r0t2u"
+        assert registered.resource_id == name
         assert (registered.group, registered.threads) == ("g", 2)
         assert world.later().tick() == []
         assert "1 recovered" in world.message
@@ -63,7 +64,7 @@ def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> N
         assert running.rows("resource") == before
     finally:
         container = world.services.containers.get("local")
-        container.release_resource(_resource("5ghs0a2v1j9k3m7n4p8q6r0t2u"))
+        container.release_resource(_resource(name))
 
 
 def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:

@@ -92,6 +92,22 @@ def test_a_failure_says_how_it_ended(code: str, problem: str) -> None:
         run(sh(code), 10)
 
 
+DEAF = """
+import signal, sys
+for each in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, signal.SIG_IGN)
+from dagster_amoro.containers.programs import Program, run
+run(Program(argv=["/bin/sh", "-c", sys.argv[1]]), 10)
+"""
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_program_heeds_signals_that_we_ignore(name: str) -> None:
+    """As Dagster's processes do where a shell started it in the background."""
+    with pytest.raises(ProgramError, match=f"ProgramError: sh was ended by SIG{name} without any"):
+        run(python(DEAF, f"kill -{name} $$"), 60)
+
+
 def test_a_failure_shows_no_secrets() -> None:
     """Neither of the output nor of what it could not start."""
     mask = Mask({"password": "hunter2"})

@@ -80,3 +80,25 @@ def test_nothing_is_left_of_a_run(tmp_path: Path, workers: int) -> None:
         for each in started_by(mark):
             each.kill()
         run.wait()
+
+
+TOGETHER: Final = """
+import os
+from pathlib import Path
+import pytest
+
+@pytest.mark.xdist_group("together")
+@pytest.mark.parametrize("number", range(8))
+def test(number):
+    Path(f"{number}-{os.environ['PYTEST_XDIST_WORKER']}").touch()
+"""
+
+
+def test_what_shares_a_cluster_stays_in_one_process(tmp_path: Path) -> None:
+    """Versions of pytest and of pytest-xdist that do not go together part it without a word."""
+    (tmp_path / "test_it.py").write_text(TOGETHER)
+    command = [sys.executable, "-m", "pytest", "--numprocesses=2", "--dist=loadgroup"]
+    subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True)
+    workers = [each.name.partition("-")[2] for each in tmp_path.glob("?-gw*")]
+    assert len(workers) == 8
+    assert len(set(workers)) == 1

@@ -25,6 +25,8 @@ from dagster_amoro.core.errors import (
 )
 from dagster_amoro.core.model import Resource
 
+# Its tests start programs under one id, and look for programs with it on this machine.
+pytestmark = pytest.mark.xdist_group("spark-submit")
 RID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 YARN_APPLICATION = "application_1700000000000_0007"
 MAIN = "org.apache.amoro.optimizer.spark.SparkOptimizer"

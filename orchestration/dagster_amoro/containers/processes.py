@@ -30,6 +30,7 @@ _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _POLL: Final = 0.02  # seconds between two looks at processes that are to end
 _LINE_END: Final = re.compile(r"\r\n?")
 _LARGEST_PID: Final = 2**31 - 1
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +146,15 @@ def spawn(
 ) -> Worker:
     """Starts a program in a session of its own, its output going to a log.
 
+    It heeds SIGINT and SIGTERM. Where this process ignores them, the program would inherit that: a
+    shell makes its background jobs ignore SIGINT, and Dagster then makes its processes ignore both.
+
     Raises:
         OSError: It cannot be started.
         ValueError: Its arguments cannot be expressed in this system's encoding.
     """
     reap()
+    deaf = any(signal.getsignal(each) is signal.SIG_IGN for each in _ENDING)
     worker = Worker(
         argv,
         stdin=stdin,
@@ -159,9 +164,16 @@ def spawn(
         env=environment,
         start_new_session=True,
         close_fds=True,
+        # Nothing but system calls, so no lock of another thread can be in the way.
+        preexec_fn=_heed if deaf else None,
     )
     _children.add(worker)
     return worker
+
+
+def _heed() -> None:
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_DFL)
 
 
 def reap() -> None:
