@@ -21,8 +21,7 @@ from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
-from dagster_amoro.healing.status import OrphanStatus, Status
-from dagster_amoro.healing.status_json import as_json
+from dagster_amoro.healing.status import OrphanStatus, Status, as_json
 from dagster_amoro.healing.status_table import render
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger

@@ -10,8 +10,14 @@ from dagster_amoro.config import Mode
 from dagster_amoro.core.model import State
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.scale_up import ScaleUpState
-from dagster_amoro.healing.status import Acting, GroupStatus, OrphanStatus, Rounds, Status
-from dagster_amoro.healing.status_json import as_json
+from dagster_amoro.healing.status import (
+    Acting,
+    GroupStatus,
+    OrphanStatus,
+    Rounds,
+    Status,
+    as_json,
+)
 from dagster_amoro.healing.status_table import SHOWN, render
 
 NOW = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)

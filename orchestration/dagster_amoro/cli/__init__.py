@@ -70,7 +70,7 @@ def _check(conf_dir: Path | None, *, as_json: bool) -> None:
 
 def _status(conf_dir: Path | None, group: str | None, *, as_json: bool) -> None:
     if as_json:
-        from dagster_amoro.healing.status_json import as_json as show  # noqa: PLC0415 - see the module
+        from dagster_amoro.healing.status import as_json as show  # noqa: PLC0415 - see the module
     else:
         from dagster_amoro.healing.status_table import render as show  # noqa: PLC0415
     _run(conf_dir, lambda services: show(services.status.read(group)))

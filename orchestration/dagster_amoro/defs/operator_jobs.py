@@ -10,8 +10,7 @@ import dagster as dg
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.healing.operations import Operations
-from dagster_amoro.healing.status import StatusReader
-from dagster_amoro.healing.status_json import as_json
+from dagster_amoro.healing.status import StatusReader, as_json
 from dagster_amoro.healing.verbs import STATUS, VERBS, Command, Parameter, Values, Verb
 
 

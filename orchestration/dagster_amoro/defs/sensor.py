@@ -60,6 +60,7 @@ def build_orphan_sensor(
         scaling_up: The job that brings groups up to their min-parallelism.
     """
     policy, interval = ticker.reader.policy, ticker.reader.settings.check_interval
+    ledger, clock = ticker.reader.ledger, ticker.preconditions.clock
 
     @dg.sensor(
         name="orphan_sensor",
@@ -85,18 +86,18 @@ def build_orphan_sensor(
                 instance=_identity(context.instance),
             )
         except StandbyError as standby:
-            numbers, following = of_standby(cursor, ticker.clock())
+            numbers, following = of_standby(cursor, clock())
             return _idle(f"{WATCHING}: {standby}.", numbers, following)
         except KeeperError as error:
-            return _abstention(error, cursor, ticker.clock())
+            return _abstention(error, cursor, clock())
         if done.dispatches or done.scale_ups:
             context.log.info(done.summary)
-        since = _news(ticker.ledger, cursor)
+        since = _news(ledger, cursor)
         following = Cursor(
             event=since.newest,
             detector=done.detector,
             last_served_group=done.plan.last_served_group,
-            completed_at=ticker.clock(),
+            completed_at=clock(),
             reported=of_tick(done, ticker.preconditions.deployment),
         )
         message = news(following.reported, cursor.reported, done.summary)

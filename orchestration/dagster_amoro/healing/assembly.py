@@ -53,8 +53,8 @@ class Services:
         Raises:
             ConfigError: A driver is not installed.
         """
-        database = Database(settings.database_url, "registry")
-        ams = _ams(settings.ams, database) if settings.ams else None
+        database, of_ams = Database(settings.database_url, "registry"), settings.ams
+        ams = Ams(_leader(of_ams, database), ams_version=of_ams.ams_version) if of_ams else None
         services = cls(
             registry=Registry(database, None if ams else settings.heartbeat_timeout),
             ledger=Ledger(Database(settings.ledger_url, "ledger")),
@@ -79,9 +79,8 @@ class Services:
     def in_dry_run(self) -> Self:
         """The parts of a dry run: what would be done is recorded, and nothing is done."""
         ledger = Ledger(self.ledger.database, dry_run=True)
-        registry = DryRunRegistry(
-            self.registry.database, self.registry.heartbeat_timeout, ledger.removed_in_dry_run
-        )
+        database, timeout = self.registry.database, self.registry.heartbeat_timeout
+        registry = DryRunRegistry(database, timeout, ledger.removed_in_dry_run)
         containers = DryRunContainers(self.containers)
         return replace(self, registry=registry, ledger=ledger, containers=containers)
 
@@ -108,24 +107,18 @@ class Services:
         """What a tick, and the status, read."""
         return TickReader(
             registry=self.registry,
+            ledger=self.ledger,
             containers=self.containers,
             policy=self.policy,
             limits=self.limits,
             settings=self.settings,
             attached=self.ams is not None,
-            dry_run=self.ledger.dry_run,
         )
 
     @property
     def ticker(self) -> Ticker:
         """The work of the sensor."""
-        return Ticker(
-            preconditions=self.preconditions,
-            reader=self.reader,
-            registry=self.registry,
-            ledger=self.ledger,
-            clock=self.clock,
-        )
+        return Ticker(preconditions=self.preconditions, reader=self.reader)
 
     @property
     def restarter(self) -> Restarter:
@@ -148,8 +141,7 @@ class Services:
             registry=self.registry,
             containers=self.containers,
             policy=self.policy,
-            claim_timeout=self.settings.claim_timeout,
-            max_rounds=self.settings.max_keeping_attempts,
+            settings=self.settings,
             clock=self.clock,
         )
 
@@ -168,27 +160,15 @@ class Services:
     @property
     def status(self) -> StatusReader:
         """What an operator looks at first."""
-        return StatusReader(
-            reader=self.reader,
-            ledger=self.ledger,
-            ams=self.ams,
-            clock=self.clock,
-            deployment=self.deployment,
-            has_lease=self.lease_time is not None,
-        )
-
-
-def _ams(settings: AmsSettings, database: Database) -> Ams:
-    return Ams(_leader(settings, database), ams_version=settings.ams_version)
+        return StatusReader(reader=self.reader, preconditions=self.preconditions)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:
+    port = settings.http_port
     match settings.high_availability:
         case HighAvailability.ZOOKEEPER:
-            return from_zookeeper(
-                settings.zookeeper_address, settings.cluster_name, settings.http_port
-            )
+            return from_zookeeper(settings.zookeeper_address, settings.cluster_name, port)
         case HighAvailability.DATABASE:
-            return from_lease(database, settings.cluster_name, settings.http_port)
+            return from_lease(database, settings.cluster_name, port)
         case HighAvailability.NONE:
-            return always(Server(settings.host, settings.thrift_port, settings.http_port))
+            return always(Server(settings.host, settings.thrift_port, port))

@@ -46,8 +46,7 @@ class Preconditions:
     def hold_lease(self, instance: str) -> int | None:
         """Takes or renews the lease.
 
-        Args:
-            instance: What tells this deployment's Dagster from others of the same name.
+        `instance` tells this deployment's Dagster from others of the same name.
 
         Returns:
             The fence of what this tick does; None: there is no other deployment.
@@ -94,36 +93,28 @@ class Preconditions:
         """
         if self.ams is None:
             return detector
-        still_there, registered = self.registry.sample_tokens(detector.sample_tokens, SAMPLE_SIZE)
+        known = detector.sample_tokens
+        there, registered = self.registry.sample_tokens(known, SAMPLE_SIZE)
         following, until = look_again(
-            detector,
-            still_there=still_there,
-            registered=registered,
-            settling=self.settling,
-            now=now,
+            detector, still_there=there, registered=registered, settling=self.settling, now=now
         )
-        if until is not None:
-            raise UncertainStateError(_doubt(detector, until), following)
-        return following
+        if until is None:
+            return following
+        why = "AMS was away and nothing shows that it kept its optimizers"
+        if known:
+            why = f"all {len(known)} optimizers that were looked for are gone at once"
+        raise UncertainStateError(
+            f"{why}, as after a restart of AMS; healthy ones register again by "
+            f"{clock_time(until)}, and nothing is concluded before",
+            following,
+        )
 
 
 def silence_of(ams: Ams | None) -> str | None:
     """Why AMS cannot be counted on now; None: it answers, or the registry is nobody's but ours."""
-    if ams is None:
-        return None
     try:
-        ams.ping()
+        if ams is not None:
+            ams.ping()
     except AmsUnavailableError as error:
         return str(error)
     return None
-
-
-def _doubt(detector: AmsRestartDetector, until: datetime) -> str:
-    why = "AMS was away and nothing shows that it kept its optimizers"
-    if detector.sample_tokens:
-        gone = len(detector.sample_tokens)
-        why = f"all {gone} optimizers that were looked for are gone at once"
-    return (
-        f"{why}, as after a restart of AMS; healthy ones register again by {clock_time(until)}, "
-        "and nothing is concluded before"
-    )

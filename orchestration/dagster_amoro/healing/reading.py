@@ -21,10 +21,6 @@ from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
 
 
-def _nothing_unstable(_since: datetime) -> Mapping[str, int]:
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
     """What the ledger says; nothing, where it is not there yet."""
@@ -33,17 +29,7 @@ class Recorded:
     scale_ups: Mapping[str, ScaleUp] = field(default_factory=dict)
     pauses: Sequence[Pause] = ()
     # Asked for new orphans: the attempts that count for resources which recovered since a moment.
-    unstable: Callable[[datetime], Mapping[str, int]] = _nothing_unstable
-
-    @classmethod
-    def read(cls, ledger: Ledger, *, attached: bool) -> "Recorded":
-        """Reads it; in attached mode AMS scales the groups up, and there are no rounds of ours."""
-        return cls(
-            incidents=ledger.open_incidents(),
-            scale_ups={} if attached else ledger.scale_ups(),
-            pauses=ledger.pauses(),
-            unstable=ledger.unstable,
-        )
+    unstable: Callable[[datetime], Mapping[str, int]] = lambda _since: {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +37,21 @@ class TickReader:
     """Puts together what a tick decides on; nothing is written."""
 
     registry: Registry
+    ledger: Ledger
     containers: ContainerLookup
     policy: RestartPolicy
     limits: Limits
     settings: TickSettings
     attached: bool
-    dry_run: bool
+
+    def read_ledger(self) -> Recorded:
+        """What the ledger says; in attached mode AMS scales the groups up, so no rounds of ours."""
+        return Recorded(
+            incidents=self.ledger.open_incidents(),
+            scale_ups={} if self.attached else self.ledger.scale_ups(),
+            pauses=self.ledger.pauses(),
+            unstable=self.ledger.unstable,
+        )
 
     def read(  # noqa: PLR0913 - what was read before
         self,
@@ -82,7 +77,7 @@ class TickReader:
             fence=fence,
             last_served_group=last_served_group,
             attached=self.attached,
-            dry_run=self.dry_run,
+            dry_run=self.ledger.dry_run,
             obstacle=cache(self.containers.obstacle),  # once a tick, not once an orphan
             count=cache(self.registry.resource_counts),
             newcomers=newcomers_of(self.registry),
@@ -91,14 +86,12 @@ class TickReader:
 
     def _changes(self, recorded: Recorded, snapshot: RegistrySnapshot, now: datetime) -> Changes:
         gone = missing(snapshot, recorded.incidents)
-        new = unknown(snapshot, recorded.incidents)
+        groups = {each.group_name or "" for each in unknown(snapshot, recorded.incidents)}
         stable_after = self.policy.stable_after
         return Changes(
             present=self.registry.present(gone) if gone else frozenset(),
-            prior_attempts=recorded.unstable(now - stable_after) if new and stable_after else {},
-            newest_starts=self.registry.newest_starts({each.group_name or "" for each in new})
-            if new
-            else {},
+            prior_attempts=recorded.unstable(now - stable_after) if groups and stable_after else {},
+            newest_starts=self.registry.newest_starts(groups) if groups else {},
         )
 
 
@@ -107,11 +100,8 @@ def newcomers_of(registry: Registry) -> AskNewcomers:
 
     @cache
     def ask(since: frozenset[tuple[str, str]]) -> Newcomers:
-        if not since:
-            return Newcomers()
         groups = dict(since)
         resources = registry.new_resources(groups)
-        live = {name: live for name, (_, live) in registry.capacity(groups).items()}
-        return Newcomers(resources, live)
+        return Newcomers(resources, {name: n for name, (_, n) in registry.capacity(groups).items()})
 
-    return lambda since: ask(frozenset(since.items()))
+    return lambda since: ask(frozenset(since.items())) if since else Newcomers()

@@ -6,7 +6,7 @@ whoever has them in hand: from then on it is the new resource that brings their 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from uuid import uuid4
@@ -20,7 +20,7 @@ from dagster_amoro.core.formatting import clock_time, counted
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Event, EventKind, Incident, Resource
 from dagster_amoro.core.pauses import Pauses
-from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.core.policy import RestartPolicy, TickSettings
 from dagster_amoro.core.properties import dump_properties, parse_properties
 from dagster_amoro.core.scale_plan import ScalePlan
 from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState, coming, next_round
@@ -167,8 +167,7 @@ class Scaler:
     registry: Registry
     containers: ContainerLookup
     policy: RestartPolicy
-    claim_timeout: timedelta  # how long a claim lasts without a sign of life
-    max_rounds: int  # in a row
+    settings: TickSettings
     clock: Clock
 
     def claim(self, run_key: str, run_id: str) -> list[ScaleUp]:
@@ -176,7 +175,7 @@ class Scaler:
 
         Empty where all of them have been claimed before, or this deployment lost the lease.
         """
-        until = self.clock() + self.claim_timeout
+        until = self.clock() + self.settings.claim_timeout
         begun = [each for each in self.ledger.scale_ups().values() if each.claimed_by == run_key]
         claims = [(each, each.evolve(claimed_by=run_id, claimed_until=until)) for each in begun]
         fence = next((each.fence for each in begun), None)  # one tick's: all have it
@@ -255,7 +254,7 @@ class Scaler:
         state, kind = _ENDS[outcome]
         error = text if outcome is ScaleUpOutcome.FAILED else None
         after = scale_up.evolve(state=state, claimed_by=None, claimed_until=None, last_error=error)
-        round_of = f"round {after.rounds} of {self.max_rounds}"
+        round_of = f"round {after.rounds} of {self.settings.max_keeping_attempts}"
         event = _event(after, kind, f"{round_of} {text}", now, run_id=run_id)
         with self.ledger.transaction(scale_up.fence) as ledger:
             if not ledger.move_scale_up(scale_up, after):

@@ -5,19 +5,18 @@ tick, made of what is there now by the function that makes it for the tick. Dags
 asked: a run's claim holds until it lapses, and whose turn it is in a batch only the sensor knows.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 
-from dagster_amoro.ams.client import Ams
 from dagster_amoro.config import Mode
 from dagster_amoro.core import groups
-from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.limits import blocked_groups
@@ -35,7 +34,7 @@ from dagster_amoro.core.scale_up import ScaleDecision, ScaleUpState
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.tick_plan import NEXT_BATCH, plan_tick
-from dagster_amoro.healing.preconditions import silence_of
+from dagster_amoro.healing.preconditions import Preconditions, silence_of
 from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import utc_now
@@ -130,11 +129,7 @@ class StatusReader:
     """Looks at registry, ledger and AMS, and changes nothing."""
 
     reader: TickReader
-    ledger: Ledger
-    ams: Ams | None  # whose registry it is; None: it is ours
-    clock: Clock
-    deployment: str  # what this deployment is called where several share a registry
-    has_lease: bool  # whether several do
+    preconditions: Preconditions
 
     def read(self, group: str | None = None) -> Status:
         """The status of everything, or of one group.
@@ -143,41 +138,68 @@ class StatusReader:
             UnknownTargetError: There is no such group.
             StoreUnavailableError: A store does not answer, or an older version wrote the ledger.
         """
-        found = _read_ledger(self.ledger, attached=self.reader.attached, has_lease=self.has_lease)
-        silence = silence_of(self.ams)
-        outlook = self._outlook(found)
+        reader, ledger = self.reader, _as_it_is(self.reader.ledger)
+        recorded = replace(reader, ledger=ledger).read_ledger() if ledger else Recorded()
+        has_lease = self.preconditions.lease_time is not None
+        lease, lease_holds = _lease(ledger) if ledger and has_lease else (None, False)
+        silence = silence_of(self.preconditions.ams)
+        outlook = self._outlook(ledger, recorded, lease.fence if lease else None)
         known = outlook.names() if outlook else []
         if group is not None and group not in known:
             there_are = f"there are {', '.join(known)}" if known else "there is none yet"
             raise UnknownTargetError(f"there is no group {group!r}; {there_are}")
         chosen = known if group is None else [group]
-        now = outlook.now if outlook else self.clock()
+        now = outlook.now if outlook else self.preconditions.clock()
         return Status(
             at=now,
-            acting=_acting(found, self.deployment, has_lease=self.has_lease),
-            mode=Mode.DRY_RUN if self.reader.dry_run else Mode.ENFORCE,
-            auto_restart=self.reader.policy.enabled,
-            attached=self.reader.attached,
+            acting=self._acting(lease, holds=lease_holds),
+            mode=Mode.DRY_RUN if reader.ledger.dry_run else Mode.ENFORCE,
+            auto_restart=reader.policy.enabled,
+            attached=reader.attached,
             silence=_hidden(silence),
-            pauses=tuple(_pauses(Pauses(found.recorded.pauses, now), group)),
+            pauses=tuple(_pauses(Pauses(recorded.pauses, now), group)),
             groups=outlook.groups(chosen) if outlook else (),
             orphans=outlook.orphans(chosen, silent=silence is not None) if outlook else (),
         )
 
-    def _outlook(self, found: "_Found") -> "_Outlook | None":
+    def _outlook(
+        self, ledger: Ledger | None, recorded: Recorded, fence: int | None
+    ) -> "_Outlook | None":
         """What the next tick would do; None: there is no registry yet."""
         ours = self.reader.registry
         if not self.reader.attached and not has_tables(ours.database, resource):
             return None
-        registry = DryRunRegistry(ours.database, ours.heartbeat_timeout, found.removed)
-        snapshot = registry.read_snapshot()
-        inputs = replace(self.reader, registry=registry).read(
-            found.recorded,
-            snapshot,
-            now=self.clock(),
-            fence=found.lease.fence if found.lease else None,
-        )
-        return _Outlook(inputs, registry)
+        removed = ledger.removed_in_dry_run if ledger and ledger.dry_run else frozenset
+        registry = DryRunRegistry(ours.database, ours.heartbeat_timeout, removed)
+        snapshot, reader = registry.read_snapshot(), replace(self.reader, registry=registry)
+        now = self.preconditions.clock()
+        return _Outlook(reader.read(recorded, snapshot, now=now, fence=fence), registry)
+
+    def _acting(self, lease: Lease | None, *, holds: bool) -> Acting:
+        us = self.preconditions.deployment
+        if self.preconditions.lease_time is None:
+            message = "this deployment; it knows of no other (no lease)"
+        elif lease is None:
+            message = "nobody yet; whoever ticks first takes the lease"
+        elif not holds:
+            message = (
+                f"nobody; the lease of {lease.holder} ran out at {clock_time(lease.expires_at)}"
+            )
+        else:
+            ours = lease.holder == us or lease.holder.startswith(f"{us} (")
+            message = f"{lease.holder}, {'this deployment' if ours else f'while {us} watches'}"
+            message += f"; its lease runs until {clock_time(lease.expires_at)}"
+        holder, until = (lease.holder, lease.expires_at) if lease else (None, None)
+        return Acting(deployment=us, holder=holder, until=until, message=message)
+
+
+def as_json(status: Status) -> str:
+    """The status for programs: the fields of `Status` as keys, times as `2026-03-29T00:59:30Z`."""
+    return json.dumps(asdict(status), ensure_ascii=False, indent=2, default=_iso)
+
+
+def _iso(value: datetime) -> str:
+    return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class _LedgerAsItIs(Ledger):
@@ -187,56 +209,25 @@ class _LedgerAsItIs(Ledger):
         pass
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """What the ledger says, with more than a tick has to know; nothing, where there is none."""
-
-    recorded: Recorded = field(default_factory=Recorded)
-    removed: Callable[[], Collection[str]] = frozenset  # by a dry run
-    lease: Lease | None = None
-    lease_holds: bool = False  # by the database's clock
-
-
-def _read_ledger(of: Ledger, *, attached: bool, has_lease: bool) -> _Found:
-    if not has_tables(of.database, schema.incident):
-        return _Found()
-    if not has_tables(of.database, schema.lease):
+def _as_it_is(ledger: Ledger) -> Ledger | None:
+    if not has_tables(ledger.database, schema.incident):
+        return None
+    if not has_tables(ledger.database, schema.lease):
+        name = ledger.database.name
         raise StoreUnavailableError(
-            f"the {of.database.name} is of an older version; the next tick brings it to this one's"
+            f"the {name} is of an older version; the next tick brings it to this one's"
         )
-    ledger = _LedgerAsItIs(of.database, dry_run=of.dry_run)
-    lease, lease_holds = _lease(ledger) if has_lease else (None, False)
-    return _Found(
-        recorded=Recorded.read(ledger, attached=attached),
-        removed=ledger.removed_in_dry_run if of.dry_run else frozenset,
-        lease=lease,
-        lease_holds=lease_holds,
-    )
+    return _LedgerAsItIs(ledger.database, dry_run=ledger.dry_run)
 
 
 def _lease(ledger: Ledger) -> tuple[Lease | None, bool]:
+    """The lease, and whether it holds by the database's clock."""
     columns = schema.lease.c
     with ledger.reading() as connection:
         row = connection.execute(sa.select(columns.holder, columns.fence, columns.expires_at))
         lease = next((Lease._make(found) for found in row if found.holder), None)
         now = connection.scalars(sa.select(utc_now())).one().replace(tzinfo=UTC)
     return lease, lease is not None and now < lease.expires_at
-
-
-def _acting(found: _Found, us: str, *, has_lease: bool) -> Acting:
-    lease = found.lease
-    if not has_lease:
-        message = "this deployment; it knows of no other (no lease)"
-    elif lease is None:
-        message = "nobody yet; whoever ticks first takes the lease"
-    elif not found.lease_holds:
-        message = f"nobody; the lease of {lease.holder} ran out at {clock_time(lease.expires_at)}"
-    else:
-        ours = lease.holder == us or lease.holder.startswith(f"{us} (")
-        message = f"{lease.holder}, {'this deployment' if ours else f'while {us} watches'}"
-        message += f"; its lease runs until {clock_time(lease.expires_at)}"
-    holder, until = (lease.holder, lease.expires_at) if lease else (None, None)
-    return Acting(deployment=us, holder=holder, until=until, message=message)
 
 
 def _pauses(pauses: Pauses, group: str | None) -> Iterator[Pause]:
@@ -256,8 +247,6 @@ class _Outlook:
         self._counts = inputs.count()
         self._plan = plan_tick(inputs)
         self._scaling = {each.group.name: each for each in self._plan.scaling}
-        self._opened = {s.after.resource_id for s in self._plan.steps if s.before is None}
-        self._closed = [step for step in self._plan.steps if not step.after.is_open]
 
     def names(self) -> list[str]:
         """All groups, also those that only rows of `resource` or incidents name."""
@@ -297,56 +286,50 @@ class _Outlook:
             orphans=orphans,
             trouble=next((word for word, holds in troubles.items() if holds), None),
             message=_hidden(held or (plan.message(most) if plan else None)),
-            scale_up=self._rounds(name),
+            scale_up=self._rounds(name, most),
         )
 
-    def _rounds(self, group_name: str) -> Rounds | None:
+    def _rounds(self, group_name: str, most: int) -> Rounds | None:
         scale_up = self._inputs.scale_ups.get(group_name)
-        if scale_up is None:
-            return None
-        return Rounds(
+        return scale_up and Rounds(
             rounds=scale_up.rounds,
-            most=self._inputs.settings.max_keeping_attempts,
+            most=most,
             state=scale_up.state,
             next_at=scale_up.next_at,
             last_error=_hidden(scale_up.last_error),
         )
 
     def orphans(self, names: Sequence[str], *, silent: bool) -> tuple[OrphanStatus, ...]:
-        wanted = set(names)
-        found = [each for each in self._orphans(silent=silent) if each.group_name in wanted]
-        return tuple(sorted(found, key=_urgency))
-
-    def _orphans(self, *, silent: bool) -> Iterator[OrphanStatus]:
-        before = "once AMS answers: " if silent else ""
-        as_status = partial(_orphan, most=self._inputs.policy.max_retries, before=before)
-        for step in self._closed:
-            text = f"closed by the next tick: {step.event.message}"
-            yield as_status(step.before or step.after, text, self.now)
-        for incident in self._plan.due:
-            if incident.resource_id not in self._opened:
-                due = min(due_at(incident, self._inputs.policy), self.now)
-                yield as_status(incident, self._due(incident), due)
-        for incident, decision in self._plan.waiting:
-            if incident.resource_id not in self._opened:
-                yield as_status(incident, *self._waiting(incident, decision))
-        for step in self._plan.steps:
-            if step.before is None:
-                found = as_status(step.after, "found by the next tick", self.now)
-                yield replace(
-                    found, incident_id=None, state=None, orphaned_since=None, attempts_used=None
+        before, most = "once AMS answers: " if silent else "", self._inputs.policy.max_retries
+        as_status = partial(_orphan, most=most, before=before)
+        plan, wanted = self._plan, set(names)
+        new = {step.after.resource_id: step.after for step in plan.steps if step.before is None}
+        found = [
+            as_status(step.before, f"closed by the next tick: {step.event.message}", self.now)
+            for step in plan.steps
+            if step.before is not None and not step.after.is_open
+        ]
+        found += [as_status(incident, *self._due(incident)) for incident in plan.due]
+        found += [as_status(each, *self._waiting(each, why)) for each, why in plan.waiting]
+        found = [each for each in found if each.resource_id not in new]
+        for incident in new.values():
+            unseen = as_status(incident, "found by the next tick", self.now)
+            found.append(
+                replace(
+                    unseen, incident_id=None, state=None, orphaned_since=None, attempts_used=None
                 )
+            )
+        return tuple(sorted((one for one in found if one.group_name in wanted), key=_urgency))
 
-    def _due(self, incident: Incident) -> str:
+    def _due(self, incident: Incident) -> tuple[str, datetime]:
         verdict = self._plan.verdicts[incident.incident_id]
+        when = "at the next tick"
         if incident.operator_request:
-            when = "at the next tick, by order of an operator"
+            when += ", by order of an operator"
         elif verdict is Verdict.RESTART and self._plan.last_served_group is not None:
             when = _ONE_OF_THE_NEXT
-        else:
-            when = "at the next tick"
         text = _ENDS.get(verdict) or _attempt(incident, self._inputs.policy)
-        return text.format(when)
+        return text.format(when), min(due_at(incident, self._inputs.policy), self.now)
 
     def _waiting(self, incident: Incident, decision: Decision) -> tuple[str, datetime | None]:
         policy, until = self._inputs.policy, decision.until
@@ -361,19 +344,16 @@ class _Outlook:
             return f"waits: {decision.reason}", None
         if decision.reason == IN_A_RUN:
             return f"with a run until {clock_time(until)}, unless that renews its claim", until
-        return _following(incident, policy).format(f"after {clock_time(until)}"), until
+        following = _attempt(incident, policy)
+        if incident.attempts_used >= policy.max_retries:
+            keeps = policy.on_exhausted is OnExhausted.KEEP
+            following = _ENDS[Verdict.KEEP if keeps else Verdict.GIVE_UP]
+        return following.format(f"after {clock_time(until)}"), until
 
 
 def _attempt(incident: Incident, policy: RestartPolicy) -> str:
     """What is to be done, with a gap for when; so are the texts of `_ENDS`."""
     return f"attempt {incident.attempts_used + 1} of {policy.max_retries} {{}}"
-
-
-def _following(incident: Incident, policy: RestartPolicy) -> str:
-    if incident.attempts_used < policy.max_retries:
-        return _attempt(incident, policy)
-    keeps = policy.on_exhausted is OnExhausted.KEEP
-    return _ENDS[Verdict.KEEP if keeps else Verdict.GIVE_UP]
 
 
 def _orphan(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
-from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.messages import summarize
 from dagster_amoro.core.model import Transition
 from dagster_amoro.core.policy import RunState
@@ -16,8 +15,6 @@ from dagster_amoro.core.transitions import observed
 from dagster_amoro.healing.preconditions import Preconditions
 from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.healing.scaling import ScaleUpRun, record_scaling
-from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import Registry
 from dagster_amoro.stores.transaction import LedgerTransaction
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
@@ -29,7 +26,7 @@ class TickResult:
     """What a tick did."""
 
     snapshot: RegistrySnapshot
-    plan: TickPlan
+    plan: TickPlan  # as it was carried out: without what lost a race
     dispatches: tuple[RunPlan, ...]  # runs to request; their incidents are dispatched already
     scale_ups: ScaleUpRun | None  # a run that gives groups new resources; None: none is needed
     summary: str  # one line for the reader of the UI
@@ -59,9 +56,6 @@ class Ticker:
 
     preconditions: Preconditions
     reader: TickReader
-    registry: Registry
-    ledger: Ledger
-    clock: Clock
 
     @uncollected()
     def tick(
@@ -92,10 +86,10 @@ class Ticker:
             LeaseLostError: The lease was lost meanwhile; no incident was touched.
         """
         fence = self.preconditions.hold_lease(instance)
-        recorded = Recorded.read(self.ledger, attached=self.reader.attached)
+        recorded = self.reader.read_ledger()
         self.preconditions.ensure_answer(detector)
-        snapshot = self.registry.read_snapshot()
-        now = self.clock()
+        snapshot = self.reader.registry.read_snapshot()
+        now = self.preconditions.clock()
         detector = self.preconditions.ensure_continuity(detector, now)
         inputs = self.reader.read(
             recorded,
@@ -105,27 +99,28 @@ class Ticker:
             runs=_runs(run_states, recorded),
             last_served_group=last_served_group,
         )
-        plan = plan_tick(inputs)
-        done = self._write(inputs, plan) if plan.writes else _Done(plan=plan)
+        plan, scale_ups = plan_tick(inputs), None
+        if plan.writes:
+            plan, scale_ups = self._write(inputs, plan)
+        runs = plan.dispatches
         return TickResult(
             snapshot=snapshot,
-            plan=done.plan,
-            dispatches=done.dispatches,
-            scale_ups=done.scale_ups,
-            summary=summarize(inputs, done.plan, dispatched=done.dispatches, applied=done.steps),
+            plan=plan,
+            dispatches=runs,
+            scale_ups=scale_ups,
+            summary=summarize(inputs, plan, dispatched=runs, applied=plan.steps),
             detector=detector,
             pauses=len(inputs.pauses.holding),
         )
 
-    def _write(self, inputs: TickInputs, plan: TickPlan) -> "_Done":
-        """Writes the plan down.
+    def _write(self, inputs: TickInputs, plan: TickPlan) -> tuple[TickPlan, ScaleUpRun | None]:
+        """Writes the plan down; returns it as it was carried out.
 
         Steps can lose a race, and incidents get their numbers here: after each part, the rest is
         planned again on what is recorded.
         """
-        steps = self._with_threads(plan.steps)
-        scale_ups = None
-        with self.ledger.transaction(inputs.fence) as ledger:
+        steps, scale_ups = self._with_threads(plan.steps), None
+        with self.reader.ledger.transaction(inputs.fence) as ledger:
             results = ledger.apply(steps)
             if steps:
                 inputs = inputs.after_steps(steps, results)
@@ -136,25 +131,15 @@ class Ticker:
                 plan = replace(plan_tick(inputs), scaling=scaling)
             ledger.apply(plan.reports)
             dispatches = _dispatch(ledger, inputs, plan)
-        taken = [step for step, moved in zip(steps, results, strict=True) if moved is not None]
-        return _Done(plan=plan, steps=taken, dispatches=dispatches, scale_ups=scale_ups)
+        taken = tuple(step for step, moved in zip(steps, results, strict=True) if moved is not None)
+        return replace(plan, steps=taken, dispatches=dispatches), scale_ups
 
     def _with_threads(self, steps: Sequence[Transition]) -> list[Transition]:
         """The steps with the threads of their groups, for the audit."""
         groups = {step.after.group_name for step in steps}
-        capacity = self.registry.capacity(groups) if groups else {}
+        capacity = self.reader.registry.capacity(groups) if groups else {}
         policy = self.reader.policy
         return [observed(step, capacity.get(step.after.group_name), policy) for step in steps]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Done:
-    """What was done of a plan."""
-
-    plan: TickPlan
-    steps: Sequence[Transition] = ()  # those that were taken
-    dispatches: tuple[RunPlan, ...] = ()
-    scale_ups: ScaleUpRun | None = None
 
 
 def _runs(run_states: RunStates, recorded: Recorded) -> Mapping[str, RunState]:
@@ -170,7 +155,6 @@ def _dispatch(ledger: LedgerTransaction, inputs: TickInputs, plan: TickPlan) -> 
     runs = []
     for run in plan.dispatches:
         won = ledger.apply(run.dispatch(until, inputs.now, inputs.fence))
-        incidents = tuple(incident for incident in won if incident is not None)
-        if incidents:
+        if incidents := tuple(incident for incident in won if incident is not None):
             runs.append(replace(run, incidents=incidents))
     return tuple(runs)
