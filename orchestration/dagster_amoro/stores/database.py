@@ -2,15 +2,14 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.types import TypeDecorator
 
 from dagster_amoro.core.errors import ConfigError, StoreUnavailableError
 
@@ -244,40 +243,3 @@ def _utc_now_postgresql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
 @compiles(utc_now, "mariadb")
 def _utc_now_mysql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
     return "utc_timestamp(6)"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC in Python, UTC without a zone in the database, to the microsecond."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """MySQL drops the fraction of a second unless told otherwise."""
-        if is_mysql(dialect):
-            from sqlalchemy.dialects import mysql  # noqa: PLC0415 - slow to import
-
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(sa.DateTime())
-
-    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Refuses naive times: nobody could say which hour they mean."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; times in the ledger are aware UTC")
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def result_processor(
-        self, dialect: sa.Dialect, coltype: object
-    ) -> Callable[[Any], datetime | None]:
-        """Adds the zone that the column does not hold; in one call, as a tick reads thousands."""
-        parse: Any = self.impl_instance.result_processor(dialect, coltype)
-
-        def aware(value: Any) -> datetime | None:  # noqa: ANN401 - as the driver has it
-            if value is None:
-                return None
-            moment: datetime = value if parse is None else parse(value)
-            return moment.replace(tzinfo=UTC)
-
-        return aware

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,10 +12,7 @@ from dagster_amoro.core.pauses import Pause, Target
 from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import insert_unless_there
-from dagster_amoro.stores.reader import INCIDENTS
-from dagster_amoro.stores.schema import event, incident, removed_row
-
-_DRY_RUN_PREFIX: Final = "dry run, nothing is done: "  # of the messages of its events
+from dagster_amoro.stores.schema import INCIDENTS, event, incident, removed_row
 
 
 class LedgerTransaction:
@@ -41,20 +39,14 @@ class LedgerTransaction:
     def add_pause(self, pause: Pause) -> None:
         """Pauses a target; an earlier pause of this target ends."""
         self.end_pause(pause.target)
-        values = {
-            "scope": str(pause.target.scope),
-            "name": pause.target.name,
-            "reason": pause.reason,
-            "author": pause.author,
-            "paused_at": pause.paused_at,
-            "until": pause.until,
-        }
+        values = asdict(pause)
+        values |= values.pop("target")
         self._insert(schema.pause, [values])
 
     def end_pause(self, target: Target) -> bool:
         """Ends the pause of a target; False: it was not paused."""
-        chosen = (schema.pause.c.scope == str(target.scope), schema.pause.c.name == target.name)
-        return self.connection.execute(sa.delete(schema.pause).where(*chosen)).rowcount > 0
+        chosen = (schema.pause.c.scope == target.scope, schema.pause.c.name == target.name)
+        return self._found(sa.delete(schema.pause).where(*chosen))
 
     def move_scale_up(self, before: ScaleUp | None, after: ScaleUp) -> bool:
         """Takes a step of a group's scale-up.
@@ -66,17 +58,14 @@ class LedgerTransaction:
         Returns:
             False: somebody else moved it first; nothing was written.
         """
-        values = after._asdict() | {"state": str(after.state), "dry_run": int(self._dry_run)}
+        values = after._asdict() | {"dry_run": int(self._dry_run)}
         if before is None:
             return insert_unless_there(self.connection, schema.scale_up, values)
-        expected = self._expected(before)
-        update = sa.update(schema.scale_up).where(*expected).values(values)
-        return self.connection.execute(update).rowcount == 1
+        return self._found(sa.update(schema.scale_up).where(*self._as(before)).values(values))
 
     def forget_scale_up(self, scale_up: ScaleUp) -> bool:
         """Forgets a group's scale-up; False: somebody else moved it first, and it stays."""
-        delete = sa.delete(schema.scale_up).where(*self._expected(scale_up))
-        return self.connection.execute(delete).rowcount == 1
+        return self._found(sa.delete(schema.scale_up).where(*self._as(scale_up)))
 
     def add_event(
         self, event: Event, incident: Incident | None = None, *, group_name: str | None = None
@@ -92,70 +81,54 @@ class LedgerTransaction:
         of = (incident.incident_id, incident.group_name) if incident else (None, group_name)
         self._add_events([(*of, event)])
 
-    def _expected(self, scale_up: ScaleUp) -> tuple[sa.ColumnElement[bool], ...]:
+    def _as(self, read: ScaleUp) -> list[sa.ColumnElement[bool]]:
+        """Chooses a scale-up where it is still as it was read."""
         columns = schema.scale_up.c
-        return (
-            columns.group_name == scale_up.group_name,
-            columns.dry_run == int(self._dry_run),
-            columns.resource_id == scale_up.resource_id,
-            columns.version == scale_up.version,
-        )
+        names = ("group_name", "resource_id", "version")
+        same = [columns[name] == getattr(read, name) for name in names]
+        return [*same, columns.dry_run == int(self._dry_run)]
 
-    def _add_events(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
-        self._insert(event, [_event_row(*each, dry_run=self._dry_run) for each in events])
+    def _found(self, statement: sa.Update | sa.Delete) -> bool:
+        return self.connection.execute(statement).rowcount > 0
 
     def _insert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self.connection.execute(sa.insert(table), rows)
 
+    def _add_events(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
+        prefix = "dry run, nothing is done: " if self._dry_run else ""
+        mark = {"dry_run": True} if self._dry_run else {}
+        rows = [
+            {
+                "incident_id": incident_id,
+                "group_name": group_name,
+                "kind": str(new.kind),
+                "at": new.at,
+                "message": f"{prefix}{new.message}",
+                "attempt": new.attempt,
+                "run_id": new.run_id,
+                "details": json.dumps({**new.details, **mark}, ensure_ascii=False),
+            }
+            for incident_id, group_name, new in events
+        ]
+        self._insert(event, rows)
+
     def _step(self, transition: Transition) -> Incident | None:
-        after = transition.after
+        before, after = transition.before, transition.after
         # An incident of a dry run stays one if it ends before its attempts were struck out.
-        unsettled = transition.before is not None and transition.before.dry_run
-        dry_run = self._dry_run or (unsettled and not after.is_open)
-        if after.dry_run != dry_run:
-            after = after._replace(dry_run=dry_run)
-        if transition.before is None:
-            return self._open(after)
-        return after if self._move(transition.before, after) else None
-
-    def _open(self, new: Incident) -> Incident | None:
-        if not insert_unless_there(self.connection, incident, _incident_row(new)):
-            return None
-        query = INCIDENTS.where(incident.c.open_resource_id == new.resource_id)
-        return Incident._make(self.connection.execute(query).one())
-
-    def _move(self, before: Incident, after: Incident) -> bool:
-        expected = (
-            incident.c.incident_id == before.incident_id,
-            incident.c.state == before.state,
-            incident.c.version == before.version,
-        )
-        update = sa.update(incident).where(*expected).values(_incident_row(after))
-        return self.connection.execute(update).rowcount == 1
-
-
-def _incident_row(value: Incident) -> dict[str, Any]:
-    is_open = value.resource_id if value.is_open else None
-    row = value._asdict() | {"open_resource_id": is_open, "dry_run": int(value.dry_run)}
-    del row["incident_id"]
-    return row
-
-
-def _event_row(
-    incident_id: int | None, group_name: str | None, new: Event, *, dry_run: bool
-) -> dict[str, Any]:
-    details = {**new.details, **({"dry_run": True} if dry_run else {})}
-    return {
-        "incident_id": incident_id,
-        "group_name": group_name,
-        "kind": str(new.kind),
-        "at": new.at,
-        "message": f"{_DRY_RUN_PREFIX}{new.message}" if dry_run else new.message,
-        "attempt": new.attempt,
-        "run_id": new.run_id,
-        "details": json.dumps(details, ensure_ascii=False),
-    }
+        unsettled = before is not None and before.dry_run and not after.is_open
+        after = after._replace(dry_run=self._dry_run or unsettled)
+        is_open = after.resource_id if after.is_open else None
+        row = after._asdict() | {"open_resource_id": is_open, "dry_run": int(after.dry_run)}
+        del row["incident_id"]
+        if before is None:
+            if not insert_unless_there(self.connection, incident, row):
+                return None
+            query = INCIDENTS.where(incident.c.open_resource_id == after.resource_id)
+            return Incident._make(self.connection.execute(query).one())
+        names = ("incident_id", "state", "version")
+        same = [incident.c[name] == getattr(before, name) for name in names]
+        return after if self._found(sa.update(incident).where(*same).values(row)) else None
 
 
 def _removal(of: Incident, step: Transition) -> dict[str, Any]:
