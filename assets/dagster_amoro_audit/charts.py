@@ -6,7 +6,7 @@ its own, light in either theme.
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any, Final
@@ -18,17 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import (
-    FixedLocator,
-    Formatter,
-    FuncFormatter,
-    Locator,
-    MaxNLocator,
-    MultipleLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 from PIL import Image
 
 from dagster_amoro.core.formatting import duration
@@ -52,61 +42,56 @@ COLOURS: Final = {
     "superseded": "#cc79a7",
     "still open": "#f0e442",
 }
-_ENDINGS: Final = {
-    State.EXHAUSTED: "given up",
-    State.RELEASED: "released",
-    State.SUPERSEDED: "superseded",
+_ADVISED: Final = {  # of each column of the advice: what it is called, and whose colour it has
+    "by_itself": ("back by themselves", ITSELF),
+    "restarted": ("back after a restart", FIRST),
+    "unneeded_restarts": ("restarted in vain", LATER),
+    "given_up": ("given up", "given up"),
+    "otherwise": ("ended otherwise", "superseded"),
+    "unknown": ("not known", "released"),
 }
 _WIDTH: Final = 9.6  # inches, of 100 pixels
 _DPI: Final = 100
 _COLOURS: Final = 64  # of an image
 _LONGEST_NAME: Final = 30  # characters of a resource id at an axis
+_MOST_ROWS: Final = 25  # resources of a timeline
 _MOST_BARS: Final = 600  # newest incidents of a timeline; more than that cannot be told apart
 _THINNEST: Final = 0.004  # share of the axis that an incident takes at least
+_DAYS: Final = 30  # of the outcomes
 _STEPS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21_600, 86_400, 604_800, 2_592_000)  # s
-_SECONDS: Final = (1, 10, 60, 600, 3600, 36_000, 86_400, 864_000, 8_640_000)
+_MARKS: Final = ("1 s", "10 s", "1 min", "10 min", "1 h", "10 h", "1 d", "10 d", "100 d")
+_TIMES: Final = (1, 10, 60, 600, 3600, 36_000, 86_400, 864_000, 8_640_000)  # the same in s
+_SECONDS: Final = dict(zip(_TIMES, _MARKS, strict=True))
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _OFFSETS: Final = ("", "%Y", "%Y-%b", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M")
-_EPOCH: Final = pd.Timestamp(0, tz="UTC")
-_DAY: Final = 86_400
+_MINUTE: Final = 1 / 1440  # of a day
 _FONT: Final = FontProperties(family="DejaVu Sans")
 
 
-def timeline(
-    incidents: pd.DataFrame, events: pd.DataFrame, now: datetime, *, most: int = 25
-) -> bytes | None:
+def timeline(incidents: pd.DataFrame, events: pd.DataFrame, now: datetime) -> bytes | None:
     """When each resource was orphaned, how that ended, and when it was attempted to restart it.
 
-    Args:
-        incidents: As in `orphan_history`.
-        events: As in `orphan_history`.
-        now: Aware UTC; where the bars of open incidents end.
-        most: How many resources are shown, those with the newest incidents.
+    Of the resources with the newest incidents; the bars of open incidents end `now`, in aware UTC.
     """
     if incidents.empty:
         return None
     newest = incidents.sort_values("detected").tail(_MOST_BARS)
-    order = newest.groupby("resource")["detected"].max().sort_values().index[-most:]
+    order = newest.groupby("resource")["detected"].max().sort_values().index[-_MOST_ROWS:]
     shown = newest[newest["resource"].isin(order)]
     rows = {resource: number for number, resource in enumerate(order)}
     figure, axes = _card(0.9 + 0.27 * max(len(rows), 2))
-    left, width = _bars(shown, now)
-    kinds = _kinds(shown)
-    axes.barh(
-        shown["resource"].map(rows).to_numpy(),
-        width,
-        left=left,
-        height=0.62,
-        color=[COLOURS[kind] for kind in kinds],
-        hatch=["////" if kind == "still open" else "" for kind in kinds],
-        edgecolor=[TEXT if kind == "still open" else COLOURS[kind] for kind in kinds],
-        linewidth=0.5,
-    )
-    marks = _mark_attempts(axes, events[events["incident"].isin(shown["incident"])], rows)
+    left = _numbers(shown["detected"])
+    right = _numbers(shown["closed"].fillna(pd.Timestamp(now)))
+    thinnest = max(float(right.max() - left.min()), _MINUTE) * _THINNEST
+    width = np.maximum(right - left, thinnest)  # never so short that it cannot be seen
+    heights = shown["resource"].map(rows).to_numpy()
+    for kind, its in _by_kind(shown).items():
+        axes.barh(heights[its], width[its], left=left[its], height=0.62, **_fill(kind))
+    _mark_attempts(axes, events[events["incident"].isin(shown["incident"])], rows)
     hidden = incidents["resource"].nunique() - len(rows)
-    _name_rows(axes, order, f"and {hidden:,} more resources" if hidden else "")
+    axes.set_xlabel(f"and {hidden:,} more resources" if hidden else "", loc="left")
+    _name_rows(axes, rows)
     _time_axis(axes)
-    _legend(axes, [*_patches(kind for kind in COLOURS if kind in set(kinds)), *marks])
     return _png(figure)
 
 
@@ -116,23 +101,18 @@ def capacity(events: pd.DataFrame, now: datetime) -> bytes | None:
     if seen.empty:
         return None
     seen = _thinned(seen)
-    at = np.append(_numbers(seen["at"]), (now - _EPOCH).total_seconds() / _DAY)
-    wanted, live = (_to_the_end(seen[name]) for name in ("wanted", "live"))
+    seen = pd.concat([seen, seen.tail(1).assign(at=pd.Timestamp(now))])
+    at = _numbers(seen["at"])
+    wanted, live = (seen[name].to_numpy(dtype=float) for name in ("wanted", "live"))
     figure, axes = _card(2.9)
+    axes.step(at, wanted, "--", where="post", color=QUIET_TEXT, linewidth=1.6, label="wanted")
+    axes.step(at, live, where="post", color=COLOURS[FIRST], linewidth=2, label="live")
     missing: dict[str, Any] = {"color": COLOURS["given up"], "alpha": 0.25, "linewidth": 0}
-    axes.fill_between(at, np.minimum(live, wanted), wanted, step="post", **missing)
-    axes.step(at, wanted, where="post", color=QUIET_TEXT, linewidth=1.6, linestyle="--")
-    axes.step(at, live, where="post", color=COLOURS[FIRST], linewidth=2)
+    axes.fill_between(at, np.minimum(live, wanted), wanted, step="post", label="missing", **missing)
     axes.set_ylim(0, max(wanted.max(), live.max(), 1) * 1.12)
-    axes.set_ylabel("threads", color=QUIET_TEXT)
+    axes.set_ylabel("threads")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     _time_axis(axes)
-    lines = [
-        Line2D([], [], color=QUIET_TEXT, linestyle="--", label="wanted"),
-        Line2D([], [], color=COLOURS[FIRST], linewidth=2, label="live"),
-        Patch(label="missing", **missing),
-    ]
-    _legend(axes, lines)
     return _png(figure)
 
 
@@ -142,54 +122,52 @@ def recovery_times(incidents: pd.DataFrame, grace: timedelta) -> bytes | None:
     if back.empty:
         return None
     seconds = back["time_to_recover"].dt.total_seconds().clip(lower=1).to_numpy(dtype=float)
-    kinds = np.array(_kinds(back))
-    used = [kind for kind in (ITSELF, FIRST, LATER) if (kinds == kind).any()]
-    lowest = max(min(float(seconds.min()), grace.total_seconds() or 1) / 3, 1)
-    highest = max(float(seconds.max()), grace.total_seconds(), 100) * 1.5
-    lowest = max((each for each in _SECONDS if each <= lowest), default=1)
-    highest = min((each for each in _SECONDS if each >= highest), default=highest)
-    bins = np.logspace(np.log10(lowest), np.log10(highest), 41)
+    patience = grace.total_seconds()
+    shortest = max(min(seconds.min(), patience or 1) / 3, 1)
+    longest = max(seconds.max(), patience, 100) * 1.5
+    low = max(each for each in _SECONDS if each <= shortest)
+    high = min((each for each in _SECONDS if each >= longest), default=longest)
+    kinds = _by_kind(back)
     figure, axes = _card(2.9)
     axes.hist(
-        [seconds[kinds == kind] for kind in used],
-        bins=list(bins),
+        [seconds[its] for its in kinds.values()],
+        bins=np.geomspace(low, high, 41).tolist(),
         stacked=True,
-        color=[COLOURS[kind] for kind in used],
+        color=[COLOURS[kind] for kind in kinds],
     )
-    _duration_axis(axes, lowest, highest)
+    for bars, kind in zip(axes.containers, kinds, strict=True):
+        bars.set_label(kind)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.15, high * 1.15)  # room for the labels at the ends
+    ticks = [s for s in _SECONDS if low <= s <= high]
+    axes.set_xticks(ticks, [_SECONDS[s] for s in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("time to recover")
     _count_axis(axes, "incidents")
-    handles: list[Any] = _patches(used)
     if grace:
-        at = max(grace.total_seconds(), 1)
-        axes.axvline(at, color=TEXT, linestyle="--", linewidth=1.2)
-        handles.append(
-            Line2D([], [], color=TEXT, linestyle="--", label=f"grace period, {duration(grace)}")
-        )
-    _legend(axes, handles)
+        label = f"grace period, {duration(grace)}"
+        axes.axvline(max(patience, 1), color=TEXT, linestyle="--", linewidth=1.2, label=label)
     return _png(figure)
 
 
-def outcomes_per_day(incidents: pd.DataFrame, now: datetime, *, days: int = 30) -> bytes | None:
+def outcomes_per_day(incidents: pd.DataFrame, now: datetime) -> bytes | None:
     """How the incidents of the last days ended, by the UTC day of their detection."""
     last = pd.Timestamp(now).tz_convert("UTC").floor("D")
-    index = pd.date_range(end=last, periods=days, freq="D")
+    index = pd.date_range(end=last, periods=_DAYS, freq="D")
     recent = incidents[incidents["detected"] >= index[0]]
     if recent.empty:
         return None
-    counts = pd.crosstab(recent["detected"].dt.floor("D"), np.array(_kinds(recent)))
-    counts = counts.reindex(index, fill_value=0)
-    used = [kind for kind in COLOURS if kind in counts]
+    detected = recent["detected"].dt.floor("D")
     figure, axes = _card(2.9)
-    bottom = np.zeros(days)
-    for kind in used:
-        axes.bar(range(days), counts[kind], bottom=bottom, width=0.8, **_fill(kind))
-        bottom += counts[kind].to_numpy()
-    step = 1 if days <= 10 else 5  # noqa: PLR2004 - more labels than that run into each other
-    ticks = list(range(days - 1, -1, -step))[::-1]
+    bottom = np.zeros(_DAYS)
+    for kind, its in _by_kind(recent).items():
+        counts = detected[its].value_counts().reindex(index, fill_value=0).to_numpy()
+        axes.bar(range(_DAYS), counts, bottom=bottom, width=0.8, **_fill(kind))
+        bottom += counts
+    ticks = range(4, _DAYS, 5)  # more labels would run into each other
     axes.set_xticks(ticks, [f"{index[tick]:%d %b}" for tick in ticks])
-    axes.set_xlim(-0.6, days - 0.4)
+    axes.set_xlim(-0.6, _DAYS - 0.4)
     _count_axis(axes, "incidents")
-    _legend(axes, _patches(used))
     return _png(figure)
 
 
@@ -201,31 +179,23 @@ def advice_chart(advice: pd.DataFrame) -> bytes | None:
     """
     if advice.empty or not advice["orphans"].max():
         return None
-    rows = advice.sort_values("grace_seconds").reset_index(drop=True)
+    rows = advice.sort_values("grace_seconds")
     figure, axes = _card(3.2)
     bottom = np.zeros(len(rows))
-    bars = {
-        "back by themselves": ("by_itself", COLOURS[ITSELF]),
-        "back after a restart": ("restarted", COLOURS[FIRST]),
-        "restarted in vain": ("unneeded_restarts", COLOURS[LATER]),
-        "given up": ("given_up", COLOURS["given up"]),
-        "ended otherwise": ("otherwise", COLOURS["superseded"]),
-        "not known": ("unknown", COLOURS["released"]),
-    }
-    for column, colour in bars.values():
+    for column, (label, kind) in _ADVISED.items():
         values = rows[column].to_numpy(dtype=float)
-        axes.bar(range(len(rows)), values, bottom=bottom, width=0.66, color=colour)
+        bars: dict[str, Any] = {"width": 0.66, "color": COLOURS[kind], "label": label}
+        axes.bar(range(len(rows)), values, bottom=bottom, **bars)
         bottom += values
     labels = [
         duration(timedelta(seconds=float(grace))) + ("\nin force" if in_force else "")
         for grace, in_force in zip(rows["grace_seconds"], rows["in_force"], strict=True)
     ]
     axes.set_xticks(range(len(rows)), labels)
-    axes.set_xlabel("grace period", color=QUIET_TEXT)
+    axes.set_xlabel("grace period")
     axes.set_xlim(-1, max(len(rows), 2))
     _count_axis(axes, "orphans")
-    waits = _waits(axes, rows)
-    _legend(axes, [*(Patch(color=colour, label=name) for name, (_, colour) in bars.items()), waits])
+    _waits(axes, rows["median_wait"])
     return _png(figure)
 
 
@@ -233,9 +203,8 @@ def markdown(title: str, png: bytes | None) -> dg.MarkdownMetadataValue:
     """A chart as metadata; a sentence, where there is nothing to show."""
     if png is None:
         return dg.MetadataValue.md(f"*{title}: nothing to show yet*")
-    return dg.MetadataValue.md(
-        f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    )
+    data = base64.b64encode(png).decode()
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
 def printable(text: str) -> str:
@@ -259,10 +228,31 @@ def _plain(axes: Axes) -> None:
     """Quiet labels, and no frame."""
     axes.tick_params(colors=QUIET_TEXT, labelsize=9, length=0)
     axes.spines[:].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(QUIET_TEXT)
 
 
 def _png(figure: Figure) -> bytes:
-    """The image, in few colours: a third as large, and every refresh stores it once more."""
+    """The image, with its legend above the data, where it hides nothing.
+
+    It has few colours: a third as large, and every refresh stores it once more.
+    """
+    figure.axes[0].legend(
+        handles=[
+            handle
+            for axes in figure.axes
+            for handle in (*axes.containers, *axes.lines, *axes.collections)
+        ],
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        labelcolor=TEXT,
+        handlelength=1.4,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
     drawn, stored = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", facecolor=CARD)
     Image.open(drawn).convert("RGB").quantize(_COLOURS).save(stored, format="png", optimize=True)
@@ -271,7 +261,7 @@ def _png(figure: Figure) -> bytes:
 
 def _numbers(times: "pd.Series[Any]") -> _Numbers:
     """Times as matplotlib counts them: in days since 1970."""
-    return (times - _EPOCH).dt.total_seconds().to_numpy(dtype=float) / _DAY
+    return np.asarray(mdates.date2num(times))  # type: ignore[no-untyped-call]
 
 
 def _thinned(seen: pd.DataFrame) -> pd.DataFrame:
@@ -284,135 +274,77 @@ def _thinned(seen: pd.DataFrame) -> pd.DataFrame:
     return seen.loc[[*lowest, seen.index[-1]]]
 
 
-def _to_the_end(threads: "pd.Series[Any]") -> _Numbers:
-    """The threads after each event, and at the end."""
-    values = threads.to_numpy(dtype=float)
-    return np.append(values, values[-1])
+def _by_kind(incidents: pd.DataFrame) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Which incidents ended how, in the words of the legend and in its order."""
+    back = incidents["attempts"].clip(upper=2).map({0: ITSELF, 1: FIRST, 2: LATER})
+    ended = incidents["outcome"].fillna("still open").replace("exhausted", "given up")
+    kinds = ended.mask(ended == State.RECOVERED, back).to_numpy()
+    return {kind: kinds == kind for kind in COLOURS if (kinds == kind).any()}
 
 
-def _bars(shown: pd.DataFrame, now: datetime) -> tuple[_Numbers, _Numbers]:
-    """Where each bar begins, and how long it is: never so short that it cannot be seen."""
-    left = _numbers(shown["detected"])
-    right = _numbers(shown["closed"].fillna(pd.Timestamp(now)).astype("datetime64[us, UTC]"))
-    span = max(float(right.max() - left.min()), 60 / _DAY)
-    return left, np.maximum(right - left, span * _THINNEST)
-
-
-def _kinds(incidents: pd.DataFrame) -> list[str]:
-    """How each incident ended, in the words of the legend."""
-    return [
-        _kind(outcome, attempts)
-        for outcome, attempts in zip(incidents["outcome"], incidents["attempts"], strict=True)
-    ]
-
-
-def _kind(outcome: object, attempts: int) -> str:
-    if not isinstance(outcome, str):  # NA
-        return "still open"
-    if outcome == State.RECOVERED:
-        return (ITSELF, FIRST)[attempts] if attempts < 2 else LATER  # noqa: PLR2004 - none or one
-    return _ENDINGS[State(outcome)]
-
-
-def _mark_attempts(axes: Axes, events: pd.DataFrame, rows: Mapping[str, int]) -> list[Line2D]:
-    """Marks attempts on the bars; returns their handles for the legend."""
+def _mark_attempts(axes: Axes, events: pd.DataFrame, rows: Mapping[str, int]) -> None:
     tried = events[events["kind"] == EventKind.ATTEMPT]
     failed = events[events["kind"] == EventKind.ATTEMPT_FAILED]
     numbers = ["incident", "attempt"]
     did_fail = tried.set_index(numbers).index.isin(failed.set_index(numbers).index)
-    handles = []
+    style: dict[str, Any] = {
+        "linestyle": "",
+        "color": TEXT,
+        "markersize": 7,
+        "markeredgewidth": 1.3,
+    }
     for chosen, marker, label in ((tried[~did_fail], "|", "attempt"), (failed, "x", "it failed")):
         if not chosen.empty:
-            style: dict[str, Any] = {"marker": marker, "markersize": 7, "color": TEXT}
             heights = chosen["resource"].map(rows).to_numpy()
-            axes.plot(_numbers(chosen["at"]), heights, linestyle="", markeredgewidth=1.3, **style)
-            handles.append(Line2D([], [], linestyle="", markeredgewidth=1.3, label=label, **style))
-    return handles
+            axes.plot(_numbers(chosen["at"]), heights, marker=marker, label=label, **style)
 
 
-def _name_rows(axes: Axes, names: Iterable[str], below: str) -> None:
-    labels = [printable(name) for name in names]
-    axes.set_yticks(range(len(labels)), labels)
+def _name_rows(axes: Axes, names: Collection[str]) -> None:
+    axes.set_yticks(range(len(names)), [printable(name) for name in names])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a `$` in a name is a `$`
         label.set_color(TEXT)
-    axes.set_ylim(-0.6, max(len(labels), 2) - 0.4)
+    axes.set_ylim(-0.6, max(len(names), 2) - 0.4)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(below, color=QUIET_TEXT, loc="left")
 
 
 def _time_axis(axes: Axes) -> None:
-    locator: Locator = mdates.AutoDateLocator(tz=UTC, minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
+    locator = mdates.AutoDateLocator(tz=UTC, minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    concise: Formatter = mdates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
+    concise = mdates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
         locator, tz=UTC, offset_formats=[f"{each} UTC" for each in _OFFSETS]
     )
     axes.xaxis.set_major_formatter(concise)
     axes.margins(x=0.01)
     low, high = axes.get_xlim()
-    if high - low < 60 / _DAY:  # all of it at one moment: a minute around it
-        axes.set_xlim(low - 30 / _DAY, high + 30 / _DAY)
-
-
-def _duration_axis(axes: Axes, lowest: float, highest: float) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(lowest / 1.15, highest * 1.15)  # room for the labels at the ends
-    axes.xaxis.set_major_locator(FixedLocator([s for s in _SECONDS if lowest <= s <= highest]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _rounded(s)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("time to recover", color=QUIET_TEXT)
-
-
-def _rounded(seconds: float) -> str:
-    units = ((_DAY, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    size, unit = next(each for each in units if seconds >= each[0] or each[0] == 1)
-    return f"{seconds / size:g} {unit}"
+    if high - low < _MINUTE:  # all of it at one moment: a minute around it
+        axes.set_xlim(low - _MINUTE / 2, high + _MINUTE / 2)
 
 
 def _count_axis(axes: Axes, what: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel(what, color=QUIET_TEXT)
+    axes.set_ylabel(what)
 
 
-def _waits(axes: Axes, rows: pd.DataFrame) -> Line2D:
-    """The waiting times on an axis of their own; returns their handle for the legend."""
-    style: dict[str, Any] = {"color": TEXT, "marker": "o", "markersize": 4, "linewidth": 1.2}
+def _waits(axes: Axes, waits: "pd.Series[float]") -> None:
+    """The waiting times, on an axis of their own."""
     other = axes.twinx()
-    other.plot(range(len(rows)), rows["median_wait"].to_numpy(dtype=float), **style)
+    style: dict[str, Any] = {"color": TEXT, "marker": "o", "markersize": 4, "linewidth": 1.2}
+    label = "median wait for the first attempt"
+    other.plot(range(len(waits)), waits.to_numpy(dtype=float), label=label, **style)
     other.yaxis.set_major_formatter(FuncFormatter(lambda s, _: duration(timedelta(seconds=s))))
-    longest = float(rows["median_wait"].max()) if rows["median_wait"].notna().any() else 60.0
+    longest = float(waits.max()) if waits.notna().any() else 60.0
     step = next((step for step in _STEPS if longest / step <= 6), longest / 6)  # noqa: PLR2004
     other.yaxis.set_major_locator(MultipleLocator(step))
     other.set_ylim(0, max(longest, step) * 1.05)
     _plain(other)
-    other.set_ylabel("median wait", color=QUIET_TEXT)
-    return Line2D([], [], label="median wait for the first attempt", **style)
-
-
-def _patches(kinds: Iterable[str]) -> list[Any]:
-    return [Patch(label=kind, **_fill(kind)) for kind in kinds]
+    other.set_ylabel("median wait")
 
 
 def _fill(kind: str) -> dict[str, Any]:
-    """The colour of an ending; what is not over yet is hatched besides."""
+    """How the bars of an ending look; what is not over yet is hatched besides."""
     is_open = kind == "still open"
-    edge = TEXT if is_open else COLOURS[kind]
-    hatch = "////" if is_open else None
-    return {"facecolor": COLOURS[kind], "edgecolor": edge, "hatch": hatch, "linewidth": 0.5}
-
-
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
-    """Above the data, where nothing is hidden by it."""
-    axes.legend(
-        handles=list(handles),
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-        labelcolor=TEXT,
-        handlelength=1.4,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+    edge, hatch = (TEXT, "////") if is_open else (COLOURS[kind], None)
+    looks = {"facecolor": COLOURS[kind], "edgecolor": edge, "hatch": hatch, "linewidth": 0.5}
+    return {"label": kind, **looks}
