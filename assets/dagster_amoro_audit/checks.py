@@ -22,8 +22,7 @@ from dagster_amoro.stores.registry import Registry
 from dagster_amoro.stores.schema import event, incident
 from dagster_amoro_audit import findings
 from dagster_amoro_audit.automation import whenever
-from dagster_amoro_audit.blocked_restarts import blocked_restarts
-from dagster_amoro_audit.findings import NEWEST_END, SENSOR, Ended, Finding
+from dagster_amoro_audit.findings import NEWEST_END, SENSOR, Ended, Finding, blocked_restarts
 
 _DAY: Final = timedelta(days=1)
 _TICKS: Final = 100  # newest ones that are looked through for one that counts
@@ -66,18 +65,7 @@ def build_checks(  # noqa: PLR0913 - a fleet, and what is asked of it
     alerts: AuditSettings,
     scales_up: bool,
 ) -> dg.AssetChecksDefinition:
-    """All checks, which one run makes together: when the history went on, and every 15 minutes.
-
-    Args:
-        ledger: Of the incidents and pauses.
-        registry: Of the groups.
-        policy: By which orphans are restarted.
-        limits: Of what a tick restarts.
-        check_interval: Between two ticks of the sensor.
-        clock: Says what time it is, as aware UTC.
-        alerts: From which numbers on the checks warn.
-        scales_up: Whether groups below their min-parallelism are scaled up by the sensor.
-    """
+    """All checks, which one run makes together: when the history went on, and every 15 minutes."""
     specs = [
         dg.AssetCheckSpec(name, asset=HISTORY, description=description, automation_condition=_WHEN)
         for name, description in _DESCRIPTIONS.items()
@@ -99,9 +87,8 @@ def build_checks(  # noqa: PLR0913 - a fleet, and what is asked of it
         def unblocked() -> Finding:
             verdicts = [(each, _verdict(each, policy, pauses(), now)) for each in opened()]
             rounds = ledger.scale_ups().values() if scales_up else ()
-            return findings.unblocked(
-                blocked_restarts(verdicts, rounds, pauses(), limits, registry.resource_counts)
-            )
+            counts = registry.resource_counts
+            return findings.unblocked(blocked_restarts(verdicts, rounds, pauses(), limits, counts))
 
         looks: dict[str, Callable[[], Finding]] = {
             # First: it asks Dagster alone, and its result counts though the stores are away.
@@ -116,20 +103,17 @@ def build_checks(  # noqa: PLR0913 - a fleet, and what is asked of it
         selected = {key.name for key in context.selected_asset_check_keys}
         for name, look in looks.items():
             if name in selected:
-                yield _result(name, look())
+                found = look()
+                yield dg.AssetCheckResult(
+                    passed=found.passed,
+                    check_name=name,
+                    asset_key=HISTORY,
+                    severity=found.severity,
+                    description=found.message,
+                    metadata=dict(found.numbers),
+                )
 
     return audit_checks
-
-
-def _result(name: str, finding: Finding) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=finding.passed,
-        check_name=name,
-        asset_key=HISTORY,
-        severity=finding.severity,
-        description=finding.message,
-        metadata=dict(finding.numbers),
-    )
 
 
 def _verdict(found: Incident, policy: RestartPolicy, pauses: Pauses, now: datetime) -> Verdict:
@@ -143,27 +127,20 @@ def _verdict(found: Incident, policy: RestartPolicy, pauses: Pauses, now: dateti
 
 def _ended(ledger: Ledger, now: datetime) -> list[Ended]:
     """The incidents that ended within a day, or are kept since then; none of a dry run."""
-    columns = (
-        incident.c.resource_id,
-        incident.c.group_name,
-        incident.c.state,
-        incident.c.attempts,
-    )
-    closed = sa.select(*columns, incident.c.closed_at).where(
-        incident.c.closed_at > now - _DAY, incident.c.dry_run == 0
-    )
+    columns = incident.c["resource_id", "group_name", "state", "attempts"]
+    ours = sa.select(*columns).where(incident.c.dry_run == 0)
+    closed = ours.add_columns(incident.c.closed_at).where(incident.c.closed_at > now - _DAY)
     kept_at = sa.func.max(event.c.at)
     kept = (
-        sa.select(*columns, kept_at.label("closed_at"))
+        ours.add_columns(kept_at.label("closed_at"))
         .join(event, event.c.incident_id == incident.c.incident_id)
         .where(incident.c.open_resource_id.is_not(None), incident.c.state == State.KEPT)
-        .where(incident.c.dry_run == 0, event.c.kind == EventKind.KEPT)
+        .where(event.c.kind == EventKind.KEPT)
         .group_by(*columns)
         .having(kept_at > now - _DAY)
     )
     with ledger.reading() as connection:
-        rows = [*connection.execute(closed).mappings(), *connection.execute(kept).mappings()]
-    return [Ended(**row) for row in rows]
+        return [Ended(**row) for q in (closed, kept) for row in connection.execute(q).mappings()]
 
 
 def _begun(ledger: Ledger, now: datetime) -> dict[str, int]:

@@ -1,49 +1,42 @@
 """Is there anything that a person should look at? What each check concludes, and what it says."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 import dagster as dg
 
+from dagster_amoro.core import messages
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.formatting import clock_time, counted, duration
-from dagster_amoro.core.messages import (
-    ABSTAINED,
-    ABSTENTIONS,
-    AGE,
-    OPEN_INCIDENTS,
-    PAUSED,
-    REFUSED,
-    WATCHING,
-)
+from dagster_amoro.core.limits import CountResources, Limits, blocked_groups
 from dagster_amoro.core.model import Incident, State
-from dagster_amoro.core.pauses import Pauses
-from dagster_amoro.core.policy import Backoff, RestartPolicy
-from dagster_amoro.core.scale_up import ScaleUp
-from dagster_amoro_audit.blocked_restarts import BlockedRestarts
+from dagster_amoro.core.pauses import Pause, Pauses
+from dagster_amoro.core.policy import Backoff, RestartPolicy, Verdict
+from dagster_amoro.core.scale_up import ON_ITS_WAY, ScaleUp, ScaleUpState
 
 SENSOR: Final = "orphan_sensor"
 NEWEST_END: Final = "newest end in s since 1970"  # metadata from which the next check goes on
 _NAMED: Final = 10  # resources that a message names; more are counted
 _SHORTEST_SILENCE: Final = timedelta(minutes=1)  # the daemon itself needs some seconds
 _LONGEST_ERROR: Final = 200  # characters that a message quotes
+_MOST_DOUBLINGS: Final = 64  # of a pause; more would be longer than any cap
 _LOST: Final = {  # states of a resource that needs a person, and what they are called
     State.EXHAUSTED: "given up and removed",
     State.KEPT: "out of attempts and kept",
 }
+_WARN: Final = dg.AssetCheckSeverity.WARN
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What one check found."""
 
     passed: bool
     message: str  # which resources, and what is to be done
+    numbers: Mapping[str, float] = {}  # metadata, plotted over time
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-    numbers: Mapping[str, float] = field(default_factory=dict)  # metadata, plotted over time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,48 +54,49 @@ class Ended:
         return f"{self.resource_id} (group {self.group_name})"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockedRestarts:
+    """What is not restarted now although it is time; nothing of it is paused."""
+
+    limited: Mapping[str, str]  # why the limits hold a group back, by its name
+    held: Sequence[Incident]  # the orphans that the limits hold back
+    failed: Sequence[Incident]  # orphans whose last start failed, the newest first
+    stopped: Sequence[ScaleUp]  # the last rounds of groups whose scale-ups did not help
+    pauses: Sequence[Pause]  # those that hold: what is paused is not blocked
+
+
 def given_up(ended: Iterable[Ended], mark: float) -> Finding:
     """Whether something was given up, or kept without attempts left, since the check before.
 
-    Ends are compared, not beginnings: an incident can end after one that began later.
-
-    Args:
-        ended: What ended within a day.
-        mark: The newest end that a check before reported, in s since 1970.
+    Ends are compared, not beginnings: an incident can end after one that began later. `ended` is
+    what ended within a day, `mark` the newest end that a check before reported, in s since 1970.
     """
     lost = [e for e in ended if e.state in _LOST]
     new = [e for e in lost if e.closed_at.timestamp() > mark]
+    by_state = {state: [e for e in new if e.state is state] for state in _LOST}
     message = "nothing was given up since the last check"
     if lost:
         message += f"; within a day {_names(lost)}"
     if new:
-        each = (_lost(state, [e for e in new if e.state is state]) for state in _LOST)
-        message = (
-            f"{'; '.join(filter(None, each))}. Removed rows are kept in the ledger; "
-            "the runs of restart_orphans say what was tried"
+        each = "; ".join(
+            f"{counted(len(ends), 'resource')} {_LOST[state]}: {_names(ends)}"
+            for state, ends in by_state.items()
+            if ends
         )
-    return Finding(
-        passed=not new,
-        message=message,
-        numbers={
-            "given up": sum(e.state is State.EXHAUSTED for e in new),
-            "kept": sum(e.state is State.KEPT for e in new),
-            NEWEST_END: max([mark, *(e.closed_at.timestamp() for e in lost)]),
-        },
-    )
+        kept = "Removed rows are kept in the ledger; the runs of restart_orphans say what was tried"
+        message = f"{each}. {kept}"
+    numbers = {
+        "given up": len(by_state[State.EXHAUSTED]),
+        "kept": len(by_state[State.KEPT]),
+        NEWEST_END: max([mark, *(e.closed_at.timestamp() for e in lost)]),
+    }
+    return Finding(not new, message, numbers)
 
 
 def overdue(
     incidents: Sequence[Incident], policy: RestartPolicy, now: datetime, pauses: Pauses
 ) -> Finding:
-    """Whether an incident is open for longer than all its attempts take, and nobody meant it to.
-
-    Args:
-        incidents: All that are open.
-        policy: In force.
-        now: Aware UTC.
-        pauses: Those that hold at `now`.
-    """
+    """Whether an open incident lasts longer than all its attempts take, and nobody meant it to."""
     allowed = _all_attempts(policy)
     late = [
         i
@@ -122,22 +116,22 @@ def overdue(
         )
         orphans = counted(len(late), "orphan")
         message = f"{orphans} open for longer than {duration(allowed)}: {names}"
-    numbers = {"overdue": len(late), OPEN_INCIDENTS: len(incidents)}
-    return Finding(passed=not late, message=message, numbers=numbers)
+    numbers = {"overdue": len(late), messages.OPEN_INCIDENTS: len(incidents)}
+    return Finding(not late, message, numbers)
 
 
 def unblocked(found: BlockedRestarts) -> Finding:
     """Whether nothing is blocked that would be restarted otherwise."""
-    reasons = [*_held(found), *_failed(found.failed), *_stopped(found.stopped)]
+    reasons = list(_reasons(found))
     message = "; ".join(reasons) or "no restart is refused"
     if found.pauses:
         message += f"; paused, which is no refusal: {_names(found.pauses)}"
     numbers = {
-        REFUSED: found.restarts,
+        messages.REFUSED: len({i.incident_id for i in (*found.held, *found.failed)}),
         "groups not scaled up": len(found.stopped),
-        PAUSED: len(found.pauses),
+        messages.PAUSED: len(found.pauses),
     }
-    return Finding(passed=not reasons, message=message, numbers=numbers)
+    return Finding(not reasons, message, numbers)
 
 
 def restarts(ended: Iterable[Ended], least: float) -> Finding:
@@ -145,28 +139,23 @@ def restarts(ended: Iterable[Ended], least: float) -> Finding:
     tried = [e for e in ended if e.attempts and (e.state is State.RECOVERED or e.state in _LOST)]
     failed = [e for e in tried if e.state in _LOST]
     if not tried:
-        return _warning("nothing was restarted within a day", passed=True)
+        return Finding(passed=True, message="nothing was restarted within a day", severity=_WARN)
     share = 1 - len(failed) / len(tried)
     message = f"{share:.0%} of {counted(len(tried), 'restarted resource')} came back within a day"
     if share < least:
         message += f", fewer than {least:.0%}; not {_names(e.resource_id for e in failed)}"
-    return _warning(message, passed=share >= least, success=share)
+    return Finding(share >= least, message, {"success": share}, _WARN)
 
 
 def flapping(begun: Mapping[str, int], most: int) -> Finding:
-    """Whether a resource was orphaned `most` times within the day.
-
-    Args:
-        begun: How often each resource was orphaned.
-        most: So many times are too many.
-    """
+    """Whether a resource was orphaned `most` times within the day; `begun` counts for each."""
     found = sorted(((n, r) for r, n in begun.items() if n >= most), reverse=True)
     message = f"no resource was orphaned {most} times within a day"
     if found:
         names = _names(f"{resource} ({number} times)" for number, resource in found)
         resources = counted(len(found), "resource")
         message = f"{resources} orphaned again and again within a day: {names}"
-    return _warning(message, passed=not found, flapping=len(found))
+    return Finding(not found, message, {"flapping": len(found)}, _WARN)
 
 
 def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str, int]) -> Finding:
@@ -178,21 +167,19 @@ def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str
             f"{name} ({live.get(name, 0)} of {least} threads)" for name, least in short.items()
         )
         message = f"{counted(len(short), 'group')} below min-parallelism: {names}"
-    return Finding(passed=not short, message=message, numbers={"groups below": len(short)})
+    return Finding(not short, message, {"groups below": len(short)})
 
 
 def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: datetime) -> Finding:
     """Whether a survey was completed within three check intervals, here or by whoever acts.
 
-    Args:
-        ticks: Of the sensor, the newest first: when, and why it completed no survey; empty: it did.
-        interval: Between two ticks.
-        now: Aware UTC.
+    The ticks are those of the sensor, the newest first: when, and why it completed no survey;
+    empty: it did.
     """
     allowed = max(3 * interval, _SHORTEST_SILENCE)
-    last = next((tick for tick in ticks if not tick[1] or tick[1].startswith(WATCHING)), None)
+    last = next((t for t in ticks if not t[1] or t[1].startswith(messages.WATCHING)), None)
     age = None if last is None else now - last[0]
-    in_vain = len(list(takewhile(lambda tick: tick[1].startswith(ABSTAINED), ticks)))
+    in_vain = len(list(takewhile(lambda tick: tick[1].startswith(messages.ABSTAINED), ticks)))
     if age is None or age > allowed:
         message = _silence(ticks, allowed, now, age)
     elif last and last[1]:
@@ -200,17 +187,43 @@ def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: d
     else:
         message = f"the last survey is {duration(age)} old"
     message += f" ({counted(in_vain, 'abstention')} in a row)" if in_vain else ""
-    numbers: dict[str, float] = {} if age is None else {AGE: age.total_seconds()}
-    return Finding(
-        passed=age is not None and age <= allowed,
-        message=message,
-        numbers=numbers | {ABSTENTIONS: in_vain},
+    numbers: dict[str, float] = {} if age is None else {messages.AGE: age.total_seconds()}
+    is_fresh = age is not None and age <= allowed
+    return Finding(is_fresh, message, {**numbers, messages.ABSTENTIONS: in_vain})
+
+
+def blocked_restarts(
+    verdicts: Sequence[tuple[Incident, Verdict]],
+    scale_ups: Iterable[ScaleUp],
+    pauses: Pauses,
+    limits: Limits,
+    count: CountResources,
+) -> BlockedRestarts:
+    """Sorts out which restarts are blocked, as a tick would decide on them.
+
+    The verdicts are those on all open incidents, the scale-ups the last rounds of the groups that
+    are scaled up; `count` is asked only if there is a limit.
+    """
+    due = [
+        i
+        for i, verdict in verdicts
+        if verdict is Verdict.RESTART and i.state is State.WAITING and not i.operator_request
+    ]
+    orphans = (i.group_name for i, _ in verdicts)
+    limited = blocked_groups({i.group_name for i in due}, orphans, count, limits)
+    failed = [
+        i
+        for i, verdict in verdicts
+        if i.last_error is not None and i.state in ON_ITS_WAY and verdict is not Verdict.HOLD
+    ]
+    stopped = [s for s in scale_ups if s.state is ScaleUpState.STOPPED]
+    return BlockedRestarts(
+        limited=limited,
+        held=[i for i in due if i.group_name in limited],
+        failed=sorted(failed, key=lambda i: i.attempted_at or i.detected_at, reverse=True),
+        stopped=[s for s in stopped if not pauses.of_group(s.group_name)],
+        pauses=list(pauses.holding.values()),
     )
-
-
-def _warning(message: str, *, passed: bool, **numbers: float) -> Finding:
-    severity = dg.AssetCheckSeverity.WARN
-    return Finding(passed=passed, message=message, severity=severity, numbers=numbers)
 
 
 def _silence(
@@ -227,37 +240,27 @@ def _silence(
 def _all_attempts(policy: RestartPolicy) -> timedelta:
     """How long an orphan is open at most if all its attempts are made in time."""
     pauses = policy.max_retries + 1
-    if policy.backoff is Backoff.CONSTANT or not policy.grace_period:
+    if policy.backoff is Backoff.CONSTANT:
         return policy.grace_period * pauses
-    until_cap = policy.backoff_cap / policy.grace_period
-    growing = (
-        policy.grace_period * 2**n if 2**n < until_cap else policy.backoff_cap
-        for n in range(pauses)
-    )
-    longest: timedelta = sum(growing, timedelta()) * (1 + policy.backoff_jitter)
-    return longest
+    grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
+    growing = (min(grace * 2.0 ** min(n, _MOST_DOUBLINGS), cap) for n in range(pauses))
+    return timedelta(seconds=sum(growing) * (1 + policy.backoff_jitter))
 
 
-def _held(found: BlockedRestarts) -> Iterator[str]:
-    groups = [f"{_group(name)} ({reason})" for name, reason in sorted(found.limited.items())]
-    if groups:
+def _reasons(found: BlockedRestarts) -> Iterator[str]:
+    if found.limited:
+        groups = [f"{_group(name)} ({reason})" for name, reason in sorted(found.limited.items())]
         yield f"the limits hold {counted(len(found.held), 'orphan')} back: {_names(groups)}"
-
-
-def _failed(failed: Sequence[Incident]) -> Iterator[str]:
-    if failed:
-        names = _names(incident.resource_id for incident in failed)
-        starts = f"the last start of {counted(len(failed), 'orphan')} failed"
-        yield f"{starts}: {names}{_newest_error(failed[0].last_error)}"
-
-
-def _stopped(stopped: Sequence[ScaleUp]) -> Iterator[str]:
-    groups = [
-        f"{_group(each.group_name)} (below {counted(each.min_parallelism, 'thread')} after "
-        f"{counted(each.rounds, 'round')}{_newest_error(each.last_error)})"
-        for each in stopped
-    ]
-    if groups:
+    if found.failed:
+        names = _names(incident.resource_id for incident in found.failed)
+        starts = f"the last start of {counted(len(found.failed), 'orphan')} failed"
+        yield f"{starts}: {names}{_newest_error(found.failed[0].last_error)}"
+    if found.stopped:
+        groups = [
+            f"{_group(each.group_name)} (below {counted(each.min_parallelism, 'thread')} after "
+            f"{counted(each.rounds, 'round')}{_newest_error(each.last_error)})"
+            for each in found.stopped
+        ]
         yield f"{counted(len(groups), 'group')} could not be scaled up: {_names(groups)}"
 
 
@@ -267,10 +270,6 @@ def _newest_error(error: str | None) -> str:
 
 def _group(name: str) -> str:
     return name or "(no group)"
-
-
-def _lost(state: State, lost: Sequence[Ended]) -> str:
-    return f"{counted(len(lost), 'resource')} {_LOST[state]}: {_names(lost)}" if lost else ""
 
 
 def _names(things: Iterable[object]) -> str:

@@ -12,8 +12,8 @@ from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
-from dagster_amoro_audit.blocked_restarts import BlockedRestarts
 from dagster_amoro_audit.findings import (
+    BlockedRestarts,
     Ended,
     below_min_parallelism,
     flapping,
