@@ -103,15 +103,8 @@ def build_checks(  # noqa: PLR0913 - a fleet, and what is asked of it
         selected = {key.name for key in context.selected_asset_check_keys}
         for name, look in looks.items():
             if name in selected:
-                found = look()
-                yield dg.AssetCheckResult(
-                    passed=found.passed,
-                    check_name=name,
-                    asset_key=HISTORY,
-                    severity=found.severity,
-                    description=found.message,
-                    metadata=dict(found.numbers),
-                )
+                finding = look()._asdict()
+                yield dg.AssetCheckResult(check_name=name, asset_key=HISTORY, **finding)
 
     return audit_checks
 

@@ -31,11 +31,11 @@ _WARN: Final = dg.AssetCheckSeverity.WARN
 
 
 class Finding(NamedTuple):
-    """What one check found."""
+    """What one check found, in the words of `dagster.AssetCheckResult`."""
 
     passed: bool
-    message: str  # which resources, and what is to be done
-    numbers: Mapping[str, float] = {}  # metadata, plotted over time
+    description: str  # which resources, and what is to be done
+    metadata: Mapping[str, float] = {}  # plotted over time
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 
 
@@ -139,7 +139,7 @@ def restarts(ended: Iterable[Ended], least: float) -> Finding:
     tried = [e for e in ended if e.attempts and (e.state is State.RECOVERED or e.state in _LOST)]
     failed = [e for e in tried if e.state in _LOST]
     if not tried:
-        return Finding(passed=True, message="nothing was restarted within a day", severity=_WARN)
+        return Finding(not failed, "nothing was restarted within a day", severity=_WARN)
     share = 1 - len(failed) / len(tried)
     message = f"{share:.0%} of {counted(len(tried), 'restarted resource')} came back within a day"
     if share < least:

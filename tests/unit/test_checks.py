@@ -51,36 +51,38 @@ def test_what_was_given_up_is_named_once() -> None:
     first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], 0)
     assert not first.passed
     assert first.severity is dg.AssetCheckSeverity.ERROR
-    assert first.message.startswith("2 resources given up and removed: r1 (group g), r3 (group g).")
-    assert first.numbers == {"given up": 2, "kept": 0, "newest end in s since 1970": 3}
+    assert first.description.startswith(
+        "2 resources given up and removed: r1 (group g), r3 (group g)."
+    )
+    assert first.metadata == {"given up": 2, "kept": 0, "newest end in s since 1970": 3}
     again = given_up([ended(1), ended(3)], 3)
     assert again.passed
-    assert again.numbers == {"given up": 0, "kept": 0, "newest end in s since 1970": 3}
-    assert again.message.endswith("within a day r1 (group g), r3 (group g)")
+    assert again.metadata == {"given up": 0, "kept": 0, "newest end in s since 1970": 3}
+    assert again.description.endswith("within a day r1 (group g), r3 (group g)")
     assert not given_up([ended(1), ended(3), ended(4)], 3).passed
 
 
 def test_the_mark_stays_when_a_day_has_passed() -> None:
     """Otherwise an old one would be told again."""
-    assert given_up([], 7).numbers == {"given up": 0, "kept": 0, "newest end in s since 1970": 7}
+    assert given_up([], 7).metadata == {"given up": 0, "kept": 0, "newest end in s since 1970": 7}
 
 
 def test_what_is_kept_without_attempts_left_is_told_beside_it() -> None:
     """A person is needed for both; each is told once."""
     finding = given_up([ended(1), ended(2, State.KEPT)], 0)
     assert not finding.passed
-    assert finding.message.startswith(
+    assert finding.description.startswith(
         "1 resource given up and removed: r1 (group g); 1 resource out of attempts and kept: "
         "r2 (group g). "
     )
-    assert finding.numbers == {"given up": 1, "kept": 1, "newest end in s since 1970": 2}
+    assert finding.metadata == {"given up": 1, "kept": 1, "newest end in s since 1970": 2}
     assert given_up([ended(1), ended(2, State.KEPT)], 2).passed
-    assert given_up([ended(2, State.KEPT)], 0).message.startswith("1 resource out of attempts")
+    assert given_up([ended(2, State.KEPT)], 0).description.startswith("1 resource out of attempts")
 
 
 def test_many_names_are_counted() -> None:
     """An alert is not for a thousand names."""
-    message = given_up([ended(n) for n in range(1, 1001)], 0).message
+    message = given_up([ended(n) for n in range(1, 1001)], 0).description
     assert message.startswith("1,000 resources given up and removed: r1 (group g), r2")
     assert " and 990 more. " in message
     assert len(message) < 500
@@ -91,13 +93,13 @@ def test_an_orphan_is_overdue_after_all_its_attempts(*, seconds: float, passed: 
     """Grace period x (max-retries + 1): 20 minutes here."""
     finding = overdue([opened(1, timedelta(seconds=seconds))], POLICY, NOW, NOT_PAUSED)
     assert finding.passed is passed
-    assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.message) is not passed
+    assert ("r1 (since 2026-03-29 00:39:59 UTC, waiting)" in finding.description) is not passed
 
 
 def test_the_longest_overdue_is_named_first() -> None:
     """With the reason, where it cannot be restarted."""
     stuck = opened(2, timedelta(days=2))._replace(state=State.UNSUPPORTED, note="it opts out")
-    message = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW, NOT_PAUSED).message
+    message = overdue([opened(1, timedelta(hours=1)), stuck], POLICY, NOW, NOT_PAUSED).description
     assert message.startswith("2 orphans open for longer than 20 min: r2 (since ")
     assert "it opts out), r1 (" in message
 
@@ -117,7 +119,7 @@ def test_what_is_left_alone_on_purpose_is_not_overdue() -> None:
     left = [old._replace(state=State.KEPT), old._replace(dry_run=True)]
     finding = overdue(left, POLICY, NOW, NOT_PAUSED)
     assert finding.passed
-    assert finding.numbers == {"overdue": 0, "open incidents": 2}
+    assert finding.metadata == {"overdue": 0, "open incidents": 2}
 
 
 @given(
@@ -150,12 +152,12 @@ NOTHING = BlockedRestarts(limited={}, held=[], failed=[], stopped=[], pauses=[])
 
 def test_where_nothing_is_refused_the_check_passes() -> None:
     """Also where something is paused, which is said."""
-    assert unblocked(NOTHING).message == "no restart is refused"
+    assert unblocked(NOTHING).description == "no restart is refused"
     pause = Pause(target=EVERYTHING, author="ann", reason="upgrade", paused_at=NOW, until=None)
     finding = unblocked(replace(NOTHING, pauses=[pause]))
     assert finding.passed
-    assert finding.message.endswith("is no refusal: everything is paused by ann: upgrade")
-    assert finding.numbers == {"refused restarts": 0, "groups not scaled up": 0, "paused": 1}
+    assert finding.description.endswith("is no refusal: everything is paused by ann: upgrade")
+    assert finding.metadata == {"refused restarts": 0, "groups not scaled up": 0, "paused": 1}
 
 
 def test_every_kind_of_refusal_fails_the_check() -> None:
@@ -177,18 +179,18 @@ def test_every_kind_of_refusal_fails_the_check() -> None:
         finding = unblocked(found)
         assert not finding.passed
         assert finding.severity is dg.AssetCheckSeverity.ERROR
-        assert finding.message == message
+        assert finding.description == message
     together = unblocked(
         replace(NOTHING, limited=limited, held=[orphan], failed=[orphan], stopped=[stuck])
     )
-    assert together.message == "; ".join(kinds)
-    assert together.numbers == {"refused restarts": 1, "groups not scaled up": 1, "paused": 0}
+    assert together.description == "; ".join(kinds)
+    assert together.metadata == {"refused restarts": 1, "groups not scaled up": 1, "paused": 0}
 
 
 def test_ten_of_those_whose_start_failed_are_named() -> None:
     """With the newest error, cut where it is long."""
     failed = [opened(n, MINUTE)._replace(last_error="x" * 9999) for n in range(12)]
-    message = unblocked(replace(NOTHING, failed=failed)).message
+    message = unblocked(replace(NOTHING, failed=failed)).description
     assert "r9 and 2 more; newest error: xxx" in message
     assert len(message) < 400
 
@@ -200,8 +202,8 @@ def test_the_share_of_restarts_that_helped(*, lost: int, passed: bool) -> None:
     others = [ended(9, State.RECOVERED, attempts=0), ended(10, State.RELEASED)]
     finding = restarts([*of_four, *others], 0.5)
     assert finding.passed is passed
-    assert finding.numbers == {"success": 1 - lost / 4}
-    assert ("not r1" in finding.message) is not passed
+    assert finding.metadata == {"success": 1 - lost / 4}
+    assert ("not r1" in finding.description) is not passed
 
 
 def test_without_restarts_there_is_no_share() -> None:
@@ -214,8 +216,8 @@ def test_a_resource_that_flaps_is_named_with_its_number() -> None:
     finding = flapping({"calm": 2, "bad": 3, "worse": 7}, 3)
     assert not finding.passed
     assert finding.severity is dg.AssetCheckSeverity.WARN
-    assert "2 resources" in finding.message
-    assert "worse (7 times), bad (3 times)" in finding.message
+    assert "2 resources" in finding.description
+    assert "worse (7 times), bad (3 times)" in finding.description
     assert flapping({"calm": 2}, 3).passed
 
 
@@ -223,7 +225,7 @@ def test_a_group_below_its_min_parallelism_is_named_with_its_threads() -> None:
     """A group without any optimizer has none."""
     finding = below_min_parallelism({"a": 4, "b": 2, "c": 1}, {"a": 3, "b": 2})
     assert not finding.passed
-    assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.message
+    assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.description
     assert below_min_parallelism({"b": 2}, {"b": 2}).passed
     assert below_min_parallelism({}, {}).passed
 
@@ -240,20 +242,21 @@ def test_a_keeper_that_abstains_all_the_time_is_no_keeper() -> None:
     ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(30)]
     finding = freshness([*ticks, (NOW - timedelta(hours=2), "")], 5 * MINUTE, NOW)
     assert not finding.passed
-    assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.message
-    assert finding.message.endswith("(30 abstentions in a row)")
-    assert finding.numbers == {
+    assert "completed no survey for 2 h, allowed are 15 min: Abstained" in finding.description
+    assert finding.description.endswith("(30 abstentions in a row)")
+    assert finding.metadata == {
         "seconds since the last completed survey": 7200,
         "abstentions in a row": 30,
     }
-    assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).message
+    assert "in its newest ticks" in freshness(ticks, MINUTE, NOW).description
 
 
 def test_a_sensor_that_is_stopped_is_noticed() -> None:
     """It has no ticks, or none that are new."""
-    assert "is the sensor running" in freshness([], MINUTE, NOW).message
+    assert "is the sensor running" in freshness([], MINUTE, NOW).description
     assert (
-        "is the sensor running" in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).message
+        "is the sensor running"
+        in freshness([(NOW - timedelta(days=3), "")], MINUTE, NOW).description
     )
 
 
@@ -262,7 +265,7 @@ def test_abstentions_in_a_row_are_counted_while_the_survey_is_fresh() -> None:
     ticks = [(NOW - MINUTE * n, "Abstained, nothing was changed: AMS is away") for n in range(2)]
     finding = freshness([*ticks, (NOW - 2 * MINUTE, ""), *ticks], 5 * MINUTE, NOW)
     assert finding.passed
-    assert finding.message == "the last survey is 2 min old (2 abstentions in a row)"
+    assert finding.description == "the last survey is 2 min old (2 abstentions in a row)"
 
 
 def test_a_standby_is_fresh_while_it_watches() -> None:
@@ -271,12 +274,12 @@ def test_a_standby_is_fresh_while_it_watches() -> None:
     ticks = [(NOW - MINUTE * n, watching) for n in range(100)]
     finding = freshness(ticks, MINUTE, NOW)
     assert finding.passed
-    assert finding.message == f"on standby, 0 s ago: {watching}"
+    assert finding.description == f"on standby, 0 s ago: {watching}"
     in_vain = [(NOW - MINUTE * n, "Abstained, nothing was changed: no answer") for n in range(4)]
     finding = freshness([*in_vain, *((at - 4 * MINUTE, why) for at, why in ticks)], MINUTE, NOW)
     assert not finding.passed
-    assert "no answer" in finding.message
-    assert "is the sensor running" in freshness(ticks[4:], MINUTE, NOW).message
+    assert "no answer" in finding.description
+    assert "is the sensor running" in freshness(ticks[4:], MINUTE, NOW).description
 
 
 def test_a_very_short_interval_is_not_taken_literally() -> None:
