@@ -12,10 +12,9 @@ from dagster_amoro.core import messages
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.limits import CountResources, Limits, blocked_groups
-from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.model import Incident, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Pauses
-from dagster_amoro.core.policy import Backoff, RestartPolicy, Verdict
-from dagster_amoro.core.scale_up import ON_ITS_WAY, ScaleUp, ScaleUpState
+from dagster_amoro.core.policy import ON_ITS_WAY, Backoff, RestartPolicy, Verdict
 
 SENSOR: Final = "orphan_sensor"
 NEWEST_END: Final = "newest end in s since 1970"  # metadata from which the next check goes on

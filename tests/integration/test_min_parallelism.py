@@ -14,11 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core import replacement as core_replacement
-from dagster_amoro.core.model import Incident, Orphan, Resource, State
+from dagster_amoro.core.model import Incident, Orphan, Resource, ScaleUpState, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
-from dagster_amoro.core.policy import Replacement, RestartPolicy
+from dagster_amoro.core.policy import Replacement, RestartPolicy, is_coming
 from dagster_amoro.core.replacement import Replacements
-from dagster_amoro.core.scale_up import ScaleUpState, is_coming
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.reading import newcomers_of
 from tests.helpers.fleet import GRACE, Fleet, fleet

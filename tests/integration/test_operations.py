@@ -10,10 +10,16 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.errors import KeeperError, UnknownTargetError
-from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
+from dagster_amoro.core.model import (
+    EventKind,
+    Incident,
+    OperatorRequest,
+    ScaleUp,
+    ScaleUpState,
+    State,
+)
 from dagster_amoro.core.pauses import EVERYTHING, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
-from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.verbs import end_of, target_of
 from dagster_amoro.stores.schema import event

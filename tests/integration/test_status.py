@@ -16,10 +16,16 @@ from dagster_amoro.config import Mode
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.limits import Limits
-from dagster_amoro.core.model import Incident, OperatorRequest, State, Transition
+from dagster_amoro.core.model import (
+    Incident,
+    OperatorRequest,
+    ScaleUp,
+    ScaleUpState,
+    State,
+    Transition,
+)
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
-from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.transitions import attempt_failed, begin_attempt, claim, give_back, order
 from dagster_amoro.healing.status import OrphanStatus, Status, as_json
 from dagster_amoro.healing.status_table import render

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.model import Incident, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
-from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro_audit.findings import (
     BlockedRestarts,
     Ended,

@@ -7,17 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.model import Incident, Orphan, State
-from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.core.scale_up import (
-    ScaleDecision,
-    ScaleUp,
-    ScaleUpState,
-    coming,
-    is_coming,
-    next_round,
-    scale_decision,
-)
+from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState, State
+from dagster_amoro.core.policy import RestartPolicy, is_coming
+from dagster_amoro.core.scale_up import ScaleDecision, coming, next_round, scale_decision
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)

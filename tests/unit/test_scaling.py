@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.groups import Group
-from dagster_amoro.core.model import Incident, Orphan, State
+from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, RunState
-from dagster_amoro.core.scale_plan import ScalePlan, plan_scaling
-from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState
+from dagster_amoro.core.scale_up import ScaleDecision, ScalePlan, plan_scaling
 from dagster_amoro.core.tick_inputs import RegistrySnapshot, TickInputs
 from tests.helpers.inputs import GRACE, INPUTS, NOW, dynamic, inputs_of
 

@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from dagster_amoro.config import Mode
-from dagster_amoro.core.model import State
+from dagster_amoro.core.model import ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Scope, Target
-from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.healing.status import (
     Acting,
     GroupStatus,

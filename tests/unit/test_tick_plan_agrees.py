@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.limits import Limits
-from dagster_amoro.core.model import Incident, OperatorRequest, Orphan, State
+from dagster_amoro.core.model import Incident, OperatorRequest, Orphan, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import OnExhausted, RestartPolicy, RunState
 from dagster_amoro.core.replacement import Newcomers, NewResource
-from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import TickPlan, plan_tick
 from dagster_amoro.core.transitions import replacement

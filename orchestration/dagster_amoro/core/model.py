@@ -57,7 +57,7 @@ class State(StrEnum):
     @property
     def is_open(self) -> bool:
         """Whether the incident still waits for its outcome."""
-        return self in _OPEN
+        return self not in _CLOSED
 
     @property
     def is_removing(self) -> bool:
@@ -65,17 +65,7 @@ class State(StrEnum):
         return self in _REMOVING
 
 
-_OPEN = frozenset(
-    {
-        State.WAITING,
-        State.UNSUPPORTED,
-        State.DISPATCHED,
-        State.CLAIMED,
-        State.GIVING_UP,
-        State.SUPERSEDING,
-        State.KEPT,
-    }
-)
+_CLOSED = frozenset({State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUPERSEDED})
 _REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING})
 
 
@@ -188,3 +178,34 @@ class Transition:
     after: Incident
     event: Event
     row: Mapping[str, Any] | None = None  # a whole resource row to keep, before it is removed
+
+
+class ScaleUpState(StrEnum):
+    """Where the last round of a group stands."""
+
+    REQUESTED = "requested"  # with a run, unless its claim lapsed
+    STARTED = "started"  # the container accepted, and the resource is recorded
+    FAILED = "failed"
+    UNNEEDED = "unneeded"  # the threads were there by then
+    STOPPED = "stopped"  # too many rounds did not help; a person is needed
+
+
+class ScaleUp(NamedTuple):
+    """The rounds in a row in which a group got, or was to get, a new resource."""
+
+    group_name: str
+    min_parallelism: int  # threads, as configured when the first of the rounds began
+    rounds: int = 0  # each counted before the container is called
+    resource_id: str = ""  # of the last round
+    threads: int = 0  # of that resource
+    state: ScaleUpState = ScaleUpState.UNNEEDED
+    claimed_by: str | None = None  # as in `Incident`
+    claimed_until: datetime | None = None
+    next_at: datetime | None = None  # no round begins before
+    last_error: str | None = None
+    fence: int | None = None
+    version: int = 0  # counts steps; the ledger compares it before each
+
+    def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
+        """A copy with these fields changed, one version on."""
+        return self._replace(version=self.version + 1, **changes)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from dagster_amoro.core.model import Incident, OperatorRequest, State
+from dagster_amoro.core.model import Incident, OperatorRequest, ScaleUp, State
 
+ON_ITS_WAY: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
+"""In these states an incident can lead to a restart."""
 _MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
 
 
@@ -99,24 +101,11 @@ class RunState(Enum):
     ENDED = "ended"
 
 
-class Claimed(Protocol):
-    """What a run can have a claim on."""
-
-    @property
-    def claimed_by(self) -> str | None:
-        """The run key of a dispatch, then the id of the run at work."""
-
-    @property
-    def claimed_until(self) -> datetime | None:
-        """The claim lapses then, unless the run renews it."""
-
-    @property
-    def fence(self) -> int | None:
-        """The lease under which it was given."""
-
-
 def holds_claim(
-    claimed: Claimed, runs: Mapping[str, RunState], now: datetime, fence: int | None = None
+    claimed: Incident | ScaleUp,
+    runs: Mapping[str, RunState],
+    now: datetime,
+    fence: int | None = None,
 ) -> bool:
     """Whether it is in the hands of a run that can still be expected to act.
 
@@ -151,6 +140,25 @@ def _chance(incident: Incident) -> float:
     """A number from 0 to 1 that differs between incidents, and is the same whenever it is asked."""
     seed = f"{incident.resource_id} {incident.incident_id} {incident.attempts}"
     return int.from_bytes(sha256(seed.encode(errors="replace")).digest()[:4]) / 2**32
+
+
+def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -> bool:
+    """Whether the threads of an orphan can be expected back.
+
+    They can while it is in its grace period or being restarted; not once its last restart failed,
+    or its attempts are used up. None: it was not noticed yet, and will be.
+    """
+    if incident is None:
+        return True
+    if incident.state not in ON_ITS_WAY:
+        return False
+    if incident.operator_request is not None:
+        return incident.operator_request == OperatorRequest.RESTART
+    if incident.last_error is not None:
+        return False
+    until = incident.claimed_until if incident.state is State.CLAIMED else None
+    is_held = until is not None and now < until  # its last attempt may be under way
+    return is_held or incident.attempts_used < policy.max_retries or now < due_at(incident, policy)
 
 
 def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table

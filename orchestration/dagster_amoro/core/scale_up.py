@@ -4,47 +4,17 @@ What AMS does for its groups (`OptimizerGroupKeeper`), with one difference: orph
 to be restarted count, so that nothing is started twice for the same threads.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum, StrEnum
-from typing import Any, Final, NamedTuple, Self
+from enum import Enum
 
-from dagster_amoro.core.model import Incident, OperatorRequest, Orphan, State
-from dagster_amoro.core.policy import RestartPolicy, due_at
-
-ON_ITS_WAY: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
-"""In these states an incident can lead to a restart."""
-
-
-class ScaleUpState(StrEnum):
-    """Where the last round of a group stands."""
-
-    REQUESTED = "requested"  # with a run, unless its claim lapsed
-    STARTED = "started"  # the container accepted, and the resource is recorded
-    FAILED = "failed"
-    UNNEEDED = "unneeded"  # the threads were there by then
-    STOPPED = "stopped"  # too many rounds did not help; a person is needed
-
-
-class ScaleUp(NamedTuple):
-    """The rounds in a row in which a group got, or was to get, a new resource."""
-
-    group_name: str
-    min_parallelism: int  # threads, as configured when the first of the rounds began
-    rounds: int = 0  # each counted before the container is called
-    resource_id: str = ""  # of the last round
-    threads: int = 0  # of that resource
-    state: ScaleUpState = ScaleUpState.UNNEEDED
-    claimed_by: str | None = None  # as in `Incident`
-    claimed_until: datetime | None = None
-    next_at: datetime | None = None  # no round begins before
-    last_error: str | None = None
-    fence: int | None = None
-    version: int = 0  # counts steps; the ledger compares it before each
-
-    def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
-        """A copy with these fields changed, one version on."""
-        return self._replace(version=self.version + 1, **changes)
+from dagster_amoro.core.formatting import counted
+from dagster_amoro.core.groups import Group, group_obstacle, min_parallelism
+from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState
+from dagster_amoro.core.policy import ON_ITS_WAY, RestartPolicy, holds_claim, is_coming
+from dagster_amoro.core.tick_inputs import TickInputs
 
 
 class ScaleDecision(Enum):
@@ -56,30 +26,6 @@ class ScaleDecision(Enum):
     START = "start"
     STOP = "stop"  # say that it did not help
     STOPPED = "stopped"  # that was said
-
-
-def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -> bool:
-    """Whether the threads of an orphan can be expected back.
-
-    They can while it is in its grace period or being restarted; not once its last restart failed,
-    or its attempts are used up.
-
-    Args:
-        incident: The orphan's; None: it was not noticed yet, and will be.
-        policy: The policy of its group.
-        now: Aware UTC.
-    """
-    if incident is None:
-        return True
-    if incident.state not in ON_ITS_WAY:
-        return False
-    if incident.operator_request is not None:
-        return incident.operator_request == OperatorRequest.RESTART
-    if incident.last_error is not None:
-        return False
-    until = incident.claimed_until if incident.state is State.CLAIMED else None
-    is_held = until is not None and now < until  # its last attempt may be under way
-    return is_held or incident.attempts_used < policy.max_retries or now < due_at(incident, policy)
 
 
 def coming(
@@ -118,15 +64,6 @@ def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the tab
     | now < the next round | wait |
     | rounds < most rounds | start |
     | else | stop |
-
-    Args:
-        scale_up: Its rounds so far; None: there were none.
-        min_parallelism: The threads that it must have.
-        live: The threads that it has.
-        coming: Those that can be expected back.
-        claimed: Whether a run is at it.
-        max_rounds: In a row.
-        now: Aware UTC.
     """
     if scale_up is not None and claimed:
         return ScaleDecision.WAIT
@@ -164,4 +101,105 @@ def next_round(  # noqa: PLR0913 - what a round is made of
         state=ScaleUpState.REQUESTED,
         next_at=now + interval * (rounds + 1),
         last_error=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalePlan:
+    """A group whose size matters now."""
+
+    group: Group
+    min_parallelism: int  # threads that it must have
+    live: int  # threads that it has
+    coming: int  # threads of orphans that can be expected back
+    decision: ScaleDecision
+    scale_up: ScaleUp | None = None  # its rounds so far
+    failed: tuple[Incident, ...] = ()  # orphans that may be restarted, and are not counted on
+    lapsed: bool = False  # a round was begun, and no run can be expected to finish it
+    obstacle: str | None = None  # why nothing can be started for it
+
+    @property
+    def missing(self) -> int:
+        """The threads that nobody brings."""
+        return max(self.min_parallelism - self.live - self.coming, 0)
+
+    @property
+    def starts(self) -> bool:
+        """Whether a round begins."""
+        return self.decision is ScaleDecision.START
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is something to write down."""
+        writes = {ScaleDecision.START, ScaleDecision.STOP, ScaleDecision.SETTLE}
+        return self.decision in writes or self.lapsed
+
+    def message(self, max_rounds: int) -> str | None:
+        """What a tick says about it; None: nothing."""
+        size = f"{self.group.name} has {self.live} of {self.min_parallelism} threads"
+        if self.obstacle is not None:
+            return f"{size} and cannot be scaled up ({self.obstacle})"
+        rounds = self.scale_up.rounds if self.scale_up else 0
+        match self.decision:
+            case ScaleDecision.START:
+                return f"{size}, a new resource of {self.missing} is started"
+            case ScaleDecision.WAIT:
+                return f"{size}, round {rounds} of {max_rounds} was begun"
+            case ScaleDecision.STOP | ScaleDecision.STOPPED:
+                return f"{size}, and {counted(rounds, 'round')} did not help: a person is needed"
+        return None
+
+
+def plan_scaling(inputs: TickInputs) -> list[ScalePlan]:
+    """Looks at every group that has a min-parallelism, or had one when its last round began.
+
+    Groups that are paused, and those under dynamic allocation, are left alone. In attached mode
+    AMS looks after all of them.
+    """
+    snapshot, scale_ups = inputs.snapshot, inputs.scale_ups
+    if inputs.attached or not inputs.policy.enabled or not (snapshot.sized or scale_ups):
+        return []
+    orphans: defaultdict[str | None, list[Orphan]] = defaultdict(list)
+    for orphan in snapshot.orphans.values():
+        orphans[orphan.group_name].append(orphan)
+    known = {incident.resource_id: incident for incident in inputs.incidents}
+    found = []
+    for name in sorted(snapshot.sized.keys() | scale_ups.keys()):
+        group = snapshot.sized.get(name) or Group(name=name, container_name=None, properties=None)
+        is_left = group_obstacle(group, inputs.settings) or inputs.pauses.of_group(name)
+        if (min_parallelism(group) or name in scale_ups) and not is_left:
+            found.append(_plan(inputs, group, orphans[name], known))
+    return found
+
+
+def _plan(
+    inputs: TickInputs, group: Group, dead: Sequence[Orphan], known: Mapping[str, Incident]
+) -> ScalePlan:
+    policy, now, scale_up = inputs.policy, inputs.now, inputs.scale_ups.get(group.name)
+    threads, live = min_parallelism(group) or 0, inputs.snapshot.live.get(group.name, 0)
+    expected = coming(dead, known, policy, now)
+    claimed = scale_up is not None and holds_claim(scale_up, inputs.runs, now, inputs.fence)
+    decision = scale_decision(
+        scale_up,
+        min_parallelism=threads,
+        live=live,
+        coming=expected,
+        claimed=claimed,
+        max_rounds=inputs.settings.max_keeping_attempts,
+        now=now,
+    )
+    starts = decision is ScaleDecision.START
+    obstacle = inputs.obstacle(group.container_name) if starts else None
+    incidents = [known[orphan.resource_id] for orphan in dead if orphan.resource_id in known]
+    failed = [i for i in incidents if i.state in ON_ITS_WAY and not is_coming(i, policy, now)]
+    return ScalePlan(
+        group=group,
+        min_parallelism=threads,
+        live=live,
+        coming=expected,
+        decision=ScaleDecision.REST if obstacle else decision,
+        scale_up=scale_up,
+        failed=tuple(failed),
+        lapsed=bool(scale_up and scale_up.state is ScaleUpState.REQUESTED and not claimed),
+        obstacle=obstacle,
     )

@@ -7,11 +7,10 @@ from datetime import datetime
 
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.limits import CountResources, Limits
-from dagster_amoro.core.model import Incident, Orphan, Transition
+from dagster_amoro.core.model import Incident, Orphan, ScaleUp, Transition
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
 from dagster_amoro.core.replacement import AskNewcomers, Newcomers
-from dagster_amoro.core.scale_up import ScaleUp
 
 Obstacle = Callable[[str | None], str | None]
 """Why orphans of the container with this name cannot be restarted; None: they can."""

@@ -16,12 +16,11 @@ from typing import Final
 from dagster_amoro.core.errors import PropertiesError
 from dagster_amoro.core.groups import group_obstacle
 from dagster_amoro.core.limits import blocked_groups, next_batch
-from dagster_amoro.core.model import Incident, Orphan, State, Transition
+from dagster_amoro.core.model import Incident, Orphan, ScaleUpState, State, Transition
 from dagster_amoro.core.policy import Decision, Replacement, Verdict, decide, due_at, holds_claim
 from dagster_amoro.core.properties import parse_properties
 from dagster_amoro.core.replacement import Replacements
-from dagster_amoro.core.scale_plan import ScalePlan, plan_scaling
-from dagster_amoro.core.scale_up import ScaleUpState
+from dagster_amoro.core.scale_up import ScalePlan, plan_scaling
 from dagster_amoro.core.tick_inputs import Changes, Obstacle, RegistrySnapshot, TickInputs
 from dagster_amoro.core.transitions import close, detect, dispatch, enforce, replacement, report
 

@@ -13,8 +13,7 @@ import dagster as dg
 from dagster_amoro.asset_keys import RESOURCES
 from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.core.messages import ABSTENTIONS, ACTS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED
-from dagster_amoro.core.policy import Verdict
-from dagster_amoro.core.scale_up import ON_ITS_WAY
+from dagster_amoro.core.policy import ON_ITS_WAY, Verdict
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.core.tick_plan import TickPlan
 from dagster_amoro.defs.cursor import Cursor, Number

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_amoro.core.formatting import counted
-from dagster_amoro.core.scale_up import ScaleUp
+from dagster_amoro.core.model import ScaleUp
 from dagster_amoro.healing.scaling import Scaler, ScaleUpOutcome
 
 TAKE_OP: Final = "claim_groups"

@@ -15,16 +15,9 @@ from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import KeeperError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.messages import next_step
-from dagster_amoro.core.model import (
-    Event,
-    EventKind,
-    Incident,
-    OperatorRequest,
-    State,
-)
+from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, ScaleUp, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, holds_claim
-from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores import inspection

@@ -10,11 +10,10 @@ from functools import cache
 
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.core.limits import Limits
-from dagster_amoro.core.model import Incident
+from dagster_amoro.core.model import Incident, ScaleUp
 from dagster_amoro.core.pauses import Pause, Pauses
 from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
 from dagster_amoro.core.replacement import AskNewcomers, Newcomers
-from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import missing, unknown
 from dagster_amoro.stores.ledger import Ledger

@@ -28,6 +28,7 @@ from dagster_amoro.core.model import (
     OperatorRequest,
     Orphan,
     Resource,
+    ScaleUpState,
     State,
     Transition,
 )
@@ -43,7 +44,6 @@ from dagster_amoro.core.policy import (
 )
 from dagster_amoro.core.properties import parse_properties
 from dagster_amoro.core.replacement import Replacements
-from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.core.tick_plan import obstacle_of, recovery_message
 from dagster_amoro.healing.preconditions import silence_of
 from dagster_amoro.healing.reading import newcomers_of

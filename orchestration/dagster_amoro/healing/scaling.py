@@ -18,12 +18,11 @@ from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import ContainerError, KeeperError, LeaseLostError, PropertiesError
 from dagster_amoro.core.formatting import clock_time, counted
 from dagster_amoro.core.groups import Group
-from dagster_amoro.core.model import Event, EventKind, Incident, Resource
+from dagster_amoro.core.model import Event, EventKind, Incident, Resource, ScaleUp, ScaleUpState
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import RestartPolicy, TickSettings
 from dagster_amoro.core.properties import dump_properties, parse_properties
-from dagster_amoro.core.scale_plan import ScalePlan
-from dagster_amoro.core.scale_up import ScaleDecision, ScaleUp, ScaleUpState, coming, next_round
+from dagster_amoro.core.scale_up import ScaleDecision, ScalePlan, coming, next_round
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.transitions import replacement, shown
 from dagster_amoro.stores.ledger import Ledger

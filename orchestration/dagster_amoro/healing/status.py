@@ -20,7 +20,7 @@ from dagster_amoro.core import groups
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.limits import blocked_groups
-from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.model import Incident, ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope
 from dagster_amoro.core.policy import (
     IN_A_RUN,
@@ -30,7 +30,7 @@ from dagster_amoro.core.policy import (
     Verdict,
     due_at,
 )
-from dagster_amoro.core.scale_up import ScaleDecision, ScaleUpState
+from dagster_amoro.core.scale_up import ScaleDecision
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.tick_plan import NEXT_BATCH, plan_tick

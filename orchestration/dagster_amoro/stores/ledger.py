@@ -13,9 +13,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.model import Event, EventKind, Incident, State, Transition
+from dagster_amoro.core.model import Event, EventKind, Incident, ScaleUp, State, Transition
 from dagster_amoro.core.pauses import Pause, Target
-from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.stores import leases
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.migrations import migrate

@@ -9,9 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
-from dagster_amoro.core.model import Incident, State
+from dagster_amoro.core.model import Incident, ScaleUpState, State
 from dagster_amoro.core.pauses import Scope
-from dagster_amoro.core.scale_up import ScaleUpState
 from dagster_amoro.stores.database import is_mysql
 
 metadata: Final = sa.MetaData()

@@ -7,9 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_amoro.core.model import Event, Incident, Transition
+from dagster_amoro.core.model import Event, Incident, ScaleUp, Transition
 from dagster_amoro.core.pauses import Pause, Target
-from dagster_amoro.core.scale_up import ScaleUp
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import insert_unless_there
 from dagster_amoro.stores.schema import INCIDENTS, event, incident, removed_row

@@ -11,9 +11,18 @@ import sqlalchemy as sa
 
 from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.model import Event, EventKind, Incident, Orphan, Resource, State, Transition
+from dagster_amoro.core.model import (
+    Event,
+    EventKind,
+    Incident,
+    Orphan,
+    Resource,
+    ScaleUp,
+    ScaleUpState,
+    State,
+    Transition,
+)
 from dagster_amoro.core.pauses import Pause, Scope, Target
-from dagster_amoro.core.scale_up import ScaleUp, ScaleUpState
 from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource

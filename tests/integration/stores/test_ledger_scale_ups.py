@@ -3,7 +3,7 @@
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.core.scale_up import ScaleUpState
+from dagster_amoro.core.model import ScaleUpState
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.ledger import Ledger
 from tests.integration.stores.helpers import (
