@@ -15,21 +15,23 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 import psutil
 
 LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every process of a launch
 
+_T = TypeVar("_T")
+
 _CLOCK_SLACK: Final = 1.5  # seconds; start times move with the boot time, which is whole seconds
 _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _POLL: Final = 0.02  # seconds between two looks at processes that are to end
 _LINE_END: Final = re.compile(r"\r\n?")
-_LARGEST_PID: Final = 2**31 - 1
+_PIDS: Final = range(2, 2**31)  # neither init nor, by 0 or -1, whole groups
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -50,7 +52,8 @@ class Launch:
 
         Texts that make no sense count as missing: they come from a database that others write too.
         """
-        number, seconds = _pid(pid), _seconds(started_at)
+        number, seconds = _parsed(int, pid), _parsed(float, started_at)
+        number = number if number is not None and number in _PIDS else None
         if not launch_id and (number is None or seconds is None):
             return None
         return cls(launch_id=launch_id or None, host=host or None, pid=number, started_at=seconds)
@@ -68,23 +71,11 @@ def is_running(launch: Launch) -> bool:
 
 
 def stop(launch: Launch, patience: float) -> list[int]:
-    """Ends every process of the launch; returns the ids of those that are still there.
+    """Ends every process of a launch of this host; returns the ids of those that are still there.
 
-    Args:
-        launch: A launch of this host.
-        patience: How many seconds the processes have after SIGTERM until SIGKILL comes.
+    They have `patience` seconds after SIGTERM until SIGKILL comes.
     """
-    for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
-        deadline = time.monotonic() + seconds
-        signalled: set[psutil.Process] = set()
-        while alive := _members(launch):
-            _signal(alive - signalled, launch.pid, signum)
-            signalled |= alive
-            if not _end_by(deadline, alive):
-                break
-        else:
-            return []
-    return sorted(process.pid for process in _members(launch))
+    return _end(lambda: _members(launch), launch.pid, patience)
 
 
 def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
@@ -92,10 +83,8 @@ def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
 
     A process counts if, for each option, its arguments hold the option and right after it the
     value, both as a whole. This process and its ancestors never count, and neither do those whose
-    arguments cannot be read, which are other users'.
-
-    Args:
-        options: The values by option, such as `{"-g": "default", "-id": "4vd1"}`; at least one.
+    arguments cannot be read, which are other users'. `options` are the values by option, such as
+    `{"-g": "default", "-id": "4vd1"}`.
 
     Raises:
         ValueError: There is no option; every process would count.
@@ -110,20 +99,28 @@ def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process], patience: float) -> list[int]:
-    """Ends these processes; returns the ids of those that are still there.
+    """Ends these processes, without their children; returns the ids of those still there.
 
-    A process that got the id of one of them meanwhile is neither ended nor returned.
-
-    Args:
-        processes: Those to end; their children are not among them unless named.
-        patience: How many seconds they have after SIGTERM until SIGKILL comes.
+    They have `patience` seconds after SIGTERM until SIGKILL comes. A process that got the id of
+    one of them meanwhile is neither ended nor returned.
     """
-    alive = set(filter(_is_alive, processes))
+    known = set(processes)
+    return _end(lambda: set(filter(_is_alive, known)), None, patience)
+
+
+def _end(look: Callable[[], set[psutil.Process]], leader: int | None, patience: float) -> list[int]:
+    """Ends what `look` sees, until that is nothing; returns the ids of what it sees in the end."""
     for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_WAIT)):
-        _signal(alive, None, signum)
-        _end_by(time.monotonic() + seconds, alive)
-        alive = set(filter(_is_alive, alive))
-    return sorted(process.pid for process in alive)
+        deadline = time.monotonic() + seconds
+        signalled: set[psutil.Process] = set()
+        while alive := look():
+            _signal(alive - signalled, leader, signum)
+            signalled |= alive
+            if not _end_by(deadline, alive):
+                break
+        else:
+            return []
+    return sorted(process.pid for process in look())
 
 
 class Worker(subprocess.Popen[bytes]):
@@ -163,7 +160,6 @@ def spawn(
         cwd=directory,
         env=environment,
         start_new_session=True,
-        close_fds=True,
         # Nothing but system calls, so no lock of another thread can be in the way.
         preexec_fn=_heed if deaf else None,
     )
@@ -225,14 +221,12 @@ def _lineage() -> Iterator[psutil.Process]:
 
 def _pairs(process: psutil.Process) -> set[tuple[str, str]]:
     """Each two arguments that follow one another; none if they cannot be read."""
-    try:
+    with suppress(psutil.Error, OSError):  # gone, or another user's
         return set(pairwise(map(_as_read, process.cmdline())))
-    except (psutil.Error, OSError):  # gone, or another user's
-        return set()
+    return set()
 
 
-def _as_read(argument: str) -> str:
-    """An argument as psutil shows it, which makes one kind of line end of all."""
+def _as_read(argument: str) -> str:  # psutil makes one kind of line end of all
     return _LINE_END.sub("\n", argument)
 
 
@@ -240,27 +234,23 @@ def _leader(launch: Launch) -> psutil.Process | None:
     """The process that was started, be it a zombie; None if its pid is free or another's."""
     if launch.pid is None or launch.started_at is None:
         return None
-    try:
+    with suppress(psutil.Error):
         process = psutil.Process(launch.pid)
-        apart = abs(process.create_time() - launch.started_at)
-    except psutil.Error:
-        return None
-    leads = _is_in_session(launch.pid, launch.pid)
-    return process if apart <= _CLOCK_SLACK and leads else None
+        is_it = abs(process.create_time() - launch.started_at) <= _CLOCK_SLACK
+        return process if is_it and _is_in_session(launch.pid, launch.pid) else None
+    return None
 
 
 def _is_marked(process: psutil.Process, launch_id: str | None) -> bool:
-    try:
+    with suppress(psutil.Error):  # gone, or another user's
         return launch_id is not None and process.environ().get(LAUNCH_VARIABLE) == launch_id
-    except psutil.Error:  # gone, or another user's
-        return False
+    return False
 
 
 def _is_in_session(pid: int, leader: int | None) -> bool:
-    try:
+    with suppress(OSError):
         return leader is not None and leader in (os.getsid(pid), os.getpgid(pid))
-    except OSError:
-        return False
+    return False
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -272,26 +262,24 @@ def _is_alive(process: psutil.Process) -> bool:
         return True
 
 
-def _signal(processes: Iterable[psutil.Process], leader: int | None, signum: int) -> None:
+def _signal(processes: set[psutil.Process], leader: int | None, signum: int) -> None:
     """Signals the leader's group as one, so that no fork escapes, and the others one by one.
 
     What cannot be signalled shows up as still running.
     """
-    groups = {process: _group(process.pid) for process in processes}
-    if leader is not None and leader in groups.values():
+    group = {process for process in processes if _is_in_group(process.pid, leader)}
+    if leader is not None and group:
         with suppress(OSError):
             os.killpg(leader, signum)
-    for process, group in groups.items():
-        if leader is None or group != leader:
-            with suppress(psutil.Error):  # psutil checks the process's identity once more
-                process.send_signal(signum)
+    for process in processes - group:
+        with suppress(psutil.Error):  # psutil checks the process's identity once more
+            process.send_signal(signum)
 
 
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return None
+def _is_in_group(pid: int, leader: int | None) -> bool:
+    with suppress(OSError):
+        return os.getpgid(pid) == leader
+    return False
 
 
 def _end_by(deadline: float, processes: set[psutil.Process]) -> bool:
@@ -303,16 +291,7 @@ def _end_by(deadline: float, processes: set[psutil.Process]) -> bool:
     return False
 
 
-def _pid(text: str | None) -> int | None:
-    try:
-        pid = int(text or "")
-    except ValueError:
-        return None
-    return pid if 1 < pid <= _LARGEST_PID else None
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+def _parsed(kind: Callable[[str], _T], text: str | None) -> _T | None:
+    with suppress(ValueError):
+        return kind(text or "")
+    return None
