@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from dagster_amoro.containers.amoro.flink import FlinkContainer
-from dagster_amoro.containers.amoro.flink_rest import FlinkRestError, base_url
+from dagster_amoro.containers.amoro.flink_rest import base_url
+from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 
@@ -458,5 +459,5 @@ def test_where_it_is(conf: Mapping[str, str], url: str) -> None:
 )
 def test_where_it_is_not_said(conf: Mapping[str, str], says: str) -> None:
     """The message says which setting is meant."""
-    with pytest.raises(FlinkRestError, match=says):
+    with pytest.raises(RestError, match=says):
         base_url(conf)

@@ -223,6 +223,11 @@ def failure(program: Program, what: str, output: str) -> ProgramError:
     return ProgramError(f"{program.name} {what}{message}")
 
 
+def nameless(program: Program, what: str, output: str) -> ProgramError:
+    """The error of a program that ended well, but did not say what it started."""
+    return failure(program, f"ended with exit code 0 and named no {what}", output)
+
+
 def _ended(code: int) -> str:
     return f"{'was ' if code < 0 else ''}ended {ending(code)}"
 

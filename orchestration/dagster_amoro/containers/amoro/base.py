@@ -14,11 +14,16 @@ from typing import Final
 
 from dagster_amoro.containers.output import file_stem
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
-from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
+from dagster_amoro.core.errors import (
+    ConfigError,
+    ContainerError,
+    ReleaseFailedError,
+    StartFailedError,
+    describe,
+)
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
-_EXPORT: Final = "export."
 _SHELL_WORD: Final = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")  # quoted as a whole, nothing in it live
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 
@@ -32,31 +37,22 @@ class OptimizerContainer:
 
     A start keeps to what the row says first and the container second, as AMS does. Neither
     `memory_mb` nor the thread count of a resource is checked: AMS stored them.
+
+    Raises:
+        ConfigError: A property is missing or cannot be used.
     """
 
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        """Prepares the container; nothing is connected to or looked for before it is used.
-
-        Args:
-            name: What resource rows call it.
-            properties: From config.yaml, with AMS's additions.
-            ask_ams_version: Says how the running AMS starts optimizers.
-
-        Raises:
-            ConfigError: A property is missing or cannot be used.
-        """
+        """Prepares the container; nothing is connected to or looked for before it is used."""
         self.name: Final = name
         self.properties: Final = dict(properties)
         self._ask_ams_version: Final = ask_ams_version
         self._ams_version: Final = self._configured_ams_version()
         self.required("ams-optimizing-uri")  # so that what is missing is said before any attempt
-        self.exports: Final = {
-            key.removeprefix(_EXPORT): unquoted(value)
-            for key, value in self.properties.items()
-            if key.startswith(_EXPORT)
-        }
+        exports = without_prefix("export.", self.properties)
+        self.exports: Final = {key: unquoted(value) for key, value in exports.items()}
 
     @property
     def supports_auto_restart(self) -> bool:
@@ -78,24 +74,50 @@ class OptimizerContainer:
             return self._ams_version
         return self._ask_ams_version() if self._ask_ams_version else AmsVersion.V0_9
 
-    def required(self, key: str) -> str:
-        """A property of the container.
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Starts the optimizer; returns the start-up properties to save, most of them AMS's own.
 
         Raises:
-            ConfigError: It is missing or empty.
+            StartFailedError: It was not started, or ended at once; the message says why.
         """
-        value = self.properties.get(key)
-        if not value:
-            raise ConfigError(f"container {self.name!r}: property {key!r} is required")
-        return value
+        try:
+            return self._start(resource)
+        except ContainerError as error:
+            raise StartFailedError(str(error)) from None
+        except OSError as error:  # of the folder for logs, or of a jar
+            raise StartFailedError(describe(error)) from None
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends the optimizer, but nothing of another one, whose properties AMS can save in its row.
+
+        Raises:
+            ReleaseFailedError: It may still be running.
+        """
+        try:
+            self._end(resource)
+        except ContainerError as error:
+            raise ReleaseFailedError(str(error)) from None
+
+    def _start(self, resource: Resource) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    def _end(self, resource: Resource) -> None:
+        raise NotImplementedError
+
+    def required(self, key: str) -> str:
+        """A property of the container; a ConfigError says that it is missing or empty."""
+        if value := self.properties.get(key):
+            return value
+        raise ConfigError(f"container {self.name!r}: property {key!r} is required")
+
+    def not_accepted(self, key: str, accepted: str) -> ConfigError:
+        """The error of a property that cannot be used."""
+        value = self.properties[key]
+        return ConfigError(f"container {self.name!r}: property {key!r} is {value!r}{accepted}")
 
     @property
     def ams_home(self) -> str:
-        """Where Amoro is installed, on the host that its programs run on.
-
-        Raises:
-            ConfigError: Nobody said so.
-        """
+        """Where Amoro is installed on this host; a ConfigError where nobody said so."""
         if home := self.properties.get("ams-home"):
             return home
         raise ConfigError(
@@ -114,16 +136,8 @@ class OptimizerContainer:
         return Path(home, "optimizers", f"{stem}.log").absolute()
 
     def options(self, prefix: str, resource: Resource) -> dict[str, str]:
-        """The options of an engine, which are the properties with this prefix, without it.
-
-        Those of the resource win over those of the container.
-        """
-        given = {**self.properties, **resource.properties}
-        return {
-            key.removeprefix(prefix): value
-            for key, value in given.items()
-            if key.startswith(prefix)
-        }
+        """The properties with this prefix, without it; the resource's before the container's."""
+        return without_prefix(prefix, {**self.properties, **resource.properties})
 
     def arguments(self, resource: Resource) -> list[str]:
         """The optimizer's own arguments, in AMS's order.
@@ -162,10 +176,8 @@ class OptimizerContainer:
         try:
             return parse_version(version) if version else None
         except ValueError as error:
-            raise ConfigError(
-                f"container {self.name!r}: property 'ams-version' is {version!r}: {error}; "
-                "accepted is a version such as 0.8.1"
-            ) from None
+            accepted = f": {error}; accepted is a version such as 0.8.1"
+            raise self.not_accepted("ams-version", accepted) from None
 
 
 def as_text(arguments: Iterable[str], quote: Callable[[str], str] = shlex.quote) -> str:
@@ -182,12 +194,27 @@ def is_true(text: str | None) -> bool:
     return text is not None and text.lower() == "true"
 
 
-def required_of(resource: Resource, key: str) -> str:
-    """A property of the resource.
+def without_prefix(prefix: str, properties: Mapping[str, str]) -> dict[str, str]:
+    """Those of the properties that have this prefix, by the rest of their names."""
+    return {
+        key.removeprefix(prefix): value
+        for key, value in properties.items()
+        if key.startswith(prefix)
+    }
 
-    Raises:
-        StartFailedError: The row has none.
-    """
+
+def application_name(engine: str, resource: Resource) -> str:
+    """What AMS calls the application of an optimizer."""
+    return f"Amoro-{engine}-optimizer-{resource.group_name}-{resource.resource_id}"
+
+
+def kubernetes_name(resource: Resource) -> str:
+    """What AMS calls an optimizer's Deployment, pod or cluster on Kubernetes."""
+    return f"amoro-optimizer-{resource.resource_id}"
+
+
+def required_of(resource: Resource, key: str) -> str:
+    """A property of the resource; a StartFailedError says that its row has none."""
     value = resource.properties.get(key)
     if value is None:
         raise StartFailedError(
@@ -211,11 +238,6 @@ def usable(arguments: list[str]) -> list[str]:
                 "cannot be put on a command line"
             )
     return arguments
-
-
-def failed_start(error: ContainerError) -> StartFailedError:
-    """The error of a start, for one of something that it needed."""
-    return StartFailedError(str(error))
 
 
 def _option(option: str, properties: Mapping[str, str], key: str) -> list[str]:

@@ -13,19 +13,20 @@ from uuid import uuid4
 
 from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
-from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, failed_start, usable
+from dagster_amoro.containers.amoro.base import (
+    OptimizerContainer,
+    application_name,
+    as_text,
+    kubernetes_name,
+    usable,
+)
 from dagster_amoro.containers.amoro.flink_conf import PREFIX, read_conf, with_sizes
-from dagster_amoro.containers.amoro.flink_rest import FlinkRest, FlinkRestError, Job, base_url
+from dagster_amoro.containers.amoro.flink_rest import FlinkRest, Job, base_url
+from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
-from dagster_amoro.core.errors import (
-    ConfigError,
-    ContainerError,
-    ReleaseFailedError,
-    StartFailedError,
-    describe,
-)
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.flink.FlinkOptimizer"
@@ -78,6 +79,12 @@ class FlinkContainer(OptimizerContainer):
     It does what AMS does, apart from this: it works without any `export.*`; a failed program is a
     failed start; a size that AMS would give as `0 bytes`, since none is configured, is left out
     (Flink would refuse it); a session cluster gets a jar that has changed.
+
+    A start saves `yarn-application-id`, `kubernetes-cluster-id` or `session-cluster-job-id`. What
+    is ended is the job or the cluster that the row names, unless it is another optimizer's: the
+    name of a Flink job or of an application on YARN decides, and a cluster on Kubernetes is always
+    the one that has the resource's id in its name. A job in a session cluster that has not Amoro's
+    kind of name is ended too: its id stands in no row but that of its own start.
     """
 
     start_timeout: float = 600.0
@@ -90,11 +97,6 @@ class FlinkContainer(OptimizerContainer):
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        """Prepares the container, as the base class does.
-
-        Raises:
-            ConfigError: A property is missing or cannot be used.
-        """
         super().__init__(name, properties, ask_ams_version)
         self.home: Final = self.required("flink-home").removesuffix("/")
         self.conf_folder: Final = Path(self.exports.get("FLINK_CONF_DIR") or f"{self.home}/conf")
@@ -140,38 +142,6 @@ class FlinkContainer(OptimizerContainer):
             "allowNonRestoredState": True,
         }
 
-    def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Submits the job.
-
-        Returns:
-            `yarn-application-id`, `kubernetes-cluster-id` or `session-cluster-job-id`.
-
-        Raises:
-            StartFailedError: It was not submitted; the message has what Flink said.
-        """
-        try:
-            return self._start(resource)
-        except ContainerError as error:
-            raise failed_start(error) from None
-        except OSError as error:  # of the log's folder, or of the jar
-            raise StartFailedError(describe(error)) from None
-
-    def release_resource(self, resource: Resource) -> None:
-        """Ends the job or the cluster that the row names, unless it is another optimizer's.
-
-        AMS can save one optimizer's start-up properties in another's row. So the name of a Flink
-        job or of an application on YARN decides, and a cluster on Kubernetes is always the one that
-        has the resource's id in its name. A job in a session cluster that has not Amoro's kind of
-        name is ended too: its id stands in no row but that of its own start.
-
-        Raises:
-            ReleaseFailedError: It may still be running.
-        """
-        try:
-            self._end(resource)
-        except ContainerError as error:
-            raise ReleaseFailedError(str(error)) from None
-
     def status(self, resource: Resource) -> Status:
         """Whether its job runs, which only a session cluster says."""
         job_id = resource.properties.get(SESSION_ID, "")
@@ -186,14 +156,10 @@ class FlinkContainer(OptimizerContainer):
         return "ended" if job is None or job.is_over else "running"
 
     def _target(self) -> Target:
-        text = self.properties.get("target", Target.YARN_PER_JOB)
         try:
-            return Target(text.lower())
+            return Target(self.properties.get("target", Target.YARN_PER_JOB).lower())
         except ValueError:
-            raise ConfigError(
-                f"container {self.name!r}: property 'target' is {text!r}; accepted are "
-                + ", ".join(Target)
-            ) from None
+            raise self.not_accepted("target", f"; accepted are {', '.join(Target)}") from None
 
     def _job_uri(self) -> str:
         if self.target.is_application:
@@ -203,10 +169,8 @@ class FlinkContainer(OptimizerContainer):
     def _seconds(self) -> int:
         text = self.properties.get(_CLIENT_TIMEOUT, "30")
         if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not int(text):
-            raise ConfigError(
-                f"container {self.name!r}: property {_CLIENT_TIMEOUT!r} is {text!r}; "
-                "accepted is a whole number of seconds, 1 or more"
-            )
+            accepted = "; accepted is a whole number of seconds, 1 or more"
+            raise self.not_accepted(_CLIENT_TIMEOUT, accepted)
         return int(text)
 
     def _require_image(self) -> None:
@@ -221,13 +185,13 @@ class FlinkContainer(OptimizerContainer):
         ams_version = self.ams_version
         conf = read_conf(self.conf_folder, ams_version)
         options = with_sizes(self._given(resource), resource.properties, conf, ams_version)
-        options["yarn.application.name"] = _application_name(resource)
+        options["yarn.application.name"] = application_name("flink", resource)
         if self.target.is_on_yarn:
             options["yarn.per-job-cluster.include-user-jar"] = "FIRST"
         else:
-            options["kubernetes.cluster-id"] = _cluster_id(resource)
-            options["kubernetes.taskmanager.labels"] = _labels(resource)
-            options["kubernetes.jobmanager.labels"] = _labels(resource)
+            options["kubernetes.cluster-id"] = kubernetes_name(resource)
+            for role in ("taskmanager", "jobmanager"):
+                options[f"kubernetes.{role}.labels"] = _labels(resource)
         return options
 
     def _program(self, resource: Resource, argv: list[str], stdin: bytes = b"") -> Program:
@@ -241,7 +205,7 @@ class FlinkContainer(OptimizerContainer):
             log = self.log_of(resource)
             return {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
         programs.run(program, self.start_timeout)
-        return {KUBERNETES_ID: _cluster_id(resource)}
+        return {KUBERNETES_ID: kubernetes_name(resource)}
 
     def _end(self, resource: Resource) -> None:
         if self.target is Target.SESSION:
@@ -249,7 +213,7 @@ class FlinkContainer(OptimizerContainer):
         elif self.target is Target.KUBERNETES_APPLICATION:
             self._end_on_kubernetes(resource)
         elif application := resource.properties.get(YARN_ID):
-            name = _application_name(resource)
+            name = application_name("flink", resource)
             yarn.end_application(application, name, self.exports, self.mask(resource))
 
     def _end_on_kubernetes(self, resource: Resource) -> None:
@@ -260,7 +224,7 @@ class FlinkContainer(OptimizerContainer):
         """
         if not resource.properties.get(KUBERNETES_ID):
             return  # nothing was started
-        cluster = _cluster_id(resource)
+        cluster = kubernetes_name(resource)
         options = {**self._given(resource), "kubernetes.cluster-id": cluster, **_UNMAKEABLE}
         script = f"{self.home}/bin/kubernetes-session.sh"
         argv = usable([script, *_as_arguments(options), "-Dexecution.attached=true"])
@@ -299,7 +263,7 @@ class FlinkContainer(OptimizerContainer):
             job_id = rest.run(jar_id, submission)
             _require_alive(rest, job_id)
         except BaseException as error:  # an interruption too: nobody else knows of the job
-            answered = not isinstance(error, FlinkRestError) or error.status is not None
+            answered = not isinstance(error, RestError) or error.status is not None
             rest.withdraw(job_id, 0 if answered else self.withdraw_timeout)
             raise
         return str(job_id)
@@ -317,28 +281,20 @@ class FlinkContainer(OptimizerContainer):
 
 
 def _require_alive(rest: FlinkRest, job_id: str) -> None:
-    """Looks once at a job that was accepted; where it cannot be seen, its registration decides.
-
-    Raises:
-        FlinkRestError: It is over already, or unknown.
-    """
+    """Looks once at a job that was accepted; where it cannot be seen, its registration decides."""
     try:
         job = rest.job(job_id)
-    except FlinkRestError:
+    except RestError:
         return
     if job is None:
-        raise FlinkRestError(f"Flink accepted job {job_id} and does not know it", 404)
+        raise RestError(f"Flink accepted job {job_id} and does not know it", 404)
     if job.is_over:
         why = rest.failure(job_id) or "Flink does not say why"
-        raise FlinkRestError(f"Flink job {job_id} is {job.state} already: {why}", 200)
+        raise RestError(f"Flink job {job_id} is {job.state} already: {why}", 200)
 
 
 def _was_there_to_stop(program: Program) -> bool:
-    """Runs Flink's script for Kubernetes; returns whether it found a cluster.
-
-    Raises:
-        ProgramError: It failed.
-    """
+    """Runs Flink's script for Kubernetes; returns whether it found a cluster."""
     try:
         programs.run(program, _SCRIPT_TIMEOUT)
     except ProgramError as error:
@@ -351,14 +307,6 @@ def _was_there_to_stop(program: Program) -> bool:
 def _is_anothers(job: Job, resource: Resource) -> bool:
     own = _JOB_NAME + resource.resource_id
     return job.name.startswith(_JOB_NAME) and job.name != own
-
-
-def _application_name(resource: Resource) -> str:
-    return f"Amoro-flink-optimizer-{resource.group_name}-{resource.resource_id}"
-
-
-def _cluster_id(resource: Resource) -> str:
-    return f"amoro-optimizer-{resource.resource_id}"
 
 
 def _labels(resource: Resource) -> str:

@@ -1,7 +1,7 @@
 """Which options is Flink given, and what does its own configuration say?"""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,24 +48,25 @@ def with_sizes(
 ) -> dict[str, str]:
     """The options with the memory sizes of Flink's two processes as AMS states them.
 
-    AMS counts whole MiB, and states `0 bytes` where that makes none; here such an option is left
-    out, since Flink would not start with it.
-
-    Args:
-        options: Those of Flink among the properties.
-        resource: The properties of the resource, which can state a size first of all.
-        conf: Flink's own configuration, which states it last.
-        ams_version: 0.7 has other names, units and forms.
+    A property of the resource counts first, and Flink's own configuration last; AMS 0.7 has other
+    names, units and forms. AMS counts whole MiB, and states `0 bytes` where that makes none; here
+    such an option is left out, since Flink would not start with it.
 
     Raises:
         StartFailedError: A size cannot be read.
     """
-    stated = {
-        f"{process}.memory.process.size": _size(process, options, resource, conf, ams_version)
-        for process in ("jobmanager", "taskmanager")
-    }
-    others = {key: value for key, value in options.items() if key not in stated}
-    return others | {key: size for key, size in stated.items() if size}
+    found, is_old = dict(options), ams_version is AmsVersion.V0_7
+    for process in ("jobmanager", "taskmanager"):
+        key = f"{process}.memory.process.size"
+        first = f"{process}.memory" if is_old else key
+        places = {
+            f"property {first!r} of the resource": resource.get(first),
+            f"property {PREFIX + key!r}": found.pop(key, None),
+            f"{key!r} in Flink's configuration": conf.get(key),
+        }
+        if size := _size(places, is_old=is_old):
+            found[key] = size
+    return found
 
 
 def flattened(conf: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -81,26 +82,15 @@ def flattened(conf: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def parse_lines(text: str) -> dict[str, str]:
     """The settings of an older Flink's file: `key: value`, and `#` begins a comment anywhere."""
-    return dict(_pairs(text.splitlines()))
+    pairs = (line.partition("#")[0].strip().partition(": ") for line in text.splitlines())
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    return {key: value for key, value in found.items() if key and value}
 
 
-def _size(
-    process: str,
-    options: Mapping[str, str],
-    resource: Mapping[str, str],
-    conf: Mapping[str, str],
-    ams_version: AmsVersion,
-) -> str:
-    """The size that counts, as AMS writes it; empty if it is not a MiB."""
-    is_old = ams_version is AmsVersion.V0_7
-    key = f"{process}.memory.process.size"
-    first = f"{process}.memory" if is_old else key
-    places = (
-        (f"property {first!r} of the resource", resource.get(first)),
-        (f"property {PREFIX + key!r}", options.get(key)),
-        (f"{key!r} in Flink's configuration", conf.get(key)),
-    )
-    place, text = next(((place, text) for place, text in places if text is not None), ("", ""))
+def _size(places: Mapping[str, str | None], *, is_old: bool) -> str:
+    """The size that is stated first, as AMS writes it; empty if it is not a MiB."""
+    stated = ((place, text) for place, text in places.items() if text is not None)
+    place, text = next(stated, ("", ""))
     try:
         size = (parse_size_0_7 if is_old else parse_size)(text) // MEBIBYTE if text else 0
     except ValueError as error:
@@ -108,13 +98,6 @@ def _size(
     if not size:
         return ""
     return f"{size}m" if is_old else print_size(size * MEBIBYTE)
-
-
-def _pairs(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        key, _, value = line.partition("#")[0].strip().partition(": ")
-        if key.strip() and value.strip():
-            yield key.strip(), value.strip()
 
 
 def _mapping(text: str) -> Mapping[str, Any]:

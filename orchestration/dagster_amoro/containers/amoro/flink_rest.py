@@ -13,8 +13,9 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from dagster_amoro.containers.amoro.base import is_true
-from dagster_amoro.containers.amoro.rest import Answer, NoAnswerError, ask
-from dagster_amoro.core.errors import ContainerError, shorten
+from dagster_amoro.containers.amoro.rest import Answer, RestError, ask
+from dagster_amoro.containers.waiting import within
+from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import Mask
 
 _PORT: Final = "8081"  # Flink's default
@@ -28,20 +29,6 @@ _NOISE: Final = re.compile(
 )
 _GONE: Final = frozenset({404, 409})  # no such job; one that has ended already
 _NOT_FOUND: Final = 404
-
-
-class FlinkRestError(ContainerError):
-    """Flink could not be asked over REST, or refused."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        """Says what was asked and why there is no answer.
-
-        Args:
-            message: For a person, without secrets.
-            status: The HTTP status, where it was Flink that answered.
-        """
-        super().__init__(message)
-        self.status: Final = status
 
 
 class Job(NamedTuple):
@@ -60,24 +47,27 @@ def base_url(conf: Mapping[str, str]) -> str:
     """Where the REST port is, by Flink's settings; a leader of a Flink with HA is not looked up.
 
     Raises:
-        FlinkRestError: The settings do not say it.
+        RestError: The settings do not say it.
     """
     host = conf.get("rest.address") or conf.get("jobmanager.rpc.address")
     if not host:
-        raise FlinkRestError(
+        raise RestError(
             "where Flink's REST port is, is not known: neither flink-conf.rest.address in the "
             "container's properties nor rest.address in Flink's configuration says it"
         )
     port = conf.get("rest.port", _PORT)
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= _LARGEST_PORT:
-        raise FlinkRestError(f"rest.port is {port!r}; right is a number from 1 to {_LARGEST_PORT}")
+        raise RestError(f"rest.port is {port!r}; right is a number from 1 to {_LARGEST_PORT}")
     scheme = "https" if is_true(conf.get("security.ssl.rest.enabled")) else "http"
     bare = host.strip("[]")
     return f"{scheme}://{f'[{bare}]' if ':' in bare else bare}:{port}"
 
 
 class FlinkRest:
-    """The REST port of one Flink cluster."""
+    """The REST port of one Flink cluster.
+
+    Each method that asks it raises a RestError where Flink refuses or does not answer.
+    """
 
     def __init__(self, base: str, timeout: float, mask: Mask) -> None:
         """Connects to nothing yet.
@@ -92,11 +82,7 @@ class FlinkRest:
         self._mask: Final = mask
 
     def overview(self) -> Mapping[str, Any]:
-        """What the cluster has; also the test whether it is one.
-
-        Raises:
-            FlinkRestError: It is none, or does not answer.
-        """
+        """What the cluster has; also the test whether it is one."""
         return self._ask("GET", "/overview")
 
     def provide(self, jar: Path) -> str:
@@ -106,7 +92,6 @@ class FlinkRest:
         digest of the content.
 
         Raises:
-            FlinkRestError: Flink did not take it.
             OSError: The jar cannot be read.
         """
         with jar.open("rb") as file:
@@ -117,21 +102,16 @@ class FlinkRest:
     def run(self, jar_id: str, submission: Mapping[str, Any]) -> str:
         """Runs a jar as this request says; returns the id of its job.
 
-        Raises:
-            FlinkRestError: Flink refused, or its answer was lost, so that the job may run.
+        After an error without a status the answer was lost, and the job may run.
         """
         answer = self._ask("POST", f"/jars/{quote(jar_id, safe='')}/run", json=submission)
         return self._text(answer, "jobid")
 
     def job(self, job_id: str) -> Job | None:
-        """A job; None if the cluster has none of this id, any more or yet.
-
-        Raises:
-            FlinkRestError: Flink does not say.
-        """
+        """A job; None if the cluster has none of this id, any more or yet."""
         try:
             answer = self._ask("GET", f"/jobs/{job_id}")
-        except FlinkRestError as error:
+        except RestError as error:
             if error.status == _NOT_FOUND:
                 return None
             raise
@@ -139,58 +119,42 @@ class FlinkRest:
 
     def failure(self, job_id: str) -> str:
         """Why a job failed; empty if Flink does not say."""
-        with suppress(FlinkRestError):
+        with suppress(RestError):
             answer = self._ask("GET", f"/jobs/{job_id}/exceptions")
             return self._mask.hide(essence(answer.get("root-exception")))
         return ""
 
     def cancel(self, job_id: str) -> bool:
-        """Asks for the end of a job; returns whether there was one to end.
-
-        Raises:
-            FlinkRestError: Flink refused, or does not answer.
-        """
+        """Asks for the end of a job; returns whether there was one to end."""
         try:
             self._ask("PATCH", f"/jobs/{job_id}", params={"mode": "cancel"})
-        except FlinkRestError as error:
+        except RestError as error:
             if error.status in _GONE:
                 return False
             raise
         return True
 
     def end(self, job_id: str, patience: float) -> None:
-        """Cancels a job and waits until it is over.
-
-        Raises:
-            FlinkRestError: It was not within `patience` seconds, or Flink does not say.
-        """
+        """Cancels a job and waits until it is over; a RestError if `patience` seconds go by."""
         self.cancel(job_id)
         deadline = time.monotonic() + patience
         while (job := self.job(job_id)) and not job.is_over:
             if time.monotonic() >= deadline:
-                raise FlinkRestError(
+                raise RestError(
                     f"Flink job {job_id} is {job.state} still, {patience:g} s after its cancelling"
                 )
             time.sleep(_POLL_SECONDS)
 
     def withdraw(self, job_id: str, patience: float) -> None:
-        """Cancels a job that may run, or may be about to, as far as that can be done.
-
-        Args:
-            job_id: The id it was submitted under.
-            patience: For how many seconds to wait for it to appear.
-        """
-        deadline = time.monotonic() + patience
-        with suppress(FlinkRestError):
-            while not self.cancel(job_id) and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
+        """Cancels a job that may run, or may appear within so many seconds, if that can be done."""
+        with suppress(RestError):
+            within(patience, lambda: self.cancel(job_id), _POLL_SECONDS)
 
     def _jar_id(self, name: str) -> str | None:
         files = self._ask("GET", "/jars").get("files")
-        known = (
-            [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
-        )
-        return next((file.get("id") for file in known if file.get("name") == name), None)
+        known = files if isinstance(files, list) else []
+        named = (each for each in known if isinstance(each, dict) and each.get("name") == name)
+        return next((each.get("id") for each in named), None)
 
     def _upload(self, file: BinaryIO, name: str) -> str:
         upload = _Upload(file, name)
@@ -202,30 +166,27 @@ class FlinkRest:
         value = answer.get(key)
         if not isinstance(value, str) or not value:
             shown = self._mask.hide(shorten(json.dumps(answer), _SHOWN))
-            raise FlinkRestError(f"{self._base} answered without {key!r}: {shown}")
+            raise RestError(f"{self._base} answered without {key!r}: {shown}")
         return value
 
     def _ask(self, method: str, path: str, **content: Any) -> Mapping[str, Any]:  # noqa: ANN401 - those of requests
         url = f"{self._base}/v1{path}"
         try:
-            answer = ask(method, url, self._timeout, **content)
-        except NoAnswerError as error:
-            raise self._error(method, url, str(error)) from None
-        return self._body(method, url, answer)
+            return _body(ask(method, url, self._timeout, **content))
+        except RestError as error:
+            shown = self._mask.hide(f"Flink, {method} {url}: {error}")
+            raise RestError(shown, error.status) from None
 
-    def _body(self, method: str, url: str, answer: Answer) -> Mapping[str, Any]:
-        if answer.body is None:
-            why = (
-                f"answered {answer.status} with {answer.kind}, which is not Flink's REST interface"
-            )
-            raise self._error(method, url, why)
-        if answer.is_ok:
-            return answer.body
-        why = essence(answer.body.get("errors")) or answer.reason
-        raise self._error(method, url, f"{answer.status}: {why}", answer.status)
 
-    def _error(self, method: str, url: str, why: str, status: int | None = None) -> FlinkRestError:
-        return FlinkRestError(self._mask.hide(f"Flink, {method} {url}: {why}"), status)
+def _body(answer: Answer) -> Mapping[str, Any]:
+    if answer.body is None:
+        raise RestError(
+            f"answered {answer.status} with {answer.kind}, which is not Flink's REST interface"
+        )
+    if answer.is_ok:
+        return answer.body
+    why = essence(answer.body.get("errors")) or answer.reason
+    raise RestError(f"{answer.status}: {why}", answer.status)
 
 
 def essence(errors: object) -> str:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
-from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true
+from dagster_amoro.containers.amoro.base import (
+    OptimizerContainer,
+    as_text,
+    is_true,
+    kubernetes_name,
+)
 from dagster_amoro.containers.amoro.kubernetes_api import (
     Deployments,
     at,
@@ -23,13 +28,7 @@ from dagster_amoro.containers.amoro.kubernetes_api import (
 from dagster_amoro.containers.amoro.kubernetes_template import parse_pod_template
 from dagster_amoro.containers.base import Status
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
-from dagster_amoro.core.errors import (
-    ConfigError,
-    ContainerError,
-    ReleaseFailedError,
-    StartFailedError,
-    shorten,
-)
+from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
@@ -70,6 +69,13 @@ class KubernetesContainer(OptimizerContainer):
 
     Orphans are not restarted unless asked for, because a Deployment restarts its own pods: most
     optimizers come back by themselves.
+
+    A start takes the place of a Deployment that an earlier one left behind, and saves `namespace`
+    and `name`, as AMS does. The name follows from the resource's id. A `name` in the row is not
+    read, since AMS can leave another optimizer's there.
+
+    Raises:
+        ConfigError: A property is missing, or Kubernetes' client is not installed.
     """
 
     request_timeout: float = 10.0  # seconds for one call of the API
@@ -78,11 +84,6 @@ class KubernetesContainer(OptimizerContainer):
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        """Prepares the container without connecting to anything.
-
-        Raises:
-            ConfigError: A property is missing, or Kubernetes' client is not installed.
-        """
         super().__init__(name, properties, ask_ams_version)
         if find_spec("kubernetes") is None:
             raise ConfigError(
@@ -109,7 +110,7 @@ class KubernetesContainer(OptimizerContainer):
             StartFailedError: A property is missing or cannot be used; the message names it.
             ContainerError: Nobody knows the version of AMS.
         """
-        name = _name_of(resource)
+        name = kubernetes_name(resource)
         return {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -121,45 +122,28 @@ class KubernetesContainer(OptimizerContainer):
             },
         }
 
-    def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Creates the resource's Deployment, in place of one that an earlier start left behind.
-
-        Returns:
-            `namespace` and `name` of the Deployment, as AMS has them.
-
-        Raises:
-            StartFailedError: The API refused or did not answer, a property is missing, the
-                leftover did not disappear in time, or the name is taken by something else.
-        """
-        with self._connected(resource, StartFailedError) as deployments:
+    def _start(self, resource: Resource) -> Mapping[str, str]:
+        with self._connected(resource) as deployments:
             manifest = self.manifest(resource)
             for _ in range(_TRIES):
                 if deployments.create(manifest):
-                    return {"namespace": deployments.namespace, "name": _name_of(resource)}
+                    return {"namespace": deployments.namespace, "name": kubernetes_name(resource)}
                 self._clear(deployments, resource)
         raise StartFailedError(
             f"container {self.name!r}: somebody else keeps creating Deployment "
-            f"{_name_of(resource)!r}"
+            f"{kubernetes_name(resource)!r}"
         )
 
-    def release_resource(self, resource: Resource) -> None:
-        """Deletes the resource's Deployment and waits until it and its pods are gone.
-
-        Its name follows from the resource's id. A `name` in the row is not read, since AMS can
-        leave another optimizer's there.
-
-        Raises:
-            ReleaseFailedError: The API refused or did not answer, or it takes too long.
-        """
-        with self._connected(resource, ReleaseFailedError) as deployments:
-            deployments.delete(_name_of(resource))
-            deployments.wait_until_gone(_name_of(resource))
+    def _end(self, resource: Resource) -> None:
+        with self._connected(resource) as deployments:
+            deployments.delete(kubernetes_name(resource))
+            deployments.wait_until_gone(kubernetes_name(resource))
 
     def status(self, resource: Resource) -> Status:
         """Whether a pod of the resource is available; ended where there is no Deployment."""
         try:
-            with self._connected(resource, ContainerError) as deployments:
-                found = deployments.read(_name_of(resource))
+            with self._connected(resource) as deployments:
+                found = deployments.read(kubernetes_name(resource))
         except ContainerError:
             return "unknown"
         if found is None:
@@ -168,7 +152,7 @@ class KubernetesContainer(OptimizerContainer):
 
     def _clear(self, deployments: Deployments, resource: Resource) -> None:
         """Deletes the Deployment that has the resource's name, if it is the resource's."""
-        name = _name_of(resource)
+        name = kubernetes_name(resource)
         found = deployments.read(name)
         if found is None:
             return
@@ -183,25 +167,18 @@ class KubernetesContainer(OptimizerContainer):
         deployments.wait_until_gone(name, uid=at(found, "metadata", "uid"))
 
     @contextmanager
-    def _connected(
-        self, resource: Resource, failure: type[ContainerError]
-    ) -> Iterator[Deployments]:
-        """The API in the resource's namespace; what goes wrong within is a `failure`."""
+    def _connected(self, resource: Resource) -> Iterator[Deployments]:
+        """The API in the resource's namespace; errors within get the container's name."""
         token = {}
         try:
             namespace = self._given(resource).namespace()
             configuration = configuration_of(self.properties.get("kube-config-path"))
             token["token"] = token_of(configuration)
             with connected_client(configuration) as client:
-                yield Deployments(
-                    api=client,
-                    namespace=namespace,
-                    request_timeout=self.request_timeout,
-                    deletion_timeout=self.deletion_timeout,
-                )
+                yield Deployments(client, namespace, self.request_timeout, self.deletion_timeout)
         except ContainerError as error:
             text = Mask(self.properties, resource.properties, token).hide(str(error))
-            raise failure(f"container {self.name!r}: {text}") from None
+            raise ContainerError(f"container {self.name!r}: {text}") from None
 
     def _given(self, resource: Resource) -> "_Given":
         return _Given({**self.properties, **resource.properties})
@@ -212,7 +189,7 @@ class KubernetesContainer(OptimizerContainer):
         template = given.pod_template() if self.ams_version >= AmsVersion.V0_8 else None
         template = template or bare
         template["metadata"]["labels"] = {
-            "app": _name_of(resource),
+            "app": kubernetes_name(resource),
             "AmoroOptimizerGroup": resource.group_name,
             _ID_LABEL: resource.resource_id,
         }
@@ -312,10 +289,6 @@ class _Given:
                 f"{'whole number' if parse is int else 'number'}"
             )
         return parse(value)
-
-
-def _name_of(resource: Resource) -> str:
-    return f"amoro-optimizer-{resource.resource_id}"
 
 
 def _grace_seconds(resource: Resource) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.core.errors import ContainerError, describe, shorten
 
 _POLL: Final = 0.25  # seconds between two looks at a Deployment that is to disappear
@@ -20,15 +21,7 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 
 
-class _ApiError(ContainerError):
-    """The API refused a call, or did not answer as it should."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status: Final = status  # of HTTP; None: there was no answer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Deployments:
     """The Deployments of a namespace."""
 
@@ -57,7 +50,7 @@ class Deployments:
             body["preconditions"] = {"uid": uid}
         try:
             self._call("delete", name, name=name, body=body, absent=_NOT_FOUND)
-        except _ApiError as error:
+        except RestError as error:
             if uid is None or error.status != _CONFLICT:  # else it is gone, another took its name
                 raise
 
@@ -94,13 +87,13 @@ class Deployments:
         except ApiException as error:
             if error.status == absent and _status(error.body):
                 return None
-            raise _ApiError(f"{what}: {_reason(error)}", error.status) from None
+            raise RestError(f"{what}: {_reason(error)}", error.status) from None
         except Exception as error:  # noqa: BLE001 - of sockets, TLS, HTTP and the client alike
             where = self.api.configuration.host
-            raise _ApiError(f"{what}: {where} does not answer: {describe(error)}") from None
+            raise RestError(f"{what}: {where} does not answer: {describe(error)}") from None
         answer = _json_object(content)
         if answer is None:
-            raise _ApiError(f"{what}: the answer is not the Kubernetes API's: {_shown(content)}")
+            raise RestError(f"{what}: the answer is not the Kubernetes API's: {_shown(content)}")
         return answer
 
 

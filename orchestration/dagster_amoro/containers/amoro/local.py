@@ -7,17 +7,17 @@ running in the background. Nobody writes down that process: it is found by its c
 import re
 import shutil
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from dagster_amoro.containers import processes, programs
-from dagster_amoro.containers.amoro.base import OptimizerContainer, failed_start, required_of
+from dagster_amoro.containers.amoro.base import OptimizerContainer, required_of
 from dagster_amoro.containers.base import Status
-from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.containers.programs import Program
+from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
@@ -84,30 +84,23 @@ class LocalContainer(OptimizerContainer):
         total = int(memory) * resource.thread_count
         return [str(self._script), "start", str(total), *self.arguments(resource)]
 
-    def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Starts the resource's optimizer and sees whether it runs for a moment.
+    def _start(self, resource: Resource) -> Mapping[str, str]:
+        """Starts the optimizer and sees whether it runs for a moment; AMS too saves nothing."""
+        argv, before = self.command(resource), set(processes_of(resource))
 
-        Returns:
-            Nothing: AMS saves no start-up properties either.
+        def is_there() -> bool:
+            return not before.issuperset(processes_of(resource))
 
-        Raises:
-            StartFailedError: It cannot be started, or ended at once.
-        """
-        argv = self.command(resource)
-        before = set(processes_of(resource))
-        output = self._run(argv, resource)
-        if not _within(_APPEARS_WITHIN, lambda: bool(self._since(before, resource))):
-            raise self._vanished("no process of it appeared", argv, resource, output)
-        if _within(_STAYS_FOR, lambda: not self._since(before, resource)):
-            raise self._vanished("its process ended at once", argv, resource, output)
+        exports = {"OPTIMIZER_LOG_DIR_NAME": log_folder(resource), **self.exports}
+        program = Program(argv=argv, exports=exports, mask=self.mask(resource))
+        output = programs.run(program, _SCRIPT_TIMEOUT)
+        if not within(_APPEARS_WITHIN, is_there, _POLL):
+            raise _vanished("no process of it appeared", program, resource, output)
+        if within(_STAYS_FOR, lambda: not is_there(), _POLL):
+            raise _vanished("its process ended at once", program, resource, output)
         return {}
 
-    def release_resource(self, resource: Resource) -> None:
-        """Ends the resource's optimizer, wherever it was started from; none is no error.
-
-        Raises:
-            ReleaseFailedError: It still runs.
-        """
+    def _end(self, resource: Resource) -> None:
         end_processes(resource, _PATIENCE)
 
     def status(self, resource: Resource) -> Status:
@@ -119,30 +112,18 @@ class LocalContainer(OptimizerContainer):
     def _is_here(self) -> bool:
         return shutil.which(self._script) is not None
 
-    def _since(self, before: set[psutil.Process], resource: Resource) -> set[psutil.Process]:
-        return set(processes_of(resource)) - before
 
-    def _run(self, argv: list[str], resource: Resource) -> str:
-        exports = {"OPTIMIZER_LOG_DIR_NAME": log_folder(resource), **self.exports}
-        program = Program(argv=argv, exports=exports, mask=self.mask(resource))
-        try:
-            return programs.run(program, _SCRIPT_TIMEOUT)
-        except ProgramError as error:
-            raise failed_start(error) from None
-
-    def _vanished(
-        self, what: str, argv: list[str], resource: Resource, output: str
-    ) -> StartFailedError:
-        shown = shorten(self.mask(resource).hide(output.strip()), _SHOWN) or "nothing"
-        hint = (
-            "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
-            if any(map(_RESPLIT.search, argv[3:]))
-            else ""
-        )
-        return StartFailedError(
-            f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
-            f"{log_folder(resource)} of Amoro's logs says more{hint}; the script said:\n{shown}"
-        )
+def _vanished(what: str, program: Program, resource: Resource, output: str) -> StartFailedError:
+    shown = shorten(program.mask.hide(output.strip()), _SHOWN) or "nothing"
+    hint = (
+        "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
+        if any(map(_RESPLIT.search, program.argv[3:]))
+        else ""
+    )
+    return StartFailedError(
+        f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
+        f"{log_folder(resource)} of Amoro's logs says more{hint}; the script said:\n{shown}"
+    )
 
 
 def processes_of(resource: Resource) -> list[psutil.Process]:
@@ -151,11 +132,9 @@ def processes_of(resource: Resource) -> list[psutil.Process]:
 
 
 def end_processes(resource: Resource, patience: float) -> None:
-    """Ends the resource's processes on this host; none is no error.
+    """Ends the resource's processes on this host, if there are any.
 
-    Args:
-        resource: Whose.
-        patience: Seconds that they have after SIGTERM until SIGKILL comes.
+    They have `patience` seconds after SIGTERM until SIGKILL comes.
 
     Raises:
         ReleaseFailedError: Some still run.
@@ -176,10 +155,3 @@ def log_folder(resource: Resource) -> str:
     """
     name = f"optimizer-{resource.group_name}-{resource.resource_id}"
     return _UNSAFE.sub("-", name)[:_LONGEST_NAME]
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(_POLL)
-    return met

@@ -3,13 +3,17 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from dagster_amoro.core.errors import describe
+from dagster_amoro.core.errors import ContainerError, describe
 
 
-class NoAnswerError(Exception):
-    """Nobody answered; the message says why."""
+class RestError(ContainerError):
+    """A request was refused, or nobody answered."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status: Final = status  # of HTTP; None: none came from whom we asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +32,13 @@ class Answer:
 
 
 def ask(method: str, url: str, timeout: float, **content: Any) -> Answer:  # noqa: ANN401 - those of requests
-    """Sends a request and reads the answer.
+    """Sends a request, with `content` as `requests` takes it, and reads the answer.
 
     Certificates are checked against the usual authorities, or those in the file that
-    `REQUESTS_CA_BUNDLE` names.
-
-    Args:
-        method: Of HTTP.
-        url: Where to.
-        timeout: Seconds to connect, and again for each wait for an answer.
-        content: What `requests` takes: `json`, `data`, `headers`, `params`.
+    `REQUESTS_CA_BUNDLE` names. The timeout is in seconds: to connect, and again for each wait.
 
     Raises:
-        NoAnswerError: There was no answer, or what is to be uploaded cannot be read.
+        RestError: There was no answer, or what is to be uploaded cannot be read.
     """
     import requests  # noqa: PLC0415 - slow to import
 
@@ -50,19 +48,16 @@ def ask(method: str, url: str, timeout: float, **content: Any) -> Answer:  # noq
             session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
             response = session.request(method, url, timeout=timeout, **content)
     except requests.Timeout:
-        raise NoAnswerError(f"no answer within {timeout:g} s") from None
+        raise RestError(f"no answer within {timeout:g} s") from None
     except OSError as error:  # those of requests are
-        raise NoAnswerError(_innermost(error)) from None
+        raise RestError(_innermost(error)) from None
     try:
         body = response.json()
     except (ValueError, RecursionError):
         body = None
-    return Answer(
-        status=response.status_code,
-        reason=response.reason,
-        kind=response.headers.get("Content-Type") or "nothing",
-        body=body if isinstance(body, dict) else None,
-    )
+    kind = response.headers.get("Content-Type") or "nothing"
+    body = body if isinstance(body, dict) else None
+    return Answer(response.status_code, response.reason, kind, body)
 
 
 def _innermost(error: BaseException) -> str:

@@ -5,8 +5,7 @@ The counterpart of `org.apache.amoro.server.manager.SparkOptimizerContainer` in 
 
 import re
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Final
@@ -15,23 +14,21 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import (
     OptimizerContainer,
-    failed_start,
+    application_name,
     is_true,
+    kubernetes_name,
     unquoted,
     usable,
 )
 from dagster_amoro.containers.amoro.local import end_processes, processes_of
-from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest, SparkRestError
+from dagster_amoro.containers.amoro.rest import RestError
+from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.output import end_of, size_of
-from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.containers.programs import Program
+from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
-from dagster_amoro.core.errors import (
-    ConfigError,
-    ContainerError,
-    ReleaseFailedError,
-    StartFailedError,
-)
+from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.spark.SparkOptimizer"
@@ -48,9 +45,8 @@ _KUBERNETES: Final = "spark.kubernetes."
 _IMAGE: Final = "spark.kubernetes.container.image"
 _WAITS: Final = "spark.kubernetes.submission.waitAppCompletion"
 _REST_PORT: Final = "6066"  # Spark's default
-_POLL_SECONDS: Final = 1.0  # between two programs that ask Kubernetes
+_POLL: Final = 1.0  # between two programs that ask Kubernetes
 _SHOWN: Final = 2000  # characters of the end of a program's output
-_LOOKED_AT: Final = 64 * 1024  # of them that are freed of secrets before they are cut
 _ACCEPTED: Final = re.compile(
     rf'(?:created as |submitted as |"submissionId" : ")({SUBMISSION_ID.pattern})'
 )
@@ -100,6 +96,10 @@ class SparkContainer(OptimizerContainer):
     In cluster mode on YARN, spark-submit stays and reports into a log until the application ends,
     unless `spark-conf.spark.yarn.submit.waitAppCompletion` is false.
 
+    A start saves, as AMS does, `yarn-application-id` or `kubernetes-submission-id`, and on a
+    standalone cluster `spark-submission-id`. In client mode it also saves `spark-driver-host`, and
+    `spark-application-id` if the driver said it.
+
     Raises:
         ConfigError: A property is missing or cannot be used.
     """
@@ -143,42 +143,10 @@ class SparkContainer(OptimizerContainer):
                 *(self._spark_submit, "--master", self.master, f"--deploy-mode={self.deploy_mode}"),
                 *_as_arguments(self._options(resource)),
                 *(["--proxy-user", user] if user else []),
-                *(["--name", _name(resource)] if has_name else []),
+                *(["--name", application_name("spark", resource)] if has_name else []),
                 *("--class", MAIN_CLASS, self.job_uri, *self.arguments(resource)),
             ]
         )
-
-    def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Starts the application.
-
-        Returns:
-            As AMS does, `yarn-application-id` or `kubernetes-submission-id`. On a standalone
-            cluster `spark-submission-id`. In client mode also `spark-driver-host`, and
-            `spark-application-id` if the driver said it.
-
-        Raises:
-            StartFailedError: It could not be started, or ended at once.
-        """
-        try:
-            return self._start(resource)
-        except ContainerError as error:
-            raise failed_start(error) from None
-
-    def release_resource(self, resource: Resource) -> None:
-        """Ends the application, and the processes of this host that submitted or drive it.
-
-        An id in the row that belongs to another optimizer, as AMS can write it, is left alone.
-
-        Raises:
-            ReleaseFailedError: It may still be running.
-        """
-        problems = [
-            problem
-            for end in (self._end_here, self._end_there)
-            if (problem := _problem_of(end, resource))
-        ]
-        if problems:
-            raise ReleaseFailedError("; ".join(problems))
 
     def status(self, resource: Resource) -> Status:
         """Whether the driver runs; unknown on YARN and Kubernetes, and on another host."""
@@ -195,7 +163,7 @@ class SparkContainer(OptimizerContainer):
             return "unknown"
         try:
             driver = self._rest(resource).driver(submission)
-        except SparkRestError:
+        except RestError:
             return "unknown"
         if driver is None or driver.state == "UNKNOWN":
             return "unknown"
@@ -214,21 +182,17 @@ class SparkContainer(OptimizerContainer):
     def _cluster(self) -> Cluster:
         found = next((each for each in Cluster if self.master.startswith(each)), None)
         if found is None:
-            raise ConfigError(
-                f"container {self.name!r}: property 'master' is {self.master!r}; accepted are "
-                "yarn, k8s://…, spark://… and local…"
-            )
+            accepted = "; accepted are yarn, k8s://…, spark://… and local…"
+            raise self.not_accepted("master", accepted)
         return found
 
     def _deploy_mode(self) -> str:
-        text = self.properties.get("deploy-mode", "client")
+        mode = self.properties.get("deploy-mode", "client").lower()
         accepted = ["client"] if self.cluster is Cluster.HERE else ["client", "cluster"]
-        if text.lower() not in accepted:
-            raise ConfigError(
-                f"container {self.name!r}: property 'deploy-mode' is {text!r}; "
-                f"accepted with master {self.master!r}: {', '.join(accepted)}"
-            )
-        return text.lower()
+        if mode not in accepted:
+            shown = f"; accepted with master {self.master!r}: {', '.join(accepted)}"
+            raise self.not_accepted("deploy-mode", shown)
+        return mode
 
     def _given(self, resource: Resource) -> dict[str, str]:
         """The options of Spark, as AMS's shell would pass them."""
@@ -254,7 +218,7 @@ class SparkContainer(OptimizerContainer):
             "optimizer-implementation": "spark-native-kubernetes",
             "optimizer-id": resource.resource_id,
         }
-        return {f"{_KUBERNETES}driver.pod.name": _pod(resource)} | {
+        return {f"{_KUBERNETES}driver.pod.name": kubernetes_name(resource)} | {
             f"{_KUBERNETES}{role}.label.{label}": value
             for role in labelled
             for label, value in labels.items()
@@ -268,9 +232,8 @@ class SparkContainer(OptimizerContainer):
     def _start(self, resource: Resource) -> dict[str, str]:
         program = self._program(resource, self.command(resource))
         if self.cluster is Cluster.YARN:
-            started = {
-                YARN_ID: yarn.start_application(program, self.log_of(resource), self.start_timeout)
-            }
+            log = self.log_of(resource)
+            started = {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
         elif self.cluster is Cluster.KUBERNETES:
             started = {KUBERNETES_ID: self._start_on_kubernetes(resource, program)}
         elif self._in_cluster:
@@ -285,13 +248,8 @@ class SparkContainer(OptimizerContainer):
         elif self._options(resource).get(_WAITS, "true").lower() == "false":
             programs.run(program, self.start_timeout)
         else:  # spark-submit stays, to report
-            programs.launch(
-                program,
-                log=self.log_of(resource),
-                line=_DEPLOYED,
-                timeout=self.connect_timeout,
-                stays=True,
-            )
+            log, timeout = self.log_of(resource), self.connect_timeout
+            programs.launch(program, log=log, line=_DEPLOYED, timeout=timeout, stays=True)
         return self._pod_submission(resource)
 
     def _start_on_worker(self, resource: Resource, program: Program) -> str:
@@ -300,11 +258,11 @@ class SparkContainer(OptimizerContainer):
         output = programs.run(program, self.start_timeout)
         found = _ACCEPTED.search(output)
         if found is None:
-            raise _nameless(program, "driver", output)
+            raise programs.nameless(program, "driver", output)
         try:
             _require_alive(rest, found[1], self.start_check)
         except BaseException:  # an interruption too: nobody else knows of the driver
-            with suppress(SparkRestError):
+            with suppress(RestError):
                 rest.kill(found[1])
             raise
         return found[1]
@@ -312,26 +270,29 @@ class SparkContainer(OptimizerContainer):
     def _start_here(self, resource: Resource, program: Program) -> dict[str, str]:
         log = self.log_of(resource)
         begin = size_of(log)
-        found = programs.launch(
-            program,
-            log=log,
-            line=_DRIVER_HA if "," in self.master else _DRIVER,
-            timeout=self._driver_timeout,
-            stays=True,
-        )
+        line = _DRIVER_HA if "," in self.master else _DRIVER
+        standalone = self.cluster is Cluster.STANDALONE
+        timeout = self.connect_timeout if standalone else self.start_check
+        found = programs.launch(program, log=log, line=line, timeout=timeout, stays=True)
         if found is not None and not found["id"]:
             end_processes(resource, self.patience)  # it would register, and could do no work
             raise StartFailedError(f"{program.name}: {program.mask.hide(found[0])[:_SHOWN]}")
         if found is None and not processes_of(resource):
-            raise _nameless(program, "application", end_of(log, begin))
+            raise programs.nameless(program, "application", end_of(log, begin))
         return {APPLICATION_ID: found["id"]} if found else {}
 
-    @property
-    def _driver_timeout(self) -> float:
-        standalone = self.cluster is Cluster.STANDALONE
-        return self.connect_timeout if standalone else self.start_check
-
     # Ending.
+
+    def _end(self, resource: Resource) -> None:
+        """Ends the application, and the processes of this host that submitted or drive it."""
+        problems = []
+        for end in (self._end_here, self._end_there):
+            try:
+                end(resource)
+            except ContainerError as error:
+                problems.append(str(error))
+        if problems:
+            raise ReleaseFailedError("; ".join(problems))
 
     def _end_here(self, resource: Resource) -> None:
         end_processes(resource, self.patience)
@@ -365,7 +326,7 @@ class SparkContainer(OptimizerContainer):
         if not self._in_cluster:
             return f"amoro-spark-optimizer-{resource.resource_id}"
         if self.ams_version >= AmsVersion.V0_9_0:
-            return _name(resource)
+            return application_name("spark", resource)
         return self._given(resource).get("spark.app.name", MAIN_CLASS)
 
     def _end_pods(self, resource: Resource) -> None:
@@ -373,18 +334,18 @@ class SparkContainer(OptimizerContainer):
         named = (self._pod_submission(resource), resource.properties.get(KUBERNETES_ID, ""))
         for submission in dict.fromkeys(named):
             if _is_own(submission, resource):
-                self._submission("--kill", submission, resource)
-                self._await_end(submission, resource)
+                self._end_pod(submission, resource)
 
-    def _await_end(self, submission: str, resource: Resource) -> None:
-        deadline = time.monotonic() + self.pod_timeout
-        while _STATUS.search(self._submission("--status", submission, resource)):
-            if time.monotonic() >= deadline:
-                raise ReleaseFailedError(
-                    f"driver pod {submission} is still there, {self.pod_timeout:g} s after it was "
-                    "deleted; no driver of this resource can start before it is gone"
-                )
-            time.sleep(_POLL_SECONDS)
+    def _end_pod(self, submission: str, resource: Resource) -> None:
+        self._submission("--kill", submission, resource)
+        if not within(self.pod_timeout, lambda: self._is_gone(submission, resource), _POLL):
+            raise ReleaseFailedError(
+                f"driver pod {submission} is still there, {self.pod_timeout:g} s after it was "
+                "deleted; no driver of this resource can start before it is gone"
+            )
+
+    def _is_gone(self, submission: str, resource: Resource) -> bool:
+        return not _STATUS.search(self._submission("--status", submission, resource))
 
     def _submission(self, action: str, submission: str, resource: Resource) -> str:
         """Runs spark-submit on a driver's pod; `--kill` of one that is gone ends with 0."""
@@ -395,7 +356,7 @@ class SparkContainer(OptimizerContainer):
     def _pod_submission(self, resource: Resource) -> str:
         """What AMS saves; in 0.7 it misses a namespace that the group's properties set."""
         namespace = self._given(resource).get(f"{_KUBERNETES}namespace") or "default"
-        return f"{namespace}:{_pod(resource)}"
+        return f"{namespace}:{kubernetes_name(resource)}"
 
     def _rest(self, resource: Resource) -> SparkRest:
         options, mask = self._given(resource), self.mask(resource)
@@ -408,17 +369,9 @@ class SparkContainer(OptimizerContainer):
         return SparkRest([f"http://{each}" for each in masters], mask)
 
 
-def _name(resource: Resource) -> str:
-    return f"Amoro-spark-optimizer-{resource.group_name}-{resource.resource_id}"
-
-
-def _pod(resource: Resource) -> str:
-    return f"amoro-optimizer-{resource.resource_id}"
-
-
 def _is_own(submission: str, resource: Resource) -> bool:
     """Whether it names the resource's pod; spark-submit would take a `*` for any other's too."""
-    pod = _pod(resource)
+    pod = kubernetes_name(resource)
     return "*" not in pod and bool(re.fullmatch(rf"[a-z0-9-]+:{re.escape(pod)}", submission))
 
 
@@ -427,29 +380,13 @@ def _as_arguments(options: Mapping[str, str]) -> list[str]:
 
 
 def _require_alive(rest: SparkRest, submission: str, seconds: float) -> None:
-    """Watches a driver that was accepted; where it cannot be seen, its registration decides.
-
-    Raises:
-        StartFailedError: It is over already.
-    """
+    """Watches a driver that was accepted; where it cannot be seen, its registration decides."""
     try:
         driver = rest.watch(submission, seconds)
-    except SparkRestError:
+    except RestError:
         return
     if driver is not None and driver.is_over:
         raise StartFailedError(
             f"driver {submission} is {driver.state} already: "
             f"{driver.message or f'its worker {driver.worker} has its output'}"
         )
-
-
-def _nameless(program: Program, what: str, output: str) -> ProgramError:
-    return programs.failure(program, f"ended with exit code 0 and named no {what}", output)
-
-
-def _problem_of(end: Callable[[Resource], None], resource: Resource) -> str | None:
-    try:
-        end(resource)
-    except ContainerError as error:
-        return str(error)
-    return None

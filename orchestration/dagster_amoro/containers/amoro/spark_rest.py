@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from dagster_amoro.containers.amoro.rest import Answer, NoAnswerError, ask
-from dagster_amoro.core.errors import ContainerError, shorten
+from dagster_amoro.containers.amoro.rest import Answer, RestError, ask
+from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import Mask
 
 SUBMISSION_ID: Final = re.compile(r"driver-[0-9]{14}-[0-9]{4,}")
@@ -21,10 +21,6 @@ _FINAL: Final = frozenset({"FINISHED", "FAILED", "KILLED", "ERROR"})
 _STANDBY: Final = "Current state is not alive"  # how a master says that another one leads
 _POLL_SECONDS: Final = 0.25
 _SHOWN: Final = 600  # characters of what Spark says; it answers with whole stack traces
-
-
-class SparkRestError(ContainerError):
-    """No leading master could be asked over REST."""
 
 
 class Driver(NamedTuple):
@@ -41,7 +37,10 @@ class Driver(NamedTuple):
 
 
 class SparkRest:
-    """The REST ports of one cluster's masters."""
+    """The REST ports of one cluster's masters.
+
+    Each method raises a RestError where no leading master answers.
+    """
 
     def __init__(self, urls: Sequence[str], mask: Mask, timeout: float = 10.0) -> None:
         """Connects to nothing yet.
@@ -56,19 +55,11 @@ class SparkRest:
         self._timeout: Final = timeout
 
     def ping(self) -> None:
-        """Sees whether there is a leading master.
-
-        Raises:
-            SparkRestError: There is none, or it does not answer.
-        """
+        """Sees whether there is a leading master."""
         self.driver(_NOBODY)
 
     def driver(self, submission_id: str) -> Driver | None:
-        """A driver; None if the master has none of this id, any more or yet.
-
-        Raises:
-            SparkRestError: No leading master says.
-        """
+        """A driver; None if the master has none of this id, any more or yet."""
         answer = self._ask("GET", f"status/{submission_id}")
         if answer.get("success") is not True:
             return None
@@ -77,32 +68,20 @@ class SparkRest:
         return Driver(state, message, worker)
 
     def kill(self, submission_id: str) -> bool:
-        """Asks for the end of a driver; returns whether there was one to end.
-
-        Raises:
-            SparkRestError: No leading master answers.
-        """
+        """Asks for the end of a driver; returns whether there was one to end."""
         return self._ask("POST", f"kill/{submission_id}").get("success") is True
 
     def end(self, submission_id: str, patience: float) -> None:
-        """Ends a driver and waits until it is over; one that is unknown is no error.
-
-        Raises:
-            SparkRestError: It was not over within `patience` seconds, or nobody says.
-        """
+        """Ends a driver, unless it is unknown; a RestError if `patience` seconds go by before."""
         if not self.kill(submission_id):
             return
         if (driver := self.watch(submission_id, patience)) is not None and not driver.is_over:
-            raise SparkRestError(
+            raise RestError(
                 f"driver {submission_id} is {driver.state} still, {patience:g} s after its kill"
             )
 
     def watch(self, submission_id: str, seconds: float) -> Driver | None:
-        """A driver when it is over, or as it is after so many seconds; None if it is unknown.
-
-        Raises:
-            SparkRestError: No leading master says.
-        """
+        """A driver when it is over, or as it is after so many seconds; None if it is unknown."""
         deadline = time.monotonic() + seconds
         while (driver := self.driver(submission_id)) is not None:
             if driver.is_over or time.monotonic() >= deadline:
@@ -116,31 +95,19 @@ class SparkRest:
         for base in self._urls:
             url = f"{base}/v1/submissions/{path}"
             try:
-                return self._answer(method, url)
-            except SparkRestError as error:
+                return _body(ask(method, url, self._timeout))
+            except RestError as error:
                 problems.append(f"{method} {url}: {error}")
-        raise SparkRestError(self._mask.hide(f"Spark's REST port, {'; '.join(problems)}"))
-
-    def _answer(self, method: str, url: str) -> Mapping[str, Any]:
-        try:
-            body = _body(ask(method, url, self._timeout))
-        except NoAnswerError as error:
-            raise SparkRestError(str(error)) from None
-        message = str(body.get("message", ""))
-        if _STANDBY in message:
-            raise SparkRestError(message)
-        return body
+        raise RestError(self._mask.hide(f"Spark's REST port, {'; '.join(problems)}"))
 
 
 def _body(answer: Answer) -> Mapping[str, Any]:
-    """The answer's body, if it is that of a question about drivers."""
+    """What a leading master says of drivers."""
     body = answer.body or {}
-    if isinstance(body.get("success"), bool):
-        return body
-    message = body.get("message")
-    shown = (
-        shorten(str(message), _SHOWN)
-        if message
-        else f"{answer.kind}, which is not Spark's REST API"
-    )
-    raise SparkRestError(f"answered {answer.status} with {shown}")
+    message = str(body.get("message") or "")
+    if not isinstance(body.get("success"), bool):
+        shown = shorten(message, _SHOWN) or f"{answer.kind}, which is not Spark's REST API"
+        raise RestError(f"answered {answer.status} with {shown}")
+    if _STANDBY in message:
+        raise RestError(message)
+    return body

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -31,10 +32,7 @@ _TIMEOUT: Final = 60.0  # seconds for one call; without a limit it asks a dead Y
 def start_application(program: Program, log: Path, timeout: float) -> str:
     """Runs a program until it names the application that it started, and returns that.
 
-    Args:
-        program: It may stay to report, and outlive us.
-        log: The file that gets its output.
-        timeout: Seconds that it has.
+    The program has `timeout` seconds. It may stay to report into the log, and outlive us.
 
     Raises:
         ProgramError: It failed, named none, or took too long.
@@ -42,8 +40,7 @@ def start_application(program: Program, log: Path, timeout: float) -> str:
     begin = size_of(log)
     found = programs.launch(program, log=log, line=_APPLICATION_LINE, timeout=timeout)
     if found is None:
-        what = "ended with exit code 0 and named no application on YARN"
-        raise programs.failure(program, what, end_of(log, begin))
+        raise programs.nameless(program, "application on YARN", end_of(log, begin))
     return f"application_{found[2]}_{found[3]}"
 
 
@@ -53,13 +50,8 @@ def end_application(
     """Kills an application on YARN unless it has ended, or is another one than it should be.
 
     AMS can write the id of another optimizer's application into a row. So the application's name
-    decides.
-
-    Args:
-        application_id: `application_<number>_<number>`.
-        name: The application's name; one that bears another is left alone. None: any may be ended.
-        exports: The container's environment, on top of what is inherited.
-        mask: Hides what the output of `yarn` may not show.
+    decides; without a `name`, any may be ended. `exports` is the environment of the program
+    `yarn`, on top of what is inherited, and `mask` hides what its output may not show.
 
     Raises:
         ReleaseFailedError: There is no program `yarn`, it failed, or this is no application id.
@@ -69,22 +61,24 @@ def end_application(
             f"{mask.hide(repr(application_id))} is no id of an application on YARN; "
             "one is like application_1700000000000_0001"
         )
-    if _is_to_be_ended(_status(application_id, exports, mask), name):
-        try:
-            _yarn("-kill", application_id, exports, mask)
-        except ProgramError as error:
-            raise _unended(application_id, error) from None
+    yarn = Program(argv=[_program(exports), "application"], exports=exports, mask=mask)
+    try:
+        status = _status(yarn, application_id)
+        runs = bool(status) and status["State"] not in _ENDED
+        if runs and (name is None or status["Application-Name"] == name.strip()):
+            _run(yarn, "-kill", application_id)
+    except ProgramError as error:
+        raise ReleaseFailedError(f"{application_id} may still be running: {error}") from None
 
 
-def _status(application_id: str, exports: Mapping[str, str], mask: Mask) -> dict[str, str]:
+def _status(yarn: Program, application_id: str) -> dict[str, str]:
     """What YARN says of an application; nothing if it does not know it."""
     try:
-        report = _yarn("-status", application_id, exports, mask)
+        fields = dict(_FIELD.findall(_run(yarn, "-status", application_id)))
     except ProgramError as error:
         if _UNKNOWN in str(error):
             return {}
-        raise _unended(application_id, error) from None
-    fields = {field[1]: field[2] for field in _FIELD.finditer(report)}
+        raise
     if fields.keys() < {"Application-Name", "State"}:
         raise ReleaseFailedError(
             f"{application_id} may still be running: 'yarn application -status' did not say its "
@@ -93,14 +87,8 @@ def _status(application_id: str, exports: Mapping[str, str], mask: Mask) -> dict
     return fields
 
 
-def _is_to_be_ended(status: Mapping[str, str], name: str | None) -> bool:
-    runs = bool(status) and status["State"] not in _ENDED
-    return runs and (name is None or status["Application-Name"] == name.strip())
-
-
-def _yarn(option: str, application_id: str, exports: Mapping[str, str], mask: Mask) -> str:
-    argv = [_program(exports), "application", option, application_id]
-    return programs.run(Program(argv=argv, exports=exports, mask=mask), _TIMEOUT)
+def _run(yarn: Program, *arguments: str) -> str:
+    return programs.run(replace(yarn, argv=[*yarn.argv, *arguments]), _TIMEOUT)
 
 
 def _program(exports: Mapping[str, str]) -> str:
@@ -115,7 +103,3 @@ def _program(exports: Mapping[str, str]) -> str:
         "there is no program 'yarn' to end the application with; set export.HADOOP_HOME in the "
         "container's properties, or put it on PATH"
     )
-
-
-def _unended(application_id: str, error: ProgramError) -> ReleaseFailedError:
-    return ReleaseFailedError(f"{application_id} may still be running: {error}")
