@@ -1,6 +1,6 @@
 """What a tick tells the reader of the UI: what it saw, and what happens next and when."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -50,18 +50,11 @@ def summarize(
 ) -> str:
     """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)".
 
-    Args:
-        inputs: What the tick read.
-        plan: What it did about that.
-        dispatched: The runs of the plan that got their incidents.
-        applied: The steps of the plan that were taken.
+    Of the plan, these runs got their incidents, and these steps were taken.
     """
     snapshot, policy = inputs.snapshot, inputs.policy
     line = f"{counted(snapshot.resources, 'resource')}, {counted(len(snapshot.orphans), 'orphan')}"
-    parts = [
-        *_due(dispatched, plan.verdicts, policy),
-        *_waiting(plan.waiting, policy, inputs.now),
-    ]
+    parts = _due(dispatched, plan.verdicts, policy) + _waiting(plan.waiting, policy, inputs.now)
     kinds = Counter(transition.event.kind for transition in applied)
     news = [f"{kinds[kind]} {kind}" for kind in _NEWS if kinds[kind]]
     news += [f"{counted(snapshot.expired, 'heartbeat')} expired"] if snapshot.expired else []
@@ -95,63 +88,54 @@ def tell_story(
         return "; ".join([since, *tried, row])
     if not incident.attempts_used:
         return f"{since}, and no attempts are allowed; {row}"
-    made = counted(incident.attempts, "attempt")
-    attempts = f"{made}, at least {duration(policy.grace_period)} apart"
+    made = (
+        f"{counted(incident.attempts, 'attempt')}, at least {duration(policy.grace_period)} apart"
+    )
     if incident.prior_attempts > 0:
         before = counted(incident.prior_attempts, "attempt")
-        attempts = f"{before} before it was orphaned again, and {attempts}"
-    return "; ".join([f"{since}; {attempts}, did not bring it back", *tried, row])
+        made = f"{before} before it was orphaned again, and {made}"
+    return "; ".join([f"{since}; {made}, did not bring it back", *tried, row])
 
 
 def _due(
     dispatched: Sequence[RunPlan], verdicts: Mapping[int, Verdict], policy: RestartPolicy
 ) -> list[str]:
-    sorted_by: dict[Verdict, list[Incident]] = {}
-    for incident in (incident for run in dispatched for incident in run.incidents):
-        sorted_by.setdefault(verdicts[incident.incident_id], []).append(incident)
-    restarts = sorted_by.get(Verdict.RESTART, [])
+    incidents = [incident for run in dispatched for incident in run.incidents]
+    numbers = Counter(verdicts[incident.incident_id] for incident in incidents)
+    restarts = [i for i in incidents if verdicts[i.incident_id] is Verdict.RESTART]
     first = [f"{len(restarts)} due for a restart{_attempt(restarts, policy)}"] if restarts else []
-    others = (verdict for verdict in _ENDS if verdict in sorted_by)
-    return first + [f"{len(sorted_by[verdict])} {_ENDS[verdict]}" for verdict in others]
+    return first + [f"{numbers[each]} {what}" for each, what in _ENDS.items() if numbers[each]]
 
 
 def _waiting(
     waiting: Sequence[tuple[Incident, Decision]], policy: RestartPolicy, now: datetime
 ) -> list[str]:
-    by_verdict: dict[tuple[Verdict, str], list[tuple[Incident, Decision]]] = {}
+    alike: defaultdict[tuple[Verdict, str], list[tuple[Incident, Decision]]] = defaultdict(list)
     for incident, decision in waiting:
-        by_verdict.setdefault((decision.verdict, decision.reason), []).append((incident, decision))
-    return [
-        _waiting_for(verdict, reason, members, policy, now)
-        for (verdict, reason), members in by_verdict.items()
-    ]
+        alike[decision.verdict, decision.reason].append((incident, decision))
+    return [f"{len(members)} {_waiting_for(members, policy, now)}" for members in alike.values()]
 
 
 def _waiting_for(
-    verdict: Verdict,
-    reason: str,
-    members: Sequence[tuple[Incident, Decision]],
-    policy: RestartPolicy,
-    now: datetime,
+    alike: Sequence[tuple[Incident, Decision]], policy: RestartPolicy, now: datetime
 ) -> str:
-    number = len(members)
+    """What these, with one verdict for one reason, wait for."""
+    verdict, reason, _ = alike[0][1]
     if verdict is Verdict.HOLD:
-        return f"{number} held ({reason})"
+        return f"held ({reason})"
     if verdict is Verdict.REPORT:
-        return f"{number} left alone ({reason})"
+        return f"left alone ({reason})"
     if reason == IN_A_RUN:
-        return f"{number} restarting{_attempt([incident for incident, _ in members], policy)}"
-    ends = [decision.until for _, decision in members if decision.until]
+        return f"restarting{_attempt([incident for incident, _ in alike], policy)}"
+    ends = [decision.until for _, decision in alike if decision.until]
     if not ends:
-        return f"{number} waiting ({reason})"
-    soonest = min(ends)
-    left = duration(soonest - now)
-    return f"{number} in grace for {left}" if number == 1 else f"{number} in grace, first {left}"
+        return f"waiting ({reason})"
+    left = duration(min(ends) - now)
+    return f"in grace for {left}" if len(alike) == 1 else f"in grace, first {left}"
 
 
 def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
     if len(incidents) != 1:
         return ""
-    (incident,) = incidents
-    number = incident.attempts_used + (incident.state is not State.CLAIMED)
+    number = incidents[0].attempts_used + (incidents[0].state is not State.CLAIMED)
     return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"

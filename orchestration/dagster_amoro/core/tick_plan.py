@@ -4,6 +4,7 @@ The plan is made in the order in which things happen: incidents open and close a
 it, groups that are short of threads get a round, and each open incident gets its decision.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from typing import Final
 from dagster_amoro.core.errors import PropertiesError
 from dagster_amoro.core.groups import group_obstacle
 from dagster_amoro.core.limits import blocked_groups, next_batch
-from dagster_amoro.core.model import Incident, Orphan, ScaleUpState, State, Transition
-from dagster_amoro.core.policy import Decision, Replacement, Verdict, decide, due_at, holds_claim
+from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState, State, Transition
+from dagster_amoro.core.policy import Decision, Verdict, decide, due_at, holds_claim
 from dagster_amoro.core.properties import parse_properties
 from dagster_amoro.core.replacement import Replacements
 from dagster_amoro.core.scale_up import ScalePlan, plan_scaling
-from dagster_amoro.core.tick_inputs import Changes, Obstacle, RegistrySnapshot, TickInputs
+from dagster_amoro.core.tick_inputs import Obstacle, RegistrySnapshot, TickInputs
 from dagster_amoro.core.transitions import close, detect, dispatch, enforce, replacement, report
 
 _ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
@@ -69,16 +70,21 @@ def plan_tick(inputs: TickInputs) -> TickPlan:
 
     Incidents that it opens have provisional numbers: those that follow the highest one.
     """
-    steps = tuple(reconcile(inputs))
+    steps = reconcile(inputs)
     inputs = inputs.after_steps(steps, _numbered(steps, inputs.incidents))
-    scaling = tuple(plan_scaling(inputs)) if inputs.begun is None else ()
+    scaling: list[ScalePlan] = []
     if inputs.begun is None:
+        scaling = plan_scaling(inputs)
         inputs = _with_rounds(inputs, scaling)
-    due, verdicts, waiting = _sorted_by_decision(inputs)
+    decisions = _decisions(inputs)
+    due = [incident for incident, decision in decisions if decision.verdict in _ACTS]
+    due.sort(key=lambda incident: (due_at(incident, inputs.policy), incident.incident_id))
+    verdicts = {i.incident_id: each.verdict for i, each in decisions if each.verdict in _ACTS}
+    waiting = [(i, decision) for i, decision in decisions if decision.verdict not in _ACTS]
     allowed, held, last_served_group = _limit(inputs, due, verdicts)
     return TickPlan(
-        steps=steps,
-        scaling=scaling,
+        steps=tuple(steps),
+        scaling=tuple(scaling),
         reports=tuple(_reports(inputs, waiting)),
         due=tuple(allowed),
         dispatches=tuple(run_plans(allowed, inputs.settings.max_restarts_per_run)),
@@ -107,46 +113,37 @@ def reconcile(inputs: TickInputs) -> list[Transition]:
 
     An incident of a dry run goes on as one that nothing was done about.
     """
-    changes = inputs.changes
-    if changes is None:
+    if inputs.changes is None:
         return []
-    return [*_opened(inputs, changes), *_closed(inputs, changes.present), *_enforced(inputs)]
-
-
-def _opened(inputs: TickInputs, changes: Changes) -> Iterable[Transition]:
-    for orphan in unknown(inputs.snapshot, inputs.incidents):
-        yield detect(
+    changes, now = inputs.changes, inputs.now
+    opened = [
+        detect(
             orphan,
-            inputs.now,
+            now,
             prior_attempts=changes.prior_attempts.get(orphan.resource_id, 0),
             newest_start=changes.newest_starts.get(orphan.group_name or ""),
         )
+        for orphan in unknown(inputs.snapshot, inputs.incidents)
+    ]
+    return [*opened, *_moved(inputs, changes.present)]
 
 
-def _closed(inputs: TickInputs, present: AbstractSet[str]) -> Iterable[Transition]:
-    orphans = inputs.snapshot.orphans
+def _moved(inputs: TickInputs, present: AbstractSet[str]) -> Iterable[Transition]:
+    now = inputs.now
     for incident in inputs.incidents:
-        if incident.resource_id in orphans:
-            continue
-        if incident.resource_id in present:
-            message = recovery_message(incident)
-            yield close(incident, State.RECOVERED, message, inputs.now)
+        if incident.resource_id in inputs.snapshot.orphans:
+            if incident.dry_run and not inputs.dry_run:
+                yield enforce(incident, now)
+        elif incident.resource_id in present:
+            yield close(incident, State.RECOVERED, recovery_message(incident), now)
         elif not incident.state.is_removing:  # else it is we who removed the row
-            message = "somebody removed its resource row"
-            yield close(incident, State.RELEASED, message, inputs.now)
-
-
-def _enforced(inputs: TickInputs) -> Iterable[Transition]:
-    for incident in () if inputs.dry_run else inputs.incidents:
-        if incident.dry_run and incident.resource_id in inputs.snapshot.orphans:
-            yield enforce(incident, inputs.now)
+            yield close(incident, State.RELEASED, "somebody removed its resource row", now)
 
 
 def recovery_message(incident: Incident) -> str:
     """How it came back."""
-    if not incident.attempts:
-        return "an optimizer registered for it by itself"
-    return f"an optimizer registered for it after attempt {incident.attempts}"
+    how = f"after attempt {incident.attempts}" if incident.attempts else "by itself"
+    return f"an optimizer registered for it {how}"
 
 
 def _numbered(steps: Sequence[Transition], incidents: Sequence[Incident]) -> list[Incident]:
@@ -169,62 +166,37 @@ def _with_rounds(inputs: TickInputs, scaling: Iterable[ScalePlan]) -> TickInputs
 # --- What is done about each open incident -------------------------------------------------------
 
 
-def _sorted_by_decision(
-    inputs: TickInputs,
-) -> tuple[list[Incident], dict[int, Verdict], list[tuple[Incident, Decision]]]:
-    """What is due, the longest due first, with the verdicts on it; and the rest."""
-    due: list[Incident] = []
-    verdicts: dict[int, Verdict] = {}
-    waiting: list[tuple[Incident, Decision]] = []
-    replacements = _replacements(inputs)
-    of_group = cache(
-        lambda name: group_obstacle(inputs.snapshot.sized.get(name or ""), inputs.settings)
-    )
-    for incident in inputs.incidents:
-        decision = _decide(inputs, incident, of_group, replacements)
-        if decision.verdict in _ACTS:
-            due.append(incident)
-            verdicts[incident.incident_id] = decision.verdict
-        else:
-            waiting.append((incident, decision))
-    due.sort(key=lambda incident: (due_at(incident, inputs.policy), incident.incident_id))
-    return due, verdicts, waiting
-
-
-def _replacements(inputs: TickInputs) -> Replacements | None:
-    """Who came in the place of orphans; None: no group asks for a number of threads."""
-    if not inputs.snapshot.sized:
-        return None
-    now, runs, fence = inputs.now, inputs.runs, inputs.fence
+def _decisions(inputs: TickInputs) -> list[tuple[Incident, Decision]]:
+    settings, sized = inputs.settings, inputs.snapshot.sized
+    of_group = cache(lambda name: group_obstacle(sized.get(name or ""), settings))
     requested = {
         name
         for name, each in inputs.scale_ups.items()
-        if each.state is ScaleUpState.REQUESTED and holds_claim(each, runs, now, fence)
+        if each.state is ScaleUpState.REQUESTED and _is_claimed(inputs, each)
     }
-    return Replacements(
-        inputs.snapshot.sized,
+    replacements = Replacements(
+        sized,
         inputs.incidents,
         scaling_up=requested | (inputs.begun or set()),
         policy=inputs.policy,
         attached=inputs.attached,
-        now=now,
+        now=inputs.now,
         newcomers=inputs.newcomers,
     )
+    return [(each, _decide(inputs, each, of_group, replacements)) for each in inputs.incidents]
 
 
 def _decide(
-    inputs: TickInputs, incident: Incident, of_group: Obstacle, replacements: Replacements | None
+    inputs: TickInputs, incident: Incident, of_group: Obstacle, replacements: Replacements
 ) -> Decision:
-    orphan = inputs.snapshot.orphans.get(incident.resource_id)
-    obstacle = None
+    orphan, obstacle = inputs.snapshot.orphans.get(incident.resource_id), None
     if orphan is not None:
         obstacle = of_group(orphan.group_name)
-    if orphan is not None and obstacle is None:
-        lookup = inputs.obstacle
-        resting = _is_resting(inputs, incident)
-        obstacle = lookup(orphan.container_name) if resting else obstacle_of(orphan, lookup)
-    pauses = inputs.pauses
-    pause = pauses.of(incident.resource_id, incident.group_name) if pauses.holding else None
+        if obstacle is None and _is_resting(inputs, incident):
+            obstacle = inputs.obstacle(orphan.container_name)
+        elif obstacle is None:
+            obstacle = obstacle_of(orphan, inputs.obstacle)
+    pause = inputs.pauses.of(incident.resource_id, incident.group_name)
     return decide(
         incident,
         obstacle=obstacle,
@@ -232,18 +204,12 @@ def _decide(
         claimed=_is_claimed(inputs, incident),
         now=inputs.now,
         paused=str(pause) if pause else None,
-        replacement=partial(replacements.of, incident) if replacements else _no_replacement,
+        replacement=partial(replacements.of, incident),
     )
 
 
-def _no_replacement() -> Replacement:
-    return Replacement.NONE
-
-
-def _is_claimed(inputs: TickInputs, incident: Incident) -> bool:
-    return incident.claimed_by is not None and holds_claim(
-        incident, inputs.runs, inputs.now, inputs.fence
-    )
+def _is_claimed(inputs: TickInputs, claimed: Incident | ScaleUp) -> bool:
+    return holds_claim(claimed, inputs.runs, inputs.now, inputs.fence)
 
 
 def _is_resting(inputs: TickInputs, incident: Incident) -> bool:
@@ -288,17 +254,17 @@ def _limit(
 
     The limits are about restarts that nobody asked for; the rest passes.
     """
-    limits = inputs.limits
-    restarts: list[Incident] = []
-    others: list[Incident] = []
-    for incident in due:
-        restarted = verdicts[incident.incident_id] is Verdict.RESTART
-        (others if incident.operator_request or not restarted else restarts).append(incident)
+    passes = {
+        incident.incident_id
+        for incident in due
+        if incident.operator_request or verdicts[incident.incident_id] is not Verdict.RESTART
+    }
+    restarts = [incident for incident in due if incident.incident_id not in passes]
     blocked = blocked_groups(
         {incident.group_name for incident in restarts},
         (orphan.group_name for orphan in inputs.snapshot.orphans.values()),
         inputs.count,
-        limits,
+        inputs.limits,
     )
     held = [
         (incident, Decision(Verdict.HOLD, blocked[incident.group_name]))
@@ -306,9 +272,9 @@ def _limit(
         if incident.group_name in blocked
     ]
     free = [incident for incident in restarts if incident.group_name not in blocked]
-    batch = next_batch(free, limits.max_restarts, inputs.last_served_group)
-    later = Decision(Verdict.WAIT, NEXT_BATCH)
-    held += [(incident, later) for incident in batch.later]
+    batch = next_batch(free, inputs.limits.max_restarts, inputs.last_served_group)
+    held += [(incident, Decision(Verdict.WAIT, NEXT_BATCH)) for incident in batch.later]
+    others = [incident for incident in due if incident.incident_id in passes]
     return [*others, *batch.now], held, batch.last_served_group
 
 
@@ -317,18 +283,15 @@ def run_plans(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
 
     Within a group the longest due go first.
     """
-    groups: dict[str, list[Incident]] = {}
+    groups: defaultdict[str, list[Incident]] = defaultdict(list)
     for incident in due:
-        groups.setdefault(incident.group_name, []).append(incident)
+        groups[incident.group_name].append(incident)
     return [
-        RunPlan(group_name=group, run_key=_run_key(chunk), incidents=chunk)
+        RunPlan(group_name=group, run_key=_run_key(chunk), incidents=tuple(chunk))
         for group, members in groups.items()
-        for chunk in _chunks(members, max_per_run)
+        for at in range(0, len(members), max_per_run)
+        for chunk in [members[at : at + max_per_run]]
     ]
-
-
-def _chunks(incidents: Sequence[Incident], size: int) -> list[tuple[Incident, ...]]:
-    return [tuple(incidents[at : at + size]) for at in range(0, len(incidents), size)]
 
 
 def _run_key(incidents: Sequence[Incident]) -> str:
