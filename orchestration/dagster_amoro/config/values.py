@@ -17,10 +17,9 @@ from typing import Final
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from dagster_amoro.core.groups import UNITS
+from dagster_amoro.core.groups import nanoseconds
 
 JAVA_INT_MAX: Final = 2**31 - 1
-_JAVA_LONG_MAX: Final = 2**63 - 1
 _DIGITS: Final = re.compile("0*[0-9]{1,10}")
 _HOST_NAME: Final = re.compile(r"(?=.*[A-Za-z])\w(?:[\w.\-]{0,251}\w)?\.?", re.ASCII)
 _KEYWORD: Final = re.compile(
@@ -28,7 +27,6 @@ _KEYWORD: Final = re.compile(
     r"\s*(?:;|\Z)"
 )
 _FRACTION: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
-_DURATION: Final = re.compile(r"\s*0*([0-9]{1,19})\s*(\S*)\s*", re.ASCII)
 DURATION_ACCEPTS: Final = (
     "a whole number with one of the units d, h, min, s, ms, \u00b5s or ns, "
     "or without a unit for milliseconds"
@@ -105,14 +103,12 @@ def parse_duration(value: object) -> timedelta:
         ValueError: It is something else, or too long; the message says what is accepted.
     """
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    nanoseconds = UNITS.get(match[2].lower()) if match else None
-    if match is None or nanoseconds is None or int(match[1]) > _JAVA_LONG_MAX:
-        raise ValueError(f"accepted is {DURATION_ACCEPTS}")
     try:
-        return timedelta(microseconds=int(match[1]) * nanoseconds // 1000)
+        return timedelta(microseconds=nanoseconds(text if isinstance(text, str) else "") // 1000)
     except OverflowError:
         raise ValueError(f"that is too long; accepted is {DURATION_ACCEPTS}") from None
+    except ValueError:
+        raise ValueError(f"accepted is {DURATION_ACCEPTS}") from None
 
 
 def parse_switch(value: object) -> bool:

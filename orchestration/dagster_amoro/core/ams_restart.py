@@ -58,18 +58,12 @@ def look_again(
         registered: Tokens of any optimizers that are registered, to be remembered next.
         settling: See `settling_time`.
         now: Aware UTC.
-
-    Returns:
-        What to remember, and the end of the doubt; None: there is none.
     """
-    if not _is_doubtful(watch, still_there):
-        return AmsRestartDetector(sample_tokens=tuple(registered[:SAMPLE_SIZE])), None
     since = watch.settling_since or now
-    if now >= since + settling:
+    if not _is_doubtful(watch, still_there) or now >= since + settling:
         return AmsRestartDetector(sample_tokens=tuple(registered[:SAMPLE_SIZE])), None
-    return AmsRestartDetector(
-        sample_tokens=watch.sample_tokens, settling_since=since
-    ), since + settling
+    settles = AmsRestartDetector(sample_tokens=watch.sample_tokens, settling_since=since)
+    return settles, since + settling
 
 
 def _is_doubtful(watch: AmsRestartDetector, still_there: AbstractSet[str]) -> bool:

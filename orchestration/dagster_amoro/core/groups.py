@@ -117,7 +117,7 @@ def _sizes_hold(given: Mapping[str, str]) -> bool:
 
 
 def _spans_hold(given: Mapping[str, str]) -> bool:
-    spans = [_nanoseconds(given.get(key, default)) for key, default in _SPANS.items()]
+    spans = [nanoseconds(given.get(key, default)) for key, default in _SPANS.items()]
     _, sustained, idle, _, _ = spans
     whole = UNITS["ms"]  # AMS compares these two without what is finer
     return min(spans) > 0 and idle >= _SHORTEST_IDLE and sustained // whole * 2 <= idle // whole
@@ -132,8 +132,12 @@ def _integer(text: str) -> int:
     return number
 
 
-def _nanoseconds(text: str) -> int:
-    """A duration as Amoro reads it; AMS fails over what exceeds its long of milliseconds."""
+def nanoseconds(text: str) -> int:
+    """A duration as Amoro reads it; AMS fails over what exceeds its long of milliseconds.
+
+    Raises:
+        ValueError: It is no duration.
+    """
     match = _DURATION.fullmatch(text.strip(_BLANKS))
     unit = UNITS.get(match[2].strip(_BLANKS).lower()) if match else None
     if not match or not unit or int(match[1]) > min(_LONG_MAX, _LONG_MAX * UNITS["ms"] // unit):

@@ -35,9 +35,7 @@ class Batch(NamedTuple):
 
     now: list[Incident]
     later: list[Incident]
-    last_served_group: (
-        str | None
-    )  # the group that was served last, after which the next batch begins
+    last_served_group: str | None  # after which the next batch begins
 
 
 def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str | None) -> Batch:
@@ -45,11 +43,7 @@ def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str
 
     Groups stand in a ring, by their names. Each gives one incident a round, and the next batch goes
     on behind the group that was served last: none waits more than one round longer than another.
-
-    Args:
-        due: In the order in which each group's are to be taken.
-        most: How many; None: all.
-        last_served_group: The group that the batch before served last; None: there was none.
+    Without `most` all are taken.
     """
     if most is None or len(due) <= most:
         return Batch(list(due), [], None)
@@ -67,18 +61,12 @@ def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str
 
 
 def blocked_groups(
-    groups: Iterable[str],
-    orphans: Iterable[str | None],
-    count: CountResources,
-    limits: Limits,
+    groups: Iterable[str], orphans: Iterable[str | None], count: CountResources, limits: Limits
 ) -> dict[str, str]:
     """In which of these groups nothing may be restarted now, and why.
 
-    Args:
-        groups: The groups of which something is due.
-        orphans: The groups of all orphans, once for each.
-        count: Asked only if there is a limit.
-        limits: The shares.
+    `orphans` are the groups of all orphans, once for each; `count` is asked only if there is a
+    limit.
     """
     shares = {name: limits.limit_of(name) for name in groups}
     if limits.max_orphaned_overall >= 1 and all(limit >= 1 for limit in shares.values()):

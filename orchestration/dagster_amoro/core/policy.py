@@ -76,13 +76,7 @@ class Decision(NamedTuple):
     until: datetime | None = None  # WAIT: when it is worth looking again; None: unknown
 
 
-_FINISHES: Final = {
-    State.GIVING_UP: Verdict.GIVE_UP,
-    State.SUPERSEDING: Verdict.SUPERSEDE,
-}
 IN_A_RUN: Final = "in the hands of a run"
-IN_GRACE: Final = "in its grace period"
-EXHAUSTED_AND_KEPT: Final = "its attempts are used up, and keeper.on-exhausted is keep"
 
 
 class Replacement(Enum):
@@ -187,15 +181,9 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | spent < max retries | restart |
     | else | give up, or keep |
 
-    Args:
-        incident: An open incident.
-        obstacle: Why the resource cannot be restarted at all: unknown container, a container that
-            opts out, properties that cannot be read. None: it can.
-        policy: The policy of its group.
-        claimed: Whether another run holds it (see `holds_claim`).
-        now: Aware UTC.
-        paused: Who paused it, and why. None: nobody did.
-        replacement: Says what came to its group since; asked only where it matters.
+    An obstacle is an unknown container, one that opts out, or properties that cannot be read.
+    `paused` says who paused it and why, and `replacement` what came to its group since; that is
+    asked only where it matters.
     """
     removing = incident.state.is_removing
     unwanted = incident.operator_request == OperatorRequest.GIVE_UP
@@ -208,7 +196,9 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     if claimed:
         return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
     if removing:
-        return Decision(_FINISHES[incident.state], "its removal was begun and not finished")
+        superseding = incident.state is State.SUPERSEDING
+        verdict = Verdict.SUPERSEDE if superseding else Verdict.GIVE_UP
+        return Decision(verdict, "its removal was begun and not finished")
     if unwanted:
         return Decision(Verdict.GIVE_UP, "an operator wants it given up")
     if incident.operator_request == OperatorRequest.RESTART:
@@ -216,10 +206,11 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     keeping = policy.on_exhausted is OnExhausted.KEEP
     exhausted = incident.attempts_used >= policy.max_retries
     if incident.state is State.KEPT and exhausted and keeping:
-        return Decision(Verdict.HOLD, EXHAUSTED_AND_KEPT)
+        why = "its attempts are used up, and keeper.on-exhausted is keep"
+        return Decision(Verdict.HOLD, why)
     due = due_at(incident, policy)
     if now < due:
-        return Decision(Verdict.WAIT, IN_GRACE, due)
+        return Decision(Verdict.WAIT, "in its grace period", due)
     match replacement():
         case Replacement.LIVE:
             return Decision(Verdict.SUPERSEDE, "its group was scaled up without it")

@@ -76,23 +76,17 @@ class TickInputs:
     ) -> "TickInputs":
         """The inputs once the steps that the snapshot asked for have been taken.
 
-        Args:
-            steps: Those that open, close and enforce incidents.
-            results: The incident that each left; None: somebody else moved it first.
+        The result of a step is the incident that it left; None: somebody else moved it first.
         """
-        if not steps:
-            return replace(self, changes=None)
         touched = {step.before.incident_id for step in steps if step.before}
         untouched = [each for each in self.incidents if each.incident_id not in touched]
         moved = [each for each in results if each is not None and each.is_open]
         return replace(self, incidents=untouched + moved, changes=None)
 
     def after_rounds(self, replaced: Mapping[int, Incident], begun: frozenset[str]) -> "TickInputs":
-        """The inputs once rounds have been begun.
+        """The inputs once rounds have begun in these groups.
 
-        Args:
-            replaced: Incidents whose threads a new resource is to bring, by number.
-            begun: The groups in which a round was begun.
+        `replaced` are the incidents whose threads a new resource is to bring, by number.
         """
         incidents = [replaced.get(each.incident_id, each) for each in self.incidents]
         return replace(self, incidents=incidents if replaced else self.incidents, begun=begun)
