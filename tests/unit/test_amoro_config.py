@@ -21,8 +21,7 @@ from dagster_amoro.config import (
     load_settings,
 )
 from dagster_amoro.config.jdbc import parse_url
-from dagster_amoro.config.shade import _from_base64
-from dagster_amoro.config.values import parse_host, parse_keywords
+from dagster_amoro.config.values import decode, parse_host, parse_keywords
 from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.stores.database import Database
@@ -572,7 +571,7 @@ def test_every_text_comes_back_from_base64(text: str, padded: bool) -> None:  # 
     """With or without padding, which Java does not ask for."""
     encoded = base64.b64encode(text.encode("utf-8", "replace")).decode()
     decoded = text.encode("utf-8", "replace").decode()
-    assert _from_base64(encoded if padded else encoded.rstrip("=")) == decoded
+    assert decode(encoded if padded else encoded.rstrip("="), "base64") == decoded
 
 
 def test_a_shade_of_ones_own_asks_for_a_plain_password(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ Whatever is wrong is reported at once, a line per problem, and never with a secr
 are in docs/configuration.md.
 """
 
-from dagster_amoro.config.load import CONF_DIR_VARIABLE, load_settings
+from dagster_amoro.config.load import load_settings
 from dagster_amoro.config.models import SETTINGS, Setting
 from dagster_amoro.config.settings import (
     AmsSettings,
     AuditSettings,
     ContainerSettings,
-    DatabaseType,
     HighAvailability,
     Mode,
     RegistryMode,
@@ -23,12 +22,10 @@ from dagster_amoro.config.settings import (
 from dagster_amoro.config.values import parse_duration
 
 __all__ = [
-    "CONF_DIR_VARIABLE",
     "SETTINGS",
     "AmsSettings",
     "AuditSettings",
     "ContainerSettings",
-    "DatabaseType",
     "HighAvailability",
     "Mode",
     "RegistryMode",

@@ -20,8 +20,8 @@ from dagster_amoro.config.models import (
     settings_of,
 )
 from dagster_amoro.config.settings import HighAvailability, Settings
-from dagster_amoro.config.shade import decode, encoded_keys
 from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
+from dagster_amoro.config.values import InvalidValueError, decode
 from dagster_amoro.core.errors import ConfigError
 
 CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
@@ -86,16 +86,6 @@ def _settings(
     )
 
 
-# --- The file ---------------------------------------------------------------------------------
-
-
-# What PyYAML raises: its own errors, and Python's for scalars such as `2024-13-45`.
-_NOT_YAML: Final = (
-    *(yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError),
-    RecursionError,
-)
-
-
 def _read(source: Path) -> Mapping[object, object]:
     try:
         data = source.read_bytes()
@@ -106,7 +96,7 @@ def _read(source: Path) -> Mapping[object, object]:
         ) from error
     try:
         document: object = yaml.safe_load(data)
-    except _NOT_YAML as error:
+    except Exception as error:  # noqa: BLE001 - PyYAML's, and Python's for scalars like 2024-13-45
         document, flaw = None, f"is not YAML{_place(error)}"
     else:
         flaw = f"holds {kind_of(document)}"
@@ -124,9 +114,6 @@ def _place(error: Exception) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1}: {problem})"
 
 
-# --- The schema -------------------------------------------------------------------------------
-
-
 def _configuration(raw: RawConfig) -> Configuration:
     """What was given, as the schema has it; a value that is not accepted is its key's default.
 
@@ -134,9 +121,14 @@ def _configuration(raw: RawConfig) -> Configuration:
     """
     values = raw.values()
     config, flaws = _validated(values)
-    raw.encoded = encoded_keys(config)
+    raw.encoded = _encoded(config)
     if raw.encoded:
-        values, undecoded = decode(values, raw.encoded, config.shade.identifier)
+        undecoded = {}
+        for key in raw.encoded & values.keys():
+            try:
+                values[key] = decode(values.pop(key), config.shade.identifier)
+            except InvalidValueError as flaw:
+                undecoded[key] = str(flaw)
         config, flaws = _validated(values)
         flaws |= undecoded
     unused = set(_unused_keys(raw, config))
@@ -144,6 +136,17 @@ def _configuration(raw: RawConfig) -> Configuration:
         if key not in unused:
             raw.reject(key, why)
     return config
+
+
+def _encoded(config: Configuration) -> frozenset[str]:
+    """The keys that are read here and encoded, in the file and the environment, as for AMS.
+
+    None where there is no server to log in to.
+    """
+    if not config.database.type.is_server or config.shade.identifier == "default":
+        return frozenset()
+    encodable = {"ams.database.url", "ams.database.username", "ams.database.password"}
+    return frozenset(encodable & {f"ams.{key}" for key in config.shade.sensitive_keywords})
 
 
 def _validated(values: Mapping[str, object]) -> tuple[Configuration, dict[str, str]]:
@@ -154,7 +157,7 @@ def _validated(values: Mapping[str, object]) -> tuple[Configuration, dict[str, s
     try:
         return Configuration.model_validate(_by_section(values)), {}
     except ValidationError as error:
-        flaws = {_key_at(each["loc"]): each["ctx"].get("why", "") for each in error.errors()}
+        flaws = {_key_at(*each["loc"]): each["ctx"].get("why", "") for each in error.errors()}
     accepted = {key: value for key, value in values.items() if key not in flaws}
     return Configuration.model_validate(_by_section(accepted)), flaws
 
@@ -167,9 +170,8 @@ def _by_section(values: Mapping[str, object]) -> dict[str, Any]:
     return {**dict.fromkeys(Configuration.model_fields, values), "groups": groups}
 
 
-def _key_at(location: tuple[int | str, ...]) -> str:
-    _, second, *_ = location  # the name of a group stands before its key
-    return str(location[-1]).replace(GROUP, str(second))
+def _key_at(_section: object, name: object, *key: object) -> str:
+    return str((name, *key)[-1]).replace(GROUP, str(name))  # a group's name stands before its key
 
 
 def _unused_keys(raw: RawConfig, config: Configuration) -> Iterator[str]:

@@ -6,6 +6,7 @@ default is none, and the text below the field says what follows then. docs/confi
 from these models and texts by `python -m dagster_amoro.config docs/configuration.md`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Final, NamedTuple
@@ -19,12 +20,11 @@ from dagster_amoro.config.values import (
     LONGEST,
     Reader,
     duration,
+    fraction,
     one_of,
     optional,
-    parse_fraction,
     parse_host,
     parse_keywords,
-    parse_positive_fraction,
     parse_switch,
     parse_text,
     whole,
@@ -37,8 +37,14 @@ LONGEST_NAME: Final = 80  # characters of a deployment's name
 _CENTURY: Final = f"up to {LONGEST.days} d"
 _ZERO: Final = timedelta(0)
 _MORE_THAN_0: Final = timedelta(microseconds=1)  # the shortest duration that is kept
+_SECOND: Final = timedelta(seconds=1)
 _GRACE: Final = "ams.optimizer.auto-restart-grace-period"
 _CHECK: Final = "ams.optimizer-group.min-parallelism-check-interval"
+_URLS: Final = (
+    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
+    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
+)
+_QUOTED: Final = "a text, in quotes where YAML would read something else"
 
 
 def _parse_high_availability(value: object) -> settings.HighAvailability:
@@ -62,72 +68,17 @@ def _parse_name(value: object) -> str:
     return text
 
 
-# --- Types of values, each with what it accepts ------------------------------------------------
-
-
 Text = Annotated[str, Reader(parse_text, "a text")]
-_PASSWORD_ACCEPTS: Final = "a text, in quotes where YAML would read something else"  # noqa: S105 - says what one is
-Password = Annotated[str, Reader(parse_text, _PASSWORD_ACCEPTS)]
+Password = Annotated[str, Reader(parse_text, _QUOTED)]
 Switch = Annotated[bool, Reader(parse_switch, "true or false")]
 Count = Annotated[int, whole(1)]
 Port = Annotated[int, whole(1, 65535)]
-Fraction = Annotated[float, Reader(parse_fraction, "a number from 0 to 1")]
-_POSITIVE: Final = Reader(
-    parse_positive_fraction,
-    "a number more than 0, with which nothing would ever be healed, and up to 1",
+Fraction = Annotated[float, fraction(0, "a number from 0 to 1")]
+_POSITIVE: Final = fraction(
+    math.ulp(0), "a number more than 0, with which nothing would ever be healed, and up to 1"
 )
 PositiveFraction = Annotated[float, _POSITIVE]
-GroupFraction = Annotated[float | None, optional(_POSITIVE)]
-
 Timeout = Annotated[timedelta, duration(_MORE_THAN_0, f"more than 0 and {_CENTURY}")]
-GracePeriod = Annotated[timedelta, duration(_ZERO, _CENTURY)]
-StableAfter = Annotated[
-    timedelta,
-    duration(_ZERO, f"not shorter than {_GRACE} and {_CENTURY}, or 0 to switch it off"),
-]
-Cap = Annotated[
-    timedelta,
-    duration(_MORE_THAN_0, f"more than 0, not shorter than {_GRACE} and {_CENTURY}"),
-]
-CheckInterval = Annotated[
-    timedelta,
-    duration(
-        timedelta(seconds=1), f"from 1 s, the shortest that Dagster's sensors know, {_CENTURY}"
-    ),
-    AfterValidator(lambda interval: interval - interval % timedelta(seconds=1)),
-]
-_LEASE_ACCEPTS: Final = f"at least twice {_CHECK}, at least 10 s more than that, and {_CENTURY}"
-LeaseTime = Annotated[timedelta | None, optional(duration(_MORE_THAN_0, _LEASE_ACCEPTS))]
-Retention = Annotated[
-    timedelta | None, optional(duration(timedelta(days=1), f"from 1 d {_CENTURY}"))
-]
-
-DatabaseType = Annotated[
-    settings.DatabaseType,
-    one_of(
-        settings.DatabaseType,
-        "postgres, mysql or sqlite; Derby, Amoro's default, cannot be opened from outside AMS's "
-        "process: move AMS to PostgreSQL or MySQL, or run dagster-amoro without AMS, with sqlite "
-        "and workers of its own",
-    ),
-]
-_URL_ACCEPTS: Final = (
-    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
-    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
-)
-DatabaseUrl = Annotated[
-    sa.URL | None,
-    Reader(
-        parse_url,
-        f"{_URL_ACCEPTS}, of the kind that ams.database.type says and with its password before the "
-        "host or in ams.database.password",
-    ),
-]
-LedgerUrl = Annotated[sa.URL | None, Reader(parse_url, _URL_ACCEPTS)]
-Registry = Annotated[
-    settings.RegistryMode | None,
-    optional(one_of(settings.RegistryMode, "attached, or standalone, the only one for sqlite")),
-]
 Host = Annotated[
     str,
     Reader(
@@ -136,40 +87,14 @@ Host = Annotated[
         "under which AMS is reached",
     ),
 ]
-Version = Annotated[
-    str,
-    Reader(
-        _parse_version,
-        "a version from 0.7 on, such as 0.8 or '0.9.0', in quotes where it ends in a zero",
-    ),
-]
-Keywords = Annotated[
-    frozenset[str],
-    Reader(parse_keywords, "a list of keys, or one text with a semicolon between them"),
-]
-HighAvailability = Annotated[
-    settings.HighAvailability, Reader(_parse_high_availability, "zk or database")
-]
-ZooKeeper = Annotated[str, Reader(parse_text, "host:port, or several with a comma between")]
-Storage = Annotated[
-    str, Reader(parse_text, "a folder, or the URL of an object store such as s3://bucket/path")
-]
-Name = Annotated[str, Reader(_parse_name, f"a text of up to {LONGEST_NAME} characters")]
-Mode = Annotated[settings.Mode, one_of(settings.Mode)]
-Backoff = Annotated[policy.Backoff, one_of(policy.Backoff)]
-OnExhausted = Annotated[policy.OnExhausted, one_of(policy.OnExhausted)]
-DynamicAllocation = Annotated[settings.DynamicAllocation, one_of(settings.DynamicAllocation)]
 
 
 # --- The keys -----------------------------------------------------------------------------------
 
 
 def key(default: str, alias: str | None = None) -> Any:  # noqa: ANN401 - as pydantic's Field
-    """A field with its default as one would write it; alias: its key, where its name does not say.
-
-    The default is read and checked like a value that was given.
-    """
-    return Field(default, alias=alias, validate_default=True)
+    """A field with its default as one would write it; alias: its key where the name says less."""
+    return Field(default, alias=alias)
 
 
 def below(prefix: str) -> Callable[[str], str]:
@@ -180,16 +105,31 @@ def below(prefix: str) -> Callable[[str], str]:
 class Section(BaseModel):
     """Keys that belong together; the docstring is their heading, and what is to be said of all."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, validate_default=True)
 
 
 class DatabaseConfig(Section, alias_generator=below("ams.database")):
     """The database of the registry."""
 
-    type: DatabaseType = key("derby")
+    type: Annotated[
+        settings.DatabaseType,
+        one_of(
+            settings.DatabaseType,
+            "postgres, mysql or sqlite; Derby, Amoro's default, cannot be opened from outside "
+            "AMS's process: move AMS to PostgreSQL or MySQL, or run dagster-amoro without AMS, "
+            "with sqlite and workers of its own",
+        ),
+    ] = key("derby")
     """Where the registry is kept. Amoro's default is not usable: set it."""
 
-    url: DatabaseUrl = key("")
+    url: Annotated[
+        sa.URL | None,
+        Reader(
+            parse_url,
+            f"{_URLS}, of the kind that ams.database.type says and with its password before the "
+            "host or in ams.database.password",
+        ),
+    ] = key("")
     """The database, in Amoro's JDBC form or as a SQLAlchemy URL. Of several hosts the first is
     used. Of the JDBC parameters, those for TLS (but no Java key stores and client keys), timeouts,
     `currentSchema` and `ApplicationName` are kept; MySQL's certificates are checked against the
@@ -215,7 +155,10 @@ class ShadeConfig(Section, alias_generator=below("ams.shade")):
     `base64` is decoded. A shade of your own cannot be decoded here: set
     `keeper.database-password`."""
 
-    sensitive_keywords: Keywords = key("admin-password;database.password")
+    sensitive_keywords: Annotated[
+        frozenset[str],
+        Reader(parse_keywords, "a list of keys, or one text with a semicolon between them"),
+    ] = key("admin-password;database.password")
     """Which keys of `ams` are encoded, in the environment too."""
 
 
@@ -242,7 +185,13 @@ class AmsConfig(Section, alias_generator=below("ams")):
     """The folder of Amoro, on the host where its programs are started. Left out: `$ARCTIC_HOME`,
     else `$AMORO_HOME`, else the folder above that of config.yaml if that is called `conf`."""
 
-    version: Version = key("", "keeper.ams-version")
+    version: Annotated[
+        str,
+        Reader(
+            _parse_version,
+            "a version from 0.7 on, such as 0.8 or '0.9.0', in quotes where it ends in a zero",
+        ),
+    ] = key("", "keeper.ams-version")
     """The version of AMS, which decides how optimizers are started. Left out: AMS is asked."""
 
 
@@ -255,14 +204,18 @@ class HighAvailabilityConfig(Section, alias_generator=below("ams.ha")):
     enabled: Switch = key("false")
     """Whether AMS has several nodes, one of them the leader."""
 
-    type: HighAvailability = key("zk")
+    type: Annotated[
+        settings.HighAvailability, Reader(_parse_high_availability, "zk or database")
+    ] = key("zk")
     """Where the nodes agree on their leader. With `database` each of Amoro's containers needs a
     property `ams-optimizing-uri`, since what AMS would give it is of no use."""
 
     cluster_name: Text = key("default")
     """Which AMS cluster it is, of those that share a ZooKeeper or a database."""
 
-    zookeeper_address: ZooKeeper = key("")
+    zookeeper_address: Annotated[
+        str, Reader(parse_text, "host:port, or several with a comma between")
+    ] = key("")
     """The ZooKeeper, required where `ams.ha.type` is `zk`."""
 
     use_master_slave_mode: Switch = key("false")
@@ -281,14 +234,18 @@ class OptimizerConfig(Section, alias_generator=below("ams.optimizer")):
     auto_restart_max_retries: Annotated[int, whole(0)] = key("5")
     """How often a start is attempted before the resource is given up. 0: never."""
 
-    auto_restart_grace_period: GracePeriod = key("5min")
+    auto_restart_grace_period: Annotated[timedelta, duration(_ZERO, _CENTURY)] = key("5min")
     """How long an orphan is left alone after its detection, and after each attempt."""
 
 
 class OptimizerGroupConfig(Section, alias_generator=below("ams.optimizer-group")):
     """How often groups are looked at, and how long they are filled up."""
 
-    min_parallelism_check_interval: CheckInterval = key("5min")
+    min_parallelism_check_interval: Annotated[
+        timedelta,
+        duration(_SECOND, f"from 1 s, the shortest that Dagster's sensors know, {_CENTURY}"),
+        AfterValidator(lambda interval: interval - interval % _SECOND),
+    ] = key("5min")
     """How often the sensor looks for orphans. A fraction of a second is cut off."""
 
     max_keeping_attempts: Count = key("3")
@@ -299,11 +256,14 @@ class OptimizerGroupConfig(Section, alias_generator=below("ams.optimizer-group")
 class StoresConfig(Section, alias_generator=below("keeper")):
     """Whose the registry is, where the ledger is, and who logs in."""
 
-    registry: Registry = key("")
+    registry: Annotated[
+        settings.RegistryMode | None,
+        optional(one_of(settings.RegistryMode, "attached, or standalone, the only one for sqlite")),
+    ] = key("")
     """Whose the registry is: a running AMS's (`attached`) or ours (`standalone`). Left out:
     standalone for sqlite, attached otherwise."""
 
-    ledger_url: LedgerUrl = key("")
+    ledger_url: Annotated[sa.URL | None, Reader(parse_url, _URLS)] = key("")
     """The ledger's database, written as `ams.database.url` is. Without a user it is that of the
     registry, if both are of one type. Left out: the registry's database."""
 
@@ -318,16 +278,22 @@ class StoresConfig(Section, alias_generator=below("keeper")):
 class RestartConfig(Section, alias_generator=below("keeper")):
     """How patiently orphans are restarted."""
 
-    stable_after: StableAfter = key("1h")
+    stable_after: Annotated[
+        timedelta,
+        duration(_ZERO, f"not shorter than {_GRACE} and {_CENTURY}, or 0 to switch it off"),
+    ] = key("1h")
     """A resource that is orphaned again sooner after its recovery continues its old count of
     attempts, so that a crash loop ends. 0: every recovery gives a fresh count. Left out: 1h, or the
     grace period if that is longer."""
 
-    backoff: Backoff = key("constant")
+    backoff: Annotated[policy.Backoff, one_of(policy.Backoff)] = key("constant")
     """The pauses between attempts: each as long as the grace period, or each twice as long as the
     one before."""
 
-    backoff_cap: Cap = key("1h")
+    backoff_cap: Annotated[
+        timedelta,
+        duration(_MORE_THAN_0, f"more than 0, not shorter than {_GRACE} and {_CENTURY}"),
+    ] = key("1h")
     """The longest pause where they are exponential. Left out: 1h, or the grace period if that is
     longer."""
 
@@ -335,7 +301,7 @@ class RestartConfig(Section, alias_generator=below("keeper")):
     """By up to which fraction an exponential pause is made longer, so that workers that died
     together are not started together."""
 
-    on_exhausted: OnExhausted = key("clean-up")
+    on_exhausted: Annotated[policy.OnExhausted, one_of(policy.OnExhausted)] = key("clean-up")
     """What becomes of a resource without attempts left: it is released and its row moves to the
     ledger (`clean-up`), or it stays and is reported once (`keep`)."""
 
@@ -343,7 +309,7 @@ class RestartConfig(Section, alias_generator=below("keeper")):
 class LimitsConfig(Section, alias_generator=below("keeper")):
     """How much is done, and how much at once."""
 
-    mode: Mode = key("enforce")
+    mode: Annotated[settings.Mode, one_of(settings.Mode)] = key("enforce")
     """`dry-run`: everything is recorded as if it were done, nothing is started, saved or removed.
     """
 
@@ -372,33 +338,50 @@ class GroupConfig(Section, alias_generator=below(f"keeper.groups.{GROUP}")):
     These keys are read from the file alone: they have no environment variables.
     """
 
-    dynamic_allocation: DynamicAllocation = key("leave")
+    dynamic_allocation: Annotated[
+        settings.DynamicAllocation, one_of(settings.DynamicAllocation)
+    ] = key("leave")
     """Whether this group's orphans are restarted (`restart`) though AMS changes its size by itself,
     or left to AMS (`leave`)."""
 
-    max_orphaned_fraction: GroupFraction = key("")
+    max_orphaned_fraction: Annotated[float | None, optional(_POSITIVE)] = key("")
     """`keeper.max-orphaned-fraction` for this group. Left out: that of all groups."""
 
 
 class DeploymentConfig(Section, alias_generator=below("keeper")):
     """Several Dagster deployments that share a registry."""
 
-    lease_time: LeaseTime = key("")
+    lease_time: Annotated[
+        timedelta | None,
+        optional(
+            duration(
+                _MORE_THAN_0,
+                f"at least twice {_CHECK}, at least 10 s more than that, and {_CENTURY}",
+            )
+        ),
+    ] = key("")
     """Set where more than one Dagster deployment works on one registry: one acts, the others watch,
     and take over when its lease was not renewed for so long. Left out: no lease."""
 
-    deployment: Name = key("")
+    deployment: Annotated[
+        str, Reader(_parse_name, f"a text of up to {LONGEST_NAME} characters")
+    ] = key("")
     """What this Dagster deployment is called. Left out: the name of its host."""
 
 
 class AuditConfig(Section, alias_generator=below("keeper")):
     """What the audit keeps, and what its checks warn of."""
 
-    audit_storage: Storage = key("")
+    audit_storage: Annotated[
+        str,
+        Reader(parse_text, "a folder, or the URL of an object store such as s3://bucket/path"),
+    ] = key("")
     """Where the frames of the audit are kept: a folder, which if relative starts at that of
     config.yaml, or an object store's URL. Left out: the storage folder of the Dagster instance."""
 
-    audit_retention: Retention = key("")
+    audit_retention: Annotated[
+        timedelta | None, optional(duration(timedelta(days=1), f"from 1 d {_CENTURY}"))
+    ] = key("")
     """How long the frames of the audit are kept; the ledger keeps everything in any case. Left out:
     for ever."""
 

@@ -27,14 +27,8 @@ from dagster_amoro.core.policy import Backoff, RestartPolicy
 
 _TYPE: Final = "ams.database.type"
 _URL: Final = "ams.database.url"
-_LEDGER: Final = "keeper.ledger-url"
-_HOST: Final = "ams.server-expose-host"
-_OUR_HOST: Final = "keeper.server-expose-host"
-_ZOOKEEPER: Final = "ams.ha.zookeeper-address"
 _GRACE: Final = "ams.optimizer.auto-restart-grace-period"
-_BACKOFF: Final = "keeper.backoff"
 _FRACTION: Final = "max-orphaned-fraction"
-_USABLE: Final = {kind.backend for kind in DatabaseType if kind is not DatabaseType.DERBY}
 # Dagster's daemon looks at its sensors every 5 s at most, and a run takes some to begin.
 _DAEMON_SLACK: Final = timedelta(seconds=10)
 
@@ -44,10 +38,9 @@ _DAEMON_SLACK: Final = timedelta(seconds=10)
 
 def registry_mode(config: Configuration) -> RegistryMode:
     """Whose the registry is; where nobody says so, it follows from the kind of its database."""
-    embedded = config.database.type is DatabaseType.SQLITE
-    return config.stores.registry or (
-        RegistryMode.STANDALONE if embedded else RegistryMode.ATTACHED
-    )
+    if config.database.type is DatabaseType.SQLITE:
+        return config.stores.registry or RegistryMode.STANDALONE
+    return config.stores.registry or RegistryMode.ATTACHED
 
 
 def is_attached(config: Configuration) -> bool:
@@ -57,8 +50,8 @@ def is_attached(config: Configuration) -> bool:
 
 def check_registry(raw: RawConfig, config: Configuration) -> None:
     """Rejects a registry of AMS in a database that AMS does not have."""
-    embedded = config.database.type is DatabaseType.SQLITE
-    if embedded and config.stores.registry is RegistryMode.ATTACHED:
+    attached = config.stores.registry is RegistryMode.ATTACHED
+    if attached and config.database.type is DatabaseType.SQLITE:
         why = f"with {_TYPE} sqlite, an unreachable combination: AMS has no SQLite"
         raw.reject("keeper.registry", why)
 
@@ -95,14 +88,14 @@ def ledger_url(raw: RawConfig, config: Configuration, database: sa.URL) -> sa.UR
     A ledger of the registry's type that names no user, or the registry's user, is opened with the
     registry's credentials.
     """
-    url = config.stores.ledger_url
+    key, url = "keeper.ledger-url", config.stores.ledger_url
     if url is None:
         return database
     backend = url.get_backend_name()
-    if backend not in _USABLE:
-        raw.reject(_LEDGER, "which is of no type that can be used")
+    if backend not in {kind.backend for kind in DatabaseType if kind is not DatabaseType.DERBY}:
+        raw.reject(key, "which is of no type that can be used")
         return database
-    url = _checked(raw, _LEDGER, url)
+    url = _checked(raw, key, url)
     if backend != database.get_backend_name() or url.username not in {None, database.username}:
         return url
     return url.set(username=database.username, password=url.password or database.password)
@@ -121,21 +114,22 @@ def _checked(raw: RawConfig, key: str, url: sa.URL) -> sa.URL:
 
 def ams_settings(raw: RawConfig, config: Configuration) -> AmsSettings:
     """Where the running AMS is reached."""
-    ams, ha = config.ams, config.ha
+    ams, ha, ours = config.ams, config.ha, "keeper.server-expose-host"
     kind = ha.type if ha.enabled else HighAvailability.NONE
-    if kind is HighAvailability.NONE and not (ams.own_expose_host or ams.server_expose_host):
-        raw.reject(_OUR_HOST if raw.has(_OUR_HOST) else _HOST)
-    if kind is HighAvailability.ZOOKEEPER and not ha.zookeeper_address:
-        raw.reject(_ZOOKEEPER, "though ams.ha.enabled is true and ams.ha.type zk")
+    host = "" if ha.enabled else ams.own_expose_host or ams.server_expose_host
+    if not (ha.enabled or host):
+        raw.reject(ours if raw.has(ours) else "ams.server-expose-host")
+    by_zookeeper = kind is HighAvailability.ZOOKEEPER
+    if by_zookeeper and not ha.zookeeper_address:
+        why = "though ams.ha.enabled is true and ams.ha.type zk"
+        raw.reject("ams.ha.zookeeper-address", why)
     return AmsSettings(
-        host=(ams.own_expose_host or ams.server_expose_host)
-        if kind is HighAvailability.NONE
-        else "",
+        host=host,
         thrift_port=ams.thrift_port,
         http_port=ams.http_port,
         high_availability=kind,
         cluster_name=ha.cluster_name,
-        zookeeper_address=ha.zookeeper_address if kind is HighAvailability.ZOOKEEPER else "",
+        zookeeper_address=ha.zookeeper_address if by_zookeeper else "",
         ams_version=parse_version(ams.version) if ams.version else None,
     )
 
@@ -147,7 +141,13 @@ def restart_policy(raw: RawConfig, config: Configuration) -> RestartPolicy:
     """Whether, how often and how patiently orphans are restarted."""
     optimizer, restart = config.optimizer, config.restart
     grace, exponential = optimizer.auto_restart_grace_period, restart.backoff is Backoff.EXPONENTIAL
-    _warn_of_no_effect(raw, grace, exponential=exponential)
+    if exponential and not grace:
+        why = f"it has no effect while {_GRACE} is 0, since twice nothing is nothing"
+        raw.warn("keeper.backoff", f"{why}; set a grace period, or leave it out")
+    for key in () if exponential else ("keeper.backoff-cap", "keeper.backoff-jitter"):
+        if raw.has(key):
+            why = "it has no effect while keeper.backoff is constant"
+            raw.warn(key, f"{why}; set keeper.backoff: exponential, or leave it out")
     cap = restart.backoff_cap
     return RestartPolicy(
         enabled=optimizer.auto_restart_enabled,
@@ -161,16 +161,6 @@ def restart_policy(raw: RawConfig, config: Configuration) -> RestartPolicy:
     )
 
 
-def _warn_of_no_effect(raw: RawConfig, grace: timedelta, *, exponential: bool) -> None:
-    if not exponential:
-        for key in filter(raw.has, ("keeper.backoff-cap", "keeper.backoff-jitter")):
-            why = f"it has no effect while {_BACKOFF} is constant"
-            raw.warn(key, f"{why}; set {_BACKOFF}: exponential, or leave it out")
-    elif not grace:
-        why = f"it has no effect while {_GRACE} is 0, since twice nothing is nothing"
-        raw.warn(_BACKOFF, f"{why}; set a grace period, or leave it out")
-
-
 def _at_least(raw: RawConfig, key: str, value: timedelta, grace: timedelta) -> timedelta:
     """A duration that has no effect if it is shorter than the grace period, unless it is zero."""
     if not raw.has(key):
@@ -181,14 +171,13 @@ def _at_least(raw: RawConfig, key: str, value: timedelta, grace: timedelta) -> t
 
 
 def limits(raw: RawConfig, config: Configuration) -> Limits:
-    """How much may be restarted at once."""
-    given = config.limits
+    """How much may be restarted at once; warns where a single resource is never healed."""
+    given, key = config.limits, f"keeper.{_FRACTION}"
     found = {name: group.max_orphaned_fraction for name, group in config.groups.items()}
     by_group = {name: each for name, each in found.items() if each is not None}
     way_out = f"set keeper.groups.<name>.{_FRACTION}: 1 for such groups"
-    overall, key = given.max_orphaned_fraction_overall, f"keeper.{_FRACTION}"
     _warn_of_one(raw, key, given.max_orphaned_fraction, "a group of one resource", way_out)
-    way_out = "leave it out for such a registry"
+    overall, way_out = given.max_orphaned_fraction_overall, "leave it out for such a registry"
     _warn_of_one(raw, f"{key}-overall", overall, "a registry of one resource", way_out)
     for name, fraction in by_group.items():
         key, what = f"keeper.groups.{name}.{_FRACTION}", "this group, if it has one resource,"
@@ -202,7 +191,6 @@ def limits(raw: RawConfig, config: Configuration) -> Limits:
 
 
 def _warn_of_one(raw: RawConfig, key: str, fraction: float, what: str, way_out: str) -> None:
-    """Warns of a fraction with which a single resource is never healed."""
     if fraction < 1:
         why = f"{what} is never healed, since 1 of 1 orphaned is more than"
         raw.warn(key, f"{why} {fraction * 100:.12g}%; {way_out}")
@@ -210,8 +198,7 @@ def _warn_of_one(raw: RawConfig, key: str, fraction: float, what: str, way_out: 
 
 def dynamic_groups(config: Configuration) -> frozenset[str]:
     """The groups whose orphans are restarted although AMS changes their size."""
-    groups = config.groups.items()
-    restart = DynamicAllocation.RESTART
+    groups, restart = config.groups.items(), DynamicAllocation.RESTART
     return frozenset(name for name, group in groups if group.dynamic_allocation is restart)
 
 

@@ -68,32 +68,23 @@ class AmsSettings:
     # An address or a name, an IPv6 address without brackets. Empty with high availability: the
     # leader moves, and is looked up.
     host: str
-    # The port that optimizers register at.
-    thrift_port: int
-    # The port of the REST interface and the dashboard.
-    http_port: int
-    # Where the leader is looked up.
-    high_availability: HighAvailability
-    # Which of the AMS clusters that share a ZooKeeper or a database it is.
-    cluster_name: str
-    # `host:port`, or several with a comma between; empty without ZooKeeper.
-    zookeeper_address: str
-    # The version of AMS as far as it matters. None: AMS is asked.
-    ams_version: AmsVersion | None
+    thrift_port: int  # that optimizers register at
+    http_port: int  # of the REST interface and the dashboard
+    high_availability: HighAvailability  # where the leader is looked up
+    cluster_name: str  # which AMS cluster it is, of those that share a ZooKeeper or a database
+    zookeeper_address: str  # `host:port`, or several with a comma between; empty without ZooKeeper
+    ams_version: AmsVersion | None  # as far as it matters. None: AMS is asked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditSettings:
     """How the audit is kept, and what it warns of."""
 
-    # A folder, absolute, or the URL of an object store. None: the Dagster instance's own folder.
-    storage: str | None = None
-    # How long its frames are kept; at least a day. None: for ever. The ledger is not touched.
-    retention: timedelta | None = None
+    storage: str | None = None  # a folder, absolute, or an object store's URL. None: Dagster's own
+    retention: timedelta | None = None  # of its frames, not the ledger; a day at least. None: ever
     # A smaller fraction of a day's restarted resources that came back is worth a warning; 0: never.
     least_success: float = 0.5
-    # So many incidents of one resource within a day are worth a warning.
-    flapping: int = 3
+    flapping: int = 3  # so many incidents of one resource within a day are worth a warning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,18 +111,14 @@ class Settings:
     # and its query part was checked to hold none.
     database_url: sa.URL
     ledger_url: sa.URL  # the registry's database unless the ledger was given one of its own
-    # Whose the registry is: decides whether AMS is asked before acting, and who makes tables.
-    registry: RegistryMode
+    registry: RegistryMode  # decides whether AMS is asked before acting, and who makes tables
     ams: AmsSettings | None  # the AMS whose registry it is; None: the registry is ours
-    # Off by default: restarting other people's workers is asked for, never assumed.
-    restart: RestartPolicy
+    restart: RestartPolicy  # off by default: other people's workers are not ours to restart
     # Without a limit of fractions by default: a fleet of a few workers would stand still where it
     # most needs help.
     limits: Limits
-    # Dry-run shows what would happen to a fleet before the keeper is trusted with it.
     mode: Mode
-    # The groups whose orphans are restarted although AMS changes their size by itself, by name.
-    dynamic_groups: frozenset[str]
+    dynamic_groups: frozenset[str]  # whose orphans are restarted although AMS changes their size
     max_keeping_attempts: int  # rounds, at least 1; in attached mode AMS fills groups up itself
     # At least twice the check interval and 10 s more than it, so that a tick can renew the lease.
     # None: there is one deployment, and it always acts.
@@ -142,8 +129,7 @@ class Settings:
     # At least 1. It keeps the event log of a run readable and lets Dagster spread a large outage
     # over a cluster.
     max_restarts_per_run: int
-    # More than 0. A run that died unnoticed holds its orphans up for this long and no longer.
-    claim_timeout: timedelta
+    claim_timeout: timedelta  # more than 0; a run that died unnoticed holds its orphans up so long
     audit: AuditSettings
     containers: Mapping[str, ContainerSettings]  # by name
     # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,

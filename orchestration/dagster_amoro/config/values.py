@@ -4,6 +4,7 @@ A parser takes a value as YAML has it, or the text of an environment variable, a
 ValueError where it does not accept it. A `Reader` makes it the type of a pydantic field.
 """
 
+import base64
 import ipaddress
 import math
 import re
@@ -94,6 +95,19 @@ def duration(shortest: timedelta, limits: str) -> Reader:
     return Reader(parse, f"{DURATION_ACCEPTS}, {limits}")
 
 
+def fraction(lowest: float, accepts: str) -> Reader:
+    """Numbers from `lowest` to 1."""
+
+    def parse(value: object) -> float:
+        number = float(value) if isinstance(value, str) and _FRACTION.fullmatch(value) else value
+        number = None if isinstance(number, bool) else number
+        if isinstance(number, int | float) and lowest <= number <= 1:
+            return float(number)
+        raise ValueError("no number, or out of range")
+
+    return Reader(parse, accepts)
+
+
 def parse_duration(value: object) -> timedelta:
     """A duration as Amoro writes it: `5min`, `30 s`, or a bare number of milliseconds.
 
@@ -113,44 +127,22 @@ def parse_duration(value: object) -> timedelta:
 
 def parse_switch(value: object) -> bool:
     """True or false, in any case."""
-    texts = {"true": True, "false": False}
-    if isinstance(value, str) and value.lower() in texts:
-        return texts[value.lower()]
-    if isinstance(value, bool):
-        return value
-    raise ValueError("neither true nor false")
-
-
-def parse_fraction(value: object) -> float:
-    """A number from 0 to 1."""
-    if isinstance(value, str) and _FRACTION.fullmatch(value):
-        value = float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        return float(value)
-    raise ValueError("not a number from 0 to 1")
-
-
-def parse_positive_fraction(value: object) -> float:
-    """A number that is more than 0, up to 1."""
-    fraction = parse_fraction(value)
-    if fraction == 0:
-        raise ValueError("0 would stop everything")
-    return fraction
+    switch = {"true": True, "false": False}.get(str(value).lower())
+    if switch is None:
+        raise ValueError("neither true nor false")
+    return switch
 
 
 def parse_text(value: object) -> str:
     """A scalar as Java would print it, which is what the properties of a container hold."""
     match value:
-        case str():
-            return value
         case bool():
             return str(value).lower()
-        case int():
+        case str() | int():
             return str(value)
         case float():
             return _java_double(value)
-        case _:
-            raise ValueError("not a scalar")
+    raise ValueError("not a scalar")
 
 
 def _java_double(value: float) -> str:
@@ -199,3 +191,25 @@ def _unquoted(match: re.Match[str]) -> str:
     if match["double"] is not None:
         return match["double"].replace('""', '"')
     return (match["bare"] or "").strip()
+
+
+def decode(value: object, shade: str) -> str:
+    """A value that Amoro has encoded, by the name of its shade.
+
+    Raises:
+        InvalidValueError: It is of a shade that is not known here, or not encoded.
+    """
+    if shade != "base64":
+        raise InvalidValueError(
+            f"and encoded with the shade {shade!r}, which only AMS can decode; set "
+            "keeper.database-password, best as KEEPER_DATABASE_PASSWORD, and where they are "
+            "encoded as well keeper.database-username and, in a copy of config.yaml, a plain "
+            "ams.database.url"
+        )
+    try:
+        text = parse_text(value)
+        padding = "" if text.endswith("=") else "=" * (-len(text) % 4)  # Java does not ask for it
+        return base64.b64decode(text + padding, validate=True).decode()
+    except ValueError:
+        flaw = "and is not the base64 of a text, as ams.shade.identifier says"
+    raise InvalidValueError(flaw)  # here, so that nothing with the value in it is chained to it
