@@ -4,8 +4,7 @@ A marker leaves a test to `make test-all`. `--suite developer` chooses the tests
 these markers, `--suite rest` those that have one, and pytest without `--suite` runs everything.
 """
 
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -20,12 +19,14 @@ LEFT_TO_REST: Final = {
     "crash_loop": "it kills or freezes real processes, and waits in real time for them to heal",
     "packaging": "it builds the wheel and installs it into environments made for that",
     "long": "it takes many seconds, as it plays long histories or tries very many cases",
-    "other_database": "it holds on SQLite in `make test`, and only the database is another here",
+    "web_server": "it starts Dagster's web server, and a process for each run",
+    "other_database": "it is in `make test` with another database, and only that differs here",
 }
-ONE_DATABASE: Final = "one_database"
 COLLECTED: Final[pytest.StashKey[Sequence[pytest.Item]]] = pytest.StashKey()
 LEFT_OUT: Final[pytest.StashKey[Counter[str]]] = pytest.StashKey()
-_OTHER_DATABASE: Final = re.compile("postgresql|mariadb")
+# In this order: `make test` runs a test on the first of those that it is for.
+_DATABASES: Final = ("sqlite", "postgresql", "mariadb")
+_IS_ON_ANOTHER: Final[pytest.StashKey[bool]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,17 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, reason in LEFT_TO_REST.items():
         config.addinivalue_line("markers", f"{name}: left to `make test-all`, since {reason}")
     config.stash[LEFT_OUT] = Counter()
-    config.addinivalue_line(
-        "markers",
-        f"{ONE_DATABASE}: what it shows does not depend on the database, so that `make test` runs "
-        "it on SQLite and `make test-all` on the others",
-    )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the tests of the other suite."""
     config.stash[COLLECTED] = tuple(items)
+    _note_databases(items)
     suite = config.getoption("--suite")
     left_out = [item for item in items if suite is not None and suite_of(item) != suite]
     config.stash[LEFT_OUT] = Counter(reason_of(item) for item in left_out)
@@ -73,12 +70,25 @@ def suite_of(item: pytest.Item) -> str:
 def reason_of(item: pytest.Item) -> str:
     """The marker that leaves it to `make test-all`; empty: it is the developer's."""
     marked = next((name for name in LEFT_TO_REST if item.get_closest_marker(name)), "")
-    return marked or ("other_database" if _is_on_another_database(item) else "")
+    return marked or ("other_database" if item.stash.get(_IS_ON_ANOTHER, False) else "")
 
 
-def _is_on_another_database(item: pytest.Item) -> bool:
-    if item.get_closest_marker(ONE_DATABASE) is None:
-        return False
+def _note_databases(items: Sequence[pytest.Item]) -> None:
+    """Notes which tests are there for a database that `make test` knows them on as well."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        found[_function_of(item)].add(_database_of(item))
+    for item in items:
+        first = next((name for name in _DATABASES if name in found[_function_of(item)]), "")
+        item.stash[_IS_ON_ANOTHER] = _database_of(item) not in {"", first}
+
+
+def _function_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _database_of(item: pytest.Item) -> str:
+    """The database that it is parametrized with; empty: with none."""
     callspec = getattr(item, "callspec", None)  # a test without parameters has none
     values = callspec.params.values() if callspec else ()
-    return any(isinstance(value, str) and _OTHER_DATABASE.fullmatch(value) for value in values)
+    return next((each for each in values if isinstance(each, str) and each in _DATABASES), "")

@@ -18,7 +18,7 @@ from dagster_amoro.ams.leader import Server, always, from_lease, from_zookeeper
 from dagster_amoro.core.errors import AmsUnavailableError, ConfigError
 from dagster_amoro.stores.database import Database
 from tests.helpers.ams import Canned
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import PATIENCE, wait_until
 
 # As AMS's ams-mysql-init.sql and ams-postgres-init.sql have it.
 HA_LEASE: Final = """
@@ -206,7 +206,7 @@ def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def _listens(port: int) -> bool:
@@ -222,7 +222,7 @@ def nodes(zookeeper: str) -> Iterator[Any]:
     """A client of that ZooKeeper, in which the test writes; all is removed afterwards."""
     kazoo = pytest.importorskip("kazoo.client", reason="there is no kazoo")
     client = kazoo.KazooClient(zookeeper)
-    client.start(30)
+    client.start(PATIENCE)
     try:
         yield client
         for name in set(client.get_children("/")) - {"zookeeper"}:

@@ -11,6 +11,7 @@ from thriftpy2.transport import TTransportException
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import metadata, optimizer, resource_group
 from tests.helpers.ams import IDL, AmsLookAlike, client, register, touch
+from tests.helpers.waiting import PATIENCE
 
 GROUP: Final = {"group_name": "g", "container_name": "flink"}
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC).replace(tzinfo=None)
@@ -159,7 +160,7 @@ def test_nothing_is_left_behind() -> None:
             thread.start()
             ams.stop()
         ams.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert threading.active_count() == before
 
 
@@ -179,5 +180,5 @@ def test_waiting_clients_are_answered() -> None:
         work.start()
         assert ams.registrations == []
         ams.behaviour = "answers"
-        work.join(30)
+        work.join(PATIENCE)
         assert found == [ams.registrations[0].token]

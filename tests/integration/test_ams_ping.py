@@ -14,6 +14,7 @@ from dagster_amoro.ams.leader import Server
 from dagster_amoro.ams.ping import ping
 from dagster_amoro.core.errors import AmsUnavailableError
 from tests.helpers.ams import AmsLookAlike, Canned
+from tests.helpers.waiting import PATIENCE
 
 SLACK: Final = 5.0  # seconds that a busy machine may take on top of a timeout
 REPLY: Final = b"\x80\x01\x00\x02\x00\x00\x00\x04ping\x00\x00\x00\x00\x00"  # as AMS sends it
@@ -51,15 +52,15 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 def test_ams_answers(host: str) -> None:
     """A ping of an AMS that is there returns, by address and by name."""
     with AmsLookAlike() as ams:
-        ping(server(ams.thrift_port, host), 5)
-        ping(server(ams.thrift_port, host), 5)
+        ping(server(ams.thrift_port, host), PATIENCE)
+        ping(server(ams.thrift_port, host), PATIENCE)
 
 
 def test_ams_drips() -> None:
     """A reply that comes byte by byte is a reply, where it comes in time."""
     with AmsLookAlike() as ams:
         ams.behaviour = "drips"
-        ping(server(ams.thrift_port), 30)
+        ping(server(ams.thrift_port), PATIENCE)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
@@ -70,7 +71,7 @@ def test_ipv6() -> None:
     except OSError:
         pytest.skip("this machine has no IPv6 loopback address")
     with ams:
-        ping(server(ams.port, "::1"), 5)
+        ping(server(ams.port, "::1"), PATIENCE)
         ams.reply = b""
         refused(ams.port, "::1")
 
@@ -81,11 +82,11 @@ def test_nobody_listens() -> None:
         ams.behaviour = "refuses"
         assert "does not answer a Thrift ping: ConnectionRefusedError: " in refused(ams.thrift_port)
         ams.behaviour = "answers"
-        ping(server(ams.thrift_port), 5)
+        ping(server(ams.thrift_port), PATIENCE)
         ams.stop()
         assert "ConnectionRefusedError" in refused(ams.thrift_port)
         ams.start()
-        ping(server(ams.thrift_port), 5)
+        ping(server(ams.thrift_port), PATIENCE)
 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "drips"])

@@ -29,8 +29,6 @@ from tests.helpers.deployments import Deployment, Line, read_book
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, watched
 from tests.helpers.waiting import wait_until
 
-# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
-pytestmark = pytest.mark.one_database
 PATIENCE = 300  # seconds, a deadline for what takes ten
 LEASE = timedelta(seconds=11)  # several ticks, since a busy machine delays them
 CONFIGURATION = """

@@ -27,9 +27,6 @@ from dagster_amoro_audit.history_store import HistoryFolder
 from dagster_amoro_audit.refresh import Refreshed, refresh
 from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
-# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
-pytestmark = pytest.mark.one_database
-
 
 @pytest.fixture
 def world(tmp_path: Path, database_url: sa.URL) -> Iterator[Fleet]:
@@ -431,6 +428,7 @@ def test_a_refresh_that_died_half_way_is_made_up_for(
     assert done.position.outcomes == {"recovered": 3}
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=15, suppress_health_check=[*HealthCheck])
 @given(write=st.integers(1, 9), new=st.booleans(), rows=st.sampled_from([4, 7, 1000]))
 def test_two_refreshes_at_once_end_in_the_right_content(

@@ -70,6 +70,7 @@ def test_definitions_load_nothing_heavy_before_it_is_used(tmp_path: Path) -> Non
     assert heavy.intersection(json.loads(done.stdout)) == set()
 
 
+@pytest.mark.long
 def test_the_benchmark_of_imports_takes_its_figures(tmp_path: Path) -> None:
     """Each is a ratio with a bound; whether they hold is for `make bench` to say."""
     figures = list(imports.figures(tmp_path, repetitions=1))

@@ -23,6 +23,7 @@ from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
 from dagster_amoro.stores.schema import lease as lease_table
 from tests.helpers.fleet import fleet_services
+from tests.helpers.waiting import PATIENCE
 
 NOW: Final = datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC)
 UNTIL: Final = NOW + timedelta(minutes=10)
@@ -280,7 +281,7 @@ def test_nobody_takes_over_in_the_middle_of_a_transaction(
         set_clock(monkeypatch, ledger, NOW + LONG)
         waiting = pool.submit(acquired, other, "two")
         with pytest.raises(StoreUnavailableError, match=r"(?i)lock"):
-            waiting.result(timeout=30)
+            waiting.result(timeout=PATIENCE)
     assert acquired(other, "two")[1].fence == 2
 
 
@@ -291,7 +292,7 @@ def test_one_of_many_threads_takes_a_lease_that_is_free(ledger: Ledger) -> None:
     """Whether nobody had it ever or it ran out; all the others are told who has it."""
     ledger.open_incidents()
     for turn in range(1, 4):
-        barrier = Barrier(6, timeout=30)
+        barrier = Barrier(6, timeout=PATIENCE)
 
         def ask(number: int, turn: int = turn, barrier: Barrier = barrier) -> Lease:
             barrier.wait()

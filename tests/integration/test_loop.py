@@ -15,9 +15,6 @@ from dagster_amoro.core.model import State
 from dagster_amoro.healing.restart import Outcome
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
 
-# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
-pytestmark = pytest.mark.one_database
-
 
 @pytest.fixture
 def world(tmp_path: Path, database_url: sa.URL) -> Iterator[Fleet]:

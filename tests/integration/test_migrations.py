@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pkgutil import iter_modules
 
 import sqlalchemy as sa
-from alembic import command
 from alembic.script import ScriptDirectory
 
 from dagster_amoro import stores
@@ -31,18 +30,6 @@ def test_an_empty_ledger_is_what_the_code_thinks_it_is(
             indexes = {i["name"]: i["column_names"] for i in inspector.get_indexes(name)}
             declared = {i.name: [c.name for c in i.columns] for i in table.indexes}
             assert {key: indexes.get(key) for key in declared} == declared
-
-
-def test_the_schema_can_be_taken_back_and_made_again(
-    database_url: sa.URL, open_database: Callable[..., Database]
-) -> None:
-    """Nothing of it is left, and a new ledger starts empty."""
-    database = open_database(database_url)
-    Ledger(database).open_incidents()
-    with database.creating() as connection:
-        command.downgrade(alembic_config(connection), "base")
-    assert sa.inspect(database.engine).get_table_names() == [VERSION_TABLE]
-    assert Ledger(database).open_incidents() == []
 
 
 def test_the_head_is_that_of_the_scripts(

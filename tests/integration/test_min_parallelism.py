@@ -22,8 +22,6 @@ from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.reading import newcomers_of
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
-# In `make test` on SQLite only: what differs between databases is shown by the tests of the stores.
-pytestmark = pytest.mark.one_database
 INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper
 LONG = timedelta(hours=1)
 

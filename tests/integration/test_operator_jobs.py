@@ -33,9 +33,9 @@ from dagster_amoro.demo.fleet import MARKER, stop_all
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.xdist_group("site")  # one web server for all
+pytestmark = [pytest.mark.web_server, pytest.mark.xdist_group("site")]  # one server for all
 CHECKOUT: Final = Path(__file__).parents[2]
 CONFIG = """
 ams:
@@ -133,7 +133,7 @@ class Site:
             data=json.dumps({"query": query, "variables": variables}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310 - as above
             message = json.load(answer)
         assert "errors" not in message, message
         (found,) = message["data"].values()
@@ -243,7 +243,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = {MARKER: str(folder), "DAGSTER_HOME": str(folder), "AMORO_CONF_DIR": str(folder)}
+    variables = {
+        MARKER: str(folder),
+        "DAGSTER_HOME": str(folder),
+        "AMORO_CONF_DIR": str(folder),
+        "DAGSTER_GRPC_TIMEOUT_SECONDS": str(PATIENCE),  # of a launch, which starts a process
+    }
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
     with (folder / "said").open("wb") as log:
         process = subprocess.Popen(
@@ -263,7 +268,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     finally:
         services.close()
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
         stop_all(folder)
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.processes import end, spawn, started_with
 from dagster_amoro.containers.programs import Program, ProgramError, launch, run
 from dagster_amoro.core.secrets import Mask
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import PATIENCE, wait_until
 
 STARTED = re.compile(r"started as (\w+)")
 SLEEPER = "import time; time.sleep(60)"
@@ -46,14 +47,14 @@ def marker() -> Iterator[str]:
 
 def test_output_and_errors_are_returned() -> None:
     """In the order in which they were written."""
-    assert run(sh("echo one; echo two >&2; echo three"), 10) == "one\ntwo\nthree\n"
+    assert run(sh("echo one; echo two >&2; echo three"), PATIENCE) == "one\ntwo\nthree\n"
 
 
 def test_arguments_arrive_as_they_are() -> None:
     """No shell sees them."""
     arguments = ["a b", "", "$(id)", "`id`", "&;|<>", "'", '"', "*", "é\n\\", "-x"]
     code = "import sys; print(sys.argv[1:])"
-    assert run(python(code, *arguments), 10) == f"{arguments}\n"
+    assert run(python(code, *arguments), PATIENCE) == f"{arguments}\n"
 
 
 def test_variables_come_on_top_of_what_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,19 +63,19 @@ def test_variables_come_on_top_of_what_is_inherited(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("BOTH", "1")
     program = sh('echo "$INHERITED$BOTH$GIVEN"')
     given = Program(argv=program.argv, exports={"BOTH": "2", "GIVEN": "x y"})
-    assert run(given, 10) == "12x y\n"
+    assert run(given, PATIENCE) == "12x y\n"
 
 
 def test_input_is_what_was_given() -> None:
     """And nothing where nothing was."""
-    assert run(Program(argv=["cat"], stdin=b"a\nb"), 10) == "a\nb"
-    assert run(Program(argv=["cat"]), 10) == ""
+    assert run(Program(argv=["cat"], stdin=b"a\nb"), PATIENCE) == "a\nb"
+    assert run(Program(argv=["cat"]), PATIENCE) == ""
 
 
 def test_bytes_that_are_no_text_are_marked() -> None:
     """Databases refuse NUL, and terminals obey escapes."""
     code = r"import os; os.write(1, b'a\0b\xffc\x1b[1m\xc3\xa9\t.')"
-    assert run(python(code), 10) == "a\ufffdb\ufffdc\ufffd[1mé\t."
+    assert run(python(code), PATIENCE) == "a\ufffdb\ufffdc\ufffd[1mé\t."
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_bytes_that_are_no_text_are_marked() -> None:
 def test_a_failure_says_how_it_ended(code: str, problem: str) -> None:
     """With the end of its output, where the error stands."""
     with pytest.raises(ProgramError, match=f"^{re.escape(problem)}$"):
-        run(sh(code), 10)
+        run(sh(code), PATIENCE)
 
 
 DEAF = """
@@ -97,7 +98,7 @@ import signal, sys
 for each in (signal.SIGINT, signal.SIGTERM):
     signal.signal(each, signal.SIG_IGN)
 from dagster_amoro.containers.programs import Program, run
-run(Program(argv=["/bin/sh", "-c", sys.argv[1]]), 10)
+run(Program(argv=["/bin/sh", "-c", sys.argv[1]]), 180)
 """
 
 
@@ -105,16 +106,16 @@ run(Program(argv=["/bin/sh", "-c", sys.argv[1]]), 10)
 def test_a_program_heeds_signals_that_we_ignore(name: str) -> None:
     """As Dagster's processes do where a shell started it in the background."""
     with pytest.raises(ProgramError, match=f"ProgramError: sh was ended by SIG{name} without any"):
-        run(python(DEAF, f"kill -{name} $$"), 60)
+        run(python(DEAF, f"kill -{name} $$"), PATIENCE)
 
 
 def test_a_failure_shows_no_secrets() -> None:
     """Neither of the output nor of what it could not start."""
     mask = Mask({"password": "hunter2"})
     with pytest.raises(ProgramError, match=r"user \*\*\* --token=\*\*\*$"):
-        run(python("print('user hunter2 --token=abc'); exit(1)", mask=mask), 10)
+        run(python("print('user hunter2 --token=abc'); exit(1)", mask=mask), PATIENCE)
     with pytest.raises(ProgramError, match=r"^'/no/\*\*\*' could not be started: FileNotFound"):
-        run(Program(argv=["/no/hunter2"], mask=mask), 10)
+        run(Program(argv=["/no/hunter2"], mask=mask), PATIENCE)
 
 
 def test_a_secret_at_the_cut_is_hidden_as_a_whole() -> None:
@@ -122,7 +123,7 @@ def test_a_secret_at_the_cut_is_hidden_as_a_whole() -> None:
     mask = Mask({"password": "hunter2" * 10})
     code = f"print('x' * 3000 + {'hunter2' * 10!r} * 40 + 'y' * 1970); exit(1)"
     with pytest.raises(ProgramError) as caught:
-        run(python(code, mask=mask), 10)
+        run(python(code, mask=mask), PATIENCE)
     assert "hunter" not in str(caught.value)
     assert len(str(caught.value)) < 2100
 
@@ -131,7 +132,7 @@ def test_a_secret_at_the_cut_is_hidden_as_a_whole() -> None:
 def test_of_much_output_the_end_is_returned(size: int) -> None:
     """At most 4 MiB, so that a program that runs wild does not take all memory."""
     code = f"import sys; [sys.stdout.write('x' * 2**20) for _ in range({size >> 20})]"
-    output = run(python(f"{code}; print('y' * {size % 2**20} + '.', end='')"), 60)
+    output = run(python(f"{code}; print('y' * {size % 2**20} + '.', end='')"), PATIENCE)
     assert output[-1] == "."
     assert len(output) == min(size + 1, 4 * 2**20)
 
@@ -141,7 +142,7 @@ def test_a_failure_after_much_output_is_told_in_little_time() -> None:
     code = "import sys; [sys.stdout.write('password ' * 2**17) for _ in range(50)]; exit(1)"
     began = time.process_time()
     with pytest.raises(ProgramError, match="exit code 1"):
-        run(python(code), 60)
+        run(python(code), PATIENCE)
     assert time.process_time() - began < 3
 
 
@@ -176,16 +177,16 @@ def test_what_cannot_be_started_is_one_kind_of_error(kind: str, tmp_path: Path, 
     """Whatever the system says about it."""
     program = Program(argv=cannot_start(tmp_path)[kind])
     with pytest.raises(ProgramError, match="could not be started: "):
-        run(program, 10)
+        run(program, PATIENCE)
     with pytest.raises(ProgramError, match="could not be started: "):
-        launch(program, log=log, line=STARTED, timeout=10)
+        launch(program, log=log, line=STARTED, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("exports", [{"A=B": "x"}, {"A": "\0"}, {"A\0": "x"}])
 def test_variables_that_cannot_be_set_are_the_same_error(exports: dict[str, str]) -> None:
     """A name that is none, or a value with NUL."""
     with pytest.raises(ProgramError, match="could not be started: "):
-        run(Program(argv=["env"], exports=exports), 10)
+        run(Program(argv=["env"], exports=exports), PATIENCE)
 
 
 def test_a_log_that_cannot_be_is_the_same_error(tmp_path: Path) -> None:
@@ -193,14 +194,14 @@ def test_a_log_that_cannot_be_is_the_same_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for log in (tmp_path / "file" / "x.log", tmp_path):
         with pytest.raises(ProgramError, match="could not be started: "):
-            launch(sh("echo started as x"), log=log, line=STARTED, timeout=10)
+            launch(sh("echo started as x"), log=log, line=STARTED, timeout=PATIENCE)
 
 
 def test_no_place_for_the_output_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the disk is full."""
     monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
     with pytest.raises(ProgramError, match="could not be started: FileNotFoundError"):
-        run(sh("echo"), 10)
+        run(sh("echo"), PATIENCE)
 
 
 def test_too_long_a_program_is_killed_with_its_children(marker: str) -> None:
@@ -214,13 +215,13 @@ def test_too_long_a_program_is_killed_with_its_children(marker: str) -> None:
 def test_what_a_program_leaves_in_the_background_runs_on(marker: str) -> None:
     """Its end is the program's, though its child keeps the output open."""
     code = f"{shlex.quote(sys.executable)} -c '{SLEEPER}' -id {marker} & echo $!"
-    pid = int(run(sh(code), 10))
+    pid = int(run(sh(code), PATIENCE))
     assert [process.pid for process in started_with({"-id": marker})] == [pid]
 
 
 def test_a_program_that_closes_its_output_is_waited_for(tmp_path: Path) -> None:
     """Its end counts, not that of its output."""
-    assert run(sh('exec >&- 2>&-; sleep 0.3; : > "$1"', str(tmp_path / "done")), 10) == ""
+    assert run(sh('exec >&- 2>&-; sleep 0.3; : > "$1"', str(tmp_path / "done")), PATIENCE) == ""
     assert (tmp_path / "done").exists()
 
 
@@ -266,15 +267,16 @@ def test_an_interruption_kills_the_program(
         return any(time.time() - p.create_time() > 1 for p in started_with({"-id": marker}))
 
     interrupted(waits_for_it)
+    go = partial(launch, log=log, line=STARTED) if launched else run
     with pytest.raises(Interrupted):
-        launch(program, log=log, line=STARTED, timeout=30) if launched else run(program, 30)
+        go(program, timeout=PATIENCE)
     assert not started_with({"-id": marker})
 
 
 def test_a_launch_returns_at_its_line(log: Path, marker: str) -> None:
     """While the program runs on, and its output goes on into the log."""
     code = "import time; print('hello\\nstarted as x1\\r', flush=True); time.sleep(60)"
-    found = launch(python(code, "-id", marker), log=log, line=STARTED, timeout=30)
+    found = launch(python(code, "-id", marker), log=log, line=STARTED, timeout=PATIENCE)
     assert found is not None
     assert found[1] == "x1"
     assert len(started_with({"-id": marker})) == 1
@@ -294,22 +296,22 @@ def test_a_launch_returns_at_its_line(log: Path, marker: str) -> None:
 )
 def test_a_launch_reads_until_the_end(output: str, name: str | None, log: Path) -> None:
     """The first whole line counts, the last one also without its end."""
-    found = launch(sh(f"printf '{output}'"), log=log, line=STARTED, timeout=30)
+    found = launch(sh(f"printf '{output}'"), log=log, line=STARTED, timeout=PATIENCE)
     assert (found[1] if found else None) == name
 
 
 def test_a_launch_waits_for_the_end_of_a_line(log: Path) -> None:
     """Half a name is not taken for one."""
     code = "printf 'started as ab'; sleep 0.3; printf 'cd\\n'; sleep 0.3"
-    found = launch(sh(code), log=log, line=STARTED, timeout=30)
+    found = launch(sh(code), log=log, line=STARTED, timeout=PATIENCE)
     assert found is not None
     assert found[1] == "abcd"
 
 
 def test_a_launch_does_not_read_what_earlier_ones_wrote(log: Path) -> None:
     """The log is appended to."""
-    assert launch(sh("echo started as x1"), log=log, line=STARTED, timeout=30)
-    assert launch(sh("echo nothing"), log=log, line=STARTED, timeout=30) is None
+    assert launch(sh("echo started as x1"), log=log, line=STARTED, timeout=PATIENCE)
+    assert launch(sh("echo nothing"), log=log, line=STARTED, timeout=PATIENCE) is None
     assert log.read_text() == "started as x1\nnothing\n"
 
 
@@ -319,10 +321,10 @@ def test_a_launch_survives_the_truncation_of_its_log(log: Path) -> None:
         sh("echo a long line that was here before the program started"),
         log=log,
         line=STARTED,
-        timeout=30,
+        timeout=PATIENCE,
     )
     code = ': > "$1"; echo started as x1'
-    found = launch(sh(code, str(log)), log=log, line=STARTED, timeout=30)
+    found = launch(sh(code, str(log)), log=log, line=STARTED, timeout=PATIENCE)
     assert found is not None
 
 
@@ -333,18 +335,18 @@ def test_a_launch_with_much_output_takes_little(log: Path) -> None:
         "sys.stdout.write('y' * 2**25 + '\\nstarted as x1\\n')"
     )
     began = time.process_time()
-    assert launch(python(code), log=log, line=STARTED, timeout=60)
+    assert launch(python(code), log=log, line=STARTED, timeout=PATIENCE)
     assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("code", ["exit 4", "kill -TERM $$"])
 def test_a_launch_that_fails_says_how(code: str, log: Path) -> None:
     """With what it wrote itself, not what earlier ones did."""
-    launch(sh("echo earlier"), log=log, line=STARTED, timeout=30)
+    launch(sh("echo earlier"), log=log, line=STARTED, timeout=PATIENCE)
     with pytest.raises(ProgramError, match=r"^sh (ended with exit code 4|was ended by SIGTERM); "):
-        launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=30)
+        launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=PATIENCE)
     with pytest.raises(ProgramError, match=r"output:\nwhy$"):
-        launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=30)
+        launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=PATIENCE)
 
 
 def test_a_launch_that_says_nothing_is_killed(log: Path, marker: str) -> None:
@@ -376,6 +378,6 @@ def test_what_ended_is_not_killed(tmp_path: Path, marker: str) -> None:
     with (tmp_path / "log").open("wb") as file:
         argv = list(sh(f"{shlex.quote(sys.executable)} -c '{SLEEPER}' -id {marker} &").argv)
         worker = spawn(argv, environment=os.environ, directory=None, log=file.fileno())
-    worker.wait(10)
+    worker.wait(PATIENCE)
     programs.kill(worker)
     wait_until(lambda: bool(started_with({"-id": marker})))

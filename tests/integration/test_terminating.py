@@ -49,6 +49,7 @@ def started_by(mark: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.crash_loop
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_left_of_a_run(tmp_path: Path, workers: int) -> None:
     """With one process that tests and with several, which get to end their databases orderly."""

@@ -747,6 +747,7 @@ def test_an_unknown_driver_is_no_error_and_has_no_status(build: Build, master: M
     assert build(**on(master.port)).status(resource()) == "unknown"
 
 
+@pytest.mark.long
 @settings(max_examples=30)
 @given(text=st.text(min_size=1))
 def test_nothing_but_an_id_of_a_driver_gets_into_an_url(text: str) -> None:

@@ -15,6 +15,7 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
+from tests.helpers.waiting import PATIENCE
 from tests.integration.stores.helpers import (
     NOW,
     TIMEOUT,
@@ -49,7 +50,7 @@ class Racers:
     def stop(self) -> None:
         """Ends them."""
         for process in self._processes:
-            process.communicate(timeout=30)
+            process.communicate(timeout=PATIENCE)
             assert process.returncode == 0
 
     def _send(self, line: str) -> None:

@@ -28,6 +28,7 @@ from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource, resource_group
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
+from tests.helpers.waiting import PATIENCE
 from tests.integration.stores.helpers import (
     NOW,
     SECRET,
@@ -322,7 +323,7 @@ def test_a_lock_is_waited_for_and_not_for_ever(
         transaction.apply([transitions.report(incident, "why", NOW)])
         assert hasty.open_incidents() == [incident]  # readers are not held up
         waiting = pool.submit(refused, hasty, lambda store: store.apply(step))
-        assert "lock" in waiting.result(timeout=30).lower()
+        assert "lock" in waiting.result(timeout=PATIENCE).lower()
     assert hasty.apply(step) is None
 
 

@@ -15,6 +15,7 @@ from dagster_amoro.stores import schema
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.migrations import HEAD, VERSION_TABLE, alembic_config
 from dagster_amoro.stores.schema import incident as incident_table
+from tests.helpers.waiting import PATIENCE
 from tests.integration.stores.helpers import (
     OpenDatabase,
     detected,
@@ -56,7 +57,7 @@ def test_several_threads_make_the_schema_at_once(
 ) -> None:
     """Alembic knows one migration per process at a time; so they take turns."""
     ledgers = [Ledger(open_database(database_url, "ledger")) for _ in range(4)]
-    barrier = Barrier(len(ledgers), timeout=30)
+    barrier = Barrier(len(ledgers), timeout=PATIENCE)
 
     def use(ledger: Ledger) -> list[Incident]:
         barrier.wait()

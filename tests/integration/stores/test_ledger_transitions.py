@@ -14,6 +14,7 @@ from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
+from tests.helpers.waiting import PATIENCE
 from tests.integration.stores.helpers import (
     HOSTILE,
     NOW,
@@ -221,7 +222,7 @@ def test_exactly_one_of_two_processes_moves_an_incident(
 def test_exactly_one_of_many_threads_moves_an_incident(ledger: Ledger) -> None:
     """With one ledger for all of them, as in a code server."""
     incident = opened(ledger)
-    barrier = Barrier(8, timeout=30)
+    barrier = Barrier(8, timeout=PATIENCE)
 
     def act(number: int) -> bool:
         barrier.wait()
