@@ -1,4 +1,7 @@
-"""What does the ledger record of all groups? Frames for the figures and the advice."""
+"""What does the ledger record of all groups? Frames for the figures and the advice.
+
+Whatever reads raises StoreUnavailableError where the ledger does not answer.
+"""
 
 from typing import Any, Final
 
@@ -7,42 +10,17 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.healing.tick import uncollected
+from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
+from dagster_amoro_audit.columns import EVENTS, INCIDENTS, types_of
 from dagster_amoro_audit.frames import with_details
 from dagster_amoro_audit.what_if.advice import KINDS
 
 REPLAYED: Final = 20_000  # newest incidents that advice is based on: a second or two of work
 _CHUNK: Final = 100_000  # rows that are read at once
 _LONGEST_ERROR: Final = 200  # characters that are read; fewer are shown
-_MOMENT: Final = "datetime64[us, UTC]"
-_TYPES: Final[dict[str, Any]] = {
-    "group": "string",
-    "incident": "int64",
-    "resource": "string",
-    "container": "string",
-    "threads": "int64",
-    "detected": _MOMENT,
-    "attempts": "int64",
-    "last_error": "string",
-    "outcome": "string",
-    "closed": _MOMENT,
-    "kind": "string",
-    "at": _MOMENT,
-    "attempt": "Int64",
-    "grace_seconds": "Float64",
-    "max_retries": "Int64",
-    "wanted": "Int64",
-    "live": "Int64",
-}
-"""The type of each column, whichever frame it is in."""
-_NOTING: Final = (
-    EventKind.DETECTED,
-    EventKind.RECOVERED,
-    EventKind.RELEASED,
-    EventKind.SUPERSEDED,
-)
-"""The events in which ticks note the threads of the group."""
+_TYPES: Final[dict[str, Any]] = types_of(EVENTS) | types_of(INCIDENTS)  # others are texts
 _DETAILS: Final = sa.type_coerce(event.c.details, sa.Text).label("details")
 _DRY_RUN: Final = '%"dry_run": true}'  # how the ledger ends the details of a dry run's events
 
@@ -53,41 +31,22 @@ def read_incidents(
     """The incidents of all groups or one, or the newest of them, in the order of their numbers.
 
     Those of a dry run are left out: what it did not do says nothing about a group.
-
-    Raises:
-        StoreUnavailableError: The ledger did not answer.
     """
-    columns = (
-        incident.c.group_name.label("group"),
-        incident.c.incident_id.label("incident"),
-        incident.c.resource_id.label("resource"),
-        incident.c.container_name.label("container"),
-        incident.c.thread_count.label("threads"),
-        _naive(incident.c.detected_at).label("detected"),
-        incident.c.attempts,
-        sa.func.substr(incident.c.last_error, 1, _LONGEST_ERROR).label("last_error"),
-        sa.type_coerce(incident.c.state, sa.String).label("outcome"),
-        _naive(incident.c.closed_at).label("closed"),
-    )
+    error = sa.func.substr(incident.c.last_error, 1, _LONGEST_ERROR).label("last_error")
+    columns = (incident.c.group_name.label("group"), *audit_queries.INCIDENT, error)
     newest_first = incident.c.incident_id.desc()
     query = sa.select(*columns).where(incident.c.dry_run == 0).order_by(newest_first)
     if group is not None:
         query = query.where(incident.c.group_name == group)
     frame = _read(ledger, query.limit(newest)).iloc[::-1].reset_index(drop=True)
-    return frame.assign(outcome=frame["outcome"].where(frame["closed"].notna()))
+    return frame.assign(outcome=frame.pop("state").where(frame["closed"].notna()))
 
 
 def read_capacity(ledger: Ledger) -> pd.DataFrame:
-    """The threads of the groups as ticks noted them: group, at, wanted and live.
-
-    Raises:
-        StoreUnavailableError: The ledger did not answer.
-    """
-    query = (
-        sa.select(event.c.group_name.label("group"), _naive(event.c.at).label("at"), _DETAILS)
-        .where(event.c.kind.in_(list(map(str, _NOTING))))
-        .order_by(event.c.event_id)
-    )
+    """The threads of the groups as ticks noted them: group, at, wanted and live."""
+    kinds = EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.SUPERSEDED
+    group, at = event.c.group_name.label("group"), audit_queries.naive(event.c.at).label("at")
+    query = sa.select(group, at, _DETAILS).where(event.c.kind.in_(kinds)).order_by(event.c.event_id)
     return _read(ledger, query, "wanted", "live")
 
 
@@ -97,27 +56,19 @@ def read_record(
     """What advice needs of these incidents: each with its policy at the detection, and the events.
 
     The events are those of these incidents and of those between them. Attempts of a dry run are
-    left out, since nothing was started.
-
-    Args:
-        ledger: Where the events are.
-        incidents: In the order of their numbers.
-        group: The group of all of these incidents; None: they are of several.
-
-    Raises:
-        StoreUnavailableError: The ledger did not answer.
+    left out, since nothing was started. `group` is that of all of these incidents; None: they are
+    of several.
     """
-    kinds = [str(kind) for kind in (EventKind.DETECTED, *KINDS)]
     first = int(incidents["incident"].min()) if len(incidents) else 0
     query = (
         sa.select(
             event.c.incident_id.label("incident"),
             event.c.kind,
-            _naive(event.c.at).label("at"),
+            audit_queries.naive(event.c.at).label("at"),
             event.c.attempt,
             _DETAILS,
         )
-        .where(event.c.incident_id >= first, event.c.kind.in_(kinds))
+        .where(event.c.incident_id >= first, event.c.kind.in_([EventKind.DETECTED, *KINDS]))
         .where(sa.or_(event.c.kind == EventKind.DETECTED, _DETAILS.not_like(_DRY_RUN)))
         .order_by(event.c.event_id)
     )
@@ -129,11 +80,6 @@ def read_record(
     return incidents.join(detected.set_index("incident")[policy], on="incident"), events
 
 
-def _naive(column: "sa.Column[Any]") -> "sa.TypeCoerce[Any]":
-    """A time without its zone, which is added to whole columns: that is several times faster."""
-    return sa.type_coerce(column, sa.DateTime())
-
-
 @uncollected()
 def _read(ledger: Ledger, query: "sa.Select[Any]", *details: str) -> pd.DataFrame:
     """All rows of a query, with these numbers instead of the column of their details.
@@ -141,17 +87,12 @@ def _read(ledger: Ledger, query: "sa.Select[Any]", *details: str) -> pd.DataFram
     They are read a chunk at a time, so that only the columns asked for are held.
     """
     names = [*(c.name for c in query.selected_columns if c.name != _DETAILS.name), *details]
-    types = {name: _TYPES[name] for name in names}
+    types = {name: _TYPES.get(name, "string") for name in names}
     parts = [pd.DataFrame(columns=names).astype(types)]
     with ledger.reading() as connection:
         found = connection.execution_options(yield_per=_CHUNK).execute(query)
         for chunk in found.partitions():  # not read_sql: its errors hold the statement
-            rows = pd.DataFrame(map(tuple, chunk), columns=list(found.keys()))
+            rows = pd.DataFrame(map(tuple, chunk), columns=list(found.keys()), dtype=object)
             rows = with_details(rows, *details) if details else rows
-            parts.append(_aware(rows[names]).astype(types))
+            parts.append(rows[names].astype(types))
     return pd.concat(parts, ignore_index=True)
-
-
-def _aware(rows: pd.DataFrame) -> pd.DataFrame:
-    moments = [name for name in rows.columns if _TYPES[name] == _MOMENT]
-    return rows.assign(**{name: pd.to_datetime(rows[name], utc=True) for name in moments})

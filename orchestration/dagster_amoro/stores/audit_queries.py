@@ -22,6 +22,23 @@ _WITH_THREADS: Final = (
 )
 
 
+def naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:
+    """A column of times without their zone."""
+    return sa.type_coerce(time, sa.DateTime())
+
+
+INCIDENT: Final = (  # what every frame of incidents has
+    incident.c.incident_id.label("incident"),
+    incident.c.resource_id.label("resource"),
+    incident.c.container_name.label("container"),
+    incident.c.thread_count.label("threads"),
+    naive(incident.c.detected_at).label("detected"),
+    incident.c.attempts,
+    sa.type_coerce(incident.c.state, sa.String).label("state"),
+    naive(incident.c.closed_at).label("closed"),
+)
+
+
 def incident_history(group_name: str, events: tuple[int, int] | None = None) -> sa.Select[Any]:
     """A query for incidents of a group, oldest first.
 
@@ -37,18 +54,7 @@ def incident_history(group_name: str, events: tuple[int, int] | None = None) -> 
         event.c.incident_id == incident.c.incident_id, event.c.kind == EventKind.DETECTED
     )
     query = (
-        sa.select(
-            incident.c.incident_id.label("incident"),
-            incident.c.resource_id.label("resource"),
-            incident.c.container_name.label("container"),
-            incident.c.thread_count.label("threads"),
-            _naive(incident.c.detected_at).label("detected"),
-            incident.c.attempts,
-            incident.c.last_error,
-            incident.c.state,
-            _naive(incident.c.closed_at).label("closed"),
-            event.c.details,
-        )
+        sa.select(*INCIDENT, incident.c.last_error, event.c.details)
         .join_from(incident, event, opening, isouter=True)
         .where(incident.c.group_name == group_name)
         .order_by(incident.c.incident_id)
@@ -74,7 +80,7 @@ def event_history(group_name: str, after_event: int, limit: int) -> sa.Select[An
             event.c.incident_id.label("incident"),
             incident.c.resource_id.label("resource"),
             event.c.kind,
-            _naive(event.c.at).label("at"),
+            naive(event.c.at).label("at"),
             event.c.attempt,
             event.c.run_id.label("run"),
             event.c.message,
@@ -108,7 +114,3 @@ def may_have_had(ledger: Ledger, group_name: str, event_id: int, at: datetime) -
     return found is not None and (
         found.event_id > event_id or (found.group_name, found.at) == (group_name, at)
     )
-
-
-def _naive(time: sa.Column[Any]) -> sa.ColumnElement[datetime]:
-    return sa.type_coerce(time, sa.DateTime())
