@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import pandas as pd
@@ -57,14 +57,10 @@ class Position:
     @property
     def outcomes(self) -> dict[str, int]:
         """How many incidents ended how, or are open, over the whole history."""
-        total: Counter[str] = Counter()
-        for day in self.incidents.values():
-            total.update(day)
-        return dict(total)
+        return dict(sum(map(Counter, self.incidents.values()), Counter[str]()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
+class _Table(NamedTuple):
     """One of the two frames as files."""
 
     name: str  # of its folder
@@ -77,9 +73,8 @@ _INCIDENTS: Final = _Table("incidents", INCIDENT_SCHEMA, "incident", "detected")
 _EVENTS: Final = _Table("events", EVENT_SCHEMA, "event", "at")
 
 
-@dataclass(frozen=True, slots=True)
-class _Day:
-    """The rows of one file after a merge."""
+class _Day(NamedTuple):
+    """One file after a merge."""
 
     name: str  # `YYYY-MM-DD`
     rows: pa.Table
@@ -116,12 +111,11 @@ class HistoryFolder:
         """
         events = list(self._merge(_EVENTS, increment.events, oldest))
         incidents = list(self._merge(_INCIDENTS, increment.incidents, oldest))
-        days = {day.name: _outcomes(day.rows) for day in incidents}
-        moved = replace(
-            _advanced(position, increment.events, now), incidents={**position.incidents, **days}
-        )
-        self._keep(moved)
-        return moved, sum(day.added for day in incidents), sum(day.added for day in events)
+        counts = {day.name: _outcomes(day.rows) for day in incidents}
+        position = _advanced(position, increment.events, now)
+        position = replace(position, incidents={**position.incidents, **counts})
+        self._keep(position)
+        return position, sum(day.added for day in incidents), sum(day.added for day in events)
 
     def expire(self, position: Position, oldest: str) -> Position:
         """Deletes the files of days before `oldest` (`YYYY-MM-DD`; "": none) and their numbers."""
@@ -145,9 +139,11 @@ class HistoryFolder:
                 file.unlink()
         (self.path / _POSITION).unlink(missing_ok=True)
 
-    def load(self) -> History:
-        """The whole history."""
-        return self._history(since="")
+    def load(self, since: str = "") -> History:
+        """The history since a day (`YYYY-MM-DD`), or the whole of it."""
+        days = ([d for d in self._days(table) if d >= since] for table in (_INCIDENTS, _EVENTS))
+        incidents, events = map(self._read, (_INCIDENTS, _EVENTS), days)
+        return History(incidents.to_pandas(), events.to_pandas())
 
     def tail(self, position: Position, now: datetime) -> History:
         """The newest incidents and the events since then, few enough to look at in every refresh.
@@ -156,37 +152,28 @@ class HistoryFolder:
         are found, but of no further day once there are 10,000 incidents.
         """
         earliest = f"{now - _TAIL_DAYS:%Y-%m-%d}"
-        days: list[str] = []
-        found = 0
+        first, found = "9", 0  # after all days
         for day in sorted(position.incidents, reverse=True):
             is_enough = day < earliest and found >= _TAIL_INCIDENTS.start
             if is_enough or found >= _TAIL_INCIDENTS.stop:
                 break
-            days.append(day)
+            first = day
             found += sum(position.incidents[day].values())
-        return self._history(min(days, default="9"))
+        return self.load(first)
 
     def _keep(self, position: Position) -> None:
         """Writes the position; the rows that it stands for were written before."""
         _write(self.path / _POSITION, json.dumps(asdict(position)).encode())
 
-    def _history(self, since: str) -> History:
-        days = ([d for d in self._days(table) if d >= since] for table in (_INCIDENTS, _EVENTS))
-        incidents, events = map(self._read, (_INCIDENTS, _EVENTS), days)
-        return History(incidents.to_pandas(), events.to_pandas())
-
     def _merge(self, table: _Table, frame: pd.DataFrame, oldest: str) -> Iterator[_Day]:
-        there = set(self._days(table))
+        there = self._days(table)
         rows = pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
-        days = pc.floor_temporal(rows[table.moment], unit="day")
-        in_order = pc.sort_indices(days)  # by number within a day, as they come
-        rows = rows.take(in_order)
-        offset = 0
-        for midnight in pc.value_counts(days.take(in_order)).to_pylist():
-            day, length = f"{midnight['values']:%Y-%m-%d}", midnight["counts"]
+        midnights = pc.floor_temporal(rows[table.moment], unit="day")
+        for midnight in pc.unique(midnights):
+            day = f"{midnight.as_py():%Y-%m-%d}"
             if day >= oldest:
-                yield self._put(table, day, rows.slice(offset, length), is_there=day in there)
-            offset += length
+                new = rows.filter(pc.equal(midnights, midnight))
+                yield self._put(table, day, new, is_there=day in there)
 
     def _put(self, table: _Table, day: str, new: pa.Table, *, is_there: bool) -> _Day:
         if not is_there:

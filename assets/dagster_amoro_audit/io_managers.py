@@ -29,9 +29,7 @@ class HistoryIOManager(dg.UPathIOManager):
 
     def folder(self, asset: dg.AssetKey, partition: str) -> "HistoryFolder":
         """The files of one group."""
-        from dagster_amoro_audit.history_store import HistoryFolder
-
-        return HistoryFolder(self._base_path.joinpath(*asset.path, folder_name(partition)))
+        return _folder(self._base_path.joinpath(*asset.path, folder_name(partition)))
 
     def dump_to_path(self, context: dg.OutputContext, obj: "History", path: "UPath") -> None:
         """Refuses to write, because a history is read from the ledger part by part.
@@ -43,15 +41,19 @@ class HistoryIOManager(dg.UPathIOManager):
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> "History":
         """The whole history of a group; an empty one if it was never refreshed."""
-        from dagster_amoro_audit.history_store import HistoryFolder
-
-        return HistoryFolder(path).load()
+        return _folder(path).load()
 
     def get_path_for_partition(
         self, context: dg.InputContext | dg.OutputContext, path: "UPath", partition: str
     ) -> "UPath":
         """The folder of a partition."""
         return path / folder_name(partition)
+
+
+def _folder(path: "UPath") -> "HistoryFolder":
+    from dagster_amoro_audit.history_store import HistoryFolder
+
+    return HistoryFolder(path)
 
 
 class FrameIOManager(dg.UPathIOManager):

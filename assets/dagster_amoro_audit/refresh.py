@@ -37,14 +37,8 @@ def refresh(
 
     Reads what is newer than the stored position, and a little before it, where events can have
     come to light since. If the event at the position is not in this ledger, the files are those of
-    another ledger: they are set aside, and the history begins anew.
-
-    Args:
-        ledger: Where the history comes from.
-        folder: The files of the group.
-        group: Its name.
-        now: Aware UTC.
-        retention: How long incidents and events are kept. None: for ever.
+    another ledger: they are set aside, and the history begins anew. Incidents and events that are
+    older than the retention are not kept; None: all are.
 
     Raises:
         StoreUnavailableError: The ledger did not answer. What was read before is stored.
@@ -72,8 +66,7 @@ def refresh(
 
 def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History]:
     """The events of a group after one, in parts that fit into memory, each with its incidents."""
-    is_over = False
-    while not is_over:
+    while True:
         with ledger.reading() as connection:
             query = audit_queries.event_history(group, after_event, _ROWS_AT_ONCE)
             events = events_frame(_read(query, connection))
@@ -83,8 +76,9 @@ def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History
             query = audit_queries.incident_history(group, (first, last))
             incidents = incidents_frame(_read(query, connection))
         yield History(incidents, events)
+        if len(events) < _ROWS_AT_ONCE:
+            return
         after_event = last
-        is_over = len(events) < _ROWS_AT_ONCE
 
 
 def _read(query: sa.Select[Any], connection: sa.Connection) -> pd.DataFrame:
