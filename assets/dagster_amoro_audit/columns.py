@@ -30,31 +30,15 @@ INCIDENTS: Final = _columns(
     ("detected", _MOMENT, "When it was first seen orphaned."),
     ("attempts", "int64", "Starts that were decided on."),
     ("last_error", "string", "Why the last attempt failed; empty if it did not."),
-    (
-        "outcome",
-        "string",
-        "recovered, exhausted (given up), released or superseded; empty while it is open.",
-    ),
+    ("outcome", "string", "recovered, exhausted (given up), released, superseded; empty: open."),
     ("closed", _MOMENT, "When the outcome was seen; empty while it is open."),
-    (
-        "time_to_recover",
-        _SPAN,
-        "From detection to recovery; empty otherwise. Outside pandas: whole microseconds.",
-    ),
-    (
-        "grace_seconds",
-        "float64",
-        "The grace period in force at its detection, in seconds; empty where it was not noted.",
-    ),
+    ("time_to_recover", _SPAN, "From detection to recovery. Outside pandas: whole microseconds."),
+    ("grace_seconds", "float64", "The grace period at its detection in s; empty: not noted."),
     ("max_retries", "Int64", "Attempts it was allowed at its detection; empty: not noted."),
 )
 EVENTS: Final = _columns(
     ("event", "int64", "The ledger's number of the event; events are in this order."),
-    (
-        "incident",
-        "Int64",
-        "The incident that the event belongs to; empty: it is the group's, such as a pause.",
-    ),
+    ("incident", "Int64", "The incident it belongs to; empty: it is the group's, like a pause."),
     ("resource", "string", "The id of the resource that was orphaned; empty where none was."),
     ("kind", "string", "What happened: detected, attempt, recovered, scale-up, paused, …"),
     ("at", _MOMENT, "When it happened."),
@@ -91,7 +75,7 @@ RELIABILITY: Final = _columns(
     (
         "flapping",
         "string",
-        "Resources with three incidents or more, each with their number, worst first.",
+        "Resources with three incidents or more, with their number, worst first.",
     ),
 )
 ADVICE: Final = _columns(

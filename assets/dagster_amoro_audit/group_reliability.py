@@ -32,10 +32,7 @@ def build_group_reliability(
 ) -> dg.AssetsDefinition:
     """The asset, which refreshes when any group's history went on, and every hour.
 
-    Args:
-        ledger: Read as a whole for the figures; its newest incidents for the advice.
-        policy: In force.
-        clock: Says until when the figures go, as aware UTC.
+    The ledger is read as a whole for the figures, its newest incidents for the advice.
     """
 
     @dg.asset(
@@ -53,20 +50,15 @@ def build_group_reliability(
         description=_DESCRIPTION,
     )
     def group_reliability() -> dg.MaterializeResult[Any]:
-        from dagster_amoro_audit.fleet_history import (
-            REPLAYED,
-            read_capacity,
-            read_incidents,
-            read_record,
-        )
+        from dagster_amoro_audit import fleet_history
         from dagster_amoro_audit.metadata import of_reliability
         from dagster_amoro_audit.reliability import reliability
         from dagster_amoro_audit.what_if.advice import advice, grid
 
         now = clock()
-        incidents = read_incidents(ledger)
-        figures = reliability(incidents, read_capacity(ledger), now)
-        record = read_record(ledger, incidents.tail(REPLAYED))
+        incidents = fleet_history.read_incidents(ledger)
+        figures = reliability(incidents, fleet_history.read_capacity(ledger), now)
+        record = fleet_history.read_record(ledger, incidents.tail(fleet_history.REPLAYED))
         advised = advice(*record, grid(policy), now)
         metadata = of_reliability(figures, incidents, advised, policy, now)
         return dg.MaterializeResult(value=figures, metadata=metadata)

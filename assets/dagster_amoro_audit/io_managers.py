@@ -21,22 +21,14 @@ FRAME_STORE: Final = "frame_io_manager"  # the resource that keeps single frames
 
 
 class HistoryIOManager(dg.UPathIOManager):
-    """Hands out the folders of the groups, and loads them as `History`.
-
-    The asset writes through its group's folder: it needs the position there before it reads the
-    ledger, and a first refresh puts in part after part.
-    """
+    """Hands out the folders of the groups, through which the asset writes, and loads them."""
 
     def folder(self, asset: dg.AssetKey, partition: str) -> "HistoryFolder":
         """The files of one group."""
         return _folder(self._base_path.joinpath(*asset.path, folder_name(partition)))
 
     def dump_to_path(self, context: dg.OutputContext, obj: "History", path: "UPath") -> None:
-        """Refuses to write, because a history is read from the ledger part by part.
-
-        Raises:
-            DagsterInvariantViolationError: Always.
-        """
+        """Refuses with a DagsterInvariantViolationError: a history is written part by part."""
         raise dg.DagsterInvariantViolationError(f"write to {path.name} through its folder")
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> "History":
@@ -77,9 +69,7 @@ class FrameIOManager(dg.UPathIOManager):
 def io_manager(kind: type[dg.UPathIOManager], base: str | None = None) -> dg.IOManagerDefinition:
     """The resource that keeps histories, or single frames.
 
-    Args:
-        kind: `HistoryIOManager` or `FrameIOManager`.
-        base: A folder, or a URL that fsspec knows. None: the Dagster instance's storage folder.
+    The base is a folder, or a URL that fsspec knows; None: the Dagster instance's storage folder.
     """
 
     @dg.io_manager(description="Keeps the audit's frames as Parquet files.")

@@ -29,13 +29,9 @@ _SHOWN: Final = [
 
 
 def of_history(done: Refreshed, tail: History, now: datetime, grace: timedelta) -> Metadata:
-    """What is shown of a group after a refresh.
+    """What is shown of a group after a refresh, with charts of the tail of its history.
 
-    Args:
-        done: What the refresh did.
-        tail: The newest part of the history, as `HistoryFolder.tail` gives it.
-        now: Aware UTC; until when the charts go.
-        grace: The grace period in force, to show beside the times that recovery took.
+    The grace period in force is shown beside the times that recovery took.
     """
     outcomes = done.position.outcomes
     numbers = {
@@ -68,12 +64,7 @@ def of_reliability(
 ) -> Metadata:
     """What is shown of all groups: what is read first comes first, the long tables come last.
 
-    Args:
-        figures: A row per group, container and window, with the columns `RELIABILITY`.
-        incidents: Of all groups.
-        advice: With the columns `ADVICE`.
-        policy: In force.
-        now: Aware UTC; until when the charts go.
+    The figures have the columns `RELIABILITY`, the advice those of `ADVICE`.
     """
     recovered = incidents["outcome"] == State.RECOVERED
     took = (incidents["closed"] - incidents["detected"]).where(recovered)
@@ -97,9 +88,8 @@ def of_reliability(
 def policy_in_force(policy: RestartPolicy) -> dg.MetadataValue:
     """How many attempts orphans have, and their grace period."""
     text = f"{policy.max_retries} attempts, grace period {duration(policy.grace_period)}"
-    return dg.MetadataValue.text(
-        text if policy.enabled else f"auto-restart is off; otherwise {text}"
-    )
+    is_off = "" if policy.enabled else "auto-restart is off; otherwise "
+    return dg.MetadataValue.text(is_off + text)
 
 
 def table(frame: pd.DataFrame, columns: Iterable[dg.TableColumn]) -> dg.MetadataValue:

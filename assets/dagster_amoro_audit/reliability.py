@@ -41,8 +41,7 @@ def reliability(
     have closed before its detection (clocks of two hosts) took no time.
 
     Args:
-        incidents: Of all groups: group, resource, container, threads, detected, attempts,
-            last_error, outcome and closed, as in `orphan_history`.
+        incidents: Of all groups, as `fleet_history.read_incidents` has them.
         capacity: What ticks saw: group, at, and the threads it `wanted` then. Between two of them
             the first holds, before the first of all it holds too.
         now: Aware UTC; nothing later is counted.
@@ -55,10 +54,10 @@ def reliability(
     wanted = capacity.dropna(subset=["wanted"])
     wanted = wanted[wanted["at"] <= until].sort_values("at", kind="stable")
     frames = [
-        _window(known, wanted, span, until).assign(window=name) for name, span in windows.items()
+        _window(known, wanted, span, until).assign(window=name, nth=nth)
+        for nth, (name, span) in enumerate(windows.items())
     ]
-    nth = {name: number for number, name in enumerate(windows)}
-    rows = pd.concat(frames).reset_index().assign(nth=lambda rows: rows["window"].map(nth))
+    rows = pd.concat(frames).reset_index()
     return typed(rows.sort_values([*_KEYS, "nth"], ignore_index=True), RELIABILITY)
 
 
@@ -122,10 +121,8 @@ def _counts(rows: pd.DataFrame) -> pd.DataFrame:
 def _recovery(rows: pd.DataFrame) -> pd.DataFrame:
     recovered = rows[rows["outcome"].eq(State.RECOVERED).fillna(value=False)]
     by_key = recovered.groupby(_KEYS)["seconds"]
-    return pd.DataFrame({
-        "median_seconds": by_key.quantile(0.5),
-        "p95_seconds": by_key.quantile(0.95),
-    })  # fmt: skip
+    median, p95 = by_key.quantile(0.5), by_key.quantile(0.95)
+    return pd.DataFrame({"median_seconds": median, "p95_seconds": p95})
 
 
 def _strength(
@@ -142,10 +139,8 @@ def _strength(
     missing = _missing(spans).reindex(every, fill_value=0.0)
     all_wanted = _thread_seconds(wanted, since, until).reindex(groups).to_numpy()
     length = (until - since).dt.total_seconds().reindex(groups).to_numpy()
-    return pd.DataFrame({
-        "full_strength": 1 - missing["seconds"] / length,
-        "strength": (1 - missing["thread_seconds"] / all_wanted).clip(0, 1),
-    })  # fmt: skip
+    strength = (1 - missing["thread_seconds"] / all_wanted).clip(0, 1)
+    return pd.DataFrame({"full_strength": 1 - missing["seconds"] / length, "strength": strength})
 
 
 def _missing(spans: pd.DataFrame) -> pd.DataFrame:

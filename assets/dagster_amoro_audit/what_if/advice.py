@@ -4,7 +4,7 @@
 cannot tell.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -22,17 +22,9 @@ GRACES: Final = tuple(timedelta(seconds=s) for s in (0, 30, 60, 120, 300, 600, 9
 KINDS: Final = (EventKind.ATTEMPT, EventKind.ATTEMPT_FAILED, EventKind.REPORTED)
 """The events that advice needs."""
 _LEAST_HISTORY: Final = 10  # closed incidents; fewer say nothing
-_ENDINGS: Final = (
-    "by_itself",
-    "restarted",
-    "unneeded_restarts",
-    "given_up",
-    "otherwise",
-    "unknown",
-)
+_ENDS: Final = ("by_itself", "restarted", "unneeded_restarts", "given_up", "otherwise", "unknown")
 _OBSTACLE: Final = "it was reported and left alone"
 _TOLERATED: Final = 0.1  # share of the orphans that a better policy may restart in vain
-
 
 Row = Mapping[str, Any]
 """One row of `advice`, by column."""
@@ -45,10 +37,10 @@ class InGroup(NamedTuple):
     recorded: Recorded
 
 
-def grid(policy: RestartPolicy, graces: Iterable[timedelta] = GRACES) -> list[RestartPolicy]:
+def grid(policy: RestartPolicy) -> list[RestartPolicy]:
     """The policies to try: the one in force first, then others that only differ in patience."""
     in_force = replace(policy, enabled=True)
-    others = [replace(in_force, grace_period=grace) for grace in graces]
+    others = [replace(in_force, grace_period=grace) for grace in GRACES]
     return [in_force, *(other for other in others if other != in_force)]
 
 
@@ -83,11 +75,7 @@ def records(
 ) -> list[InGroup]:
     """The incidents of two frames, with the columns that `advice` needs, as records.
 
-    Args:
-        incidents: A row for each.
-        events: Their attempts, each followed by its failure.
-        fallback: The policy of those whose own was not recorded.
-        now: Until when the record goes; aware UTC.
+    The fallback is the policy of those whose own was not recorded.
     """
     attempts = _attempts(events)
     reported = set(events.loc[events["kind"] == EventKind.REPORTED, "incident"])
@@ -217,15 +205,11 @@ def _tried(recorded: Sequence[InGroup], policy: RestartPolicy) -> pd.DataFrame:
     return pd.concat([every, _summed(frame)]).assign(grace_seconds=grace, max_retries=retries)
 
 
-def _figures(
-    recorded: Recorded, result: Replayed
-) -> tuple[str, bool, int, float | None, float | None]:
-    ending = _ending(result)
-    recovery = None
-    if ending == "restarted" and result.closed_at is not None:
-        recovery = (result.closed_at - recorded.detected_at).total_seconds()
-    wait = None if result.waited is None else result.waited.total_seconds()
-    return ending, recorded.outcome is not None, result.attempts, wait, recovery
+def _figures(recorded: Recorded, result: Replayed) -> tuple[object, ...]:
+    ending, closed = _ending(result), result.closed_at
+    took = closed - recorded.detected_at if closed and ending == "restarted" else None
+    spans = (None if span is None else span.total_seconds() for span in (result.waited, took))
+    return ending, recorded.outcome is not None, result.attempts, *spans
 
 
 def _ending(result: Replayed) -> str:
@@ -252,7 +236,7 @@ def _summed(results: pd.DataFrame) -> pd.DataFrame:
         "median_recovery": by_group["recovery"].quantile(0.5),
         "p95_recovery": by_group["recovery"].quantile(0.95),
     })  # fmt: skip
-    return figures.join(endings.reindex(columns=_ENDINGS, fill_value=0)).reset_index()
+    return figures.join(endings.reindex(columns=_ENDS, fill_value=0)).reset_index()
 
 
 def _attempts(events: pd.DataFrame) -> dict[int, tuple[Begun, ...]]:

@@ -29,7 +29,7 @@ class WhatIf(dg.Config):
     )
     max_retries: int | None = Field(
         default=None,
-        description="How many attempts there would be before an orphan is given up. Left out: as "
+        description="How many attempts an orphan would have before it is given up. Left out: as "
         "many as now.",
     )
     group: str | None = Field(
@@ -38,12 +38,9 @@ class WhatIf(dg.Config):
 
 
 def build_what_if_job(ledger: Ledger, policy: RestartPolicy, clock: Clock) -> dg.JobDefinition:
-    """The job, whose one step replays the recorded incidents and answers in its metadata.
+    """The job, whose one step replays the ledger's newest incidents and answers in its metadata.
 
-    Args:
-        ledger: Its newest incidents are replayed.
-        policy: In force, to compare with.
-        clock: Says until when open incidents are known, as aware UTC.
+    The policy is the one in force, to compare with.
     """
 
     @dg.op(
@@ -60,14 +57,12 @@ def build_what_if_job(ledger: Ledger, policy: RestartPolicy, clock: Clock) -> dg
         advised = _replayed(ledger, config.group, policies, clock())
         text = answer(advised, wished)
         context.log.info(text)
-        return dg.Output(
-            None,
-            metadata={
-                "answer": dg.MetadataValue.text(text),
-                "figures": table(advised, ADVICE),
-                "policy in force": policy_in_force(policy),
-            },
-        )
+        metadata: dict[str, dg.MetadataValue] = {
+            "answer": dg.MetadataValue.text(text),
+            "figures": table(advised, ADVICE),
+            "policy in force": policy_in_force(policy),
+        }
+        return dg.Output(None, metadata=metadata)
 
     @dg.job(
         executor_def=dg.in_process_executor,

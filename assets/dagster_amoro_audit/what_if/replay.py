@@ -22,14 +22,12 @@ of an incident counts as it was at the detection. Clocks of several hosts differ
 detection or before the last attempt counts as simultaneous.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.policy import RestartPolicy, Verdict, decide, due_at
-
-_NO_TIME: Final = timedelta(0)
 
 
 class Begun(NamedTuple):
@@ -71,7 +69,7 @@ def replay(recorded: Recorded, policy: RestartPolicy) -> Replayed:
     first: datetime | None = None
     incident = _after(recorded, 0)
     while True:
-        now = due_at(incident, policy) + _latency(recorded, incident.attempts)
+        now = due_at(incident, policy) + _latency(recorded, incident)
         end = _end(recorded, incident)
         if end is not None and (end < now or (end == now and _is_beyond(recorded, incident))):
             return _result(recorded, incident, first, recorded.outcome, end)
@@ -107,11 +105,12 @@ def _is_beyond(recorded: Recorded, incident: Incident) -> bool:
     return incident.attempts == len(recorded.attempts)
 
 
-def _latency(recorded: Recorded, attempts: int) -> timedelta:
+def _latency(recorded: Recorded, incident: Incident) -> timedelta:
     """How much later than due the step after so many attempts was taken."""
-    is_beyond = attempts == len(recorded.attempts)
-    taken = _recorded_end(recorded) if is_beyond else recorded.attempts[attempts].at
-    return max(taken - due_at(_after(recorded, attempts), recorded.policy), _NO_TIME)
+    done = incident.attempts
+    is_beyond = _is_beyond(recorded, incident)
+    taken = _recorded_end(recorded) if is_beyond else recorded.attempts[done].at
+    return max(taken - due_at(_after(recorded, done), recorded.policy), timedelta(0))
 
 
 def _recorded_end(recorded: Recorded) -> datetime:
@@ -154,11 +153,6 @@ def _result(
 def _one_more(recorded: Recorded, incident: Incident, first: datetime) -> Replayed:
     """The result of an attempt that the record does not have."""
     is_unneeded = _came_back_by_itself(recorded)
-    return Replayed(
-        outcome=State.RECOVERED if is_unneeded else None,
-        attempts=incident.attempts + 1,
-        closed_at=_recorded_end(recorded) if is_unneeded else None,
-        waited=first - recorded.detected_at,
-        is_known=is_unneeded,
-        is_unneeded=is_unneeded,
-    )
+    end = _recorded_end(recorded) if is_unneeded else None
+    tried = incident.evolve(attempts=incident.attempts + 1)
+    return replace(_result(recorded, tried, first, State.RECOVERED, end), is_unneeded=is_unneeded)
