@@ -22,11 +22,7 @@ class Ams:
     """The AMS that leads. Threads may share it."""
 
     def __init__(
-        self,
-        find_leader: FindLeader,
-        *,
-        ams_version: AmsVersion | None = None,
-        timeout: float = 5.0,
+        self, find_leader: FindLeader, *, ams_version: AmsVersion | None = None, timeout: float = 5
     ) -> None:
         """Connects to nothing yet.
 
@@ -73,14 +69,34 @@ class Ams:
     def version(self) -> str:
         """The version as AMS writes it, such as `0.9.0-incubating(abc1234)`.
 
+        The first one that one of the paths gives; where none does, why the first did not.
+
         Raises:
             AmsUnavailableError: It does not say.
         """
-        return _version_of(self._find_leader(), Deadline(self._timeout))
+        server, deadline = self._find_leader(), Deadline(self._timeout)
+        problems = []
+        for path in _PATHS:
+            url = f"http://{server.http_address}{path}"
+            try:
+                return _version_in(_get(server, path, deadline))
+            except AmsUnavailableError as error:
+                problems.append(f"{url} gives no version: {error}")
+            except TimeoutError:
+                problems.append(f"{url} does not answer within {deadline.seconds:g} s")
+                break
+            except (OSError, HTTPException, ValueError, OverflowError) as error:
+                problems.append(f"{url} cannot be read: {shorten(describe(error), _LONGEST_QUOTE)}")
+        raise AmsUnavailableError(problems[0])
 
     def _ask(self) -> AmsVersion:
         try:
-            return self._read_ams_version()
+            version = self.version()
+            try:
+                return parse_version(version)
+            except ValueError as error:
+                quoted = shorten(repr(version), _LONGEST_QUOTE)
+                raise AmsUnavailableError(f"AMS says that it is {quoted}: {error}") from error
         except AmsUnavailableError as error:
             if self._learned is not None:
                 return self._learned
@@ -88,35 +104,6 @@ class Ams:
                 f"the version of AMS is not known: {error}; "
                 "set keeper.ams-version, for example to 0.9"
             ) from error
-
-    def _read_ams_version(self) -> AmsVersion:
-        version = self.version()
-        try:
-            return parse_version(version)
-        except ValueError as error:
-            quoted = shorten(repr(version), _LONGEST_QUOTE)
-            raise AmsUnavailableError(f"AMS says that it is {quoted}: {error}") from error
-
-
-class _NoVersionError(Exception):
-    """There is an answer, and no version in it."""
-
-
-def _version_of(server: Server, deadline: Deadline) -> str:
-    """The first version that one of the paths gives; where none does, why the first did not."""
-    problems = []
-    for path in _PATHS:
-        url = f"http://{server.http_address}{path}"
-        try:
-            return _version_in(_get(server, path, deadline))
-        except _NoVersionError as error:
-            problems.append(f"{url} gives no version: {error}")
-        except TimeoutError as error:
-            problems.append(f"{url} does not answer within {deadline.seconds:g} s")
-            raise AmsUnavailableError(problems[0]) from error
-        except (OSError, HTTPException, ValueError, OverflowError) as error:
-            problems.append(f"{url} cannot be read: {shorten(describe(error), _LONGEST_QUOTE)}")
-    raise AmsUnavailableError(problems[0])
 
 
 def _get(server: Server, path: str, deadline: Deadline) -> bytes:
@@ -127,26 +114,23 @@ def _get(server: Server, path: str, deadline: Deadline) -> bytes:
         with connection.getresponse() as response:
             body = response.read(_LARGEST_BODY + 1)
             if response.status != 200:  # noqa: PLR2004 - AMS answers with 200 whatever it means
-                raise _NoVersionError(f"status {response.status}")
+                raise AmsUnavailableError(f"status {response.status}")
     if len(body) > _LARGEST_BODY:
-        raise _NoVersionError(f"more than {_LARGEST_BODY} bytes")
+        raise AmsUnavailableError(f"more than {_LARGEST_BODY} bytes")
     return body
 
 
 def _version_in(body: bytes) -> str:
     """What `VersionController` of AMS puts into an answer; an error comes with status 200 too."""
+    quoted = shorten(repr(body.decode(errors="replace")), _LONGEST_QUOTE)
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        raise _NoVersionError(f"{_quote(body)} is not JSON") from None
-    if not isinstance(answer, dict) or answer.get("code") != 200:  # noqa: PLR2004 - AMS's own word for success
-        raise _NoVersionError(f"it says {_quote(body)}")
-    result = answer.get("result")
-    version = result.get("version") if isinstance(result, dict) else None
-    if not isinstance(version, str) or not version:
-        raise _NoVersionError(f"there is none in {_quote(body)}")
-    return version
-
-
-def _quote(body: bytes) -> str:
-    return shorten(repr(body.decode(errors="replace")), _LONGEST_QUOTE)
+        raise AmsUnavailableError(f"{quoted} is not JSON") from None
+    match answer:
+        case {"code": 200, "result": {"version": str(version)}} if version:
+            return version
+        case {"code": 200}:
+            raise AmsUnavailableError(f"there is none in {quoted}")
+        case _:
+            raise AmsUnavailableError(f"it says {quoted}")

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from dagster_amoro.ams.sockets import address
 from dagster_amoro.core.errors import (
     AmsUnavailableError,
     ConfigError,
-    StoreUnavailableError,
+    KeeperError,
     describe,
     shorten,
 )
@@ -31,12 +30,16 @@ class Server:
     @property
     def thrift_address(self) -> str:
         """Host and Thrift port."""
-        return address(self.host, self.thrift_port)
+        return self._at(self.thrift_port)
 
     @property
     def http_address(self) -> str:
         """Host and HTTP port."""
-        return address(self.host, self.http_port)
+        return self._at(self.http_port)
+
+    def _at(self, port: int) -> str:
+        """Host and port as people write them, an IPv6 address in brackets."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
 FindLeader = Callable[[], Server]
@@ -45,10 +48,6 @@ FindLeader = Callable[[], Server]
 Raises:
     AmsUnavailableError: None does, as far as can be seen.
 """
-
-
-class _NoLeaderError(Exception):
-    """What was found names no leader."""
 
 
 def always(server: Server) -> FindLeader:
@@ -78,10 +77,8 @@ def from_lease(database: Database, cluster_name: str, http_port: int) -> FindLea
         cluster_name: `ha.cluster-name`.
         http_port: Where the REST API is, should AMS not have written it.
     """
-    columns = (*_HA_LEASE.columns, utc_now().label("now"))
-    statement = sa.select(*columns).where(
-        _HA_LEASE.c.cluster_name == cluster_name,
-        _HA_LEASE.c.service_name.in_([_LEASE, _ADDRESS]),
+    statement = sa.select(*_HA_LEASE.columns, utc_now().label("now")).where(
+        _HA_LEASE.c.cluster_name == cluster_name, _HA_LEASE.c.service_name.in_([_LEASE, _ADDRESS])
     )
 
     def find_leader() -> Server:
@@ -90,7 +87,7 @@ def from_lease(database: Database, cluster_name: str, http_port: int) -> FindLea
                 rows = {row.service_name: row for row in connection.execute(statement)}
             _check_lease(rows)
             return _server(rows[_ADDRESS].server_info_json, http_port)
-        except (StoreUnavailableError, _NoLeaderError) as error:
+        except KeeperError as error:
             raise _unknown(repr(cluster_name), error) from error
 
     return find_leader
@@ -100,38 +97,25 @@ def _check_lease(rows: dict[str, Any]) -> None:
     """Raises where nobody holds it, or where the address is not that of its holder."""
     for name in (_LEASE, _ADDRESS):
         if name not in rows:
-            raise _NoLeaderError(f"table ha_lease has no row {name} of it")
+            raise AmsUnavailableError(f"table ha_lease has no row {name} of it")
     lease, found = rows[_LEASE], rows[_ADDRESS]
     if not isinstance(lease.lease_expire_ts, int):
-        raise _NoLeaderError(f"the end of the lease is {lease.lease_expire_ts!r}")
-    over_for = _milliseconds(lease.now) - lease.lease_expire_ts
+        raise AmsUnavailableError(f"the end of the lease is {lease.lease_expire_ts!r}")
+    over_for = lease.now.replace(tzinfo=UTC).timestamp() - lease.lease_expire_ts / 1000
     if over_for > 0:
-        ended = f"ended {over_for / 1000:.1f} s ago{_at(lease.lease_expire_ts)}"
-        raise _NoLeaderError(f"the lease of {lease.node_id} {ended}")
+        at = ""
+        with suppress(ValueError, OverflowError, OSError):  # a year that there is not
+            end = datetime.fromtimestamp(lease.lease_expire_ts / 1000, UTC)
+            at = f", at {end.isoformat(timespec='seconds')}"
+        raise AmsUnavailableError(f"the lease of {lease.node_id} ended {over_for:.1f} s ago{at}")
     if lease.node_id != found.node_id:  # the new one is about to write its own
-        raise _NoLeaderError(
+        raise AmsUnavailableError(
             f"the lease is held by {lease.node_id}, the address is still that of {found.node_id}"
         )
 
 
-def _milliseconds(time: datetime) -> int:
-    return round(time.replace(tzinfo=UTC).timestamp() * 1000)
-
-
-def _at(milliseconds: int) -> str:
-    with suppress(ValueError, OverflowError, OSError):  # a year that there is not
-        time = datetime.fromtimestamp(milliseconds / 1000, UTC)
-        return f", at {time.isoformat(timespec='seconds')}"
-    return ""
-
-
 # ha.type zk (the only one before 0.9): the leader writes its addresses into two nodes, which stay
 # when it ends. The root was renamed in 0.9 (AmsHAProperties).
-
-_NODES: Final = (
-    "/{}/amoro/ams/optimizing-service-master",
-    "/{}/arctic/ams/optimizing-service-master",
-)
 
 
 def from_zookeeper(addresses: str, cluster_name: str, http_port: int) -> FindLeader:
@@ -154,12 +138,13 @@ def from_zookeeper(addresses: str, cluster_name: str, http_port: int) -> FindLea
         raise ConfigError(
             f"ha.type zk needs a ZooKeeper client ({error}): pip install dagster-amoro[zookeeper]"
         ) from error
-    nodes = [node.format(cluster_name or "default") for node in _NODES]
+    cluster = cluster_name or "default"
+    nodes = [f"/{cluster}/{root}/ams/optimizing-service-master" for root in ("amoro", "arctic")]
 
     def find_leader() -> Server:
         try:
             return _server(zookeeper.read_newest(addresses, nodes), http_port)
-        except (_NoLeaderError, *zookeeper.FAILURES) as error:
+        except (AmsUnavailableError, *zookeeper.FAILURES) as error:
             raise _unknown(f"{cluster_name!r} in ZooKeeper {addresses}", error) from error
 
     return find_leader
@@ -168,32 +153,31 @@ def from_zookeeper(addresses: str, cluster_name: str, http_port: int) -> FindLea
 def _server(text: object, http_port: int) -> Server:
     """What AMS wrote of itself, checked; None: it wrote nothing."""
     if text is None:
-        raise _NoLeaderError("no leader has written its address yet")
+        raise AmsUnavailableError("no leader has written its address yet")
     found: object = None
     if isinstance(text, str | bytes):
         with suppress(ValueError, RecursionError):
             found = json.loads(text)
     if not isinstance(found, dict):
-        raise _NoLeaderError(
+        raise AmsUnavailableError(
             f"what it wrote of itself is no JSON object: {shorten(repr(text), 200)}"
         )
     host = found.get("host")
     if not isinstance(host, str) or not host:
-        raise _NoLeaderError(f"its host is {shorten(repr(host), 200)}")
+        raise AmsUnavailableError(f"its host is {shorten(repr(host), 200)}")
+    thrift_port = _port("thriftBindPort", found.get("thriftBindPort"))
     rest_port = found.get("restBindPort")
-    return Server(
-        host=host,
-        thrift_port=_port("thriftBindPort", found.get("thriftBindPort")),
-        http_port=http_port if rest_port is None else _port("restBindPort", rest_port),
-    )
+    http_port = http_port if rest_port is None else _port("restBindPort", rest_port)
+    return Server(host, thrift_port, http_port)
 
 
 def _port(name: str, value: object) -> int:
     if type(value) is not int or not 0 < value < 2**16:
-        raise _NoLeaderError(f"its {name} is {shorten(repr(value), 200)}")
+        raise AmsUnavailableError(f"its {name} is {shorten(repr(value), 200)}")
     return value
 
 
 def _unknown(cluster: str, error: Exception) -> AmsUnavailableError:
-    reason = str(error) if isinstance(error, _NoLeaderError) else describe(error)
-    return AmsUnavailableError(f"the leading AMS of cluster {cluster} is not known: {reason}")
+    return AmsUnavailableError(
+        f"the leading AMS of cluster {cluster} is not known: {describe(error)}"
+    )

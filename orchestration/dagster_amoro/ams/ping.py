@@ -42,7 +42,7 @@ def ping(server: Server, timeout: float) -> None:
     deadline = Deadline(timeout)
     try:
         with connect(server.host, server.thrift_port, deadline) as connection:
-            _check_reply(_exchange(connection, _request()))
+            _check_reply(_exchange(connection))
     except TimeoutError as error:
         raise _silent(server, f"not within {timeout:g} s") from error
     except (_NotAmsError, TException) as error:
@@ -62,15 +62,12 @@ def _silent(server: Server, reason: str) -> AmsUnavailableError:
     return AmsUnavailableError(f"{server.thrift_address} does not answer a Thrift ping: {reason}")
 
 
-def _request() -> bytes:
-    request = BytesIO()
-    write_message_begin(request, f"{_SERVICE}:{_METHOD}", TMessageType.CALL, 0)  # type: ignore[no-untyped-call]
-    write_field_stop(request)  # type: ignore[no-untyped-call]
-    return request.getvalue()
-
-
-def _exchange(connection: TimedSocket, request: bytes) -> bytes:
-    """Sends a frame and returns the content of the one that comes back."""
+def _exchange(connection: TimedSocket) -> bytes:
+    """Sends a ping in a frame and returns the content of the frame that comes back."""
+    content = BytesIO()
+    write_message_begin(content, f"{_SERVICE}:{_METHOD}", TMessageType.CALL, 0)  # type: ignore[no-untyped-call]
+    write_field_stop(content)  # type: ignore[no-untyped-call]
+    request = content.getvalue()
     connection.sendall(struct.pack("!i", len(request)) + request)
     with connection.makefile("rb") as incoming:
         header = _take(incoming, 4)

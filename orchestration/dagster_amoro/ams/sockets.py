@@ -50,8 +50,7 @@ def connect(host: str, port: int, deadline: Deadline) -> TimedSocket:
 
     Raises:
         OSError: There is no such host, nobody listens, or it took too long.
-        ValueError: There can be no such host.
-        OverflowError: There can be no such port.
+        ValueError, OverflowError: There can be no such host, or no such port.
     """
     failure: OSError = OSError("the name has no address")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -70,8 +69,3 @@ def connect(host: str, port: int, deadline: Deadline) -> TimedSocket:
         else:
             return connection
     raise failure
-
-
-def address(host: str, port: int) -> str:
-    """Host and port as people write them, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import ExitStack, closing, suppress
+from typing import Final
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import KazooException, NoNodeError
@@ -28,24 +28,13 @@ def read_newest(addresses: str, nodes: Sequence[str]) -> bytes | None:
         nodes: Absolute paths.
     """
     client = KazooClient(addresses, timeout=_SESSION_SECONDS, logger=_QUIET)
-    try:
-        found = _read_all(client, nodes, Deadline(_SECONDS))
-    finally:
-        try:
-            client.stop()
-        finally:
-            client.close()
-    newest = max(found, key=lambda each: each[1].mzxid, default=None)
-    return None if newest is None else newest[0]
-
-
-def _read_all(
-    client: KazooClient, nodes: Sequence[str], deadline: Deadline
-) -> list[tuple[bytes, Any]]:
-    if not client.start_async().wait(deadline.left()):
-        raise TimeoutError(f"no server answers within {deadline.seconds:g} s")
-    found = []
-    for node in nodes:
-        with suppress(NoNodeError):
-            found.append(client.get_async(node).get(timeout=deadline.left()))
-    return found
+    deadline, found = Deadline(_SECONDS), []
+    with closing(client), ExitStack() as stack:
+        stack.callback(client.stop)
+        if not client.start_async().wait(deadline.left()):
+            raise TimeoutError(f"no server answers within {deadline.seconds:g} s")
+        for node in nodes:
+            with suppress(NoNodeError):
+                found.append(client.get_async(node).get(timeout=deadline.left()))
+    newest = max(found, key=lambda each: each[1].mzxid, default=(None,))
+    return newest[0]

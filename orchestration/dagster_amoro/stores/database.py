@@ -208,18 +208,14 @@ def is_mysql(dialect: sa.Dialect) -> bool:
 
 def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Inserts a row; False: it would have collided with one that is there, and nothing was done."""
-    from sqlalchemy.dialects import mysql, postgresql, sqlite  # noqa: PLC0415 - slow to import
+    name = connection.dialect.name
+    if name != "postgresql":
+        insert = sa.insert(table).prefix_with("OR IGNORE" if name == "sqlite" else "IGNORE")
+        return connection.execute(insert, row).rowcount == 1
+    from sqlalchemy.dialects.postgresql import insert as pg_insert  # noqa: PLC0415 - slow to import
 
-    if connection.dialect.name == "postgresql":  # of an insert, SQLAlchemy 2.0 loses its rowcount
-        added = sa.literal_column("1", sa.Integer)
-        new: sa.Executable = postgresql.insert(table).on_conflict_do_nothing().returning(added)
-        return connection.execute(new, row).first() is not None
-    insert: sa.Insert = (
-        sqlite.insert(table).on_conflict_do_nothing()
-        if connection.dialect.name == "sqlite"
-        else mysql.insert(table).prefix_with("IGNORE")
-    )
-    return connection.execute(insert, row).rowcount == 1
+    new = pg_insert(table).on_conflict_do_nothing()  # its rowcount is lost by SQLAlchemy 2.0
+    return connection.execute(new.returning(sa.literal_column("1")), row).first() is not None
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

@@ -52,7 +52,7 @@ class DryRunRegistry(Registry):
     def read_resource(self, resource_id: str) -> ResourceSnapshot:
         """One resource, gone if it would have been removed."""
         if resource_id in self._removed():
-            return ResourceSnapshot(row=None, registered=False)
+            return ResourceSnapshot()
         return super().read_resource(resource_id)
 
     def save_startup(
@@ -90,9 +90,10 @@ class DryRunRegistry(Registry):
         orphans = {key: each for key, each in snapshot.orphans.items() if key not in removed}
         return replace(snapshot, orphans=orphans)
 
-    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def _resources(self) -> sa.FromClause:
         removed = self._removed()
-        return query.where(resource.c.resource_id.not_in(removed)) if removed else query
+        there = resource.c.resource_id.not_in(removed)
+        return sa.select(resource).where(there).subquery() if removed else resource
 
     def _optimizers(self, connection: sa.Connection) -> sa.FromClause:
         if self.heartbeat_timeout is None:

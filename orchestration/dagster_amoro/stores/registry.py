@@ -5,7 +5,7 @@ belong to AMS; in standalone mode they are ours, with two indexes more than AMS 
 in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import starmap
@@ -75,20 +75,9 @@ resource_group: Final = sa.Table(
     **_MYSQL,
 )
 
-ORPHAN_COLUMNS: Final = (
-    resource.c.resource_id,
-    resource.c.group_name,
-    resource.c.container_name,
-    resource.c.thread_count,
-    resource.c.total_memory,
-    resource.c.properties,
-)
+_ORPHAN: Final = Orphan._fields[:-1]  # all but `copies`, which no column holds
+ORPHAN_COLUMNS: Final = [resource.c[name] for name in _ORPHAN]
 # Without SQLAlchemy's conversions: in SQLite a time can be any text.
-_GROUP_COLUMNS: Final = (
-    resource_group.c.group_name,
-    resource_group.c.container_name,
-    resource_group.c.properties,
-)
 _START_TIME: Final = sa.type_coerce(resource.c.start_time, sa.types.NULLTYPE).label("start_time")
 _AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
 
@@ -121,8 +110,8 @@ _HASH_JOIN: Final = (
 class ResourceSnapshot:
     """One resource as the registry has it at this moment."""
 
-    row: Mapping[str, Any] | None  # the whole row, every column as stored; None: it is gone
-    registered: bool  # whether an optimizer names it
+    row: Mapping[str, Any] | None = None  # the whole row, every column as stored; None: it is gone
+    registered: bool = False  # whether an optimizer names it
     copies: int = 1  # rows with its id, of which `row` is one; see `Orphan`
 
     @property
@@ -135,11 +124,15 @@ class ResourceSnapshot:
 
 def orphan_of(row: Mapping[str, Any]) -> Orphan:
     """The part of a whole resource row, read or kept, that a restart needs."""
-    return Orphan(*(row[column.name] for column in ORPHAN_COLUMNS))
+    return Orphan(*(row[name] for name in _ORPHAN))
 
 
 class Registry:
-    """Amoro's three tables in a database."""
+    """Amoro's three tables in a database.
+
+    Every method raises a StoreUnavailableError where the database does not answer; nothing was
+    written then.
+    """
 
     def __init__(self, database: Database, heartbeat_timeout: timedelta | None) -> None:
         """A registry that removes heartbeats older than `heartbeat_timeout`.
@@ -165,57 +158,44 @@ class Registry:
             self.create()
             expired = self._expire_heartbeats(self.heartbeat_timeout)
         with self.database.snapshot() as connection:
-            orphans = _by_id(connection.execute(self._anti_join(connection)))
-            count = connection.scalar(
-                self._counting(sa.select(sa.func.count()).select_from(resource))
-            )
-            groups = connection.scalars(sa.select(resource_group.c.group_name)).all()
             sized = _sized_groups(connection)
             ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
-            live = _threads(connection, self._optimizers(connection), sized) if ours else {}
-        return RegistrySnapshot(
-            resources=count or 0,
-            groups=tuple(groups),
-            orphans=orphans,
-            expired=expired,
-            sized=sized,
-            live=live,
-        )
+            return RegistrySnapshot(
+                resources=_count(connection, self._resources()),
+                groups=tuple(connection.scalars(sa.select(resource_group.c.group_name))),
+                orphans=_by_id(connection.execute(self._anti_join(connection))),
+                expired=expired,
+                sized=sized,
+                live=_threads(connection, self._optimizers(connection), sized) if ours else {},
+            )
 
     def read_group_snapshot(self, name: str) -> RegistrySnapshot:
         """A snapshot of one group; no heartbeat is removed first."""
         mine = resource.c.group_name == name
         with self.database.snapshot() as connection:
             optimizers = self._optimizers(connection)
-            orphans = _by_id(connection.execute(_orphans_beside(optimizers).where(mine)))
-            count = sa.select(sa.func.count()).select_from(resource).where(mine)
-            row = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
             return RegistrySnapshot(
-                resources=connection.scalar(count) or 0,
+                resources=_count(connection, resource, mine),
                 groups=(name,),
-                orphans=orphans,
-                sized=_groups(connection, row),
+                orphans=_by_id(connection.execute(_orphans_beside(optimizers).where(mine))),
+                sized=_groups(connection, resource_group.c.group_name == name),
                 live=_threads(connection, optimizers, [name]),
             )
 
     def present(self, resource_ids: Iterable[str]) -> set[str]:
         """Of these ids, the ones that have a resource row."""
-        ids = list(resource_ids)
+        ids, query = list(resource_ids), sa.select(resource.c.resource_id)
+        found: set[str] = set()
         with self.database.reading() as connection:
-            return {
-                found
-                for at in range(0, len(ids), _IDS_PER_STATEMENT)
-                for found in connection.scalars(
-                    sa.select(resource.c.resource_id).where(
-                        resource.c.resource_id.in_(ids[at : at + _IDS_PER_STATEMENT])
-                    )
-                )
-            }
+            for at in range(0, len(ids), _IDS_PER_STATEMENT):
+                some = resource.c.resource_id.in_(ids[at : at + _IDS_PER_STATEMENT])
+                found.update(connection.scalars(query.where(some)))
+        return found
 
     def capacity(self, groups: Collection[str]) -> dict[str, tuple[int, int]]:
         """The threads of some groups: wanted, by their resources, and live, by their optimizers."""
         with self.database.reading() as connection:
-            wanted = _threads(connection, resource, groups, self._counting)
+            wanted = _threads(connection, self._resources(), groups)
             live = _threads(connection, self._optimizers(connection), groups)
         return {name: (wanted.get(name, 0), live.get(name, 0)) for name in groups}
 
@@ -226,16 +206,15 @@ class Registry:
 
     def group(self, name: str) -> Group | None:
         """One group; None: there is no row of it."""
-        query = sa.select(*_GROUP_COLUMNS).where(resource_group.c.group_name == name)
         with self.database.reading() as connection:
-            return next(iter(_groups(connection, query).values()), None)
+            return _groups(connection, resource_group.c.group_name == name).get(name)
 
     def resource_counts(self) -> dict[str, int]:
         """How many resources each group has; those of no group count under an empty name."""
-        counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
+        group_name = self._resources().c.group_name
+        query = sa.select(group_name, sa.func.count()).group_by(group_name)
         with self.database.reading() as connection:
-            found = connection.execute(self._counting(counts))
-            return {name or "": number for name, number in found}
+            return {name or "": number for name, number in connection.execute(query)}
 
     def newest_starts(self, groups: Collection[str]) -> dict[str, str]:
         """When the newest resource of each of these groups was recorded, as the database says it.
@@ -243,12 +222,9 @@ class Registry:
         AMS's times are those of its own zone on PostgreSQL: they can be compared with each other,
         and with nothing else.
         """
-        name = (resource.c.group_name + sa.literal_column("''")).label("name")  # see `_threads`
-        query = sa.select(name, sa.func.max(_START_TIME)).group_by(name)
-        if len(groups) <= _FEW_GROUPS:
-            query = query.where(resource.c.group_name.in_(groups))
         with self.database.reading() as connection:
-            return {row[0]: str(_plain(row[1])) for row in connection.execute(query)}
+            newest = _by_group(connection, resource, sa.func.max(_START_TIME), groups)
+        return {name: str(_plain(start)) for name, start in newest}
 
     def new_resources(self, since: Mapping[str, str]) -> list[NewResource]:
         """The resources that were recorded after a moment, by group, as `newest_starts` says it."""
@@ -256,17 +232,14 @@ class Registry:
         with self.database.reading() as connection:
             optimizers = self._optimizers(connection)
             registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)
-            columns = (
-                resource.c.resource_id,
-                resource.c.group_name,
-                resource.c.thread_count,
-                _START_TIME,
-                registered.label("registered"),
-            )
+            columns = (resource.c.resource_id, resource.c.thread_count, _START_TIME, registered)
             for group, start in since.items():
                 later = resource.c.start_time > _moment(start, self.database)
                 query = sa.select(*columns).where(resource.c.group_name == group, later)
-                found += [_new_resource(row) for row in connection.execute(query)]
+                found += (
+                    NewResource(name, group, threads or 0, str(_plain(started)), bool(is_there))
+                    for name, threads, started, is_there in connection.execute(query)
+                )
         return found
 
     def sample_tokens(self, known: Collection[str], number: int) -> tuple[set[str], list[str]]:
@@ -283,16 +256,15 @@ class Registry:
     def read_resource(self, resource_id: str) -> ResourceSnapshot:
         """One resource, and whether an optimizer names it, read at one moment."""
         with self.database.reading() as connection:
-            registered = _is_registered(resource_id, self._optimizers(connection))
-            query = sa.select(*_AS_STORED, registered.label("registered"))
-            chosen = query.where(resource.c.resource_id == resource_id)
-            rows = connection.execute(chosen).mappings().all()
+            optimizers = self._optimizers(connection)
+            registered = sa.exists().where(optimizers.c.resource_id == resource_id)
+            query = sa.select(registered, *_AS_STORED).where(resource.c.resource_id == resource_id)
+            rows = connection.execute(query).all()
         if not rows:
-            return ResourceSnapshot(row=None, registered=False)
-        columns = {column.name: _plain(rows[0][column.name]) for column in resource.columns}
-        return ResourceSnapshot(
-            row=columns, registered=bool(rows[0]["registered"]), copies=len(rows)
-        )
+            return ResourceSnapshot()
+        is_there, *values = rows[0]
+        row = dict(zip(resource.columns.keys(), map(_plain, values), strict=True))
+        return ResourceSnapshot(row=row, registered=bool(is_there), copies=len(rows))
 
     def save_startup(
         self, resource_id: str, properties: str | None, startup: Mapping[str, str]
@@ -304,11 +276,7 @@ class Registry:
                 nothing was written.
         """
         merged = merge_properties(properties, startup)
-        chosen = resource.c.resource_id == resource_id
-        statement = sa.update(resource).where(chosen).values(properties=merged)
-        with self.database.writing() as connection:
-            unchanged = _has_still(connection, resource_id, properties)
-            return unchanged and connection.execute(statement).rowcount > 0
+        return self._change(resource_id, properties, sa.update(resource).values(properties=merged))
 
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Deletes the resource row, if it still has the `properties` given and no optimizer.
@@ -317,12 +285,8 @@ class Registry:
             False: an optimizer registered, the row was changed, was gone already or is not the
                 only one with its id.
         """
-        statement = sa.delete(resource).where(
-            resource.c.resource_id == resource_id, ~_is_registered(resource_id)
-        )
-        with self.database.writing() as connection:
-            unchanged = _has_still(connection, resource_id, properties)
-            return unchanged and connection.execute(statement).rowcount > 0
+        registered = sa.exists().where(optimizer.c.resource_id == resource_id)
+        return self._change(resource_id, properties, sa.delete(resource).where(~registered))
 
     def restore(self, row: Mapping[str, Any]) -> bool:
         """Puts back a whole row as `read_resource` read it.
@@ -332,22 +296,12 @@ class Registry:
         """
         values = {name: row[name] for name in row.keys() & resource.columns.keys()}
         values["start_time"] = _moment(str(row["start_time"]), self.database)
-        taken = sa.select(resource.c.resource_id).where(
-            resource.c.resource_id == row["resource_id"]
-        )
-        with self.database.writing() as connection:
-            if connection.execute(taken).first() is not None:
-                return False
-            connection.execute(sa.insert(resource).values(values))
-        return True
+        return self._insert_unless(resource.c.resource_id == row["resource_id"], resource, values)
 
     def add_group(self, group_name: str, container_name: str) -> None:
         """Records a group, unless it is there; for standalone mode."""
-        with self.database.writing() as connection:
-            known = sa.select(resource_group).where(resource_group.c.group_name == group_name)
-            if connection.execute(known).first() is None:
-                values = {"group_name": group_name, "container_name": container_name}
-                connection.execute(sa.insert(resource_group).values(properties="{}", **values))
+        values = {"group_name": group_name, "container_name": container_name, "properties": "{}"}
+        self._insert_unless(resource_group.c.group_name == group_name, resource_group, values)
 
     def save_group(
         self, group_name: str, container_name: str, properties: Mapping[str, str]
@@ -356,13 +310,11 @@ class Registry:
         values = {"container_name": container_name, "properties": dump_properties(properties)}
         mine = resource_group.c.group_name == group_name
         with self.database.writing() as connection:
-            known = connection.execute(sa.select(resource_group.c.group_name).where(mine)).first()
-            if known is None:
+            update = sa.update(resource_group).where(mine).values(values)
+            if not connection.execute(update).rowcount:
                 connection.execute(
                     sa.insert(resource_group).values(group_name=group_name, **values)
                 )
-            else:
-                connection.execute(sa.update(resource_group).where(mine).values(values))
 
     def add_resource(self, new: Resource) -> None:
         """Records a resource; for standalone mode.
@@ -381,8 +333,8 @@ class Registry:
         with self.database.writing() as connection:
             connection.execute(sa.insert(resource).values(values))
 
-    def _counting(self, query: sa.Select[Any]) -> sa.Select[Any]:
-        return query  # all resources count
+    def _resources(self) -> sa.FromClause:
+        return resource  # all of them count
 
     def _optimizers(self, _connection: sa.Connection) -> sa.FromClause:
         return optimizer  # all of them count; what is too old was removed
@@ -392,44 +344,52 @@ class Registry:
         attached = self.heartbeat_timeout is None  # without our index, which is faster still
         if attached and getattr(dialect, "is_mariadb", False):
             return sa.text(_HASH_JOIN + str(ORPHANS.compile(dialect=dialect)))
-        optimizers = self._optimizers(connection)
-        return ORPHANS if optimizers is optimizer else _orphans_beside(optimizers)
+        return _orphans_beside(self._optimizers(connection))
 
     def _expire_heartbeats(self, timeout: timedelta) -> int:
         # Looks before it deletes, so that a tick with nothing to do writes nothing.
         with self.database.reading() as connection:
             now: datetime = connection.scalars(sa.select(utc_now())).one()
             too_old = optimizer.c.touch_time < now - timeout
-            if connection.execute(sa.select(optimizer.c.token).where(too_old).limit(1)).first():
-                stale = sa.delete(optimizer).where(too_old)
-            else:
+            if connection.scalar(sa.select(optimizer.c.token).where(too_old).limit(1)) is None:
                 return 0
         with self.database.writing() as connection:
-            return connection.execute(stale).rowcount
+            return connection.execute(sa.delete(optimizer).where(too_old)).rowcount
 
+    def _insert_unless(
+        self, taken: sa.ColumnElement[bool], table: sa.Table, values: Mapping[str, Any]
+    ) -> bool:
+        """Inserts a row, unless the place of it is taken; whether it did."""
+        with self.database.writing() as connection:
+            if _count(connection, table, taken):
+                return False
+            connection.execute(sa.insert(table).values(values))
+            return True
 
-def _is_registered(
-    resource_id: str, optimizers: sa.FromClause = optimizer
-) -> sa.ColumnElement[bool]:
-    return sa.exists().where(optimizers.c.resource_id == resource_id)
+    def _change(
+        self, resource_id: str, properties: str | None, statement: sa.Update | sa.Delete
+    ) -> bool:
+        """Changes a row if it is the only one and has just these properties; whether it did.
+
+        Compared here, because MySQL's collations take some different texts for equal ones.
+        """
+        chosen = resource.c.resource_id == resource_id
+        locking = sa.select(resource.c.properties).where(chosen).with_for_update()
+        with self.database.writing() as connection:
+            if list(connection.scalars(locking)) != [properties]:
+                return False
+            return connection.execute(statement.where(chosen)).rowcount > 0
 
 
 def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
     properties = resource_group.c.properties
     says_so = properties.contains("-parallelism") | properties.contains("dynamic-allocation")
-    return _groups(connection, sa.select(*_GROUP_COLUMNS).where(says_so))
+    return _groups(connection, says_so)
 
 
-def _groups(connection: sa.Connection, query: sa.Select[Any]) -> dict[str, Group]:
-    return {
-        row[0]: Group(name=row[0], container_name=row[1], properties=row[2])
-        for row in connection.execute(query)
-    }
-
-
-def _new_resource(row: Sequence[Any]) -> NewResource:
-    resource_id, group_name, threads, start, registered = row
-    return NewResource(resource_id, group_name, threads or 0, str(_plain(start)), bool(registered))
+def _groups(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, Group]:
+    rows = connection.execute(sa.select(resource_group).where(chosen))
+    return {row[0]: Group(name=row[0], container_name=row[1], properties=row[2]) for row in rows}
 
 
 def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
@@ -439,41 +399,41 @@ def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
     return sa.literal(datetime.fromisoformat(text), sa.DateTime())
 
 
-def _has_still(connection: sa.Connection, resource_id: str, properties: str | None) -> bool:
-    """Whether the one row is there with just these properties; it stays so in this transaction.
-
-    Compared here, because MySQL's collations take some different texts for equal ones.
-    """
-    chosen = resource.c.resource_id == resource_id
-    locking = sa.select(resource.c.properties).where(chosen).with_for_update()
-    return list(connection.scalars(locking)) == [properties]
-
-
 def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
     """The first row of each id, and how many there are."""
     found: dict[str, Orphan] = {}
     for orphan in starmap(Orphan, rows):
-        first = found.get(orphan.resource_id)
-        found[orphan.resource_id] = (
-            orphan if first is None else first._replace(copies=first.copies + 1)
-        )
+        first = found.setdefault(orphan.resource_id, orphan)
+        if first is not orphan:
+            found[orphan.resource_id] = first._replace(copies=first.copies + 1)
     return found
 
 
+def _count(connection: sa.Connection, rows: sa.FromClause, *where: sa.ColumnElement[bool]) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(rows).where(*where)) or 0
+
+
 def _threads(
+    connection: sa.Connection, table: sa.FromClause, groups: Collection[str]
+) -> dict[str, int]:
+    found = _by_group(connection, table, sa.func.sum(table.c.thread_count), groups)
+    return {group: int(threads or 0) for group, threads in found}
+
+
+def _by_group(
     connection: sa.Connection,
     table: sa.FromClause,
+    value: sa.ColumnElement[Any],
     groups: Collection[str],
-    counting: Callable[[sa.Select[Any]], sa.Select[Any]] = lambda query: query,
-) -> dict[str, int]:
-    """The threads of these groups, and maybe of others."""
+) -> Iterable[Sequence[Any]]:
+    """A value of each of these groups, and maybe of others."""
     # Not the column itself: MySQL would follow its index and fetch the rows one by one, which
     # takes a minute for a million, where one pass through the table takes a second.
     name = (table.c.group_name + sa.literal_column("''")).label("name")
-    query = sa.select(name, sa.func.sum(table.c.thread_count)).group_by(name)
+    query = sa.select(name, value).group_by(name)
     if len(groups) <= _FEW_GROUPS:
         query = query.where(table.c.group_name.in_(groups))
-    return {group: int(threads or 0) for group, threads in connection.execute(counting(query))}
+    return connection.execute(query).all()
 
 
 def _plain(value: object) -> object:
