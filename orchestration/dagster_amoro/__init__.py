@@ -57,37 +57,32 @@ __all__ = [
     "scale_out",
 ]
 
-_HOMES: Final = {
-    "config": ("Settings", "load_settings"),
-    "containers.base": ("Container",),
-    "containers.command.container": ("CommandContainer",),
-    "core.model": ("Resource",),
-    "code_location": ("build_definitions",),
-    "healing.fleet": ("declare", "declare_group", "scale_out"),
-    "worker": ("Heartbeat",),
+_HOMES: Final = {  # of the public names; errors are in `core.errors`
+    **dict.fromkeys(("Settings", "load_settings"), "config"),
+    **dict.fromkeys(("declare", "declare_group", "scale_out"), "healing.fleet"),
+    "CommandContainer": "containers.command.container",
+    "Container": "containers.base",
+    "Heartbeat": "worker",
+    "Resource": "core.model",
+    "build_definitions": "code_location",
 }
-"""The public names by the module that defines them; errors are in `core.errors`."""
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     """A public name, imported when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    found = globals()[name] = _version() if name == "__version__" else _imported(name)
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - slow, and seldom asked for
+
+        found: object = version("dagster-amoro")
+    else:
+        home = _HOMES.get(name, "core.errors")
+        found = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
     """The public names, imported already or not."""
     return sorted({*globals(), *__all__})
-
-
-def _imported(name: str) -> object:
-    return getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'core.errors')}"), name)
-
-
-def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 - slow, and seldom asked for
-
-    return version("dagster-amoro")

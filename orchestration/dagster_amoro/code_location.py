@@ -10,15 +10,9 @@ from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.defs.scale_up_job import build_scale_up_job
 from dagster_amoro.defs.sensor import build_orphan_sensor
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro_audit import io_managers as stores
 from dagster_amoro_audit.checks import build_checks
 from dagster_amoro_audit.group_reliability import build_group_reliability
-from dagster_amoro_audit.io_managers import (
-    FRAME_STORE,
-    HISTORY_STORE,
-    FrameIOManager,
-    HistoryIOManager,
-    io_manager,
-)
 from dagster_amoro_audit.lineage import sources
 from dagster_amoro_audit.orphan_history import build_orphan_history
 from dagster_amoro_audit.what_if.job import build_what_if_job
@@ -30,9 +24,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster needs to keep a fleet alive, to use as it is or to merge.
 
     Nothing is connected to before the first tick, run or check.
-
-    Args:
-        settings: What `load_settings()` read.
 
     Raises:
         ConfigError: The driver of a database is not installed.
@@ -68,24 +59,21 @@ def definitions_of(services: Services, audit: AuditSettings) -> dg.Definitions:
             _automation(services.settings.check_interval, [history, reliability], checks),
         ],
         resources={
-            HISTORY_STORE: io_manager(HistoryIOManager, audit.storage),
-            FRAME_STORE: io_manager(FrameIOManager, audit.storage),
+            stores.HISTORY_STORE: stores.io_manager(stores.HistoryIOManager, audit.storage),
+            stores.FRAME_STORE: stores.io_manager(stores.FrameIOManager, audit.storage),
         },
     )
 
 
 def _automation(
-    check_interval: timedelta,
-    assets: list[dg.AssetsDefinition],
-    checks: dg.AssetChecksDefinition,
+    check_interval: timedelta, assets: list[dg.AssetsDefinition], checks: dg.AssetChecksDefinition
 ) -> dg.AutomationConditionSensorDefinition:
-    seconds = min(int(check_interval.total_seconds()), _SLOWEST_REFRESH_SECONDS)
+    selected = dg.AssetSelection.assets(*assets).without_checks()
     return dg.AutomationConditionSensorDefinition(
         "audit_sensor",
-        target=dg.AssetSelection.assets(*assets).without_checks()
-        | dg.AssetSelection.checks(checks),
+        target=selected | dg.AssetSelection.checks(checks),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=seconds,
+        minimum_interval_seconds=min(int(check_interval.total_seconds()), _SLOWEST_REFRESH_SECONDS),
         # One group is a run at once; several are a backfill. That waits for its daemon for up to
         # half a minute, and makes one run of all groups in a row: of 20 that changed in one tick,
         # 20 were refreshed after 30 s, instead of after 128 s by as many runs. Where unchanged

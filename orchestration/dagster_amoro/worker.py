@@ -70,11 +70,8 @@ class Heartbeat:
         Raises:
             ValueError: An argument cannot be right.
         """
-        names = {
-            "resource_id": resource_id,
-            "group_name": group_name,
-            "container_name": container_name,
-        }
+        names = {"resource_id": resource_id, "group_name": group_name}
+        names["container_name"] = container_name
         for name, value in names.items():
             if not 0 < len(value) <= _LONGEST_NAME:
                 raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} characters: {value!r}")
@@ -123,10 +120,9 @@ class Heartbeat:
         return {**self._columns, **times, "properties": dump_properties(properties)}
 
     def _keep_beating(self, wait: Callable[[float], bool]) -> None:
-        stopped = False
-        while not stopped:
+        self._try_to_beat()
+        while not wait(self._interval.total_seconds()):
             self._try_to_beat()
-            stopped = wait(self._interval.total_seconds())
         self._unregister()
 
     def _try_to_beat(self) -> None:

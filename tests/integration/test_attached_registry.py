@@ -439,5 +439,5 @@ def test_the_check_changes_nothing(attached: Registry, amoro_url: sa.URL, right:
         insert_resource(amoro_url, resource_id)
     before = stored(amoro_url)
     with attached.database.writing() as connection:
-        connection.execute(inspection._RIGHTS[right]())
+        connection.execute(inspection._RIGHTS[right])
     assert stored(amoro_url) == before

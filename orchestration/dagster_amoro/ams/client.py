@@ -24,12 +24,9 @@ class Ams:
     def __init__(
         self, find_leader: FindLeader, *, ams_version: AmsVersion | None = None, timeout: float = 5
     ) -> None:
-        """Connects to nothing yet.
+        """Connects to nothing yet; `ams_version` is the configured one, None: AMS is asked for it.
 
-        Args:
-            find_leader: Says which AMS to ask.
-            ams_version: The configured version; None: AMS is asked for its own.
-            timeout: Seconds for each question, whatever AMS sends.
+        `timeout` is in seconds, for each question, whatever AMS sends.
         """
         self._find_leader = find_leader
         self._configured = ams_version
@@ -39,11 +36,7 @@ class Ams:
         self._ask_again_at = 0.0
 
     def ping(self) -> Server:
-        """Which AMS leads and answers its optimizers.
-
-        Raises:
-            AmsUnavailableError: None does.
-        """
+        """Which AMS leads and answers its optimizers; an AmsUnavailableError where none does."""
         from dagster_amoro.ams.ping import ping  # noqa: PLC0415 - loads thriftpy2
 
         server = self._find_leader()

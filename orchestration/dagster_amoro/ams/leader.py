@@ -68,14 +68,10 @@ _HA_LEASE: Final = sa.table(
 
 
 def from_lease(database: Database, cluster_name: str, http_port: int) -> FindLeader:
-    """The AMS that holds the lease in the table `ha_lease`: `ha.type` is database.
+    """The AMS that holds the lease in the table `ha_lease` of its database: `ha.type` is database.
 
-    Whether the lease has ended is judged by the database's clock.
-
-    Args:
-        database: AMS's own.
-        cluster_name: `ha.cluster-name`.
-        http_port: Where the REST API is, should AMS not have written it.
+    Whether the lease has ended is judged by the database's clock. `http_port` is where the REST
+    API is, should AMS not have written it.
     """
     statement = sa.select(*_HA_LEASE.columns, utc_now().label("now")).where(
         _HA_LEASE.c.cluster_name == cluster_name, _HA_LEASE.c.service_name.in_([_LEASE, _ADDRESS])
@@ -122,12 +118,8 @@ def from_zookeeper(addresses: str, cluster_name: str, http_port: int) -> FindLea
     """The AMS that wrote itself into ZooKeeper last: `ha.type` is zk.
 
     A look takes 10 s at most. It does not log in, so the nodes must be readable by anyone, as
-    those that AMS creates are.
-
-    Args:
-        addresses: `ha.zookeeper-address`, several separated by commas.
-        cluster_name: `ha.cluster-name`.
-        http_port: Where the REST API is; AMS has written that since 0.9.
+    those that AMS creates are. `addresses` are separated by commas; `http_port` is where the REST
+    API is, which AMS has written since 0.9.
 
     Raises:
         ConfigError: The client library is not installed.

@@ -32,9 +32,7 @@ _TEXT_FIELD: Final = b"\x0b\x00\x01"  # how the message of a TApplicationExcepti
 def ping(server: Server, timeout: float) -> None:
     """Calls `ping` on the Thrift port of AMS and returns when AMS has answered.
 
-    Args:
-        server: Which AMS.
-        timeout: Seconds for everything together; only the lookup of a host name comes on top.
+    `timeout` is in seconds, for everything; only the lookup of a host name comes on top.
 
     Raises:
         AmsUnavailableError: It cannot be reached, does not answer in time, or is not AMS.

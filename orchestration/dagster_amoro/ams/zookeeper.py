@@ -21,12 +21,7 @@ _QUIET.disabled = True
 
 
 def read_newest(addresses: str, nodes: Sequence[str]) -> bytes | None:
-    """The content of that one of the nodes which was written last; None where there is none.
-
-    Args:
-        addresses: Host and port of each server, separated by commas.
-        nodes: Absolute paths.
-    """
+    """The content of that one of the nodes which was written last; None where there is none."""
     client = KazooClient(addresses, timeout=_SESSION_SECONDS, logger=_QUIET)
     deadline, found = Deadline(_SECONDS), []
     with closing(client), ExitStack() as stack:

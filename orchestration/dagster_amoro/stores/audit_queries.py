@@ -40,15 +40,10 @@ INCIDENT: Final = (  # what every frame of incidents has
 
 
 def incident_history(group_name: str, events: tuple[int, int] | None = None) -> sa.Select[Any]:
-    """A query for incidents of a group, oldest first.
+    """A query for incidents of a group, oldest first, or for those that some events are about.
 
-    Args:
-        group_name: The group.
-        events: The first and the last number of some of the group's events, both included: only
-            the incidents that these events are about. None: all incidents.
-
-    Returns:
-        Rows with the details, a JSON text, of the event that opened the incident.
+    The details, a JSON text, are those of the event that opened the incident. Of `events`, the
+    first and the last number are given, both included; None: all incidents.
     """
     opening = sa.and_(
         event.c.incident_id == incident.c.incident_id, event.c.kind == EventKind.DETECTED
@@ -99,9 +94,6 @@ def may_have_had(ledger: Ledger, group_name: str, event_id: int, at: datetime) -
     It is not where another event has its number, or where the ledger has not come to such numbers
     yet: then this ledger took the place of the one that the audit read. An event that is missing
     between others was deleted.
-
-    Raises:
-        StoreUnavailableError: The ledger did not answer.
     """
     query = (
         sa.select(event.c.event_id, event.c.group_name, event.c.at)

@@ -28,7 +28,11 @@ _MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
 
 
 class Database:
-    """A database, connected to when first used."""
+    """A database, connected to when first used.
+
+    Its transactions raise a StoreUnavailableError where it does not answer as it should; nothing
+    was written then.
+    """
 
     def __init__(self, url: sa.URL, name: str) -> None:
         """Prepares the engine of `url`; `name` is what errors call the database.
@@ -36,8 +40,7 @@ class Database:
         Raises:
             ConfigError: The driver is not installed.
         """
-        self.name = name
-        self.url = url
+        self.name, self.url = name, url
         try:
             self.engine = _engine(url)
         except ImportError as error:
@@ -47,33 +50,21 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads.
-
-        Raises:
-            StoreUnavailableError: The database did not answer as it should.
-        """
+        """A transaction that only reads."""
         with self._errors("read"), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, and sees the same moment in each of its statements.
-
-        Raises:
-            StoreUnavailableError: The database did not answer as it should.
-        """
-        with self._errors("read"), self.engine.connect() as connection:
+        """A transaction that only reads, and sees the same moment in each of its statements."""
+        with self.reading() as connection:
             if connection.dialect.name != "sqlite":  # where every transaction is one
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that writes: committed at the end, rolled back on any error.
-
-        Raises:
-            StoreUnavailableError: The database did not answer as it should; nothing was written.
-        """
+        """A transaction that writes: committed at the end, rolled back on any error."""
         with self._errors("written"), self.engine.connect() as connection:
             connection.execution_options(**{_WRITES: True})
             with connection.begin():
@@ -81,23 +72,13 @@ class Database:
 
     @contextmanager
     def creating(self) -> Iterator[sa.Connection]:
-        """A transaction that creates tables, one at a time among all processes and threads.
-
-        Makes the folder of an SQLite file; other databases bring their own.
-
-        Raises:
-            StoreUnavailableError: As `writing` does, or there can be no such folder.
-        """
+        """A transaction that creates tables, one at a time among all processes and threads."""
         self.create_folder()
         with self.writing() as connection, self._alone(connection):
             yield connection
 
     def create_folder(self) -> None:
-        """Makes the folder of an SQLite file; other databases bring their own.
-
-        Raises:
-            StoreUnavailableError: There can be no such folder.
-        """
+        """Makes the folder of an SQLite file; a StoreUnavailableError where there can be none."""
         if self.engine.dialect.name != "sqlite" or not self.url.database:
             return
         try:
@@ -152,9 +133,8 @@ def _reason(error: Exception) -> str:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return _server_engine(url)
-    engine = sa.create_engine(
-        url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, hide_parameters=True
-    )
+    waits = {"timeout": LOCK_TIMEOUT_SECONDS}
+    engine = sa.create_engine(url, connect_args=waits, hide_parameters=True)
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -225,17 +205,9 @@ class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named
     inherit_cache = True
 
 
-@compiles(utc_now, "sqlite")
-def _utc_now_sqlite(*_: Any, **__: Any) -> str:  # noqa: ANN401 - compiler hooks have no types
-    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-
-
-@compiles(utc_now, "postgresql")
-def _utc_now_postgresql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
-    return "timezone('utc', clock_timestamp())"
-
-
-@compiles(utc_now, "mysql")
-@compiles(utc_now, "mariadb")
-def _utc_now_mysql(*_: Any, **__: Any) -> str:  # noqa: ANN401 - as above
-    return "utc_timestamp(6)"
+@compiles(utc_now)
+def _utc_now(_now: utc_now, compiler: sa.Compiled, **_: object) -> str:
+    return {
+        "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
+        "postgresql": "timezone('utc', clock_timestamp())",
+    }.get(compiler.dialect.name, "utc_timestamp(6)")

@@ -35,8 +35,7 @@ class DryRunRegistry(Registry):
 
     def read_snapshot(self) -> RegistrySnapshot:
         """A snapshot of everything but what would have been removed."""
-        ours = self.heartbeat_timeout is not None
-        if ours and not has_tables(self.database, resource):
+        if self.heartbeat_timeout is not None and not has_tables(self.database, resource):
             # The tables would have been created, with nothing in them.
             return RegistrySnapshot(resources=0, groups=(), orphans={})
         return self._without_removed(super().read_snapshot())
@@ -56,10 +55,7 @@ class DryRunRegistry(Registry):
         return super().read_resource(resource_id)
 
     def save_startup(
-        self,
-        resource_id: str,
-        properties: str | None,
-        startup: Mapping[str, str],  # noqa: ARG002 - it is the registry's method
+        self, resource_id: str, properties: str | None, _startup: Mapping[str, str]
     ) -> bool:
         """Saves nothing; whether it would have been possible."""
         row = super().read_resource(resource_id).row
@@ -86,8 +82,8 @@ class DryRunRegistry(Registry):
         """Records nothing."""
 
     def _without_removed(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
-        removed = set(self._removed())
-        orphans = {key: each for key, each in snapshot.orphans.items() if key not in removed}
+        there = snapshot.orphans.keys() - self._removed()
+        orphans = {key: each for key, each in snapshot.orphans.items() if key in there}
         return replace(snapshot, orphans=orphans)
 
     def _resources(self) -> sa.FromClause:

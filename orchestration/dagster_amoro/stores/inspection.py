@@ -3,7 +3,6 @@
 Nothing here changes a row, creates a table or makes a file.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,31 +15,23 @@ from dagster_amoro.stores.registry import ORPHAN_COLUMNS, optimizer, resource, r
 from dagster_amoro.stores.schema import incident
 
 _NOBODY: Final = resource.c.resource_id.is_(None) & resource.c.resource_id.is_not(None)
-_RIGHTS: Final[dict[str, Callable[[], sa.Executable]]] = {
-    "read resource": lambda: sa.select(resource).where(_NOBODY),
-    "read optimizer": lambda: sa.select(
+_RIGHTS: Final[dict[str, sa.Executable]] = {
+    "read resource": sa.select(resource).where(_NOBODY),
+    "read optimizer": sa.select(
         optimizer.c.token, optimizer.c.resource_id, optimizer.c.group_name
     ).where(optimizer.c.token.is_(None)),
-    "read resource_group": lambda: sa.select(resource_group.c.group_name).limit(0),
-    "lock rows of resource": lambda: (
-        sa.select(resource.c.resource_id).where(_NOBODY).with_for_update()
-    ),
-    "save properties of resource": lambda: (
-        sa.update(resource).where(_NOBODY).values(properties="{}")
-    ),
-    "remove rows of resource": lambda: sa.delete(resource).where(_NOBODY),
-    "restore rows of resource": lambda: sa.insert(resource).from_select(
-        [*resource.columns.keys()], sa.select(resource).where(_NOBODY)
+    "read resource_group": sa.select(resource_group.c.group_name).limit(0),
+    "lock rows of resource": sa.select(resource.c.resource_id).where(_NOBODY).with_for_update(),
+    "save properties of resource": sa.update(resource).where(_NOBODY).values(properties="{}"),
+    "remove rows of resource": sa.delete(resource).where(_NOBODY),
+    "restore rows of resource": sa.insert(resource).from_select(
+        resource.columns.keys(), sa.select(resource).where(_NOBODY)
     ),
 }
 
 
 def has_tables(database: Database, table: sa.Table) -> bool:
-    """Whether a table of ours, or of Amoro's, is there; an SQLite file is not made to find out.
-
-    Raises:
-        StoreUnavailableError: The database does not answer.
-    """
+    """Whether a table of ours, or of Amoro's, is there; an SQLite file is not made to find out."""
     file = database.url.database if database.url.get_backend_name() == "sqlite" else None
     if file is not None and not Path(file).exists():
         return False
@@ -57,7 +48,7 @@ def missing_rights(database: Database) -> dict[str, str]:
     for name, statement in _RIGHTS.items():
         try:
             with database.reading() as connection:
-                connection.execute(statement())
+                connection.execute(statement)
                 connection.rollback()
         except StoreUnavailableError as error:
             refused[name] = str(error)

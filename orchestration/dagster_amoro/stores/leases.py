@@ -15,13 +15,7 @@ from dagster_amoro.stores.database import insert_unless_there, utc_now
 from dagster_amoro.stores.schema import lease
 
 _NAME: Final = "keeper"  # there is one lease; its name makes it one row
-_NOBODY: Final = {
-    "name": _NAME,
-    "holder": "",
-    "fence": 0,
-    "acquired_at": datetime(2000, 1, 1, tzinfo=UTC),
-    "expires_at": datetime(2000, 1, 1, tzinfo=UTC),
-}
+_NEVER: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Lease(NamedTuple):
@@ -32,15 +26,18 @@ class Lease(NamedTuple):
     expires_at: datetime  # by the database's clock, aware UTC
 
 
+_NOBODY: Final = Lease("", 0, _NEVER)
+
+
 def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tuple[Lease, Lease]:
     """Takes the lease if it is free, or renews it; in a transaction that writes.
 
-    Returns:
-        The lease as it was before, and as it is now: `holder`'s, or still the other's.
+    Returns the lease as it was before, and as it is now: `holder`'s, or still the other's.
     """
     before, now = _read(connection, exclusively=True)
     if not before.fence:  # there was none ever; somebody else may be about to make it, too
-        insert_unless_there(connection, lease, _NOBODY)
+        row = {"name": _NAME, "acquired_at": _NEVER, **_NOBODY._asdict()}
+        insert_unless_there(connection, lease, row)
         before, now = _read(connection, exclusively=True)
     if before.holder != holder and now < before.expires_at:
         return before, before
@@ -52,11 +49,7 @@ def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tu
 
 
 def ensure(connection: sa.Connection, fence: int) -> None:
-    """Makes sure that the lease with this fence is in force, up to the end of the transaction.
-
-    Raises:
-        LeaseLostError: It ran out, or another deployment has it.
-    """
+    """A LeaseLostError unless this fence's lease is in force, up to the end of the transaction."""
     current, now = _read(connection, exclusively=False)
     if current.fence != fence:
         raise LeaseLostError(f"the lease was taken over: {current.holder or 'nobody'} acts now")
@@ -73,4 +66,4 @@ def _read(connection: sa.Connection, *, exclusively: bool) -> tuple[Lease, datet
     )
     row = connection.execute(query).one_or_none()
     now = connection.scalars(sa.select(utc_now())).one().replace(tzinfo=UTC)
-    return Lease._make(row) if row else Lease("", 0, now), now
+    return Lease._make(row) if row else _NOBODY, now

@@ -51,11 +51,7 @@ class Ledger:
     def transaction(self, fence: int | None = None) -> Iterator[LedgerTransaction]:
         """A transaction that writes: committed at the end, rolled back on any error.
 
-        Args:
-            fence: Of the lease under which this deployment acts; None: no lease is needed.
-
-        Raises:
-            LeaseLostError: Nothing was written, since the lease with this fence is not in force.
+        With the fence of a lease, it raises a LeaseLostError where that is not in force.
         """
         self._migrate()
         with self.database.writing() as connection:
@@ -66,8 +62,7 @@ class Ledger:
     def apply(self, transition: Transition) -> Incident | None:
         """Takes one step in a transaction of its own; None: the race was lost.
 
-        Raises:
-            LeaseLostError: The incident was dispatched under a lease that is not in force.
+        Raises a LeaseLostError where it was dispatched under a lease that is not in force.
         """
         fence = transition.before.fence if transition.before else None
         with self.transaction(fence) as transaction:
@@ -166,10 +161,7 @@ class Ledger:
             return set(connection.scalars(query))
 
     def removed_row(self, incident_id: int) -> dict[str, Any] | None:
-        """The resource row that was last kept before an incident removed it; None: there is none.
-
-        Its columns are as the registry stored them.
-        """
+        """The row, as the registry had it, that an incident last removed; None: there is none."""
         query = (
             sa.select(removed_row.c.content)
             .where(removed_row.c.incident_id == incident_id)

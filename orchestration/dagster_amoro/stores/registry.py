@@ -219,8 +219,7 @@ class Registry:
     def newest_starts(self, groups: Collection[str]) -> dict[str, str]:
         """When the newest resource of each of these groups was recorded, as the database says it.
 
-        AMS's times are those of its own zone on PostgreSQL: they can be compared with each other,
-        and with nothing else.
+        AMS's times on PostgreSQL are in its own zone: comparable with each other only.
         """
         with self.database.reading() as connection:
             newest = _by_group(connection, resource, sa.func.max(_START_TIME), groups)
@@ -271,9 +270,7 @@ class Registry:
     ) -> bool:
         """Merges start-up properties into the row, if it still has the `properties` given.
 
-        Returns:
-            False: the row is gone, was changed meanwhile or is not the only one with its id;
-                nothing was written.
+        False: it is gone, was changed meanwhile or is not the only one with its id, and stays.
         """
         merged = merge_properties(properties, startup)
         return self._change(resource_id, properties, sa.update(resource).values(properties=merged))
@@ -281,19 +278,13 @@ class Registry:
     def remove_orphan(self, resource_id: str, properties: str | None) -> bool:
         """Deletes the resource row, if it still has the `properties` given and no optimizer.
 
-        Returns:
-            False: an optimizer registered, the row was changed, was gone already or is not the
-                only one with its id.
+        False: an optimizer registered, or as for `save_startup`.
         """
         registered = sa.exists().where(optimizer.c.resource_id == resource_id)
         return self._change(resource_id, properties, sa.delete(resource).where(~registered))
 
     def restore(self, row: Mapping[str, Any]) -> bool:
-        """Puts back a whole row as `read_resource` read it.
-
-        Returns:
-            False: there is a resource of this id already; nothing was written.
-        """
+        """Puts back a whole row as `read_resource` read it; False: its id is taken."""
         values = {name: row[name] for name in row.keys() & resource.columns.keys()}
         values["start_time"] = _moment(str(row["start_time"]), self.database)
         return self._insert_unless(resource.c.resource_id == row["resource_id"], resource, values)
@@ -317,11 +308,7 @@ class Registry:
                 )
 
     def add_resource(self, new: Resource) -> None:
-        """Records a resource; for standalone mode.
-
-        Raises:
-            StoreUnavailableError: Also where the id is taken.
-        """
+        """Records a resource; a StoreUnavailableError where its id is taken. Standalone mode."""
         values = {
             "resource_id": new.resource_id,
             "group_name": new.group_name,
@@ -369,10 +356,8 @@ class Registry:
     def _change(
         self, resource_id: str, properties: str | None, statement: sa.Update | sa.Delete
     ) -> bool:
-        """Changes a row if it is the only one and has just these properties; whether it did.
-
-        Compared here, because MySQL's collations take some different texts for equal ones.
-        """
+        """Changes a row if it is the only one and has just these properties; whether it did."""
+        # Compared here, because MySQL's collations take some different texts for equal ones.
         chosen = resource.c.resource_id == resource_id
         locking = sa.select(resource.c.properties).where(chosen).with_for_update()
         with self.database.writing() as connection:

@@ -25,9 +25,8 @@ class LedgerTransaction:
     def apply(self, transitions: Iterable[Transition]) -> list[Incident | None]:
         """Takes each step whose expected state still holds, with its event.
 
-        Returns:
-            For each transition the incident as it now stands, or None where the race was lost:
-            somebody else moved it first, and nothing was written for it.
+        Returns for each the incident as it now stands, or None where the race was lost: somebody
+        else moved it first, and nothing was written for it.
         """
         results = [(self._step(transition), transition) for transition in transitions]
         taken = [(moved, step) for moved, step in results if moved is not None]
@@ -48,14 +47,9 @@ class LedgerTransaction:
         return self._found(sa.delete(schema.pause).where(*chosen))
 
     def move_scale_up(self, before: ScaleUp | None, after: ScaleUp) -> bool:
-        """Takes a step of a group's scale-up.
+        """Takes a step of a group's scale-up; `before` is None where the group had none.
 
-        Args:
-            before: The scale-up as it was read; None: the group had none.
-            after: What it becomes.
-
-        Returns:
-            False: somebody else moved it first; nothing was written.
+        False: somebody else moved it first; nothing was written.
         """
         values = after._asdict() | {"dry_run": int(self._dry_run)}
         if before is None:
@@ -71,11 +65,7 @@ class LedgerTransaction:
     ) -> None:
         """Adds an event that moves no incident.
 
-        Args:
-            event: The event.
-            incident: The incident whose story it belongs to; None: it is about no incident.
-            group_name: The group that it concerns where it is about no incident; None: it concerns
-                every group.
+        It belongs to the story of an incident; or concerns a group; or, with neither, every group.
         """
         of = (incident.incident_id, incident.group_name) if incident else (None, group_name)
         self._add_events([(*of, event)])

@@ -20,11 +20,4 @@ from dagster_amoro.testing.contract import check_container
 from dagster_amoro.testing.fleet import ReadyFleet, Restart, ready_fleet
 from dagster_amoro.testing.recording import Call, RecordingContainer
 
-__all__ = [
-    "Call",
-    "ReadyFleet",
-    "RecordingContainer",
-    "Restart",
-    "check_container",
-    "ready_fleet",
-]
+__all__ = ["Call", "ReadyFleet", "RecordingContainer", "Restart", "check_container", "ready_fleet"]

@@ -53,10 +53,9 @@ def check_container(
 def _check_attributes(container: Container) -> None:
     for method in ("request_resource", "release_resource"):
         _require(callable(getattr(container, method, None)), f"it has no method {method}")
-    restarts = getattr(container, "supports_auto_restart", None)
-    _require(
-        isinstance(restarts, bool), f"supports_auto_restart is {restarts!r}, neither True nor False"
-    )
+    found = getattr(container, "supports_auto_restart", None)
+    problem = f"supports_auto_restart is {found!r}, neither True nor False"
+    _require(isinstance(found, bool), problem)
 
 
 def _start(container: Container, resource: Resource) -> Resource:
@@ -64,15 +63,11 @@ def _start(container: Container, resource: Resource) -> Resource:
     before = dict(resource.properties)
     startup: Any = container.request_resource(resource)
     _require(resource.properties == before, "request_resource changes the resource's properties")
-    _require(
-        isinstance(startup, Mapping),
-        f"request_resource returns {type(startup).__name__}, not a mapping of texts to texts",
-    )
+    problem = f"request_resource returns {type(startup).__name__}, not a mapping of texts to texts"
+    _require(isinstance(startup, Mapping), problem)
     for key, value in startup.items():
-        _require(
-            isinstance(key, str) and isinstance(value, str),
-            f"request_resource returns {key!r}: {value!r}; keys and values are texts",
-        )
+        problem = f"request_resource returns {key!r}: {value!r}; keys and values are texts"
+        _require(isinstance(key, str) and isinstance(value, str), problem)
     return resource.with_properties(startup)
 
 

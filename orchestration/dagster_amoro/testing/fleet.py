@@ -1,7 +1,7 @@
 """A standalone fleet for tests of containers: ticks and restarts, without Dagster."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,6 @@ from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.errors import ContainerError, UnknownTargetError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.core.tick_plan import RunPlan
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add_and_start
 from dagster_amoro.healing.restart import resource_of
@@ -43,11 +42,10 @@ class ReadyFleet(Generic[C]):
     def __init__(self, services: Services, container: C) -> None:
         self.container: Final = container
         self._ahead = timedelta(0)  # of the clock of this host
-        self._services: Final = replace(
-            services, containers=_OneContainer(container), clock=lambda: self.now
-        )
+        containers = _OneContainer(container)
+        self._services: Final = replace(services, containers=containers, clock=lambda: self.now)
         self._detector = AmsRestartDetector()
-        self._due: list[RunPlan] = []
+        self._due: list[str] = []  # run keys
 
     @property
     def url(self) -> sa.URL:
@@ -106,22 +104,30 @@ class ReadyFleet(Generic[C]):
         Raises:
             UnknownTargetError: There is none of this id, any more or yet.
         """
-        row = self._services.registry.read_resource(resource_id).row
-        if row is None:
-            raise UnknownTargetError(f"the fleet has no resource {resource_id!r}")
-        return resource_of(orphan_of(row))
+        if row := self._services.registry.read_resource(resource_id).row:
+            return resource_of(orphan_of(row))
+        raise UnknownTargetError(f"the fleet has no resource {resource_id!r}")
 
     def tick(self) -> str:
         """Looks for orphans once, as the sensor does; returns what the sensor would say."""
-        result = self._services.ticker.tick(_run_states, self._detector)
+        # Its runs begin and end within `run`.
+        result = self._services.ticker.tick(
+            lambda owners: dict.fromkeys(owners, RunState.QUEUED), self._detector
+        )
         self._detector = result.detector
-        self._due += result.dispatches
+        self._due += (run.run_key for run in result.dispatches)
         return result.summary
 
     def run(self) -> list[Restart]:
         """Restarts what the ticks found to be due, as runs of the job do."""
         due, self._due = self._due, []
-        return [restart for run in due for restart in self._run(run)]
+        restarter, done = self._services.restarter, []
+        for run_key in due:
+            run_id = str(uuid4())
+            for incident in restarter.claim(run_key, run_id):
+                result = restarter.restart(incident.incident_id, run_id)
+                done.append(Restart(incident.resource_id, str(result.outcome), result.message))
+        return done
 
     def heal(self) -> list[Restart]:
         """Finds orphans, lets their grace period pass, and restarts them.
@@ -141,12 +147,6 @@ class ReadyFleet(Generic[C]):
             self.container.release_resource(self.resource(resource_id))
         self._services.close()
 
-    def _run(self, run: RunPlan) -> Iterator[Restart]:
-        run_id = str(uuid4())
-        for incident in self._services.restarter.claim(run.run_key, run_id):
-            result = self._services.restarter.restart(incident.incident_id, run_id)
-            yield Restart(incident.resource_id, str(result.outcome), result.message)
-
     def _write(self, statement: sa.Executable) -> None:
         with self._services.registry.database.writing() as connection:
             connection.execute(statement)
@@ -161,9 +161,7 @@ def ready_fleet(
     max_retries: int = 5,
     grace_period: timedelta = timedelta(seconds=30),
 ) -> Iterator[ReadyFleet[C]]:
-    """A fleet on SQLite in a folder, whose workers this container class starts.
-
-    Whatever its workers are is released at the end, so that a test leaves nothing running.
+    """A fleet on SQLite in a folder, whose workers this container class starts and releases.
 
     Args:
         folder: An empty folder, such as pytest's `tmp_path`.
@@ -188,19 +186,13 @@ def _settings(folder: Path, max_retries: int, grace_period: timedelta) -> Settin
         "heart-beat-timeout": "1d",
     }
     url = sa.URL.create("sqlite", database=str(folder.absolute() / "fleet.db"))
-    database = {"type": "sqlite", "url": url.render_as_string()}
-    document = {
-        "ams": {"database": database, "optimizer": optimizers},
-        "keeper": {"registry": "standalone"},
+    ams = {
+        "database": {"type": "sqlite", "url": url.render_as_string()},
+        "optimizer": optimizers,
     }
-    # YAML reads JSON.
-    (folder / "config.yaml").write_text(json.dumps(document), encoding="utf-8")
+    document = json.dumps({"ams": ams, "keeper": {"registry": "standalone"}})  # YAML reads JSON
+    (folder / "config.yaml").write_text(document, encoding="utf-8")
     return load_settings(folder, environ={})
-
-
-def _run_states(owners: Sequence[str]) -> Mapping[str, RunState]:
-    """Runs of a ready fleet begin and end within `ReadyFleet.run`."""
-    return dict.fromkeys(owners, RunState.QUEUED)
 
 
 class _OneContainer:

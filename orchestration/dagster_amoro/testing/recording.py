@@ -1,6 +1,7 @@
 """A container for tests that starts nothing and remembers everything."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from threading import Lock
 from typing import Final, Literal, NamedTuple
 
@@ -40,8 +41,12 @@ class RecordingContainer:
         self._lock: Final = Lock()
         self._calls: Final[list[Call]] = []
         self._running: Final[dict[str, str]] = {}  # resource id to launch
-        self._start_failures = _failures(StartFailedError, self.properties.get("fail-starts"))
-        self._refusals = _failures(ReleaseFailedError, self.properties.get("refuse-releases"))
+        self._start_failures: Iterator[BaseException] = iter(())
+        self._refusals: Iterator[BaseException] = iter(())
+        if "fail-starts" in self.properties:
+            self.fail_starts(self.properties["fail-starts"])
+        if "refuse-releases" in self.properties:
+            self.refuse_releases(self.properties["refuse-releases"])
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -97,7 +102,8 @@ class RecordingContainer:
         if self.during_request is not None:
             self.during_request(resource)
         with self._lock:
-            self._start_failures.raise_next()
+            if error := next(self._start_failures, None):
+                raise error
             self._running[resource.resource_id] = launch
         return {"recording-launch": launch}
 
@@ -109,7 +115,8 @@ class RecordingContainer:
         """
         self._record(Call("release", resource))
         with self._lock:
-            self._refusals.raise_next()
+            if error := next(self._refusals, None):
+                raise error
             if self._is_running(resource):
                 del self._running[resource.resource_id]
 
@@ -128,20 +135,8 @@ class RecordingContainer:
             return str(len(self._calls))
 
 
-class _Failures:
-    """Errors to raise, one a call."""
-
-    def __init__(self, error: BaseException | None, times: int) -> None:
-        self._error: Final = error
-        self._times = times
-
-    def raise_next(self) -> None:
-        if self._error is not None and self._times:
-            self._times -= 1
-            raise self._error
-
-
 def _failures(
-    kind: type[Exception], error: BaseException | str | None, times: int = -1
-) -> _Failures:
-    return _Failures(kind(error) if isinstance(error, str) else error, times)
+    kind: type[Exception], error: BaseException | str, times: int
+) -> Iterator[BaseException]:
+    error = kind(error) if isinstance(error, str) else error
+    return repeat(error) if times < 0 else repeat(error, times)
