@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import attached, history, imports, quiet_tick, survey, thousand, turn, waves
+from benchmarks import attached, history, imports, quiet_tick, restart, survey, thousand, waves
 from benchmarks.figures import Figures, heading
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
@@ -14,7 +14,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
     "survey": survey.figures,
     "attached": attached.figures,
     "quiet_tick": quiet_tick.figures,
-    "turn": turn.figures,
+    "restart": restart.figures,
     "thousand": thousand.figures,
     "waves": waves.figures,
     "history": history.figures,

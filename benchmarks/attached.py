@@ -61,13 +61,13 @@ _ALL_OPTIMIZERS: Final = sa.text("SELECT resource_id, group_name FROM optimizer"
 _SHARED: Final = {"groups": str(_GROUPS), "one_in": str(_ONE_IN), "properties": PROPERTIES}
 _POSTGRESQL: Final = _SHARED | {
     "text": "text",
-    "numbers": f"generate_series(1, {_RESOURCES}) n",
+    "numbers": "generate_series(1, {resources}) n",
     "analyze": "ANALYZE",
     "orphans": _ORPHANS,
 }
 _MARIADB: Final = _SHARED | {
     "text": "mediumtext",
-    "numbers": f"(SELECT seq AS n FROM seq_1_to_{_RESOURCES}) numbers",  # noqa: S608 - a number
+    "numbers": "(SELECT seq AS n FROM seq_1_to_{resources}) numbers",
     "analyze": "ANALYZE TABLE resource, optimizer",
     "orphans": "SET STATEMENT join_cache_level = 4, join_buffer_size = 268435456, "
     f"join_buffer_space_limit = 268435456 FOR {_ORPHANS}",
@@ -102,9 +102,10 @@ def _on(url: sa.URL, server: str, dialect: Mapping[str, str]) -> Figures:
 
 
 def _fill(database: Database, dialect: Mapping[str, str]) -> None:
+    numbers = dialect["numbers"].format(resources=_RESOURCES)
     for script in (_TABLES, _ROWS, dialect["analyze"]):
         with database.writing() as connection:
-            for statement in script.format_map(dialect).split(";"):
+            for statement in script.format_map({**dialect, "numbers": numbers}).split(";"):
                 connection.exec_driver_sql(statement)
 
 

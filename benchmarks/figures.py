@@ -12,7 +12,7 @@ _FEW: Final = 0.01  # smaller ratios are shown with the digits that they have
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One ratio: what the keeper takes to what its bare counterpart takes."""
+    """One ratio: what we take to what our bare counterpart takes."""
 
     name: str
     ours: float
@@ -40,7 +40,7 @@ class Figure:
 
 def heading() -> str:
     """The first lines of the table."""
-    titles = _line("figure", "keeper", "bare", "", "ratio", "bound", "held")
+    titles = _line("figure", "ours", "bare", "", "ratio", "bound", "held")
     return f"{titles}\n{'-' * len(titles)}"
 
 

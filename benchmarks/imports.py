@@ -25,7 +25,7 @@ _WORKERS: Final = 5  # one of which is dead
 _STATUS: Final = str(Path(sys.executable).with_name("dagster-amoro"))
 
 
-def figures(folder: Path, repetitions: int = _REPETITIONS) -> Figures:
+def figures(folder: Path) -> Figures:
     """The code location, `dagster-amoro status`, and what a worker loads."""
     variables = {**environ, **environment(folder)}
     _make_fleet(folder)
@@ -35,7 +35,7 @@ def figures(folder: Path, repetitions: int = _REPETITIONS) -> Figures:
         _seconds(variables, _STATUS, "status"),
         _seconds(variables, sys.executable, "-c", "from dagster_amoro import Heartbeat"),
         _seconds(variables, sys.executable, "-c", "import sqlalchemy"),
-        repetitions=repetitions,
+        repetitions=_REPETITIONS,
     )
     yield Figure(
         name="import of the definitions, to that of Dagster",

@@ -47,7 +47,7 @@ class _Fleet:
     def __init__(self, template: Path, folder: Path, limits: Limits) -> None:
         shutil.copytree(template, folder)
         later = datetime.now(UTC) + _LATER
-        self._turn: str | None = None
+        self._last_served: str | None = None
         self._services = replace(services_of(folder), clock=lambda: later, limits=limits)
         self._services.ledger.open_incidents()  # connects
         self._services.registry.read_snapshot()
@@ -56,9 +56,9 @@ class _Fleet:
     def tick(self) -> None:
         """The next tick of a sensor whose runs wait in the queue."""
         done = self._services.ticker.tick(
-            no_runs, AmsRestartDetector(), last_served_group=self._turn
+            no_runs, AmsRestartDetector(), last_served_group=self._last_served
         )
-        self._turn = done.plan.last_served_group
+        self._last_served = done.plan.last_served_group
         self._dispatched = {i.incident_id for run in done.dispatches for i in run.incidents}
 
     def dispatched(self) -> set[int]:
@@ -83,7 +83,7 @@ class _Fleet:
 
 
 def figures(folder: Path) -> Figures:
-    """Each wave, to a tick that hands over as many, when no more are due and there is no limit."""
+    """Each wave, to a tick that dispatches as many, when no more are due and there is no limit."""
     template = folder / "template"
     configure(template)
     _open(services_of(template))
@@ -97,7 +97,7 @@ def figures(folder: Path) -> Figures:
     yield _growth("last five of these ticks, to the first five", times, "s CPU")
     yield _growth("memory of the last five, to the first five", peaks, "MiB")
     at_once = median(_at_once(template, folder / f"at once {n}") for n in range(_REPETITIONS))
-    name = f"ticks of all waves, to one that hands over {_ORPHANS:,}"
+    name = f"ticks of all waves, to one that dispatches {_ORPHANS:,}"
     yield Figure(name=name, ours=sum(times.guarded), bare=at_once, unit="s CPU")
 
 
@@ -117,7 +117,7 @@ def _medians(template: Path, folder: Path, measure: Measure, repetitions: int) -
 
 
 def _waves(template: Path, folder: Path, measure: Measure) -> _Rounds:
-    """Twenty ticks of each side in turn; both hand over the same orphans."""
+    """Twenty ticks of each side in turn; both dispatch the same orphans."""
     limited = Limits(max_restarts=_WAVE)
     with (
         closing(_Fleet(template, folder / "guarded", limited)) as guarded,

@@ -110,7 +110,7 @@ class Demo:
         return message
 
 
-def until(what: str, look: Callable[[], T | None], seconds: float = 120) -> T:
+def until(what: str, look: Callable[[], T | None], seconds: float = 300) -> T:
     """Looks until there is something to see."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -216,7 +216,7 @@ def test_the_history_of_a_group_refreshes_by_itself(demo: Demo) -> None:
 
 def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
     """After exactly max-retries attempts, a grace period apart; the run fails with the story."""
-    incident = until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+    incident = until("the end of legacy-1", lambda: demo.closed("legacy-1"))
     assert (incident.state, incident.attempts) == (State.EXHAUSTED, RETRIES)
     times = [incident.detected_at] + [event.at for event in demo.events(incident, "attempt")]
     assert len(times) == RETRIES + 1
@@ -237,7 +237,7 @@ def test_the_hopeless_worker_is_given_up(demo: Demo) -> None:
 def test_the_audit_is_there_within_five_minutes(demo: Demo) -> None:
     """Both stories are told in the history, with nothing clicked."""
     until("a recovery", lambda: _recovered(demo))
-    until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+    until("the end of legacy-1", lambda: demo.closed("legacy-1"))
 
     def look() -> set[str] | None:
         files = demo.folder.glob("**/orphan_history/*/incidents")
@@ -265,7 +265,7 @@ def test_the_pages_tell_what_happened(
     name = until("a recovery", lambda: _recovered(demo))
     incident = until("its end", lambda: demo.closed(name))
     (attempt,) = demo.events(incident, "attempt")
-    until("the end of legacy-1", lambda: demo.closed("legacy-1"), 240)
+    until("the end of legacy-1", lambda: demo.closed("legacy-1"))
     history = f"/assets/orphan_history?view=partitions&partition={incident.group_name}"
     given_up = "/assets/orphan_history?view=partitions&partition=legacy"
     _reported(demo, incident.group_name, State.RECOVERED)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import imports
-
 HEAVY = (
     *("dagster", "pandas", "numpy", "matplotlib", "pyarrow", "alembic", "thriftpy2"),
     *("kubernetes", "requests"),
@@ -68,12 +66,3 @@ def test_definitions_load_nothing_heavy_before_it_is_used(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     heavy = {*HEAVY, "PIL", "upath", "fsspec", "rich"} - {"dagster"}
     assert heavy.intersection(json.loads(done.stdout)) == set()
-
-
-@pytest.mark.long
-def test_the_benchmark_of_imports_takes_its_figures(tmp_path: Path) -> None:
-    """Each is a ratio with a bound; whether they hold is for `make bench` to say."""
-    figures = list(imports.figures(tmp_path, repetitions=1))
-    assert [figure.bound for figure in figures] == [1.25, 2.5, 1.3]
-    assert all(figure.ratio > 0 for figure in figures)
-    assert len({str(figure) for figure in figures}) == len(figures)

@@ -1,4 +1,4 @@
-"""What does one orphan cost: the keeper's turn, and the step of Dagster around it?"""
+"""What does the restart of one orphan cost, alone and with the step of Dagster around it?"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,20 +19,20 @@ _SILENT: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def figures(folder: Path) -> Figures:
-    """A turn and the step around it, to a mapped step that does nothing."""
+    """A restart, alone and in its step, to a mapped step that does nothing."""
     configure(folder)
     services = services_of(folder)
     with _instance(folder / "dagster") as instance:
         job, empty = build_restart_job(services.restarter), _empty_steps()
         outages = _outages(services)
         sides = (
-            lambda: _turns(services, next(outages)),
+            lambda: _restarts(services, next(outages)),
             lambda: _run(job, instance, next(outages)),
             lambda: _run(empty, instance),
         )
-        turn, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
+        restart, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
     close(services)
-    for name, ours in (("turn without Dagster", turn), ("turn in its step", step)):
+    for name, ours in (("restart without Dagster", restart), ("restart in its step", step)):
         yield Figure(name=f"{name}, to an empty step", ours=ours, bare=bare, unit="ms")
 
 
@@ -43,24 +43,24 @@ def _instance(home: Path) -> dg.DagsterInstance:
 
 
 def _outages(services: Services) -> Iterator[str]:
-    """Run keys; under each, as many new orphans have been handed over."""
+    """Run keys; under each, as many new orphans have been dispatched."""
     first = 0
     while True:
         neglect(services, first, _ORPHANS)
-        (order,) = services.ticker.tick(no_runs, AmsRestartDetector()).dispatches
-        yield order.run_key
+        (plan,) = services.ticker.tick(no_runs, AmsRestartDetector()).dispatches
+        yield plan.run_key
         first += _ORPHANS
 
 
-def _turns(services: Services, run_key: str) -> float:
+def _restarts(services: Services, run_key: str) -> float:
     """Milliseconds for each orphan, in this process."""
     incidents = services.restarter.claim(run_key, run_key)
 
-    def turns() -> None:
+    def restart_all() -> None:
         for incident in incidents:
             services.restarter.restart(incident.incident_id, run_key)
 
-    return seconds(turns)() * 1000 / len(incidents)
+    return seconds(restart_all)() * 1000 / len(incidents)
 
 
 def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | None = None) -> float:

@@ -1,0 +1,41 @@
+"""Every benchmark in small: whether it runs. Whether its bounds hold is for `make bench` to say."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from tests.helpers.databases import NO_MARIADB
+
+pytestmark = pytest.mark.long
+# What each measures, instead of its usual number.
+SMALL: dict[str, dict[str, object]] = {
+    "imports": {"_REPETITIONS": 1},
+    "survey": {"_REPETITIONS": {100: 1, 1_000: 1}},
+    "attached": {"_RESOURCES": 1_000, "_REPETITIONS": 1},
+    "quiet_tick": {},
+    "restart": {"_ORPHANS": 3, "_REPETITIONS": 1},
+    "thousand": {"_MANY": 6, "_FEW": 2, "_REPETITIONS": 1},
+    "waves": {"_ORPHANS": 10, "_WAVE": 2, "_WAVES": 5, "_REPETITIONS": 1},
+    "history": {"_INCIDENTS": 2_000, "_LONG": 20},
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_it_takes_its_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a name of its own, and with what both sides took."""
+    if name == "attached" and NO_MARIADB:
+        pytest.skip(NO_MARIADB)
+    module = import_module(f"benchmarks.{name}")
+    for constant, value in SMALL[name].items():
+        monkeypatch.setattr(module, constant, value)
+    figures = list(BENCHMARKS[name](tmp_path))
+    assert figures
+    assert len({figure.name for figure in figures}) == len(figures)
+    assert all(figure.bare > 0 and figure.ours >= 0 for figure in figures)
+
+
+def test_a_tick_with_nothing_to_do_writes_nothing(tmp_path: Path) -> None:
+    """The one benchmark whose figures no machine changes."""
+    assert all(figure.held for figure in BENCHMARKS["quiet_tick"](tmp_path))
