@@ -58,8 +58,7 @@ class Heartbeat:
 
         Args:
             url: The registry's database.
-            resource_id: The resource that this worker stands for. Two workers with one id have
-                two rows.
+            resource_id: The resource that this worker stands for; two with one id have two rows.
             group_name: Its group.
             container_name: The container that started it.
             thread_count: How many threads it works with.
@@ -71,7 +70,7 @@ class Heartbeat:
             ValueError: An argument cannot be right.
         """
         names = {"resource_id": resource_id, "group_name": group_name}
-        names["container_name"] = container_name
+        names |= {"container_name": container_name}
         for name, value in names.items():
             if not 0 < len(value) <= _LONGEST_NAME:
                 raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} characters: {value!r}")
@@ -108,16 +107,18 @@ class Heartbeat:
                 return
             # Kept before the commit: if its answer is lost, the next touch tells whether it held.
             self._token = str(uuid4())
-            connection.execute(sa.insert(_OPTIMIZER).values(token=self._token, **self._row()))
+            times = {"start_time": utc_now(), "touch_time": utc_now()}
+            row = {"token": self._token, **self._columns, **times, "properties": self._properties()}
+            connection.execute(sa.insert(_OPTIMIZER).values(row))
 
-    def _row(self) -> dict[str, object]:
-        properties = {
-            "job-id": str(os.getpid()),
-            "resource-id": str(self._columns["resource_id"]),
-            "heart-beat-interval": str(self._interval // timedelta(milliseconds=1)),
-        }
-        times = {"start_time": utc_now(), "touch_time": utc_now()}
-        return {**self._columns, **times, "properties": dump_properties(properties)}
+    def _properties(self) -> str:
+        return dump_properties(
+            {
+                "job-id": str(os.getpid()),
+                "resource-id": str(self._columns["resource_id"]),
+                "heart-beat-interval": str(self._interval // timedelta(milliseconds=1)),
+            }
+        )
 
     def _keep_beating(self, wait: Callable[[float], bool]) -> None:
         self._try_to_beat()

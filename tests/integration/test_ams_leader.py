@@ -55,8 +55,8 @@ def test_always() -> None:
 
 def test_addresses() -> None:
     """An IPv6 address is written in brackets."""
-    assert SERVER.thrift_address == "10.0.0.5:1261"
-    assert Server("::1", 1, 2).http_address == "[::1]:2"
+    assert SERVER.at(SERVER.thrift_port) == "10.0.0.5:1261"
+    assert Server("::1", 1, 2).at(2) == "[::1]:2"
 
 
 class Leases:

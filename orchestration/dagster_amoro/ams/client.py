@@ -70,7 +70,7 @@ class Ams:
         server, deadline = self._find_leader(), Deadline(self._timeout)
         problems = []
         for path in _PATHS:
-            url = f"http://{server.http_address}{path}"
+            url = f"http://{server.at(server.http_port)}{path}"
             try:
                 return _version_in(_get(server, path, deadline))
             except AmsUnavailableError as error:

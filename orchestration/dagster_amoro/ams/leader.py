@@ -27,17 +27,7 @@ class Server:
     thrift_port: int  # of the optimizing service, 1261 unless configured
     http_port: int  # of the REST API, 1630 in the shipped configuration
 
-    @property
-    def thrift_address(self) -> str:
-        """Host and Thrift port."""
-        return self._at(self.thrift_port)
-
-    @property
-    def http_address(self) -> str:
-        """Host and HTTP port."""
-        return self._at(self.http_port)
-
-    def _at(self, port: int) -> str:
+    def at(self, port: int) -> str:
         """Host and port as people write them, an IPv6 address in brackets."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 

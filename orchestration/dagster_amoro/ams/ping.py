@@ -21,11 +21,7 @@ _SERVICE: Final = "OptimizeManager"  # the name under which AMS multiplexes that
 _NO_FIELDS: Final = b"\0"  # a struct without fields: the result of a method without one
 _LARGEST_REPLY: Final = 1 << 20  # bytes; a ping's reply takes 21
 _LONGEST_COMPLAINT: Final = 300  # characters
-_OTHERS: Final = {
-    b"HTTP": "it speaks HTTP",
-    b"\x15\x03": "it speaks TLS",
-    b"\x16\x03": "it speaks TLS",
-}
+_OTHERS: Final = {b"HTTP": "HTTP", b"\x15\x03": "TLS", b"\x16\x03": "TLS"}
 _TEXT_FIELD: Final = b"\x0b\x00\x01"  # how the message of a TApplicationException begins
 
 
@@ -37,27 +33,22 @@ def ping(server: Server, timeout: float) -> None:
     Raises:
         AmsUnavailableError: It cannot be reached, does not answer in time, or is not AMS.
     """
-    deadline = Deadline(timeout)
+    where = server.at(server.thrift_port)
+    silent = f"{where} does not answer a Thrift ping"
     try:
-        with connect(server.host, server.thrift_port, deadline) as connection:
+        with connect(server.host, server.thrift_port, Deadline(timeout)) as connection:
             _check_reply(_exchange(connection))
     except TimeoutError as error:
-        raise _silent(server, f"not within {timeout:g} s") from error
+        raise AmsUnavailableError(f"{silent}: not within {timeout:g} s") from error
     except (_NotAmsError, TException) as error:
         reason = shorten(getattr(error, "message", None) or str(error), _LONGEST_COMPLAINT)
-        raise AmsUnavailableError(
-            f"{server.thrift_address} answers, but not as AMS does: {reason}"
-        ) from error
+        raise AmsUnavailableError(f"{where} answers, but not as AMS does: {reason}") from error
     except (OSError, ValueError, OverflowError) as error:  # a host or port that cannot be
-        raise _silent(server, describe(error)) from error
+        raise AmsUnavailableError(f"{silent}: {describe(error)}") from error
 
 
 class _NotAmsError(Exception):
     """What came is not what AMS sends."""
-
-
-def _silent(server: Server, reason: str) -> AmsUnavailableError:
-    return AmsUnavailableError(f"{server.thrift_address} does not answer a Thrift ping: {reason}")
 
 
 def _exchange(connection: TimedSocket) -> bytes:
@@ -69,9 +60,9 @@ def _exchange(connection: TimedSocket) -> bytes:
     connection.sendall(struct.pack("!i", len(request)) + request)
     with connection.makefile("rb") as incoming:
         header = _take(incoming, 4)
-        for start, meaning in _OTHERS.items():
+        for start, protocol in _OTHERS.items():
             if header.startswith(start):
-                raise _NotAmsError(meaning)
+                raise _NotAmsError(f"it speaks {protocol}")
         (length,) = struct.unpack("!i", header)
         if not 0 <= length <= _LARGEST_REPLY:
             raise _NotAmsError(f"it announces a reply of {length} bytes")

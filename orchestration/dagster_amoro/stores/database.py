@@ -65,17 +65,30 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that writes: committed at the end, rolled back on any error."""
-        with self._errors("written"), self.engine.connect() as connection:
-            connection.execution_options(**{_WRITES: True})
-            with connection.begin():
-                yield connection
+        engine = self.engine.execution_options(**{_WRITES: True})
+        with self._errors("written"), engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def creating(self) -> Iterator[sa.Connection]:
         """A transaction that creates tables, one at a time among all processes and threads."""
         self.create_folder()
-        with self.writing() as connection, self._alone(connection):
-            yield connection
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
+            if not is_mysql(connection.dialect):  # in SQLite whoever writes is alone
+                yield connection
+                return
+            lock = str(_CREATION)  # of no transaction: MySQL creates tables outside of one
+            if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
+                raise StoreUnavailableError(
+                    f"the {self.name} cannot be written: "
+                    "another process creates tables for too long"
+                )
+            try:
+                yield connection
+            finally:
+                connection.execute(sa.select(sa.func.release_lock(lock)))
 
     def create_folder(self) -> None:
         """Makes the folder of an SQLite file; a StoreUnavailableError where there can be none."""
@@ -89,23 +102,6 @@ class Database:
     def close(self) -> None:
         """Closes the pooled connections."""
         self.engine.dispose()
-
-    @contextmanager
-    def _alone(self, connection: sa.Connection) -> Iterator[None]:
-        if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
-        if not is_mysql(connection.dialect):  # in SQLite whoever writes is alone
-            yield
-            return
-        lock = str(_CREATION)  # not a transaction's, because MySQL creates tables outside of one
-        if not connection.scalar(sa.select(sa.func.get_lock(lock, LOCK_TIMEOUT_SECONDS))):
-            raise StoreUnavailableError(
-                f"the {self.name} cannot be written: another process creates tables for too long"
-            )
-        try:
-            yield
-        finally:
-            connection.execute(sa.select(sa.func.release_lock(lock)))
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
@@ -195,7 +191,10 @@ def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping
     from sqlalchemy.dialects.postgresql import insert as pg_insert  # noqa: PLC0415 - slow to import
 
     new = pg_insert(table).on_conflict_do_nothing()  # its rowcount is lost by SQLAlchemy 2.0
-    return connection.execute(new.returning(sa.literal_column("1")), row).first() is not None
+    return (
+        connection.execute(new.returning(sa.literal_column("1", sa.Integer)), row).first()
+        is not None
+    )
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

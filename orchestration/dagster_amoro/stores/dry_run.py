@@ -7,7 +7,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_amoro.core.model import Resource
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.inspection import has_tables
@@ -29,9 +28,6 @@ class DryRunRegistry(Registry):
         """As a registry; `removed` says which resources would not be there any more."""
         super().__init__(database, heartbeat_timeout)
         self._removed = removed
-
-    def create(self) -> None:
-        """Creates nothing."""
 
     def read_snapshot(self) -> RegistrySnapshot:
         """A snapshot of everything but what would have been removed."""
@@ -70,16 +66,10 @@ class DryRunRegistry(Registry):
         """Puts nothing back; whether it would have been possible."""
         return super().read_resource(str(row["resource_id"])).row is None
 
-    def add_group(self, group_name: str, container_name: str) -> None:
-        """Records nothing."""
+    def _record_nothing(self, *_: object, **__: object) -> None:
+        pass
 
-    def save_group(
-        self, group_name: str, container_name: str, properties: Mapping[str, str]
-    ) -> None:
-        """Records nothing."""
-
-    def add_resource(self, new: Resource) -> None:
-        """Records nothing."""
+    create = add_group = save_group = add_resource = _record_nothing
 
     def _without_removed(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         there = snapshot.orphans.keys() - self._removed()

@@ -7,6 +7,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,23 +16,14 @@ import sqlalchemy as sa
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import Event, EventKind, Incident, ScaleUp, State, Transition
 from dagster_amoro.core.pauses import Pause, Target
-from dagster_amoro.stores import leases
+from dagster_amoro.stores import leases, schema
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.migrations import migrate
-from dagster_amoro.stores.schema import (
-    INCIDENTS,
-    IS_OPEN,
-    event,
-    incident,
-    pause,
-    removed_row,
-    scale_up,
-)
+from dagster_amoro.stores.schema import INCIDENTS, IS_OPEN, event, incident
 from dagster_amoro.stores.transaction import LedgerTransaction
 
-_REMOVED: Final = incident.c.state.in_(  # the resource's row went with the incident
-    [State.EXHAUSTED, State.SUPERSEDED]
-)
+# The resource's row went with the incident.
+_REMOVED: Final = incident.c.state.in_([State.EXHAUSTED, State.SUPERSEDED])
 
 
 class Ledger:
@@ -163,9 +155,9 @@ class Ledger:
     def removed_row(self, incident_id: int) -> dict[str, Any] | None:
         """The row, as the registry had it, that an incident last removed; None: there is none."""
         query = (
-            sa.select(removed_row.c.content)
-            .where(removed_row.c.incident_id == incident_id)
-            .order_by(removed_row.c.removal_id.desc())
+            sa.select(schema.removed_row.c.content)
+            .where(schema.removed_row.c.incident_id == incident_id)
+            .order_by(schema.removed_row.c.removal_id.desc())
             .limit(1)
         )
         with self.reading() as connection:
@@ -174,19 +166,10 @@ class Ledger:
 
     def events(self, incident_id: int) -> list[Event]:
         """The story of one incident, in the order it was written."""
-        of = event.c.incident_id == incident_id
+        query = sa.select(*(event.c[field.name] for field in fields(Event)))
+        query = query.where(event.c.incident_id == incident_id).order_by(event.c.event_id)
         with self.reading() as connection:
-            return [
-                Event(
-                    kind=EventKind(row.kind),
-                    at=row.at,
-                    message=row.message,
-                    attempt=row.attempt,
-                    run_id=row.run_id,
-                    details=json.loads(row.details),
-                )
-                for row in connection.execute(sa.select(event).where(of).order_by(event.c.event_id))
-            ]
+            return [_event(row) for row in connection.execute(query).mappings()]
 
     def changed_groups(self, after_event: int) -> tuple[dict[str, dict[str, int]], int]:
         """How many events of each kind each group has after an event; and the newest event.
@@ -220,13 +203,13 @@ class Ledger:
                     paused_at=row.paused_at,
                     until=row.until,
                 )
-                for row in connection.execute(sa.select(pause))
+                for row in connection.execute(sa.select(schema.pause))
             ]
 
     def scale_ups(self) -> dict[str, ScaleUp]:
         """The rounds of every group that did not reach its min-parallelism yet, by its name."""
-        columns = [scale_up.c[name] for name in ScaleUp._fields]
-        query = sa.select(*columns).where(scale_up.c.dry_run == int(self.dry_run))
+        columns = [schema.scale_up.c[name] for name in ScaleUp._fields]
+        query = sa.select(*columns).where(schema.scale_up.c.dry_run == int(self.dry_run))
         with self.reading() as connection:
             return {row[0]: ScaleUp._make(row) for row in connection.execute(query)}
 
@@ -247,3 +230,8 @@ class Ledger:
         if not self._migrated:
             migrate(self.database)
             self._migrated = True
+
+
+def _event(row: sa.RowMapping) -> Event:
+    kind, details = EventKind(row["kind"]), json.loads(row["details"])
+    return Event(**{**row, "kind": kind, "details": details})

@@ -50,6 +50,10 @@ class UtcDateTime(TypeDecorator[datetime]):
         return lambda value: None if value is None else parse(value).replace(tzinfo=UTC)
 
 
+def _decoded(name: Any) -> str | None:  # noqa: ANN401 - as the driver has it
+    return name.decode() if isinstance(name, bytes) else name
+
+
 class Name(TypeDecorator[str]):
     """A name of up to 100 characters, exactly: for MySQL, "a" and "a " differ only as bytes."""
 
@@ -60,13 +64,9 @@ class Name(TypeDecorator[str]):
         """Bytes for MySQL."""
         return value.encode() if value is not None and is_mysql(dialect) else value
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ANN401
-        """None where it is a text already: a tick reads thousands."""
-        return super().result_processor(dialect, coltype) if is_mysql(dialect) else None
-
-    def process_result_value(self, value: Any, _dialect: sa.Dialect) -> str | None:  # noqa: ANN401
-        """The name again."""
-        return value.decode() if isinstance(value, bytes) else value
+    def result_processor(self, dialect: sa.Dialect, _coltype: object) -> Any:  # noqa: ANN401
+        """The name again; nothing is called where it is a text already: a tick reads thousands."""
+        return _decoded if is_mysql(dialect) else None
 
 
 class AnyText(TypeDecorator[str]):

@@ -35,7 +35,11 @@ def check_container(
     given = dict(properties)
     container = container_class(resource.container_name, given)
     _require(given == dict(properties), "the constructor changes the properties it is given")
-    _check_attributes(container)
+    for method in ("request_resource", "release_resource"):
+        _require(callable(getattr(container, method, None)), f"it has no method {method}")
+    found = getattr(container, "supports_auto_restart", None)
+    problem = f"supports_auto_restart is {found!r}, neither True nor False"
+    _require(isinstance(found, bool), problem)
     resource = resource.with_properties({})  # with a mapping of its own
     _release(container, resource, "a resource that was never started")
     started = resource
@@ -48,14 +52,6 @@ def check_container(
     except AssertionError:
         container.release_resource(started)
         raise
-
-
-def _check_attributes(container: Container) -> None:
-    for method in ("request_resource", "release_resource"):
-        _require(callable(getattr(container, method, None)), f"it has no method {method}")
-    found = getattr(container, "supports_auto_restart", None)
-    problem = f"supports_auto_restart is {found!r}, neither True nor False"
-    _require(isinstance(found, bool), problem)
 
 
 def _start(container: Container, resource: Resource) -> Resource:
@@ -81,9 +77,7 @@ def _release(container: Container, resource: Resource, what: str) -> None:
 
 
 def _check_status(container: Container, resource: Resource, accepted: tuple[str, ...]) -> None:
-    """The status that the container gives, if it gives any."""
-    status = getattr(container, "status", None)
-    if status is not None:
+    if status := getattr(container, "status", None):
         found = status(resource)
         _require(found in accepted, f"status is {found!r}; possible here: {', '.join(accepted)}")
 

@@ -186,10 +186,8 @@ def _settings(folder: Path, max_retries: int, grace_period: timedelta) -> Settin
         "heart-beat-timeout": "1d",
     }
     url = sa.URL.create("sqlite", database=str(folder.absolute() / "fleet.db"))
-    ams = {
-        "database": {"type": "sqlite", "url": url.render_as_string()},
-        "optimizer": optimizers,
-    }
+    database = {"type": "sqlite", "url": url.render_as_string()}
+    ams = {"database": database, "optimizer": optimizers}
     document = json.dumps({"ams": ams, "keeper": {"registry": "standalone"}})  # YAML reads JSON
     (folder / "config.yaml").write_text(document, encoding="utf-8")
     return load_settings(folder, environ={})
