@@ -14,8 +14,8 @@ from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.stores.ledger import LedgerTransaction
 from dagster_amoro.stores.registry import optimizer, resource, resource_group
-from dagster_amoro.stores.transaction import LedgerTransaction
 
 CONTAINER: Final = "benchmark"
 PROPERTIES: Final = (

@@ -97,8 +97,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Touches the row; registers with a new token where there is none, or none any more.
 
-        Raises:
-            StoreUnavailableError: The registry did not answer as it should.
+        A StoreUnavailableError says that the registry did not answer as it should.
         """
         mine = _OPTIMIZER.c.token == self._token
         with self._writing() as connection:
@@ -108,17 +107,13 @@ class Heartbeat:
             # Kept before the commit: if its answer is lost, the next touch tells whether it held.
             self._token = str(uuid4())
             times = {"start_time": utc_now(), "touch_time": utc_now()}
-            row = {"token": self._token, **self._columns, **times, "properties": self._properties()}
-            connection.execute(sa.insert(_OPTIMIZER).values(row))
-
-    def _properties(self) -> str:
-        return dump_properties(
-            {
+            properties = {
                 "job-id": str(os.getpid()),
                 "resource-id": str(self._columns["resource_id"]),
                 "heart-beat-interval": str(self._interval // timedelta(milliseconds=1)),
             }
-        )
+            row = {**self._columns, **times, "properties": dump_properties(properties)}
+            connection.execute(sa.insert(_OPTIMIZER).values(token=self._token, **row))
 
     def _keep_beating(self, wait: Callable[[float], bool]) -> None:
         self._try_to_beat()

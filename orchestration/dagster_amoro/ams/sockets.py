@@ -13,11 +13,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until then; always more than 0, which sockets take for "do not wait".
-
-        Raises:
-            TimeoutError: It has passed.
-        """
+        """Seconds until then, never the 0 that means "do not wait"; a TimeoutError after it."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")

@@ -21,9 +21,8 @@ from dagster_amoro.core.policy import RestartPolicy, holds_claim
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores import inspection
-from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
 from dagster_amoro.stores.registry import Registry, orphan_of
-from dagster_amoro.stores.transaction import LedgerTransaction
 
 SHOWN: Final = 10  # names that a message lists
 _TRIES: Final = 2  # a step that lost a race to a tick or a run is decided and taken once more

@@ -25,9 +25,8 @@ from dagster_amoro.core.properties import dump_properties, parse_properties
 from dagster_amoro.core.scale_up import ScaleDecision, ScalePlan, coming, next_round
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.transitions import replacement, shown
-from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
 from dagster_amoro.stores.registry import Registry
-from dagster_amoro.stores.transaction import LedgerTransaction
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"  # of AMS's own resource ids
 

@@ -15,7 +15,7 @@ from dagster_amoro.core.transitions import observed
 from dagster_amoro.healing.preconditions import Preconditions
 from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.healing.scaling import ScaleUpRun, record_scaling
-from dagster_amoro.stores.transaction import LedgerTransaction
+from dagster_amoro.stores.ledger import LedgerTransaction
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
 """The states of runs, for the run ids and run keys that incidents are claimed by."""

@@ -129,8 +129,9 @@ def _reason(error: Exception) -> str:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return _server_engine(url)
-    waits = {"timeout": LOCK_TIMEOUT_SECONDS}
-    engine = sa.create_engine(url, connect_args=waits, hide_parameters=True)
+    # The driver's own BEGIN would come too late, see below.
+    options = {"timeout": LOCK_TIMEOUT_SECONDS, "isolation_level": None}
+    engine = sa.create_engine(url, connect_args=options, hide_parameters=True)
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -163,7 +164,6 @@ def _server_engine(url: sa.URL) -> sa.Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
-    connection.isolation_level = None  # the driver's own BEGIN would come too late, see below
     # Readers and the one writer do not block each other. Two processes that open a new file at once
     # can fail here without waiting; the transactions do wait, and the file is switched for both.
     with suppress(sqlite3.OperationalError):
@@ -191,10 +191,8 @@ def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping
     from sqlalchemy.dialects.postgresql import insert as pg_insert  # noqa: PLC0415 - slow to import
 
     new = pg_insert(table).on_conflict_do_nothing()  # its rowcount is lost by SQLAlchemy 2.0
-    return (
-        connection.execute(new.returning(sa.literal_column("1", sa.Integer)), row).first()
-        is not None
-    )
+    added = new.returning(sa.literal_column("1", sa.Integer))
+    return connection.execute(added, row).first() is not None
 
 
 class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named like a function

@@ -18,13 +18,8 @@ metadata: Final = sa.MetaData()
 
 def _one_of(names: type[StrEnum]) -> sa.Enum:
     """A member's value as a text; a LookupError where this version knows none of that value."""
-    return sa.Enum(
-        names,
-        values_callable=lambda names: [*map(str, names)],
-        length=20,
-        native_enum=False,
-        create_constraint=False,
-    )
+    values = [*map(str, names)]
+    return sa.Enum(names, values_callable=lambda _: values, length=20, native_enum=False)
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -101,8 +101,7 @@ class ReadyFleet(Generic[C]):
     def resource(self, resource_id: str) -> Resource:
         """A resource as the registry has it now, with its start-up properties.
 
-        Raises:
-            UnknownTargetError: There is none of this id, any more or yet.
+        An UnknownTargetError says that there is none of this id, any more or yet.
         """
         if row := self._services.registry.read_resource(resource_id).row:
             return resource_of(orphan_of(row))

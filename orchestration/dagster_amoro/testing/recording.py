@@ -90,13 +90,9 @@ class RecordingContainer:
             self._running.pop(resource_id, None)
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Records the call and pretends to start the resource.
+        """Records the call and pretends to start the resource, unless the test set it to fail.
 
-        Returns:
-            `recording-launch`, which is different for each start.
-
-        Raises:
-            StartFailedError: The test set it to fail.
+        Returns `recording-launch`, which is different for each start.
         """
         launch = self._record(Call("request", resource))
         if self.during_request is not None:
@@ -110,8 +106,7 @@ class RecordingContainer:
     def release_resource(self, resource: Resource) -> None:
         """Records the call and ends the launch that the resource's properties name, if it runs.
 
-        Raises:
-            ReleaseFailedError: The test set it to fail.
+        Unless the test set it to fail.
         """
         self._record(Call("release", resource))
         with self._lock:

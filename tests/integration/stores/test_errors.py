@@ -114,7 +114,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "changed_groups": lambda ledger: ledger.changed_groups(0),
     "may_have_had": lambda ledger: audit_queries.may_have_had(ledger, SECRET, 1, NOW),
 }
-PURE: Final = {"incident_history", "event_history"}  # they only make a query
+PURE: Final = {"incident_history", "event_history", "naive"}  # they only make a query
 CALLS: Final = [
     *(pytest.param(Registry, call, id=f"registry.{n}") for n, call in REGISTRY_CALLS.items()),
     *(pytest.param(Ledger, call, id=f"ledger.{n}") for n, call in LEDGER_CALLS.items()),

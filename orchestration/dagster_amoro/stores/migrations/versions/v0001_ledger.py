@@ -8,8 +8,6 @@ from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 _number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
