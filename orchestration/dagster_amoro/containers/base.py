@@ -64,3 +64,12 @@ class ContainerLookup(Protocol):
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container cannot be restarted; None: they can."""
+
+
+def without_prefix(prefix: str, properties: Mapping[str, str]) -> dict[str, str]:
+    """Those of the properties that have this prefix, by the rest of their names."""
+    return {
+        key.removeprefix(prefix): value
+        for key, value in properties.items()
+        if key.startswith(prefix)
+    }

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,11 @@ def file_stem(container: str, resource_id: str) -> str:
     return f"{slug or 'resource'}-{digest[:16]}"
 
 
+def home_folder(name: str) -> Path:
+    """A folder in Dagster's home, or below the current directory where there is none."""
+    return Path(os.environ.get("DAGSTER_HOME") or ".dagster-amoro", name)
+
+
 def ending(code: int) -> str:
     """How a program ended, by its return code: `with exit code 3`, `by SIGKILL`."""
     if code >= 0:
@@ -28,6 +35,16 @@ def ending(code: int) -> str:
         return f"by {signal.Signals(-code).name}"
     except ValueError:  # a real-time signal
         return f"by signal {-code}"
+
+
+@contextmanager
+def opened(path: Path, flags: int, create: int = os.O_CREAT) -> Iterator[int]:
+    """A descriptor of a file that only we may read, made unless it is there."""
+    descriptor = os.open(path, flags | create, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def size_of(log: Path) -> int:
@@ -41,11 +58,8 @@ def size_of(log: Path) -> int:
 def end_of(log: Path, begin: int = 0, last: int = _LARGEST_END) -> str:
     """The end of what a file got since it was `begin` bytes long, as a text that can be stored.
 
-    Args:
-        log: The file.
-        begin: Bytes that were there before. A file that is shorter was truncated, and all of it
-            counts.
-        last: How many bytes to read at most.
+    That is at most the `last` bytes. A file that is shorter than `begin` was truncated, and all of
+    it counts.
 
     Raises:
         OSError: The file cannot be read.

@@ -137,8 +137,8 @@ def spawn(
     argv: list[str],
     *,
     environment: Mapping[str, str],
-    directory: str | None,
     log: int,
+    directory: str | None = None,
     stdin: int = subprocess.DEVNULL,
 ) -> Worker:
     """Starts a program in a session of its own, its output going to a log.

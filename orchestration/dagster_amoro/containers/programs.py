@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers import processes
-from dagster_amoro.containers.output import end_of, ending, size_of
+from dagster_amoro.containers.output import end_of, ending, opened, size_of
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.secrets import Mask
@@ -55,11 +55,8 @@ class Program:
 def run(program: Program, timeout: float) -> str:
     """Runs a program to its end and returns its output, errors included.
 
-    Of an output over 4 MiB it is the end. What it leaves running in the background runs on.
-
-    Args:
-        program: What to run.
-        timeout: Seconds after which it is killed.
+    Of an output over 4 MiB it is the end. What it leaves running in the background runs on. It is
+    killed after `timeout` seconds.
 
     Raises:
         ProgramError: It cannot be started, ended with another code than 0, or took too long. The
@@ -89,8 +86,7 @@ def launch(
         stays: Whether a program that still runs then, without such a line, is well.
 
     Returns:
-        The first match; None if there was none before it ended with 0, or before the time was up
-        and it `stays`.
+        The match; None if the program ended with 0 without such a line, or `stays`.
 
     Raises:
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or
@@ -104,19 +100,17 @@ def launch(
             if found := lines.find(line, ended=code is not None):
                 return found
             if code is not None and lines.at_end:
-                break
-            late = time.monotonic() >= deadline
-            if late and stays:
+                if code:
+                    raise failure(program, _ended(code), end_of(log, begin))
                 return None
-            if late:
+            if time.monotonic() >= deadline:
+                if stays:
+                    return None
                 kill(worker)
                 what = f"did not say within {timeout:g} s what it started"
                 raise failure(program, what, end_of(log, begin))
             if lines.at_end:
                 time.sleep(_POLL_SECONDS)
-        if code:
-            raise failure(program, _ended(code), end_of(log, begin))
-        return None
 
 
 def kill(worker: Worker) -> None:
@@ -145,18 +139,9 @@ def _started(program: Program, log: Path) -> Iterator[Worker]:
     """A running program; killed if whoever waits for it cannot go on."""
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            with _readable(program.stdin) as stdin:
-                worker = processes.spawn(
-                    list(program.argv),
-                    environment={**os.environ, **program.exports},
-                    directory=None,
-                    log=descriptor,
-                    stdin=stdin,
-                )
-        finally:
-            os.close(descriptor)
+        own, argv = {**os.environ, **program.exports}, list(program.argv)
+        with opened(log, os.O_RDWR | os.O_APPEND) as output, _readable(program.stdin) as stdin:
+            worker = processes.spawn(argv, environment=own, log=output, stdin=stdin)
     except (OSError, ValueError) as error:
         raise _not_started(program, error) from None
     try:
@@ -206,7 +191,8 @@ class _Lines:
         if (ended and self.at_end) or len(self._rest) > _LONGEST_LINE:
             lines.append(self._rest)
             self._rest = b""
-        return next((found for each in lines if (found := line.fullmatch(_decoded(each)))), None)
+        texts = (each.decode(errors="replace").rstrip("\r") for each in lines)
+        return next((found for each in texts if (found := line.fullmatch(each))), None)
 
 
 def _not_started(program: Program, error: Exception) -> ProgramError:
@@ -230,7 +216,3 @@ def nameless(program: Program, what: str, output: str) -> ProgramError:
 
 def _ended(code: int) -> str:
     return f"{'was ' if code < 0 else ''}ended {ending(code)}"
-
-
-def _decoded(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\r")

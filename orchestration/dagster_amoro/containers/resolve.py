@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from dagster_amoro.config import ContainerSettings
 from dagster_amoro.containers.base import Container, interruptions
@@ -19,7 +19,6 @@ _AMORO: Final = {
     )
     for kind in ("Local", "Flink", "Spark", "Kubernetes")
 }
-_EXTERNAL: Final = "external"  # what groups name whose optimizers people start by hand
 
 
 def build_container(
@@ -27,9 +26,7 @@ def build_container(
 ) -> Container:
     """The container that an entry of `containers:` describes.
 
-    Args:
-        settings: The entry; Amoro's Java class names stand for the classes of this package.
-        ask_ams_version: Says how the running AMS starts optimizers, for those of Amoro.
+    Amoro's Java class names stand for the classes of this package.
 
     Raises:
         ContainerError: Its class cannot be imported, cannot be built or is no container.
@@ -48,10 +45,8 @@ def build_container(
 
 def _build(settings: ContainerSettings, ask_ams_version: AskAmsVersion | None) -> Container:
     name, properties = settings.name, dict(settings.properties)
-    if settings.implementation in _AMORO:
-        amoro: Any = _class(_AMORO[settings.implementation])
-        built: Container = amoro(name, properties, ask_ams_version)
-        return built
+    if amoro := _AMORO.get(settings.implementation):
+        return _class(amoro)(name, properties, ask_ams_version)
     if settings.implementation.startswith(_JAVA):
         raise ContainerError(f"no such class of Amoro is known; known are {', '.join(_AMORO)}")
     return _class(settings.implementation)(name, properties)
@@ -81,9 +76,9 @@ class Containers:
             ContainerError: There is none, or it cannot be built.
         """
         if name not in self._settings:
-            names = ", ".join(map(repr, self._settings)) or "none"
-            if name == _EXTERNAL:
+            if name == "external":  # what groups name whose optimizers people start by hand
                 raise ContainerError(f"container {name!r}: what people start by hand is theirs")
+            names = ", ".join(map(repr, self._settings)) or "none"
             raise ContainerError(f"container {name!r} is not configured; there are: {names}")
         with self._lock:
             if name not in self._built:
@@ -106,13 +101,11 @@ class Containers:
         return None if supported else f"container {name!r} opts out of restarts"
 
 
-def _class(path: str) -> Callable[[str, Mapping[str, str]], Container]:
+def _class(path: str) -> Callable[..., Container]:
     module, _, name = path.rpartition(".")
     if not module or not name:
         raise ValueError("a class is named as package.module.Class")
-    found: Callable[[str, Mapping[str, str]], Container] = getattr(
-        importlib.import_module(module), name
-    )
+    found: Callable[..., Container] = getattr(importlib.import_module(module), name)
     return found
 
 

@@ -4,7 +4,6 @@ The rules are those of `AbstractOptimizerContainer` in Amoro 0.7 to master. Valu
 argument lists, never through a shell.
 """
 
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from dagster_amoro.containers.output import file_stem
+from dagster_amoro.containers.base import without_prefix
+from dagster_amoro.containers.output import file_stem, home_folder
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
 from dagster_amoro.core.errors import (
     ConfigError,
@@ -131,9 +131,8 @@ class OptimizerContainer:
 
     def log_of(self, resource: Resource) -> Path:
         """The file for the output of a program that may outlive us, by resource."""
-        home = os.environ.get("DAGSTER_HOME") or ".dagster-amoro"
         stem = file_stem(self.name, resource.resource_id)
-        return Path(home, "optimizers", f"{stem}.log").absolute()
+        return (home_folder("optimizers") / f"{stem}.log").absolute()
 
     def options(self, prefix: str, resource: Resource) -> dict[str, str]:
         """The properties with this prefix, without it; the resource's before the container's."""
@@ -192,15 +191,6 @@ def as_text(arguments: Iterable[str], quote: Callable[[str], str] = shlex.quote)
 def is_true(text: str | None) -> bool:
     """A switch as AMS reads it: `true` in any case, and nothing else, is true."""
     return text is not None and text.lower() == "true"
-
-
-def without_prefix(prefix: str, properties: Mapping[str, str]) -> dict[str, str]:
-    """Those of the properties that have this prefix, by the rest of their names."""
-    return {
-        key.removeprefix(prefix): value
-        for key, value in properties.items()
-        if key.startswith(prefix)
-    }
 
 
 def application_name(engine: str, resource: Resource) -> str:

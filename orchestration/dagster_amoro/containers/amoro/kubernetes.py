@@ -6,11 +6,11 @@ read, created and deleted, which is all that the role in Amoro's Helm chart allo
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from dagster_amoro.containers.amoro.base import (
     OptimizerContainer,
@@ -31,8 +31,6 @@ from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
-
-_T = TypeVar("_T", int, float)
 
 _ENTRYPOINT: Final = "/entrypoint.sh optimizer"
 _ID_LABEL: Final = "AmoroResourceId"
@@ -248,11 +246,11 @@ class _Given:
 
     def whole(self, key: str, default: str | None = None) -> int:
         """A whole number, as Java reads a `long`."""
-        return self._parsed(key, default, _WHOLE, int)
+        return int(self._matching(key, default, _WHOLE, "whole number"))
 
     def number(self, key: str, default: str) -> float:
         """A number, as Java reads a `double`; what is not a number is refused."""
-        value = self._parsed(key, default, _NUMBER, float)
+        value = float(self._matching(key, default, _NUMBER, "number"))
         if abs(value) > _LARGEST:
             raise StartFailedError(f"property {key!r} is {self.values[key]!r}: too large")
         return value
@@ -279,16 +277,12 @@ class _Given:
                 f"property 'podTemplate' is no YAML of a PodTemplate of core/v1: {error}"
             ) from None
 
-    def _parsed(
-        self, key: str, default: str | None, accepted: re.Pattern[str], parse: Callable[[str], _T]
-    ) -> _T:
+    def _matching(self, key: str, default: str | None, accepted: re.Pattern[str], what: str) -> str:
         value = self.text(key) if default is None else self.values.get(key, default)
-        if accepted.fullmatch(value) is None:
-            raise StartFailedError(
-                f"property {key!r} is {shorten(repr(value), 200)}, which is no "
-                f"{'whole number' if parse is int else 'number'}"
-            )
-        return parse(value)
+        if accepted.fullmatch(value):
+            return value
+        shown = shorten(repr(value), 200)
+        raise StartFailedError(f"property {key!r} is {shown}, which is no {what}")
 
 
 def _grace_seconds(resource: Resource) -> int:
@@ -301,7 +295,4 @@ def _split(text: str) -> list[str]:
     """As Java's `split(";")`: no empty texts at the end, but an empty text is one."""
     if not text:
         return [""]
-    parts = text.split(";")
-    while parts and not parts[-1]:
-        parts.pop()
-    return parts
+    return text.rstrip(";").split(";") if text.strip(";") else []

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import yaml
@@ -42,7 +41,7 @@ def parse_pod_template(text: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ValueError(f"{getattr(error, 'problem', None) or 'no YAML'}{where}") from None
-    found = _Shape("").read(given, "V1PodTemplate")
+    found = _read(given, "V1PodTemplate")
     for path in (("template",), ("template", "metadata"), ("template", "spec", "containers")):
         if at(found, *path) is None:
             raise ValueError(f"it has no {'.'.join(path)}")
@@ -52,63 +51,48 @@ def parse_pod_template(text: str) -> dict[str, Any]:
     return template
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """A place in a Kubernetes object, read as the client's models say."""
+def _read(value: object, kind: str, path: str = "") -> Any:  # noqa: ANN401 - JSON
+    """The value at this place as JSON of a kind such as `str`, `List[V1Container]` or `V1PodSpec`.
 
-    path: str
-
-    def read(self, value: object, kind: str) -> Any:  # noqa: ANN401 - JSON
-        """The value as JSON of this kind, such as `str`, `List[V1Container]` or `V1PodSpec`.
-
-        Raises:
-            ValueError: It cannot be that.
-        """
-        if value is None:
-            return None
-        if match := re.fullmatch(r"List\[(.+)\]", kind):
-            return self._list(value, match[1])
-        if match := re.fullmatch(r"Dict\[str, (.+)\]", kind):
-            return self._fields(value, lambda _: match[1])
-        if re.match("[A-Z]", kind):
-            return self._model(value, kind)
-        return self._plain(value, kind)
-
-    def _model(self, value: object, kind: str) -> dict[str, Any]:
-        from kubernetes.client import models  # noqa: PLC0415 - an extra, and slow to import
-
-        model = getattr(models, kind)
-        kinds = {model.attribute_map[name]: each for name, each in model.openapi_types.items()}
-
-        def kind_of(key: str) -> str:
-            if key not in kinds:
-                raise ValueError(f"{self._below(key)} is no field that Kubernetes knows")
-            return str(kinds[key])
-
-        return self._fields(value, kind_of)
-
-    def _fields(self, value: object, kind_of: Callable[[str], str]) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"{self.path or 'it'} is no mapping")  # noqa: TRY004 - of the text
-        texts = {_text(key): each for key, each in value.items()}
-        return {
-            key: _Shape(self._below(key)).read(each, kind_of(key)) for key, each in texts.items()
-        }
-
-    def _list(self, value: object, kind: str) -> list[Any]:
+    Raises:
+        ValueError: It cannot be that, as the client's models say.
+    """
+    if value is None:
+        return None
+    if match := re.fullmatch(r"List\[(.+)\]", kind):
         if not isinstance(value, list):
-            raise ValueError(f"{self.path} is no list")  # noqa: TRY004 - it is about a text
-        return [_Shape(f"{self.path}[{i}]").read(each, kind) for i, each in enumerate(value)]
+            raise ValueError(f"{path} is no list")  # noqa: TRY004 - it is about a text
+        return [_read(each, match[1], f"{path}[{i}]") for i, each in enumerate(value)]
+    if match := re.fullmatch(r"Dict\[str, (.+)\]", kind):
+        return _fields(value, lambda _: str(match[1]), path)
+    if re.match("[A-Z]", kind):
+        return _fields(value, _kinds_of(kind).get, path)
+    if isinstance(value, dict | list | set):
+        raise ValueError(f"{path} is no single value")
+    if kind in {"str", "datetime"}:
+        return _text(value)
+    return value.value if isinstance(value, _Scalar) else value
 
-    def _plain(self, value: object, kind: str) -> object:
-        if isinstance(value, dict | list | set):
-            raise ValueError(f"{self.path} is no single value")  # noqa: TRY004 - of the text
-        if kind in {"str", "datetime"}:
-            return _text(value)
-        return value.value if isinstance(value, _Scalar) else value
 
-    def _below(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
+def _kinds_of(model: str) -> dict[str, str]:
+    """The kinds of a model's fields."""
+    from kubernetes.client import models  # noqa: PLC0415 - an extra, and slow to import
+
+    found = getattr(models, model)
+    return {found.attribute_map[name]: kind for name, kind in found.openapi_types.items()}
+
+
+def _fields(value: object, kind_of: Callable[[str], str | None], path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path or 'it'} is no mapping")  # noqa: TRY004 - of the text
+    found = {}
+    for key, each in value.items():
+        name = _text(key)
+        place = f"{path}.{name}" if path else name
+        if (kind := kind_of(name)) is None:
+            raise ValueError(f"{place} is no field that Kubernetes knows")
+        found[name] = _read(each, kind, place)
+    return found
 
 
 def _text(value: object) -> str:

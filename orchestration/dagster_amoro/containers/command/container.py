@@ -18,11 +18,10 @@ from string import Formatter
 from typing import Final, TypeVar
 from uuid import uuid4
 
-from dagster_amoro.config import parse_duration
+from dagster_amoro.config.values import parse_duration, parse_switch
 from dagster_amoro.containers import processes
-from dagster_amoro.containers.base import Status
+from dagster_amoro.containers.base import Status, without_prefix
 from dagster_amoro.containers.command.launches import (
-    BusyError,
     LaunchFiles,
     Record,
     distinct,
@@ -30,7 +29,7 @@ from dagster_amoro.containers.command.launches import (
     launches_of,
     properties_of,
 )
-from dagster_amoro.containers.output import ending
+from dagster_amoro.containers.output import ending, home_folder, opened
 from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch, Worker
 from dagster_amoro.core.errors import (
     ConfigError,
@@ -49,12 +48,8 @@ _T = TypeVar("_T")
 _PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb")
 _ACCEPTED_PLACEHOLDERS: Final = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
 _KEYS: Final = (
-    "command",
-    "log-dir",
-    "working-directory",
-    "start-check",
-    "stop-timeout",
-    "auto-restart",
+    *("command", "log-dir", "working-directory"),
+    *("start-check", "stop-timeout", "auto-restart"),
 )
 _EXPORT: Final = "export."  # Amoro's prefix of environment variables
 _DURATIONS: Final = "a whole number with a unit, such as 500ms, 10s or 1min"
@@ -93,11 +88,13 @@ class CommandContainer:
         given.check_keys()
         self.name: Final = name
         self._command: Final = given.read("command", None, parse_command, _COMMANDS)
-        self._log_dir: Final = given.read("log-dir", _default_log_dir(), _folder, "a path")
+        self._log_dir: Final = given.read("log-dir", str(home_folder("workers")), _folder, "a path")
         self._directory: Final = given.read("working-directory", "", _optional_folder, "a path")
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
-        self._auto_restart: Final = given.read("auto-restart", "true", _switch, "true or false")
+        self._auto_restart: Final = given.read(
+            "auto-restart", "true", parse_switch, "true or false"
+        )
         self.exports: Final = given.exports()
 
     @property
@@ -131,9 +128,13 @@ class CommandContainer:
         """
         argv = self.command(resource)
         with self._alone(resource, StartFailedError) as files:
-            named = launch_of(resource.properties)
-            record = files.read()
-            self._clear(distinct(named, record.launch if record else None))
+            named, record = launch_of(resource.properties), files.read()
+            earlier = distinct(named, record.launch if record else None)
+            # What runs on another host is reported by a release of the resource. A start that
+            # refused because of it would refuse for ever where hosts are pods, whose names never
+            # come back.
+            if problems := self._end(*(each for each in earlier if not each.is_elsewhere)):
+                raise StartFailedError(f"an earlier launch is in the way: {problems}")
             return self._start(argv, files, previous=named.launch_id if named else None)
 
     def release_resource(self, resource: Resource) -> None:
@@ -145,10 +146,8 @@ class CommandContainer:
             ReleaseFailedError: It may still be running.
         """
         with self._alone(resource, ReleaseFailedError) as files:
-            launches = launches_of(resource.properties, files.read())
-            problems = [problem for launch in launches if (problem := self._end(launch))]
-        if problems:
-            raise ReleaseFailedError("; ".join(problems))
+            if problems := self._end(*launches_of(resource.properties, files.read())):
+                raise ReleaseFailedError(problems)
 
     def status(self, resource: Resource) -> Status:
         """Whether a worker of the resource runs on this host; unknown if it would on another."""
@@ -172,37 +171,30 @@ class CommandContainer:
         try:
             with files.locked():
                 yield files
-        except BusyError as error:
+        except BlockingIOError as error:
             raise failure(
                 f"another start of this resource is under way ({resource.resource_id!r})"
             ) from error
         except OSError as error:
             raise failure(f"resource {resource.resource_id!r}: {describe(error)}") from error
 
-    def _clear(self, launches: list[Launch]) -> None:
-        """Makes sure that nothing of these launches runs here.
-
-        A launch on another host is left alone, and a release of the resource reports it. A start
-        that refused because of it would refuse for ever where hosts are pods, whose names never
-        come back.
-        """
-        here = [launch for launch in launches if not launch.is_elsewhere]
-        if problems := [problem for launch in here if (problem := self._end(launch))]:
-            raise StartFailedError(f"an earlier launch is in the way: {'; '.join(problems)}")
-
-    def _end(self, launch: Launch) -> str | None:
-        """Ends a launch, or says why it may still be running."""
-        if launch.is_elsewhere:
-            return f"it was started on host {launch.host!r} and cannot be seen from here"
-        left = processes.stop(launch, self._stop_timeout)
-        return f"still running after SIGKILL: {', '.join(map(str, left))}" if left else None
+    def _end(self, *launches: Launch) -> str:
+        """Ends launches; returns why some may still be running, if any."""
+        problems = []
+        for launch in launches:
+            if launch.is_elsewhere:
+                host = launch.host
+                problems.append(f"it was started on host {host!r} and cannot be seen from here")
+            elif left := processes.stop(launch, self._stop_timeout):
+                problems.append(f"still running after SIGKILL: {', '.join(map(str, left))}")
+        return "; ".join(problems)
 
     def _start(
         self, argv: list[str], files: LaunchFiles, previous: str | None
     ) -> Mapping[str, str]:
         launch = Launch(launch_id=uuid4().hex, host=socket.gethostname())
         files.write(Record(launch, previous))
-        with files.appending() as log:
+        with opened(files.log, os.O_WRONLY | os.O_APPEND) as log:
             offset = os.fstat(log).st_size
             worker = self._spawn(argv, launch, log)
         launch = replace(launch, pid=worker.pid, started_at=processes.started_at(worker.pid))
@@ -216,17 +208,12 @@ class CommandContainer:
         return properties_of(launch)
 
     def _spawn(self, argv: list[str], launch: Launch, log: int) -> Worker:
+        own = {**os.environ, **self.exports, LAUNCH_VARIABLE: str(launch.launch_id)}
         try:
-            return processes.spawn(
-                argv,
-                environment={**os.environ, **self.exports, LAUNCH_VARIABLE: str(launch.launch_id)},
-                directory=self._directory,
-                log=log,
-            )
+            return processes.spawn(argv, environment=own, directory=self._directory, log=log)
         except (OSError, ValueError) as error:
-            raise StartFailedError(
-                f"{argv[0]!r} could not be started: {describe(error)}"
-            ) from error
+            why = describe(error)
+            raise StartFailedError(f"{argv[0]!r} could not be started: {why}") from error
 
     def _watch(self, worker: Worker, files: LaunchFiles, offset: int) -> None:
         """Watches the worker for an early end; one with 0 is a launcher that has done its work."""
@@ -259,30 +246,25 @@ class _Given:
     def read(self, key: str, default: str | None, parse: Callable[[str], _T], accepted: str) -> _T:
         value = self.properties.get(key, default)
         if value is None:
-            raise ConfigError(
-                f"container {self.container!r}: property {key!r} is missing; it is {accepted}"
-            )
+            raise self._error(key, f" is missing; it is {accepted}")
         try:
             return parse(value)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(
-                f"container {self.container!r}: property {key!r} is {shorten(repr(value), 300)}: "
-                f"{error}; accepted is {accepted}"
-            ) from error
+            shown = shorten(repr(value), 300)
+            raise self._error(key, f" is {shown}: {error}; accepted is {accepted}") from error
 
     def exports(self) -> dict[str, str]:
-        found = {
-            key.removeprefix(_EXPORT): value
-            for key, value in self.properties.items()
-            if key.startswith(_EXPORT)
-        }
+        found = without_prefix(_EXPORT, self.properties)
         for name, value in found.items():
             if problem := _unusable_variable(name, value):
-                raise ConfigError(  # without its value, which may be a secret
-                    f"container {self.container!r}: property {_EXPORT + name!r}: {problem}; "
-                    f"accepted is {_EXPORT} and the name of an environment variable"
+                raise self._error(  # without its value, which may be a secret
+                    _EXPORT + name,
+                    f": {problem}; accepted is {_EXPORT} and the name of an environment variable",
                 )
         return found
+
+    def _error(self, key: str, problem: str) -> ConfigError:
+        return ConfigError(f"container {self.container!r}: property {key!r}{problem}")
 
 
 def _unusable_variable(name: str, value: str) -> str | None:
@@ -315,12 +297,6 @@ def _seconds(text: str) -> float:
         raise ValueError("not a duration") from error
 
 
-def _switch(text: str) -> bool:
-    if text.casefold() not in {"true", "false"}:
-        raise ValueError("neither of the two")
-    return text.casefold() == "true"
-
-
 def _folder(text: str) -> Path:
     if not text:
         raise ValueError("it is empty")
@@ -329,11 +305,6 @@ def _folder(text: str) -> Path:
 
 def _optional_folder(text: str) -> str | None:
     return str(_folder(text)) if text else None
-
-
-def _default_log_dir() -> str:
-    home = os.environ.get("DAGSTER_HOME") or ".dagster-amoro"
-    return str(Path(home, "workers"))
 
 
 def parse_command(text: str) -> list[Argument]:

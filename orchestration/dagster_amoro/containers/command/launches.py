@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dagster_amoro.containers.output import end_of, file_stem
+from dagster_amoro.containers.output import end_of, file_stem, opened
 from dagster_amoro.containers.processes import Launch
 from dagster_amoro.core.errors import describe
 
@@ -70,15 +70,8 @@ def distinct(*launches: Launch | None) -> list[Launch]:
 def dump_record(record: Record) -> str:
     """The record as JSON text."""
     launch = record.launch
-    return json.dumps(
-        {
-            "launch_id": launch.launch_id,
-            "previous": record.previous,
-            "host": launch.host,
-            "pid": launch.pid,
-            "create_time": launch.started_at,
-        }
-    )
+    own = {"launch_id": launch.launch_id, "previous": record.previous, "host": launch.host}
+    return json.dumps({**own, "pid": launch.pid, "create_time": launch.started_at})
 
 
 def parse_record(text: str) -> Record:
@@ -89,12 +82,9 @@ def parse_record(text: str) -> Record:
     """
     try:
         values: dict[str, Any] = json.loads(text)
-        launch = Launch.parse(
-            launch_id=values["launch_id"],
-            host=values["host"],
-            pid=str(values["pid"]),
-            started_at=str(values["create_time"]),
-        )
+        pid, started_at = str(values["pid"]), str(values["create_time"])
+        names = {"launch_id": values["launch_id"], "host": values["host"]}
+        launch = Launch.parse(**names, pid=pid, started_at=started_at)
         previous = values["previous"]
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(describe(error)) from error
@@ -103,12 +93,8 @@ def parse_record(text: str) -> Record:
     return Record(launch, previous)
 
 
-class BusyError(Exception):
-    """Somebody else has the resource in hand."""
-
-
 class LaunchFiles:
-    """The log, the launch record and the lock of one resource."""
+    """The log, the launch record and the lock of one resource; an OSError if one cannot be used."""
 
     def __init__(self, folder: Path, container: str, resource_id: str) -> None:
         stem = file_stem(container, resource_id)
@@ -125,36 +111,18 @@ class LaunchFiles:
         hold it, so that whoever gets the lock finds every launch by its environment.
 
         Raises:
-            BusyError: Somebody else holds the lock.
-            OSError: There can be no lock.
+            BlockingIOError: Somebody else holds the lock.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _opened(self.lock, os.O_RDWR) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError from error
+        with opened(self.lock, os.O_RDWR) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 yield
             finally:  # explicitly: closing does not unlock what another thread's fork still holds
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
-    @contextmanager
-    def appending(self) -> Iterator[int]:
-        """The log's file descriptor, for a worker to write to.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
-        with _opened(self.log, os.O_WRONLY | os.O_APPEND) as log:
-            yield log
-
     def read(self) -> Record | None:
-        """The launch record, or None if there is none.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """The launch record, or None if there is none."""
         try:
             return parse_record(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -166,33 +134,16 @@ class LaunchFiles:
             ) from error
 
     def write(self, record: Record) -> None:
-        """Writes the launch record so that it is there as a whole or not at all, come what may.
-
-        Raises:
-            OSError: It could not be written.
-        """
+        """Writes the launch record so that it is there as a whole or not at all, come what may."""
         raw = self.record.with_suffix(".tmp")  # one is enough, under the lock
-        with _opened(raw, os.O_WRONLY | os.O_TRUNC) as file:
+        with opened(raw, os.O_WRONLY | os.O_TRUNC) as file:
             os.write(file, dump_record(record).encode())
             os.fsync(file)
         raw.replace(self.record)
-        with _opened(self._folder, os.O_DIRECTORY, create=0) as folder:
+        with opened(self._folder, os.O_DIRECTORY, create=0) as folder:
             os.fsync(folder)
 
     def tail(self, offset: int) -> str:
-        """The last lines that the log got after it was `offset` bytes long.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """The last lines that the log got after it was `offset` bytes long."""
         text = end_of(self.log, offset, 4 * _TAIL_CHARACTERS)
         return "\n".join(text.splitlines()[-_TAIL_LINES:])[-_TAIL_CHARACTERS:].strip()
-
-
-@contextmanager
-def _opened(path: Path, flags: int, create: int = os.O_CREAT) -> Iterator[int]:
-    descriptor = os.open(path, flags | create, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
