@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro import CommandContainer
 from dagster_amoro.containers.base import Container
-from dagster_amoro.containers.command.container import fill, parse_command
+from dagster_amoro.containers.command.container import parse_command
 from dagster_amoro.containers.command.launches import (
     LaunchFiles,
     Record,
@@ -90,7 +90,7 @@ def test_a_template_is_literal_where_its_braces_are_doubled(text: str) -> None:
     except ValueError as error:
         assert "\0" in text or "surrogate" in str(error)  # noqa: PT017 - one outcome of two
     else:
-        assert fill(parsed[1], {}) == text
+        assert parsed[1].format() == text
 
 
 @pytest.mark.parametrize("value", ["a\0b", "a\ud800"])

@@ -1,17 +1,17 @@
 """How does a dry run start and stop things? It does not; it finds out whether it could."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dagster_amoro.containers.base import Container, ContainerLookup
 from dagster_amoro.core.model import Resource
 
 
+@dataclass
 class DryRunContainer:
     """Starts and stops nothing."""
 
-    def __init__(self, container: Container) -> None:
-        """Replaces this container, and supports restarts if that one does."""
-        self.supports_auto_restart = container.supports_auto_restart
+    supports_auto_restart: bool  # if the container does that it stands for
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - the protocol
         """Starts nothing; there is nothing to save either."""
@@ -21,21 +21,16 @@ class DryRunContainer:
         """Stops nothing."""
 
 
+@dataclass(frozen=True)
 class DryRunContainers:
     """Containers by name, which are configured and start nothing."""
 
-    def __init__(self, containers: ContainerLookup) -> None:
-        """Replaces these containers."""
-        self._containers = containers
+    containers: ContainerLookup  # the real ones
 
     def get(self, name: str) -> Container:
-        """A container that starts nothing.
-
-        Raises:
-            ContainerError: The real one does not exist or cannot be built.
-        """
-        return DryRunContainer(self._containers.get(name))
+        """One that starts nothing; a ContainerError where the real one is none."""
+        return DryRunContainer(self.containers.get(name).supports_auto_restart)
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container could not be restarted; None: they could."""
-        return self._containers.obstacle(name)
+        return self.containers.obstacle(name)

@@ -29,14 +29,10 @@ def preview(container: Container, resource: Resource) -> str:
     if manifest := getattr(container, "manifest", None):
         return mask.hide(yaml.safe_dump(manifest(resource), sort_keys=False, width=1000)).rstrip()
     if command := getattr(container, "command", None):
-        return " ".join([*_exports(container, mask), shlex.join(mask.hide_each(command(resource)))])
+        exports: dict[str, str] = getattr(container, "exports", {})
+        variables = [
+            f"{name}={'***' if is_secret(name) else shlex.quote(mask.hide(value))}"
+            for name, value in exports.items()
+        ]
+        return " ".join([*variables, shlex.join(mask.hide_each(command(resource)))])
     return f"whatever {type(container).__name__} does to start it"
-
-
-def _exports(container: Container, mask: Mask) -> list[str]:
-    """Its variables, each as a shell would take it."""
-    exports: dict[str, str] = getattr(container, "exports", {})
-    return [
-        f"{name}={'***' if is_secret(name) else shlex.quote(mask.hide(value))}"
-        for name, value in exports.items()
-    ]

@@ -23,6 +23,8 @@ from typing import Final, TypeVar
 
 import psutil
 
+from dagster_amoro.containers.waiting import within
+
 LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every process of a launch
 
 _T = TypeVar("_T")
@@ -46,7 +48,7 @@ class Launch:
 
     @classmethod
     def parse(
-        cls, *, launch_id: str | None, host: str | None, pid: str | None, started_at: str | None
+        cls, launch_id: str | None, host: str | None, pid: str | None, started_at: str | None
     ) -> "Launch | None":
         """The launch that these texts name, or None if no process could be found by them.
 
@@ -283,12 +285,11 @@ def _is_in_group(pid: int, leader: int | None) -> bool:
 
 
 def _end_by(deadline: float, processes: set[psutil.Process]) -> bool:
-    while time.monotonic() < deadline:
+    def are_over() -> bool:
         reap()
-        if not any(map(_is_alive, processes)):
-            return True
-        time.sleep(_POLL)
-    return False
+        return not any(map(_is_alive, processes))
+
+    return within(deadline - time.monotonic(), are_over, _POLL)
 
 
 def _parsed(kind: Callable[[str], _T], text: str | None) -> _T | None:

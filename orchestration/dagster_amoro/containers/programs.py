@@ -55,8 +55,9 @@ class Program:
 def run(program: Program, timeout: float) -> str:
     """Runs a program to its end and returns its output, errors included.
 
-    Of an output over 4 MiB it is the end. What it leaves running in the background runs on. It is
-    killed after `timeout` seconds.
+    Of an output over 4 MiB it is the end. What it leaves running in the background runs on.
+
+    The program is killed after `timeout` seconds.
 
     Raises:
         ProgramError: It cannot be started, ended with another code than 0, or took too long. The

@@ -56,20 +56,12 @@ class OptimizerContainer:
 
     @property
     def supports_auto_restart(self) -> bool:
-        """Whether its orphans are restarted.
-
-        Raises:
-            ContainerError: Nobody knows the version of AMS, so that a start could be wrong.
-        """
+        """Always; a ContainerError where nobody knows how this version of AMS starts optimizers."""
         return self.ams_version is not None
 
     @property
     def ams_version(self) -> AmsVersion:
-        """How AMS starts optimizers.
-
-        Raises:
-            ContainerError: Nobody knows.
-        """
+        """How AMS starts optimizers; a ContainerError where nobody knows."""
         if self._ams_version is not None:
             return self._ams_version
         return self._ask_ams_version() if self._ask_ams_version else AmsVersion.V0_9
@@ -193,12 +185,7 @@ def is_true(text: str | None) -> bool:
     return text is not None and text.lower() == "true"
 
 
-def application_name(engine: str, resource: Resource) -> str:
-    """What AMS calls the application of an optimizer."""
-    return f"Amoro-{engine}-optimizer-{resource.group_name}-{resource.resource_id}"
-
-
-def kubernetes_name(resource: Resource) -> str:
+def optimizer_name(resource: Resource) -> str:
     """What AMS calls an optimizer's Deployment, pod or cluster on Kubernetes."""
     return f"amoro-optimizer-{resource.resource_id}"
 
@@ -215,11 +202,7 @@ def required_of(resource: Resource, key: str) -> str:
 
 
 def usable(arguments: list[str]) -> list[str]:
-    """The arguments, if a program can be given them.
-
-    Raises:
-        StartFailedError: One holds a NUL character or half a character.
-    """
+    """The arguments, if a program can be given them; a StartFailedError says why not."""
     for before, each in pairwise(("", *arguments)):
         if _UNUSABLE.search(each):  # its value may be a secret
             which = f"the argument after {before!r}" if before.startswith("-") else "an argument"

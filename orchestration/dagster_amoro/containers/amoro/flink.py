@@ -13,13 +13,7 @@ from uuid import uuid4
 
 from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
-from dagster_amoro.containers.amoro.base import (
-    OptimizerContainer,
-    application_name,
-    as_text,
-    kubernetes_name,
-    usable,
-)
+from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, optimizer_name, usable
 from dagster_amoro.containers.amoro.flink_conf import PREFIX, read_conf, with_sizes
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest, Job, base_url
 from dagster_amoro.containers.amoro.rest import RestError
@@ -30,7 +24,6 @@ from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartF
 from dagster_amoro.core.model import Resource
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.flink.FlinkOptimizer"
-YARN_ID: Final = "yarn-application-id"
 KUBERNETES_ID: Final = "kubernetes-cluster-id"
 SESSION_ID: Final = "session-cluster-job-id"
 
@@ -87,12 +80,10 @@ class FlinkContainer(OptimizerContainer):
     kind of name is ended too: its id stands in no row but that of its own start.
     """
 
-    start_timeout: float = 600.0
-    """Seconds that Flink's program has to submit a job; AMS's limit."""
-    release_timeout: float = 30.0
-    """Seconds that a job has to end after it was cancelled, or a cluster after its stop."""
-    withdraw_timeout: float = 5.0
-    """Seconds to look for a job whose submission was broken off, to cancel it."""
+    # In seconds:
+    start_timeout: float = 600.0  # for Flink's program to submit a job; AMS's limit
+    release_timeout: float = 30.0  # for a job or a cluster to end after it was told to
+    withdraw_timeout: float = 5.0  # to look for a job whose submission was broken off
 
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
@@ -132,12 +123,11 @@ class FlinkContainer(OptimizerContainer):
         Raises:
             StartFailedError: A property is missing, or a value cannot be an argument.
         """
-        arguments = self.arguments(resource)
-        text = as_text(arguments, quote=str)
-        split = any(map(_SPLIT_BY_FLINK.search, arguments))
+        found = self.arguments(resource)
+        split = any(map(_SPLIT_BY_FLINK.search, found))
         return {
             "entryClass": MAIN_CLASS,
-            **({"programArgsList": arguments} if split else {"programArgs": text}),
+            **({"programArgsList": found} if split else {"programArgs": as_text(found, quote=str)}),
             "jobId": job_id,
             "allowNonRestoredState": True,
         }
@@ -185,11 +175,11 @@ class FlinkContainer(OptimizerContainer):
         ams_version = self.ams_version
         conf = read_conf(self.conf_folder, ams_version)
         options = with_sizes(self._given(resource), resource.properties, conf, ams_version)
-        options["yarn.application.name"] = application_name("flink", resource)
+        options["yarn.application.name"] = yarn.application_name("flink", resource)
         if self.target.is_on_yarn:
             options["yarn.per-job-cluster.include-user-jar"] = "FIRST"
         else:
-            options["kubernetes.cluster-id"] = kubernetes_name(resource)
+            options["kubernetes.cluster-id"] = optimizer_name(resource)
             for role in ("taskmanager", "jobmanager"):
                 options[f"kubernetes.{role}.labels"] = _labels(resource)
         return options
@@ -203,17 +193,17 @@ class FlinkContainer(OptimizerContainer):
         program = self._program(resource, self.command(resource))
         if self.target.is_on_yarn:
             log = self.log_of(resource)
-            return {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
+            return {yarn.ID: yarn.start_application(program, log, self.start_timeout)}
         programs.run(program, self.start_timeout)
-        return {KUBERNETES_ID: kubernetes_name(resource)}
+        return {KUBERNETES_ID: optimizer_name(resource)}
 
     def _end(self, resource: Resource) -> None:
         if self.target is Target.SESSION:
             self._end_in_session(resource)
         elif self.target is Target.KUBERNETES_APPLICATION:
             self._end_on_kubernetes(resource)
-        elif application := resource.properties.get(YARN_ID):
-            name = application_name("flink", resource)
+        elif application := resource.properties.get(yarn.ID):
+            name = yarn.application_name("flink", resource)
             yarn.end_application(application, name, self.exports, self.mask(resource))
 
     def _end_on_kubernetes(self, resource: Resource) -> None:
@@ -224,7 +214,7 @@ class FlinkContainer(OptimizerContainer):
         """
         if not resource.properties.get(KUBERNETES_ID):
             return  # nothing was started
-        cluster = kubernetes_name(resource)
+        cluster = optimizer_name(resource)
         options = {**self._given(resource), "kubernetes.cluster-id": cluster, **_UNMAKEABLE}
         script = f"{self.home}/bin/kubernetes-session.sh"
         argv = usable([script, *_as_arguments(options), "-Dexecution.attached=true"])
@@ -243,19 +233,15 @@ class FlinkContainer(OptimizerContainer):
         return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))
 
     def _start_in_session(self, resource: Resource) -> str:
-        submission = self.submission(resource, job_id=uuid4().hex)
-        rest = self._rest(resource)
+        submission, rest = self.submission(resource, uuid4().hex), self._rest(resource)
         rest.overview()
-        return self._submit(rest, rest.provide(self._jar()), submission)
-
-    def _jar(self) -> Path:
         jar = Path(self.job_uri)
-        if jar.is_file():
-            return jar
-        raise StartFailedError(
-            f"there is no file {self.job_uri!r}; for target session, job-uri is the path of a jar "
-            "on this host, from which it is uploaded"
-        )
+        if not jar.is_file():
+            raise StartFailedError(
+                f"there is no file {self.job_uri!r}; for target session, job-uri is the path of a "
+                "jar on this host, from which it is uploaded"
+            )
+        return self._submit(rest, rest.provide(jar), submission)
 
     def _submit(self, rest: FlinkRest, jar_id: str, submission: Mapping[str, Any]) -> str:
         job_id = submission["jobId"]
@@ -269,8 +255,7 @@ class FlinkContainer(OptimizerContainer):
         return str(job_id)
 
     def _end_in_session(self, resource: Resource) -> None:
-        job_id = resource.properties.get(SESSION_ID)
-        if not job_id:
+        if not (job_id := resource.properties.get(SESSION_ID)):
             return
         if not _JOB_ID.fullmatch(job_id):
             raise ReleaseFailedError(f"{job_id!r} is no id of a Flink job; one has 32 hex digits")

@@ -13,8 +13,6 @@ from dagster_amoro.core.errors import StartFailedError
 
 PREFIX: Final = "flink-conf."  # of the properties that are options of Flink
 
-_STANDARD: Final = "config.yaml"  # since Flink 1.19
-_LEGACY: Final = "flink-conf.yaml"
 _logger: Final = logging.getLogger(__name__)
 
 
@@ -24,7 +22,7 @@ def read_conf(folder: Path, ams_version: AmsVersion) -> dict[str, str]:
     AMS too goes on without them. 0.7 knows flink-conf.yaml alone; later, config.yaml comes first.
     The older file is YAML to AMS 0.7 and 0.8, and lines of `key: value` to Flink and AMS since.
     """
-    standard, legacy = folder / _STANDARD, folder / _LEGACY
+    standard, legacy = folder / "config.yaml", folder / "flink-conf.yaml"  # the former since 1.19
     try:
         if ams_version > AmsVersion.V0_7 and standard.exists():
             return flattened(_mapping(standard.read_text(encoding="utf-8")))
@@ -75,7 +73,7 @@ def flattened(conf: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in conf.items():
         if isinstance(value, Mapping):
             found |= flattened(value, f"{prefix}{key}.")
-        elif text := _text(value):
+        elif text := value if isinstance(value, str) else _as_yaml(value):
             found[f"{prefix}{key}"] = text
     return found
 
@@ -108,8 +106,6 @@ def _mapping(text: str) -> Mapping[str, Any]:
     return document or {}
 
 
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
+def _as_yaml(value: object) -> str:
     dumped = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return dumped.strip()

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 from urllib.parse import quote
@@ -29,6 +30,7 @@ _NOISE: Final = re.compile(
 )
 _GONE: Final = frozenset({404, 409})  # no such job; one that has ended already
 _NOT_FOUND: Final = 404
+_BAD_REQUEST: Final = 400  # the least status of a refusal
 
 
 class Job(NamedTuple):
@@ -44,10 +46,9 @@ class Job(NamedTuple):
 
 
 def base_url(conf: Mapping[str, str]) -> str:
-    """Where the REST port is, by Flink's settings; a leader of a Flink with HA is not looked up.
+    """Where the REST port is; a RestError says that Flink's settings do not say it.
 
-    Raises:
-        RestError: The settings do not say it.
+    The leader of a Flink with high availability is not looked up.
     """
     host = conf.get("rest.address") or conf.get("jobmanager.rpc.address")
     if not host:
@@ -63,23 +64,16 @@ def base_url(conf: Mapping[str, str]) -> str:
     return f"{scheme}://{f'[{bare}]' if ':' in bare else bare}:{port}"
 
 
+@dataclass(frozen=True, slots=True)
 class FlinkRest:
     """The REST port of one Flink cluster.
 
     Each method that asks it raises a RestError where Flink refuses or does not answer.
     """
 
-    def __init__(self, base: str, timeout: float, mask: Mask) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            base: As `base_url` says it.
-            timeout: Seconds to connect, and again for each wait for an answer.
-            mask: Hides what errors may not show.
-        """
-        self._base: Final = base
-        self._timeout: Final = timeout
-        self._mask: Final = mask
+    base: str  # as `base_url` says it
+    timeout: float  # seconds to connect, and again for each wait for an answer
+    mask: Mask  # hides what errors may not show
 
     def overview(self) -> Mapping[str, Any]:
         """What the cluster has; also the test whether it is one."""
@@ -121,7 +115,7 @@ class FlinkRest:
         """Why a job failed; empty if Flink does not say."""
         with suppress(RestError):
             answer = self._ask("GET", f"/jobs/{job_id}/exceptions")
-            return self._mask.hide(essence(answer.get("root-exception")))
+            return self.mask.hide(essence(answer.get("root-exception")))
         return ""
 
     def cancel(self, job_id: str) -> bool:
@@ -165,16 +159,16 @@ class FlinkRest:
     def _text(self, answer: Mapping[str, Any], key: str) -> str:
         value = answer.get(key)
         if not isinstance(value, str) or not value:
-            shown = self._mask.hide(shorten(json.dumps(answer), _SHOWN))
-            raise RestError(f"{self._base} answered without {key!r}: {shown}")
+            shown = self.mask.hide(shorten(json.dumps(answer), _SHOWN))
+            raise RestError(f"{self.base} answered without {key!r}: {shown}")
         return value
 
     def _ask(self, method: str, path: str, **content: Any) -> Mapping[str, Any]:  # noqa: ANN401 - those of requests
-        url = f"{self._base}/v1{path}"
+        url = f"{self.base}/v1{path}"
         try:
-            return _body(ask(method, url, self._timeout, **content))
+            return _body(ask(method, url, self.timeout, **content))
         except RestError as error:
-            shown = self._mask.hide(f"Flink, {method} {url}: {error}")
+            shown = self.mask.hide(f"Flink, {method} {url}: {error}")
             raise RestError(shown, error.status) from None
 
 
@@ -183,7 +177,7 @@ def _body(answer: Answer) -> Mapping[str, Any]:
         raise RestError(
             f"answered {answer.status} with {answer.kind}, which is not Flink's REST interface"
         )
-    if answer.is_ok:
+    if answer.status < _BAD_REQUEST:
         return answer.body
     why = essence(answer.body.get("errors")) or answer.reason
     raise RestError(f"{answer.status}: {why}", answer.status)

@@ -12,17 +12,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
 
-from dagster_amoro.containers.amoro.base import (
-    OptimizerContainer,
-    as_text,
-    is_true,
-    kubernetes_name,
-)
+from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true, optimizer_name
 from dagster_amoro.containers.amoro.kubernetes_api import (
     Deployments,
     at,
+    client_of,
     configuration_of,
-    connected_client,
     token_of,
 )
 from dagster_amoro.containers.amoro.kubernetes_template import parse_pod_template
@@ -91,11 +86,7 @@ class KubernetesContainer(OptimizerContainer):
 
     @property
     def supports_auto_restart(self) -> bool:
-        """Whether the property `auto-restart` asks for restarts.
-
-        Raises:
-            ContainerError: It does, and nobody knows the version of AMS.
-        """
+        """Whether `auto-restart` asks for it; a ContainerError if nobody knows AMS's version."""
         return is_true(self.properties.get("auto-restart")) and super().supports_auto_restart
 
     def manifest(self, resource: Resource) -> dict[str, Any]:
@@ -108,7 +99,7 @@ class KubernetesContainer(OptimizerContainer):
             StartFailedError: A property is missing or cannot be used; the message names it.
             ContainerError: Nobody knows the version of AMS.
         """
-        name = kubernetes_name(resource)
+        name = optimizer_name(resource)
         return {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -125,23 +116,23 @@ class KubernetesContainer(OptimizerContainer):
             manifest = self.manifest(resource)
             for _ in range(_TRIES):
                 if deployments.create(manifest):
-                    return {"namespace": deployments.namespace, "name": kubernetes_name(resource)}
+                    return {"namespace": deployments.namespace, "name": optimizer_name(resource)}
                 self._clear(deployments, resource)
         raise StartFailedError(
             f"container {self.name!r}: somebody else keeps creating Deployment "
-            f"{kubernetes_name(resource)!r}"
+            f"{optimizer_name(resource)!r}"
         )
 
     def _end(self, resource: Resource) -> None:
         with self._connected(resource) as deployments:
-            deployments.delete(kubernetes_name(resource))
-            deployments.wait_until_gone(kubernetes_name(resource))
+            deployments.delete(optimizer_name(resource))
+            deployments.wait_until_gone(optimizer_name(resource))
 
     def status(self, resource: Resource) -> Status:
         """Whether a pod of the resource is available; ended where there is no Deployment."""
         try:
             with self._connected(resource) as deployments:
-                found = deployments.read(kubernetes_name(resource))
+                found = deployments.read(optimizer_name(resource))
         except ContainerError:
             return "unknown"
         if found is None:
@@ -150,7 +141,7 @@ class KubernetesContainer(OptimizerContainer):
 
     def _clear(self, deployments: Deployments, resource: Resource) -> None:
         """Deletes the Deployment that has the resource's name, if it is the resource's."""
-        name = kubernetes_name(resource)
+        name = optimizer_name(resource)
         found = deployments.read(name)
         if found is None:
             return
@@ -172,7 +163,7 @@ class KubernetesContainer(OptimizerContainer):
             namespace = self._given(resource).namespace()
             configuration = configuration_of(self.properties.get("kube-config-path"))
             token["token"] = token_of(configuration)
-            with connected_client(configuration) as client:
+            with client_of(configuration) as client:
                 yield Deployments(client, namespace, self.request_timeout, self.deletion_timeout)
         except ContainerError as error:
             text = Mask(self.properties, resource.properties, token).hide(str(error))
@@ -183,11 +174,10 @@ class KubernetesContainer(OptimizerContainer):
 
     def _pod_template(self, resource: Resource) -> dict[str, Any]:
         given = self._given(resource)
-        bare: dict[str, Any] = {"metadata": {}, "spec": {"containers": [None]}}
         template = given.pod_template() if self.ams_version >= AmsVersion.V0_8 else None
-        template = template or bare
+        template = template or {"metadata": {}, "spec": {"containers": [None]}}
         template["metadata"]["labels"] = {
-            "app": kubernetes_name(resource),
+            "app": optimizer_name(resource),
             "AmoroOptimizerGroup": resource.group_name,
             _ID_LABEL: resource.resource_id,
         }
@@ -195,15 +185,14 @@ class KubernetesContainer(OptimizerContainer):
         spec["containers"][0] = self._container(resource, given)
         if secrets := _split(given.values.get("imagePullSecrets", "")):
             spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
-        if (
-            self.ams_version >= AmsVersion.V0_9_0
-            and spec.get("terminationGracePeriodSeconds") is None
-        ):
-            spec["terminationGracePeriodSeconds"] = _grace_seconds(resource)
+        grace = "terminationGracePeriodSeconds"
+        if self.ams_version >= AmsVersion.V0_9_0 and spec.get(grace) is None:
+            spec[grace] = _grace_seconds(resource)
         return template
 
     def _container(self, resource: Resource, given: "_Given") -> dict[str, Any]:
-        memory = self._memory(resource, given)
+        has_total = resource.memory_mb > 0 and self.ams_version >= AmsVersion.V0_8
+        memory = resource.memory_mb if has_total else given.whole("memory") * resource.thread_count
         cores = math.ceil(given.number("cpu.factor", "1.0") * resource.thread_count)
         amounts = {"memory": f"{memory}Mi", "cpu": str(cores)}
         return {
@@ -214,19 +203,11 @@ class KubernetesContainer(OptimizerContainer):
             "resources": {"limits": amounts, "requests": dict(amounts)},
         }
 
-    def _memory(self, resource: Resource, given: "_Given") -> int:
-        """MiB of the pod."""
-        if resource.memory_mb > 0 and self.ams_version >= AmsVersion.V0_8:
-            return resource.memory_mb
-        return given.whole("memory") * resource.thread_count
-
     def _command(self, resource: Resource, given: "_Given", memory: int) -> str:
-        ratio = (
-            given.number("extra.jvm.heap.ratio", "0.8") if self.ams_version > AmsVersion.V0_7 else 1
-        )
-        arguments = as_text(self.arguments(resource))
-        whole = f"{_ENTRYPOINT} {int(memory * ratio)} {arguments}"
-        text = f"exec {whole}" if self.ams_version >= AmsVersion.V0_9_0 else whole
+        is_old = self.ams_version is AmsVersion.V0_7
+        heap = memory if is_old else int(memory * given.number("extra.jvm.heap.ratio", "0.8"))
+        text = f"{_ENTRYPOINT} {heap} {as_text(self.arguments(resource))}"
+        text = f"exec {text}" if self.ams_version >= AmsVersion.V0_9_0 else text
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
 
 
@@ -267,8 +248,7 @@ class _Given:
 
     def pod_template(self) -> dict[str, Any] | None:
         """What `podTemplate` says of the pod, if it is there."""
-        text = self.values.get("podTemplate")
-        if text is None:
+        if (text := self.values.get("podTemplate")) is None:
             return None
         try:
             return parse_pod_template(text)

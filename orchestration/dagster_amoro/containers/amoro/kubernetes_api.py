@@ -6,8 +6,7 @@ The client of Kubernetes is an extra, and slow to import; it is loaded by the fi
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -77,13 +76,12 @@ class Deployments:
         what = f"could not {verb} {self.place(target)}"
         method = getattr(AppsV1Api(self.api), f"{verb}_namespaced_deployment")
         try:
-            response = method(
+            content = method(
                 namespace=self.namespace,
                 **arguments,
                 _preload_content=False,  # the client would check answers against its own version
                 _request_timeout=self.request_timeout,
-            )
-            content = response.data
+            ).data
         except ApiException as error:
             if error.status == absent and _status(error.body):
                 return None
@@ -133,17 +131,14 @@ def _kube_config(path: str | None) -> str:
     return os.pathsep.join(files)
 
 
-@contextmanager
-def connected_client(configuration: Any) -> Iterator[Any]:  # noqa: ANN401 - the client has no types
-    """A client whose connections are closed after use."""
+def client_of(configuration: Any) -> Any:  # noqa: ANN401 - the client has no types
+    """A client, which is to be used as a context, so that its connections are closed."""
     from kubernetes.client import ApiClient  # noqa: PLC0415 - an extra, and slow to import
 
     try:
-        client = ApiClient(configuration)
+        return ApiClient(configuration)
     except Exception as error:  # noqa: BLE001 - certificates, proxies
         raise ContainerError(f"no client of {configuration.host}: {describe(error)}") from None
-    with client:
-        yield client
 
 
 def token_of(configuration: Any) -> str:  # noqa: ANN401 - the client has no types

@@ -61,14 +61,14 @@ def _read(value: object, kind: str, path: str = "") -> Any:  # noqa: ANN401 - JS
         return None
     if match := re.fullmatch(r"List\[(.+)\]", kind):
         if not isinstance(value, list):
-            raise ValueError(f"{path} is no list")  # noqa: TRY004 - it is about a text
+            raise ValueError(f"{path} is no list")
         return [_read(each, match[1], f"{path}[{i}]") for i, each in enumerate(value)]
     if match := re.fullmatch(r"Dict\[str, (.+)\]", kind):
         return _fields(value, lambda _: str(match[1]), path)
     if re.match("[A-Z]", kind):
         return _fields(value, _kinds_of(kind).get, path)
     if isinstance(value, dict | list | set):
-        raise ValueError(f"{path} is no single value")
+        raise ValueError(f"{path} is no single value")  # noqa: TRY004 - of the text
     if kind in {"str", "datetime"}:
         return _text(value)
     return value.value if isinstance(value, _Scalar) else value

@@ -55,11 +55,7 @@ class LocalContainer(OptimizerContainer):
 
     @property
     def supports_auto_restart(self) -> bool:
-        """Whether its orphans are restarted.
-
-        Raises:
-            ContainerError: Amoro is not on this host, or nobody knows the version of AMS.
-        """
+        """Always; a ContainerError if Amoro is not on this host, or nobody knows AMS's version."""
         if not self._is_here():
             raise ContainerError(
                 f"container {self.name!r}: there is no executable file {str(self._script)!r} on "

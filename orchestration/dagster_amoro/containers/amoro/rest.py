@@ -25,11 +25,6 @@ class Answer:
     kind: str  # the Content-Type; `nothing` where there is none
     body: Mapping[str, Any] | None  # None: it is no JSON object
 
-    @property
-    def is_ok(self) -> bool:
-        """Whether the status is one of success."""
-        return self.status < 400  # noqa: PLR2004 - as HTTP has it
-
 
 def ask(method: str, url: str, timeout: float, **content: Any) -> Answer:  # noqa: ANN401 - those of requests
     """Sends a request, with `content` as `requests` takes it, and reads the answer.

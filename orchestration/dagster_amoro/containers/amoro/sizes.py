@@ -21,28 +21,26 @@ _LARGEST: Final = 2**63 - 1  # bytes
 def parse_size(text: str) -> int:
     """A size in bytes, as AMS's MemorySize reads it: `1024`, `1600m`, `1 GB`, `2 gibibytes`.
 
-    Units count by 1024; a bare number is in bytes.
-
-    Raises:
-        ValueError: It is no size, or one that does not fit into 63 bits.
+    Units count by 1024; a bare number is in bytes. A ValueError says that it is no size, or one
+    that does not fit into 63 bits.
     """
-    match = _SIZE.fullmatch(text)
-    factor = _FACTORS.get(match[2].lower()) if match else None
-    if match is None or factor is None:
-        raise ValueError(f"{text!r} is no size; one is like 1600m or 1 gb")
-    return _fitting(text, int(match[1]) * factor)
+    return _in_bytes(text, _SIZE.fullmatch(text), "", "no size; one is like 1600m or 1 gb")
 
 
 def parse_size_0_7(text: str) -> int:
-    """A size in bytes, as AMS 0.7 reads those of Flink: `1024` and `1024m` are MiB, `1g` is a GiB.
-
-    Raises:
-        ValueError: It is no such size, or one that does not fit into 63 bits.
-    """
+    """The same as AMS 0.7 reads those of Flink: `1024` and `1024m` are MiB, `1g` is a GiB."""
     match = _SIZE_0_7.fullmatch(re.sub(r"\s", "", text).lower())
-    if match is None:
-        raise ValueError(f"{text!r} is no size that AMS 0.7 knows; one is like 1600, 1600m or 1g")
-    return _fitting(text, int(match[1]) * _FACTORS[match[2] or "m"])
+    return _in_bytes(text, match, "m", "no size that AMS 0.7 knows; one is like 1600, 1600m or 1g")
+
+
+def _in_bytes(text: str, match: re.Match[str] | None, unit: str, problem: str) -> int:
+    factor = _FACTORS.get(match[2].lower() or unit) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is {problem}")
+    size: int = int(match[1]) * factor
+    if size > _LARGEST:
+        raise ValueError(f"{text!r} is too large for a size")
+    return size
 
 
 def print_size(size: int) -> str:
@@ -53,9 +51,3 @@ def print_size(size: int) -> str:
     power = next((power for power in range(5) if size % 1024**power), 1)
     label, _ = _LABELS[power - 1]
     return f"{size // 1024 ** (power - 1)} {label}"
-
-
-def _fitting(text: str, size: int) -> int:
-    if size > _LARGEST:
-        raise ValueError(f"{text!r} is too large for a size")
-    return size

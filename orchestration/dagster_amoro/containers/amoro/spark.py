@@ -14,9 +14,8 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import (
     OptimizerContainer,
-    application_name,
     is_true,
-    kubernetes_name,
+    optimizer_name,
     unquoted,
     usable,
 )
@@ -32,7 +31,6 @@ from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartF
 from dagster_amoro.core.model import Resource
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.spark.SparkOptimizer"
-YARN_ID: Final = "yarn-application-id"
 KUBERNETES_ID: Final = "kubernetes-submission-id"
 STANDALONE_ID: Final = "spark-submission-id"  # this and the following are not AMS's
 APPLICATION_ID: Final = "spark-application-id"
@@ -104,28 +102,26 @@ class SparkContainer(OptimizerContainer):
         ConfigError: A property is missing or cannot be used.
     """
 
-    start_timeout: float = 600.0
-    """Seconds that spark-submit has to hand an application over; AMS's limit."""
+    # In seconds:
+    start_timeout: float = 600.0  # for spark-submit to hand an application over; AMS's limit
+    # For a driver in client mode to reach a standalone master; Spark gives up after 60. One that
+    # says neither of the two, because of its log level, is well.
     connect_timeout: float = 75.0
-    """Seconds that a driver in client mode has to reach a standalone master; Spark gives up after
-    60. One that says neither of the two, because of its log level, is well."""
-    start_check: float = 5.0
-    """Seconds that a driver which needs nobody's answer, or has it, is watched for an early end."""
-    release_timeout: float = 30.0
-    """Seconds that a driver on a standalone cluster has to end after it was killed."""
-    pod_timeout: float = 60.0
-    """Seconds that a driver pod has to go away; Kubernetes gives it 30 to end."""
-    patience: float = 10.0
-    """Seconds between SIGTERM and SIGKILL for processes of this host."""
+    start_check: float = 5.0  # a driver that needs nobody's answer is watched for an early end
+    release_timeout: float = 30.0  # for a driver on a standalone cluster to end after its kill
+    pod_timeout: float = 60.0  # for a driver pod to go away; Kubernetes gives it 30 to end
+    patience: float = 10.0  # between SIGTERM and SIGKILL for processes of this host
 
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
         super().__init__(name, properties, ask_ams_version)
-        self.home: Final = self.required("spark-home").removesuffix("/")
+        home = self.required("spark-home").removesuffix("/")
+        self._spark_submit: Final = f"{home}/bin/spark-submit"
         self.master: Final = self.properties.get("master", "yarn")
         self.cluster: Final = self._cluster()
         self.deploy_mode: Final = self._deploy_mode()
+        self._in_cluster: Final = self.deploy_mode == "cluster"
         self.job_uri: Final = self.properties.get("job-uri") or self.ams_home + _DEFAULT_JOB
         if self.cluster is Cluster.KUBERNETES:
             self.required(_PREFIX + _IMAGE)
@@ -143,7 +139,7 @@ class SparkContainer(OptimizerContainer):
                 *(self._spark_submit, "--master", self.master, f"--deploy-mode={self.deploy_mode}"),
                 *_as_arguments(self._options(resource)),
                 *(["--proxy-user", user] if user else []),
-                *(["--name", application_name("spark", resource)] if has_name else []),
+                *(["--name", yarn.application_name("spark", resource)] if has_name else []),
                 *("--class", MAIN_CLASS, self.job_uri, *self.arguments(resource)),
             ]
         )
@@ -170,14 +166,6 @@ class SparkContainer(OptimizerContainer):
         return "ended" if driver.is_over else "running"
 
     # What the properties say.
-
-    @property
-    def _spark_submit(self) -> str:
-        return f"{self.home}/bin/spark-submit"
-
-    @property
-    def _in_cluster(self) -> bool:
-        return self.deploy_mode == "cluster"
 
     def _cluster(self) -> Cluster:
         found = next((each for each in Cluster if self.master.startswith(each)), None)
@@ -218,7 +206,7 @@ class SparkContainer(OptimizerContainer):
             "optimizer-implementation": "spark-native-kubernetes",
             "optimizer-id": resource.resource_id,
         }
-        return {f"{_KUBERNETES}driver.pod.name": kubernetes_name(resource)} | {
+        return {f"{_KUBERNETES}driver.pod.name": optimizer_name(resource)} | {
             f"{_KUBERNETES}{role}.label.{label}": value
             for role in labelled
             for label, value in labels.items()
@@ -233,7 +221,7 @@ class SparkContainer(OptimizerContainer):
         program = self._program(resource, self.command(resource))
         if self.cluster is Cluster.YARN:
             log = self.log_of(resource)
-            started = {YARN_ID: yarn.start_application(program, log, self.start_timeout)}
+            started = {yarn.ID: yarn.start_application(program, log, self.start_timeout)}
         elif self.cluster is Cluster.KUBERNETES:
             started = {KUBERNETES_ID: self._start_on_kubernetes(resource, program)}
         elif self._in_cluster:
@@ -304,7 +292,7 @@ class SparkContainer(OptimizerContainer):
 
     def _end_there(self, resource: Resource) -> None:
         if self.cluster is Cluster.YARN:
-            if application := resource.properties.get(YARN_ID):
+            if application := resource.properties.get(yarn.ID):
                 name = self._name_on_yarn(resource)
                 yarn.end_application(application, name, self.exports, self.mask(resource))
         elif self._in_cluster and self.cluster is Cluster.KUBERNETES:
@@ -326,7 +314,7 @@ class SparkContainer(OptimizerContainer):
         if not self._in_cluster:
             return f"amoro-spark-optimizer-{resource.resource_id}"
         if self.ams_version >= AmsVersion.V0_9_0:
-            return application_name("spark", resource)
+            return yarn.application_name("spark", resource)
         return self._given(resource).get("spark.app.name", MAIN_CLASS)
 
     def _end_pods(self, resource: Resource) -> None:
@@ -356,7 +344,7 @@ class SparkContainer(OptimizerContainer):
     def _pod_submission(self, resource: Resource) -> str:
         """What AMS saves; in 0.7 it misses a namespace that the group's properties set."""
         namespace = self._given(resource).get(f"{_KUBERNETES}namespace") or "default"
-        return f"{namespace}:{kubernetes_name(resource)}"
+        return f"{namespace}:{optimizer_name(resource)}"
 
     def _rest(self, resource: Resource) -> SparkRest:
         options, mask = self._given(resource), self.mask(resource)
@@ -371,7 +359,7 @@ class SparkContainer(OptimizerContainer):
 
 def _is_own(submission: str, resource: Resource) -> bool:
     """Whether it names the resource's pod; spark-submit would take a `*` for any other's too."""
-    pod = kubernetes_name(resource)
+    pod = optimizer_name(resource)
     return "*" not in pod and bool(re.fullmatch(rf"[a-z0-9-]+:{re.escape(pod)}", submission))
 
 

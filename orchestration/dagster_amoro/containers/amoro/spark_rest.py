@@ -7,6 +7,7 @@ The port is there if the master runs with `spark.master.rest.enabled`. `spark-su
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from dagster_amoro.containers.amoro.rest import Answer, RestError, ask
@@ -20,6 +21,7 @@ _NOBODY: Final = "driver-00000000000000-0000"  # an id that no master gives
 _FINAL: Final = frozenset({"FINISHED", "FAILED", "KILLED", "ERROR"})
 _STANDBY: Final = "Current state is not alive"  # how a master says that another one leads
 _POLL_SECONDS: Final = 0.25
+_TIMEOUT: Final = 10.0  # seconds to connect, and again for each wait for an answer
 _SHOWN: Final = 600  # characters of what Spark says; it answers with whole stack traces
 
 
@@ -36,23 +38,15 @@ class Driver(NamedTuple):
         return self.state in _FINAL
 
 
+@dataclass(frozen=True, slots=True)
 class SparkRest:
     """The REST ports of one cluster's masters.
 
     Each method raises a RestError where no leading master answers.
     """
 
-    def __init__(self, urls: Sequence[str], mask: Mask, timeout: float = 10.0) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            urls: One for each master, such as `http://host:6066`; the leading one is used.
-            mask: Hides what errors may not show.
-            timeout: Seconds to connect, and again for each wait for an answer.
-        """
-        self._urls: Final = urls
-        self._mask: Final = mask
-        self._timeout: Final = timeout
+    urls: Sequence[str]  # one for each master, such as `http://host:6066`; the leading one is used
+    mask: Mask  # hides what errors may not show
 
     def ping(self) -> None:
         """Sees whether there is a leading master."""
@@ -63,7 +57,7 @@ class SparkRest:
         answer = self._ask("GET", f"status/{submission_id}")
         if answer.get("success") is not True:
             return None
-        message = shorten(self._mask.hide(str(answer.get("message", ""))), _SHOWN)
+        message = shorten(self.mask.hide(str(answer.get("message", ""))), _SHOWN)
         state, worker = (str(answer.get(key, "")) for key in ("driverState", "workerHostPort"))
         return Driver(state, message, worker)
 
@@ -92,13 +86,13 @@ class SparkRest:
     def _ask(self, method: str, path: str) -> Mapping[str, Any]:
         """What the leading master answers."""
         problems = []
-        for base in self._urls:
+        for base in self.urls:
             url = f"{base}/v1/submissions/{path}"
             try:
-                return _body(ask(method, url, self._timeout))
+                return _body(ask(method, url, _TIMEOUT))
             except RestError as error:
                 problems.append(f"{method} {url}: {error}")
-        raise RestError(self._mask.hide(f"Spark's REST port, {'; '.join(problems)}"))
+        raise RestError(self.mask.hide(f"Spark's REST port, {'; '.join(problems)}"))
 
 
 def _body(answer: Answer) -> Mapping[str, Any]:

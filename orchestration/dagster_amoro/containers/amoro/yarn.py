@@ -17,7 +17,10 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.output import end_of, size_of
 from dagster_amoro.containers.programs import Program, ProgramError
 from dagster_amoro.core.errors import ReleaseFailedError
+from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
+
+ID: Final = "yarn-application-id"  # the start-up property that AMS saves
 
 # A line of a program's output that ends with the application which it started. AMS looks for such a
 # line too.
@@ -29,13 +32,16 @@ _ENDED: Final = frozenset({"FINISHED", "FAILED", "KILLED"})
 _TIMEOUT: Final = 60.0  # seconds for one call; without a limit it asks a dead YARN for 15 minutes
 
 
+def application_name(engine: str, resource: Resource) -> str:
+    """What AMS calls the application of an optimizer."""
+    return f"Amoro-{engine}-optimizer-{resource.group_name}-{resource.resource_id}"
+
+
 def start_application(program: Program, log: Path, timeout: float) -> str:
     """Runs a program until it names the application that it started, and returns that.
 
-    The program has `timeout` seconds. It may stay to report into the log, and outlive us.
-
-    Raises:
-        ProgramError: It failed, named none, or took too long.
+    The program may stay to report into the log, and outlive us. A ProgramError says that it
+    failed, named none, or took more than `timeout` seconds.
     """
     begin = size_of(log)
     found = programs.launch(program, log=log, line=_APPLICATION_LINE, timeout=timeout)

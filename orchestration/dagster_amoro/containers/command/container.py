@@ -41,8 +41,6 @@ from dagster_amoro.core.errors import (
 )
 from dagster_amoro.core.model import Resource
 
-Argument = tuple[tuple[str, str | None], ...]  # pieces: literal text, then a placeholder or none
-
 _T = TypeVar("_T")
 
 _PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb")
@@ -92,15 +90,9 @@ class CommandContainer:
         self._directory: Final = given.read("working-directory", "", _optional_folder, "a path")
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
-        self._auto_restart: Final = given.read(
-            "auto-restart", "true", parse_switch, "true or false"
-        )
+        switch = given.read("auto-restart", "true", parse_switch, "true or false")
+        self.supports_auto_restart: Final = switch
         self.exports: Final = given.exports()
-
-    @property
-    def supports_auto_restart(self) -> bool:
-        """What the property `auto-restart` says."""
-        return self._auto_restart
 
     def command(self, resource: Resource) -> list[str]:
         """The argv of the resource's worker; a value never becomes more than one argument.
@@ -109,12 +101,12 @@ class CommandContainer:
             StartFailedError: A value cannot be part of any argument.
         """
         values = {name: str(getattr(resource, name)) for name in _PLACEHOLDERS}
-        for field in {field for argument in self._command for _, field in argument if field}:
-            if problem := _unusable(values[field]):
+        for field in {field for text in self._command for _, field, *_ in Formatter().parse(text)}:
+            if field and (problem := _unusable(values[field])):
                 raise StartFailedError(
                     f"{field} {values[field]!r} cannot be put on a command line: it {problem}"
                 )
-        return [fill(argument, values) for argument in self._command]
+        return [text.format_map(values) for text in self._command]
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:
         """Starts the resource's worker, after ending what an earlier launch of it left behind.
@@ -307,8 +299,8 @@ def _optional_folder(text: str) -> str | None:
     return str(_folder(text)) if text else None
 
 
-def parse_command(text: str) -> list[Argument]:
-    """The arguments of a command template, each in pieces.
+def parse_command(text: str) -> list[str]:
+    """The arguments of a command, with their placeholders as `str.format` takes them.
 
     Raises:
         ValueError: It is not a JSON array of texts with known placeholders.
@@ -318,24 +310,18 @@ def parse_command(text: str) -> list[Argument]:
         raise ValueError("not an array of texts")
     if not arguments or not arguments[0]:
         raise ValueError("it names no program")
-    return [_parse_argument(_usable(argument)) for argument in arguments]
+    for argument in arguments:
+        _check_placeholders(_usable(argument))
+    return arguments
 
 
-def _parse_argument(text: str) -> Argument:
-    pieces = []
-    for literal, field, spec, conversion in Formatter().parse(text):
+def _check_placeholders(text: str) -> None:
+    for _, field, spec, conversion in Formatter().parse(text):
         if field is not None and (spec or conversion or field not in _PLACEHOLDERS):
             raise ValueError(
                 f"{{{field}{'!' if conversion else ''}{conversion or ''}"
                 f"{':' if spec else ''}{spec or ''}}} is no placeholder"
             )
-        pieces.append((literal, field))
-    return tuple(pieces)
-
-
-def fill(argument: Argument, values: Mapping[str, str]) -> str:
-    """The argument with the values in the places of their placeholders."""
-    return "".join(literal + (values[field] if field else "") for literal, field in argument)
 
 
 def _log_shown(files: LaunchFiles, offset: int) -> str:

@@ -32,12 +32,8 @@ class Record:
 
 def launch_of(properties: Mapping[str, str]) -> Launch | None:
     """The launch that a resource's properties name; None if they name none."""
-    return Launch.parse(
-        launch_id=properties.get("command-launch-id"),
-        host=properties.get("command-host"),
-        pid=properties.get("command-pid"),
-        started_at=properties.get("command-started-at"),
-    )
+    keys = ("launch-id", "host", "pid", "started-at")
+    return Launch.parse(*(properties.get(f"command-{key}") for key in keys))
 
 
 def properties_of(launch: Launch) -> dict[str, str]:
@@ -75,16 +71,11 @@ def dump_record(record: Record) -> str:
 
 
 def parse_record(text: str) -> Record:
-    """The record in a JSON text.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The record in a JSON text; a ValueError says that it is none."""
     try:
         values: dict[str, Any] = json.loads(text)
         pid, started_at = str(values["pid"]), str(values["create_time"])
-        names = {"launch_id": values["launch_id"], "host": values["host"]}
-        launch = Launch.parse(**names, pid=pid, started_at=started_at)
+        launch = Launch.parse(values["launch_id"], values["host"], pid, started_at)
         previous = values["previous"]
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(describe(error)) from error
