@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.containers.amoro.sizes import parse_size, parse_size_0_7, print_size
+from dagster_amoro.containers.amoro.flink_conf import parse_size, parse_size_0_7, print_size
 
 MIB = 1 << 20
 

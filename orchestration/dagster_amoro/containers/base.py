@@ -1,5 +1,6 @@
 """What a container is: the thing that starts and stops the workers of a group."""
 
+import re
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol, runtime_checkable
 
@@ -64,6 +65,15 @@ class ContainerLookup(Protocol):
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container cannot be restarted; None: they can."""
+
+
+def unusable(text: str) -> str | None:
+    """Why no argument or variable of a program can hold the text; None if one can."""
+    if "\0" in text:
+        return "holds a NUL character"
+    if re.search("[\ud800-\udfff]", text):
+        return "holds half a character (a lone surrogate)"
+    return None
 
 
 def without_prefix(prefix: str, properties: Mapping[str, str]) -> dict[str, str]:

@@ -59,10 +59,7 @@ def end_of(log: Path, begin: int = 0, last: int = _LARGEST_END) -> str:
     """The end of what a file got since it was `begin` bytes long, as a text that can be stored.
 
     That is at most the `last` bytes. A file that is shorter than `begin` was truncated, and all of
-    it counts.
-
-    Raises:
-        OSError: The file cannot be read.
+    it counts. An OSError says that it cannot be read.
     """
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -1,12 +1,9 @@
 """Which processes belong to a launch, and how are they stopped?
 
-A launch is one start of a worker. Its processes are recognised in two ways, since neither is
-enough alone: everything that inherits the launch's id in its environment (which a worker may
-overwrite), and the session of the process that was started (which a daemon leaves). A process id
-by itself proves nothing, because the system gives it away again.
-
-Programs that others start, AMS among them, carry no launch id. They are recognised by what is on
-their command lines.
+A launch is one start of a worker. Its processes are those that inherit its id in their environment
+(which a worker may overwrite), and the session of the process that was started (which a daemon
+leaves). A process id by itself proves nothing, because the system gives it away again. Programs
+that others start, AMS among them, are recognised by what is on their command lines.
 """
 
 import os
@@ -19,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Final, TypeVar
 
 import psutil
@@ -86,10 +84,8 @@ def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
     A process counts if, for each option, its arguments hold the option and right after it the
     value, both as a whole. This process and its ancestors never count, and neither do those whose
     arguments cannot be read, which are other users'. `options` are the values by option, such as
-    `{"-g": "default", "-id": "4vd1"}`.
-
-    Raises:
-        ValueError: There is no option; every process would count.
+    `{"-g": "default", "-id": "4vd1"}`; without any, every process would count, so that is a
+    ValueError.
     """
     if not options:
         raise ValueError("no option to recognise processes by")
@@ -140,7 +136,7 @@ def spawn(
     *,
     environment: Mapping[str, str],
     log: int,
-    directory: str | None = None,
+    directory: Path | None = None,
     stdin: int = subprocess.DEVNULL,
 ) -> Worker:
     """Starts a program in a session of its own, its output going to a log.

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
@@ -63,7 +63,7 @@ def run(program: Program, timeout: float) -> str:
         ProgramError: It cannot be started, ended with another code than 0, or took too long. The
             message has the end of its output, without secrets.
     """
-    with _scratch(program) as log, _started(program, log) as worker:
+    with _started(program) as (worker, log):
         try:
             code = worker.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -77,24 +77,18 @@ def run(program: Program, timeout: float) -> str:
 def launch(
     program: Program, *, log: Path, line: re.Pattern[str], timeout: float, stays: bool = False
 ) -> re.Match[str] | None:
-    """Starts a program that may outlive us, and waits for a line that says what was started.
+    """Starts a program that may outlive us; returns the first `line` of its output.
 
-    Args:
-        program: What to run.
-        log: The file that gets its output, appended.
-        line: What such a line matches, as a whole.
-        timeout: Seconds to wait.
-        stays: Whether a program that still runs then, without such a line, is well.
-
-    Returns:
-        The match; None if the program ended with 0 without such a line, or `stays`.
+    That is a line that matches as a whole and says what was started. It is None if the program
+    ended with 0 before, or `stays`, which means that one that is silent for `timeout` seconds is
+    well. The output is appended to the log.
 
     Raises:
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or
             was killed because the time was up.
     """
     begin = size_of(log)
-    with _started(program, log) as worker, log.open("rb", buffering=0) as file:
+    with _started(program, log) as (worker, _), log.open("rb", buffering=0) as file:
         lines, deadline = _Lines(file, begin), time.monotonic() + timeout
         while True:
             code = worker.poll()  # before reading: what it wrote last is read then
@@ -125,37 +119,34 @@ def kill(worker: Worker) -> None:
 
 
 @contextmanager
-def _scratch(program: Program) -> Iterator[Path]:
-    """A place for the output of a program that ends before us."""
-    try:
-        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    except OSError as error:
-        raise _not_started(program, error) from None
-    with folder as name:
-        yield Path(name, "output")
+def _started(program: Program, log: Path | None = None) -> Iterator[tuple[Worker, Path]]:
+    """A running program and its log, by default one that is deleted after use.
 
-
-@contextmanager
-def _started(program: Program, log: Path) -> Iterator[Worker]:
-    """A running program; killed if whoever waits for it cannot go on."""
-    try:
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own, argv = {**os.environ, **program.exports}, list(program.argv)
-        with opened(log, os.O_RDWR | os.O_APPEND) as output, _readable(program.stdin) as stdin:
-            worker = processes.spawn(argv, environment=own, log=output, stdin=stdin)
-    except (OSError, ValueError) as error:
-        raise _not_started(program, error) from None
-    try:
-        yield worker
-    except ProgramError:
-        raise
-    except BaseException as error:
-        kill(worker)
-        if isinstance(error, OSError):
-            raise ProgramError(
-                f"{program.name} was ended, its output cannot be read: {describe(error)}"
-            ) from None
-        raise
+    The program is killed if whoever waits for it cannot go on.
+    """
+    with ExitStack() as stack:
+        try:
+            if log is None:
+                folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+                log = Path(stack.enter_context(folder), "output")
+            log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own, argv = {**os.environ, **program.exports}, list(program.argv)
+            with opened(log, os.O_RDWR | os.O_APPEND) as output, _readable(program.stdin) as stdin:
+                worker = processes.spawn(argv, environment=own, log=output, stdin=stdin)
+        except (OSError, ValueError) as error:
+            shown = f"{program.argv[0]!r} could not be started: {describe(error)}"
+            raise ProgramError(program.mask.hide(shown)) from None
+        try:
+            yield worker, log
+        except ProgramError:
+            raise
+        except BaseException as error:
+            kill(worker)
+            if isinstance(error, OSError):
+                raise ProgramError(
+                    f"{program.name} was ended, its output cannot be read: {describe(error)}"
+                ) from None
+            raise
 
 
 @contextmanager
@@ -194,11 +185,6 @@ class _Lines:
             self._rest = b""
         texts = (each.decode(errors="replace").rstrip("\r") for each in lines)
         return next((found for each in texts if (found := line.fullmatch(each))), None)
-
-
-def _not_started(program: Program, error: Exception) -> ProgramError:
-    shown = program.mask.hide(f"{program.argv[0]!r} could not be started: {describe(error)}")
-    return ProgramError(shown)
 
 
 def failure(program: Program, what: str, output: str) -> ProgramError:

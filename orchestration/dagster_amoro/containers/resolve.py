@@ -1,14 +1,16 @@
-"""Which container does a name in the database stand for, and can it restart anything?"""
+"""Which container does a name in the database stand for, also in a dry run?"""
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
 from dagster_amoro.config import ContainerSettings
-from dagster_amoro.containers.base import Container, interruptions
+from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, describe
+from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
 _MEMBERS: Final = ("request_resource", "release_resource", "supports_auto_restart")
@@ -32,24 +34,27 @@ def build_container(
         ContainerError: Its class cannot be imported, cannot be built or is no container.
     """
     try:
-        container = _build(settings, ask_ams_version)
-        missing = [member for member in _MEMBERS if not _has(container, member)]
+        return _build(settings, ask_ams_version)
     except interruptions():
         raise
     except BaseException as error:  # a user's code, which may also exit, or panic in Rust
-        raise _unusable(settings, Mask(settings.properties).hide(describe(error))) from error
-    if missing:
-        raise _unusable(settings, f"it has no {' and no '.join(missing)}")
-    return container
+        why = Mask(settings.properties).hide(describe(error))
+        raise ContainerError(
+            f"container {settings.name!r} cannot be used: {settings.implementation}: {why}"
+        ) from error
 
 
 def _build(settings: ContainerSettings, ask_ams_version: AskAmsVersion | None) -> Container:
-    name, properties = settings.name, dict(settings.properties)
-    if amoro := _AMORO.get(settings.implementation):
-        return _class(amoro)(name, properties, ask_ams_version)
-    if settings.implementation.startswith(_JAVA):
+    path, properties = settings.implementation, dict(settings.properties)
+    if amoro := _AMORO.get(path):
+        container = _class(amoro)(settings.name, properties, ask_ams_version)
+    elif path.startswith(_JAVA):
         raise ContainerError(f"no such class of Amoro is known; known are {', '.join(_AMORO)}")
-    return _class(settings.implementation)(name, properties)
+    else:
+        container = _class(path)(settings.name, properties)
+    if missing := [member for member in _MEMBERS if not _has(container, member)]:
+        raise ContainerError(f"it has no {' and no '.join(missing)}")
+    return container
 
 
 class Containers:
@@ -70,11 +75,7 @@ class Containers:
         self._built: Final[dict[str, Container]] = {}
 
     def get(self, name: str) -> Container:
-        """The container of that name.
-
-        Raises:
-            ContainerError: There is none, or it cannot be built.
-        """
+        """The container of that name; a ContainerError if none can be built."""
         if name not in self._settings:
             if name == "external":  # what groups name whose optimizers people start by hand
                 raise ContainerError(f"container {name!r}: what people start by hand is theirs")
@@ -101,6 +102,35 @@ class Containers:
         return None if supported else f"container {name!r} opts out of restarts"
 
 
+@dataclass
+class DryRunContainer:
+    """Starts and stops nothing."""
+
+    supports_auto_restart: bool  # if the container does that it stands for
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - the protocol
+        """Starts nothing; there is nothing to save either."""
+        return {}
+
+    def release_resource(self, resource: Resource) -> None:
+        """Stops nothing."""
+
+
+@dataclass(frozen=True)
+class DryRunContainers:
+    """Containers by name, which are configured and start nothing."""
+
+    containers: ContainerLookup  # the real ones
+
+    def get(self, name: str) -> Container:
+        """One that starts nothing; a ContainerError where the real one is none."""
+        return DryRunContainer(self.containers.get(name).supports_auto_restart)
+
+    def obstacle(self, name: str | None) -> str | None:
+        """Why orphans of this container could not be restarted; None: they could."""
+        return self.containers.obstacle(name)
+
+
 def _class(path: str) -> Callable[..., Container]:
     module, _, name = path.rpartition(".")
     if not module or not name:
@@ -115,9 +145,3 @@ def _has(container: Container, member: str) -> bool:
     except Exception:  # noqa: BLE001 - it is there; what it raises is looked at when it is used
         return True
     return found is not None if member == "supports_auto_restart" else callable(found)
-
-
-def _unusable(settings: ContainerSettings, why: str) -> ContainerError:
-    return ContainerError(
-        f"container {settings.name!r} cannot be used: {settings.implementation}: {why}"
-    )

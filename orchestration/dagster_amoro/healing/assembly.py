@@ -8,8 +8,7 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
 from dagster_amoro.config import AmsSettings, HighAvailability, Mode, Settings
 from dagster_amoro.containers.base import ContainerLookup
-from dagster_amoro.containers.dry_run import DryRunContainers
-from dagster_amoro.containers.resolve import Containers
+from dagster_amoro.containers.resolve import Containers, DryRunContainers
 from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.clock import Clock, utc_clock
 from dagster_amoro.core.limits import Limits

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from dagster_amoro.containers.base import without_prefix
+from dagster_amoro.containers.base import unusable, without_prefix
 from dagster_amoro.containers.output import file_stem, home_folder
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
 from dagster_amoro.core.errors import (
@@ -25,7 +25,6 @@ from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
 _SHELL_WORD: Final = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")  # quoted as a whole, nothing in it live
-_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class OptimizerContainer:
@@ -204,12 +203,9 @@ def required_of(resource: Resource, key: str) -> str:
 def usable(arguments: list[str]) -> list[str]:
     """The arguments, if a program can be given them; a StartFailedError says why not."""
     for before, each in pairwise(("", *arguments)):
-        if _UNUSABLE.search(each):  # its value may be a secret
+        if problem := unusable(each):  # its value may be a secret
             which = f"the argument after {before!r}" if before.startswith("-") else "an argument"
-            raise StartFailedError(
-                f"{which} holds a NUL character or half a character (a lone surrogate) and "
-                "cannot be put on a command line"
-            )
+            raise StartFailedError(f"{which} {problem} and cannot be put on a command line")
     return arguments
 
 

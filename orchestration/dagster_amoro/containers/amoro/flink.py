@@ -4,7 +4,6 @@ The counterpart of `org.apache.amoro.server.manager.FlinkOptimizerContainer` in 
 """
 
 import re
-import time
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +18,7 @@ from dagster_amoro.containers.amoro.flink_rest import FlinkRest, Job, base_url
 from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
@@ -92,10 +92,14 @@ class FlinkContainer(OptimizerContainer):
         self.home: Final = self.required("flink-home").removesuffix("/")
         self.conf_folder: Final = Path(self.exports.get("FLINK_CONF_DIR") or f"{self.home}/conf")
         self.target: Final = self._target()
-        self.job_uri: Final = self._job_uri()
+        if self.target.is_application:
+            self.required("job-uri")
+        self.job_uri: Final = self.properties.get("job-uri") or self.ams_home + _DEFAULT_JOB
         self._client_timeout: Final = self._seconds()
-        if self.target is Target.KUBERNETES_APPLICATION:
-            self._require_image()
+        on_kubernetes = self.target is Target.KUBERNETES_APPLICATION
+        # AMS insists on an image; which one, and its other names, are left to Flink.
+        if on_kubernetes and _IMAGE not in read_conf(self.conf_folder, AmsVersion.V0_9):
+            self.required(PREFIX + _IMAGE)
 
     def command(self, resource: Resource) -> list[str]:
         """The program and arguments that submit the job; not for target `session`.
@@ -151,11 +155,6 @@ class FlinkContainer(OptimizerContainer):
         except ValueError:
             raise self.not_accepted("target", f"; accepted are {', '.join(Target)}") from None
 
-    def _job_uri(self) -> str:
-        if self.target.is_application:
-            return self.required("job-uri")
-        return self.properties.get("job-uri") or self.ams_home + _DEFAULT_JOB
-
     def _seconds(self) -> int:
         text = self.properties.get(_CLIENT_TIMEOUT, "30")
         if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not int(text):
@@ -163,18 +162,10 @@ class FlinkContainer(OptimizerContainer):
             raise self.not_accepted(_CLIENT_TIMEOUT, accepted)
         return int(text)
 
-    def _require_image(self) -> None:
-        """AMS insists on an image; which one, and its other names, are left to Flink."""
-        if _IMAGE not in read_conf(self.conf_folder, AmsVersion.V0_9):
-            self.required(PREFIX + _IMAGE)
-
-    def _given(self, resource: Resource) -> dict[str, str]:
-        return self.options(PREFIX, resource)
-
     def _options(self, resource: Resource) -> dict[str, str]:
         ams_version = self.ams_version
         conf = read_conf(self.conf_folder, ams_version)
-        options = with_sizes(self._given(resource), resource.properties, conf, ams_version)
+        options = with_sizes(self.options(PREFIX, resource), resource.properties, conf, ams_version)
         options["yarn.application.name"] = yarn.application_name("flink", resource)
         if self.target.is_on_yarn:
             options["yarn.per-job-cluster.include-user-jar"] = "FIRST"
@@ -215,21 +206,23 @@ class FlinkContainer(OptimizerContainer):
         if not resource.properties.get(KUBERNETES_ID):
             return  # nothing was started
         cluster = optimizer_name(resource)
-        options = {**self._given(resource), "kubernetes.cluster-id": cluster, **_UNMAKEABLE}
+        options = {
+            **self.options(PREFIX, resource),
+            "kubernetes.cluster-id": cluster,
+            **_UNMAKEABLE,
+        }
         script = f"{self.home}/bin/kubernetes-session.sh"
         argv = usable([script, *_as_arguments(options), "-Dexecution.attached=true"])
         program = self._program(resource, argv, stdin=b"stop\n")
-        deadline = time.monotonic() + self.release_timeout
-        while _was_there_to_stop(program):
-            if time.monotonic() >= deadline:
-                raise ReleaseFailedError(
-                    f"cluster {cluster} is there still, {self.release_timeout:g} s after its stop"
-                )
+        if not within(self.release_timeout, lambda: _is_gone_after(program), pause=0):
+            raise ReleaseFailedError(
+                f"cluster {cluster} is there still, {self.release_timeout:g} s after its stop"
+            )
 
     # A session cluster.
 
     def _rest(self, resource: Resource) -> FlinkRest:
-        conf = read_conf(self.conf_folder, self.ams_version) | self._given(resource)
+        conf = read_conf(self.conf_folder, self.ams_version) | self.options(PREFIX, resource)
         return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))
 
     def _start_in_session(self, resource: Resource) -> str:
@@ -278,15 +271,15 @@ def _require_alive(rest: FlinkRest, job_id: str) -> None:
         raise RestError(f"Flink job {job_id} is {job.state} already: {why}", 200)
 
 
-def _was_there_to_stop(program: Program) -> bool:
-    """Runs Flink's script for Kubernetes; returns whether it found a cluster."""
+def _is_gone_after(program: Program) -> bool:
+    """Runs Flink's script for Kubernetes; returns whether it found no cluster to stop."""
     try:
         programs.run(program, _SCRIPT_TIMEOUT)
     except ProgramError as error:
         if _REFUSED_TO_MAKE in str(error):
-            return False
+            return True
         raise
-    return True
+    return False
 
 
 def _is_anothers(job: Job, resource: Resource) -> bool:

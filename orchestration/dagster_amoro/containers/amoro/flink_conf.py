@@ -1,18 +1,30 @@
-"""Which options is Flink given, and what does its own configuration say?"""
+"""Which options is Flink given, what does its own configuration say, and how large is a size?"""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from dagster_amoro.containers.amoro.sizes import MEBIBYTE, parse_size, parse_size_0_7, print_size
 from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import StartFailedError
 
 PREFIX: Final = "flink-conf."  # of the properties that are options of Flink
 
+_MEBIBYTE: Final = 1 << 20  # bytes
+_LABELS: Final = (
+    ("bytes", ("", "b", "bytes")),
+    ("kb", ("k", "kb", "kibibytes")),
+    ("mb", ("m", "mb", "mebibytes")),
+    ("gb", ("g", "gb", "gibibytes")),
+    ("tb", ("t", "tb", "tebibytes")),
+)  # each 1024 times the one before
+_FACTORS: Final = {name: 1024**power for power, (_, names) in enumerate(_LABELS) for name in names}
+_SIZE: Final = re.compile(r"[\0- ]*([0-9]+)[\0- ]*([a-z]*)[\0- ]*", re.IGNORECASE | re.ASCII)
+_SIZE_0_7: Final = re.compile(r"([0-9]+)([mg]?)", re.ASCII)
+_LARGEST: Final = 2**63 - 1  # bytes
 _logger: Final = logging.getLogger(__name__)
 
 
@@ -48,10 +60,8 @@ def with_sizes(
 
     A property of the resource counts first, and Flink's own configuration last; AMS 0.7 has other
     names, units and forms. AMS counts whole MiB, and states `0 bytes` where that makes none; here
-    such an option is left out, since Flink would not start with it.
-
-    Raises:
-        StartFailedError: A size cannot be read.
+    such an option is left out, since Flink would not start with it. A StartFailedError says that a
+    size cannot be read.
     """
     found, is_old = dict(options), ams_version is AmsVersion.V0_7
     for process in ("jobmanager", "taskmanager"):
@@ -90,12 +100,12 @@ def _size(places: Mapping[str, str | None], *, is_old: bool) -> str:
     stated = ((place, text) for place, text in places.items() if text is not None)
     place, text = next(stated, ("", ""))
     try:
-        size = (parse_size_0_7 if is_old else parse_size)(text) // MEBIBYTE if text else 0
+        size = (parse_size_0_7 if is_old else parse_size)(text) // _MEBIBYTE if text else 0
     except ValueError as error:
         raise StartFailedError(f"{place}: {error}") from None
     if not size:
         return ""
-    return f"{size}m" if is_old else print_size(size * MEBIBYTE)
+    return f"{size}m" if is_old else print_size(size * _MEBIBYTE)
 
 
 def _mapping(text: str) -> Mapping[str, Any]:
@@ -109,3 +119,38 @@ def _mapping(text: str) -> Mapping[str, Any]:
 def _as_yaml(value: object) -> str:
     dumped = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return dumped.strip()
+
+
+def parse_size(text: str) -> int:
+    """A size in bytes, as AMS's MemorySize reads it: `1024`, `1600m`, `1 GB`, `2 gibibytes`.
+
+    Units count by 1024; a bare number is in bytes. A ValueError says that it is no size, or one
+    that does not fit into 63 bits.
+    """
+    return _in_bytes(text, _SIZE.fullmatch(text), "", "no size; one is like 1600m or 1 gb")
+
+
+def parse_size_0_7(text: str) -> int:
+    """The same as AMS 0.7 reads those of Flink: `1024` and `1024m` are MiB, `1g` is a GiB."""
+    match = _SIZE_0_7.fullmatch(re.sub(r"\s", "", text).lower())
+    return _in_bytes(text, match, "m", "no size that AMS 0.7 knows; one is like 1600, 1600m or 1g")
+
+
+def _in_bytes(text: str, match: re.Match[str] | None, unit: str, problem: str) -> int:
+    factor = _FACTORS.get(match[2].lower() or unit) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is {problem}")
+    size: int = int(match[1]) * factor
+    if size > _LARGEST:
+        raise ValueError(f"{text!r} is too large for a size")
+    return size
+
+
+def print_size(size: int) -> str:
+    """The bytes as AMS's MemorySize writes them: whole, in the largest unit that allows it.
+
+    That of whole tebibytes is bytes again, as AMS has it.
+    """
+    power = next((power for power in range(5) if size % 1024**power), 1)
+    label, _ = _LABELS[power - 1]
+    return f"{size // 1024 ** (power - 1)} {label}"

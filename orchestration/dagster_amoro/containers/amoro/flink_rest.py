@@ -83,10 +83,7 @@ class FlinkRest:
         """The id that a jar has in the cluster, where it is uploaded unless it is there.
 
         AMS goes by the name alone and so runs an older jar of that name; here the name carries a
-        digest of the content.
-
-        Raises:
-            OSError: The jar cannot be read.
+        digest of the content. An OSError says that the jar cannot be read.
         """
         with jar.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -160,7 +160,7 @@ class KubernetesContainer(OptimizerContainer):
         """The API in the resource's namespace; errors within get the container's name."""
         token = {}
         try:
-            namespace = self._given(resource).namespace()
+            namespace = _Given({**self.properties, **resource.properties}).namespace()
             configuration = configuration_of(self.properties.get("kube-config-path"))
             token["token"] = token_of(configuration)
             with client_of(configuration) as client:
@@ -169,11 +169,8 @@ class KubernetesContainer(OptimizerContainer):
             text = Mask(self.properties, resource.properties, token).hide(str(error))
             raise ContainerError(f"container {self.name!r}: {text}") from None
 
-    def _given(self, resource: Resource) -> "_Given":
-        return _Given({**self.properties, **resource.properties})
-
     def _pod_template(self, resource: Resource) -> dict[str, Any]:
-        given = self._given(resource)
+        given = _Given({**self.properties, **resource.properties})
         template = given.pod_template() if self.ams_version >= AmsVersion.V0_8 else None
         template = template or {"metadata": {}, "spec": {"containers": [None]}}
         template["metadata"]["labels"] = {

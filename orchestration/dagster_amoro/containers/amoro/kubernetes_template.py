@@ -54,8 +54,7 @@ def parse_pod_template(text: str) -> dict[str, Any]:
 def _read(value: object, kind: str, path: str = "") -> Any:  # noqa: ANN401 - JSON
     """The value at this place as JSON of a kind such as `str`, `List[V1Container]` or `V1PodSpec`.
 
-    Raises:
-        ValueError: It cannot be that, as the client's models say.
+    A ValueError says that it cannot be that, by the client's models.
     """
     if value is None:
         return None

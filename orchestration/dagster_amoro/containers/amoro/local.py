@@ -111,14 +111,11 @@ class LocalContainer(OptimizerContainer):
 
 def _vanished(what: str, program: Program, resource: Resource, output: str) -> StartFailedError:
     shown = shorten(program.mask.hide(output.strip()), _SHOWN) or "nothing"
-    hint = (
-        "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
-        if any(map(_RESPLIT.search, program.argv[3:]))
-        else ""
-    )
+    hint = "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
+    has_such = any(map(_RESPLIT.search, program.argv[3:]))
     return StartFailedError(
         f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
-        f"{log_folder(resource)} of Amoro's logs says more{hint}; the script said:\n{shown}"
+        f"{log_folder(resource)} of Amoro's logs says more{hint if has_such else ''}; the script said:\n{shown}"
     )
 
 
@@ -130,10 +127,8 @@ def processes_of(resource: Resource) -> list[psutil.Process]:
 def end_processes(resource: Resource, patience: float) -> None:
     """Ends the resource's processes on this host, if there are any.
 
-    They have `patience` seconds after SIGTERM until SIGKILL comes.
-
-    Raises:
-        ReleaseFailedError: Some still run.
+    They have `patience` seconds after SIGTERM until SIGKILL comes. A ReleaseFailedError says that
+    some still run.
     """
     left = processes.end(processes_of(resource), patience)
     # What forks and ends during the first look can hide its child from it.

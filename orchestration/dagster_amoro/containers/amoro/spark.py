@@ -40,8 +40,7 @@ _PREFIX: Final = "spark-conf."
 _DEFAULT_JOB: Final = "/plugin/optimizer/spark/optimizer-job.jar"
 _ALLOCATION: Final = "spark.dynamicAllocation."
 _KUBERNETES: Final = "spark.kubernetes."
-_IMAGE: Final = "spark.kubernetes.container.image"
-_WAITS: Final = "spark.kubernetes.submission.waitAppCompletion"
+_WAITS: Final = f"{_KUBERNETES}submission.waitAppCompletion"
 _REST_PORT: Final = "6066"  # Spark's default
 _POLL: Final = 1.0  # between two programs that ask Kubernetes
 _SHOWN: Final = 2000  # characters of the end of a program's output
@@ -124,7 +123,7 @@ class SparkContainer(OptimizerContainer):
         self._in_cluster: Final = self.deploy_mode == "cluster"
         self.job_uri: Final = self.properties.get("job-uri") or self.ams_home + _DEFAULT_JOB
         if self.cluster is Cluster.KUBERNETES:
-            self.required(_PREFIX + _IMAGE)
+            self.required(f"{_PREFIX}{_KUBERNETES}container.image")
 
     def command(self, resource: Resource) -> list[str]:
         """The program and arguments that start the application.
@@ -326,14 +325,15 @@ class SparkContainer(OptimizerContainer):
 
     def _end_pod(self, submission: str, resource: Resource) -> None:
         self._submission("--kill", submission, resource)
-        if not within(self.pod_timeout, lambda: self._is_gone(submission, resource), _POLL):
+
+        def is_gone() -> bool:
+            return not _STATUS.search(self._submission("--status", submission, resource))
+
+        if not within(self.pod_timeout, is_gone, _POLL):
             raise ReleaseFailedError(
                 f"driver pod {submission} is still there, {self.pod_timeout:g} s after it was "
                 "deleted; no driver of this resource can start before it is gone"
             )
-
-    def _is_gone(self, submission: str, resource: Resource) -> bool:
-        return not _STATUS.search(self._submission("--status", submission, resource))
 
     def _submission(self, action: str, submission: str, resource: Resource) -> str:
         """Runs spark-submit on a driver's pod; `--kill` of one that is gone ends with 0."""

@@ -7,7 +7,6 @@ it first (see `launches`), so that there are never two workers under one id.
 import difflib
 import json
 import os
-import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from uuid import uuid4
 
 from dagster_amoro.config.values import parse_duration, parse_switch
 from dagster_amoro.containers import processes
-from dagster_amoro.containers.base import Status, without_prefix
+from dagster_amoro.containers.base import Status, unusable, without_prefix
 from dagster_amoro.containers.command.launches import (
     LaunchFiles,
     Record,
@@ -87,7 +86,9 @@ class CommandContainer:
         self.name: Final = name
         self._command: Final = given.read("command", None, parse_command, _COMMANDS)
         self._log_dir: Final = given.read("log-dir", str(home_folder("workers")), _folder, "a path")
-        self._directory: Final = given.read("working-directory", "", _optional_folder, "a path")
+        self._directory: Final = given.read(
+            "working-directory", "", lambda text: _folder(text) if text else None, "a path"
+        )
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
         switch = given.read("auto-restart", "true", parse_switch, "true or false")
@@ -102,7 +103,7 @@ class CommandContainer:
         """
         values = {name: str(getattr(resource, name)) for name in _PLACEHOLDERS}
         for field in {field for text in self._command for _, field, *_ in Formatter().parse(text)}:
-            if field and (problem := _unusable(values[field])):
+            if field and (problem := unusable(values[field])):
                 raise StartFailedError(
                     f"{field} {values[field]!r} cannot be put on a command line: it {problem}"
                 )
@@ -181,9 +182,7 @@ class CommandContainer:
                 problems.append(f"still running after SIGKILL: {', '.join(map(str, left))}")
         return "; ".join(problems)
 
-    def _start(
-        self, argv: list[str], files: LaunchFiles, previous: str | None
-    ) -> Mapping[str, str]:
+    def _start(self, argv: list[str], files: LaunchFiles, previous: str | None) -> dict[str, str]:
         launch = Launch(launch_id=uuid4().hex, host=socket.gethostname())
         files.write(Record(launch, previous))
         with opened(files.log, os.O_WRONLY | os.O_APPEND) as log:
@@ -260,24 +259,15 @@ class _Given:
 
 
 def _unusable_variable(name: str, value: str) -> str | None:
-    if not name or "=" in name or _unusable(name):
+    if not name or "=" in name or unusable(name):
         return "that is no name of an environment variable"
     if name == LAUNCH_VARIABLE:
         return "this variable is set to the launch id"
-    return f"its value {problem}" if (problem := _unusable(value)) else None
-
-
-def _unusable(text: str) -> str | None:
-    """Why no argument or variable can hold the text; None if one can."""
-    if "\0" in text:
-        return "holds a NUL character"
-    if re.search("[\ud800-\udfff]", text):
-        return "holds half a character (a lone surrogate)"
-    return None
+    return f"its value {problem}" if (problem := unusable(value)) else None
 
 
 def _usable(text: str) -> str:
-    if problem := _unusable(text):
+    if problem := unusable(text):
         raise ValueError(f"it {problem}")
     return text
 
@@ -293,10 +283,6 @@ def _folder(text: str) -> Path:
     if not text:
         raise ValueError("it is empty")
     return Path(_usable(text)).expanduser().absolute()
-
-
-def _optional_folder(text: str) -> str | None:
-    return str(_folder(text)) if text else None
 
 
 def parse_command(text: str) -> list[str]:

@@ -99,10 +99,8 @@ class LaunchFiles:
         """Keeps everybody else on this host from the resource, threads of this process included.
 
         Workers do not inherit the lock. One that was forked and does not run its program yet does
-        hold it, so that whoever gets the lock finds every launch by its environment.
-
-        Raises:
-            BlockingIOError: Somebody else holds the lock.
+        hold it, so that whoever gets the lock finds every launch by its environment. A
+        BlockingIOError says that somebody else holds it.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with opened(self.lock, os.O_RDWR) as lock:
