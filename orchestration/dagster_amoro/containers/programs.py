@@ -77,11 +77,10 @@ def run(program: Program, timeout: float) -> str:
 def launch(
     program: Program, *, log: Path, line: re.Pattern[str], timeout: float, stays: bool = False
 ) -> re.Match[str] | None:
-    """Starts a program that may outlive us; returns the first `line` of its output.
+    """Starts a program that may outlive us, and waits for a line that says what was started.
 
-    That is a line that matches as a whole and says what was started. It is None if the program
-    ended with 0 before, or `stays`, which means that one that is silent for `timeout` seconds is
-    well. The output is appended to the log.
+    Returns the first match of a whole line of its output, which is appended to the log. There is
+    none if the program ended with 0 before, or if it `stays` and the `timeout` in seconds is up.
 
     Raises:
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or

@@ -35,7 +35,8 @@ class OptimizerContainer:
     the version of AMS where it is not to be asked (the latest, if there is nobody to ask).
 
     A start keeps to what the row says first and the container second, as AMS does. Neither
-    `memory_mb` nor the thread count of a resource is checked: AMS stored them.
+    `memory_mb` nor the thread count of a resource is checked: AMS stored them. Nothing is connected
+    to or looked for before the container is used.
 
     Raises:
         ConfigError: A property is missing or cannot be used.
@@ -44,7 +45,6 @@ class OptimizerContainer:
     def __init__(
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
-        """Prepares the container; nothing is connected to or looked for before it is used."""
         self.name: Final = name
         self.properties: Final = dict(properties)
         self._ask_ams_version: Final = ask_ams_version
@@ -203,9 +203,12 @@ def required_of(resource: Resource, key: str) -> str:
 def usable(arguments: list[str]) -> list[str]:
     """The arguments, if a program can be given them; a StartFailedError says why not."""
     for before, each in pairwise(("", *arguments)):
-        if problem := unusable(each):  # its value may be a secret
+        if unusable(each):  # its value may be a secret
             which = f"the argument after {before!r}" if before.startswith("-") else "an argument"
-            raise StartFailedError(f"{which} {problem} and cannot be put on a command line")
+            raise StartFailedError(
+                f"{which} holds a NUL character or half a character (a lone surrogate) and "
+                "cannot be put on a command line"
+            )
     return arguments
 
 

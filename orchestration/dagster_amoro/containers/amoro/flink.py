@@ -219,8 +219,6 @@ class FlinkContainer(OptimizerContainer):
                 f"cluster {cluster} is there still, {self.release_timeout:g} s after its stop"
             )
 
-    # A session cluster.
-
     def _rest(self, resource: Resource) -> FlinkRest:
         conf = read_conf(self.conf_folder, self.ams_version) | self.options(PREFIX, resource)
         return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))

@@ -19,7 +19,6 @@ from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import Mask
 
-_PORT: Final = "8081"  # Flink's default
 _LARGEST_PORT: Final = 65535
 _OVER: Final = frozenset({"FINISHED", "CANCELED", "FAILED"})
 _POLL_SECONDS: Final = 0.2
@@ -56,7 +55,7 @@ def base_url(conf: Mapping[str, str]) -> str:
             "where Flink's REST port is, is not known: neither flink-conf.rest.address in the "
             "container's properties nor rest.address in Flink's configuration says it"
         )
-    port = conf.get("rest.port", _PORT)
+    port = conf.get("rest.port", "8081")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= _LARGEST_PORT:
         raise RestError(f"rest.port is {port!r}; right is a number from 1 to {_LARGEST_PORT}")
     scheme = "https" if is_true(conf.get("security.ssl.rest.enabled")) else "http"

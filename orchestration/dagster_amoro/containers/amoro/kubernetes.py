@@ -27,7 +27,6 @@ from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedEr
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
-_ENTRYPOINT: Final = "/entrypoint.sh optimizer"
 _ID_LABEL: Final = "AmoroResourceId"
 _SHUTDOWN_MS: Final = "600000"  # how long an optimizer drains by default
 _SHUTDOWN_EXTRA: Final = 30  # seconds that AMS adds before the pod is killed
@@ -203,7 +202,7 @@ class KubernetesContainer(OptimizerContainer):
     def _command(self, resource: Resource, given: "_Given", memory: int) -> str:
         is_old = self.ams_version is AmsVersion.V0_7
         heap = memory if is_old else int(memory * given.number("extra.jvm.heap.ratio", "0.8"))
-        text = f"{_ENTRYPOINT} {heap} {as_text(self.arguments(resource))}"
+        text = f"/entrypoint.sh optimizer {heap} {as_text(self.arguments(resource))}"
         text = f"exec {text}" if self.ams_version >= AmsVersion.V0_9_0 else text
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
 

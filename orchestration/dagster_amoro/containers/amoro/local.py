@@ -111,11 +111,12 @@ class LocalContainer(OptimizerContainer):
 
 def _vanished(what: str, program: Program, resource: Resource, output: str) -> StartFailedError:
     shown = shorten(program.mask.hide(output.strip()), _SHOWN) or "nothing"
-    hint = "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
     has_such = any(map(_RESPLIT.search, program.argv[3:]))
+    hint = "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
     return StartFailedError(
         f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
-        f"{log_folder(resource)} of Amoro's logs says more{hint if has_such else ''}; the script said:\n{shown}"
+        f"{log_folder(resource)} of Amoro's logs says more{hint if has_such else ''}; "
+        f"the script said:\n{shown}"
     )
 
 
@@ -132,8 +133,7 @@ def end_processes(resource: Resource, patience: float) -> None:
     """
     left = processes.end(processes_of(resource), patience)
     # What forks and ends during the first look can hide its child from it.
-    left = left or processes.end(processes_of(resource), patience)
-    if left:
+    if left := left or processes.end(processes_of(resource), patience):
         raise ReleaseFailedError(
             f"still running after SIGKILL, or another user's: {', '.join(map(str, left))}"
         )

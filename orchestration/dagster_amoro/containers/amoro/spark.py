@@ -41,7 +41,6 @@ _DEFAULT_JOB: Final = "/plugin/optimizer/spark/optimizer-job.jar"
 _ALLOCATION: Final = "spark.dynamicAllocation."
 _KUBERNETES: Final = "spark.kubernetes."
 _WAITS: Final = f"{_KUBERNETES}submission.waitAppCompletion"
-_REST_PORT: Final = "6066"  # Spark's default
 _POLL: Final = 1.0  # between two programs that ask Kubernetes
 _SHOWN: Final = 2000  # characters of the end of a program's output
 _ACCEPTED: Final = re.compile(
@@ -164,8 +163,6 @@ class SparkContainer(OptimizerContainer):
             return "unknown"
         return "ended" if driver.is_over else "running"
 
-    # What the properties say.
-
     def _cluster(self) -> Cluster:
         found = next((each for each in Cluster if self.master.startswith(each)), None)
         if found is None:
@@ -213,8 +210,6 @@ class SparkContainer(OptimizerContainer):
 
     def _program(self, resource: Resource, argv: list[str]) -> Program:
         return Program(argv=usable(argv), exports=self.exports, mask=self.mask(resource))
-
-    # Starting.
 
     def _start(self, resource: Resource) -> dict[str, str]:
         program = self._program(resource, self.command(resource))
@@ -267,8 +262,6 @@ class SparkContainer(OptimizerContainer):
         if found is None and not processes_of(resource):
             raise programs.nameless(program, "application", end_of(log, begin))
         return {APPLICATION_ID: found["id"]} if found else {}
-
-    # Ending.
 
     def _end(self, resource: Resource) -> None:
         """Ends the application, and the processes of this host that submitted or drive it."""
@@ -352,7 +345,7 @@ class SparkContainer(OptimizerContainer):
             return SparkRest([url.strip().rstrip("/") for url in urls.split(",")], mask)
         masters = self.master.removeprefix(Cluster.STANDALONE).split(",")
         if not is_true(options.get("spark.master.rest.enabled")):
-            port = options.get("spark.master.rest.port", _REST_PORT)
+            port = options.get("spark.master.rest.port", "6066")
             masters = [f"{re.sub(':[0-9]+$', '', each)}:{port}" for each in masters]
         return SparkRest([f"http://{each}" for each in masters], mask)
 

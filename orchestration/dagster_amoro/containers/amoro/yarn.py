@@ -22,9 +22,8 @@ from dagster_amoro.core.secrets import Mask
 
 ID: Final = "yarn-application-id"  # the start-up property that AMS saves
 
-# A line of a program's output that ends with the application which it started. AMS looks for such a
-# line too.
-_APPLICATION_LINE: Final = re.compile(r"(.*)application_(\d+)_(\d+)", re.ASCII)
+# A line that ends with the application which was started. AMS looks for such a line too.
+_APPLICATION_LINE: Final = re.compile(r".*(application_\d+_\d+)", re.ASCII)
 _APPLICATION_ID: Final = re.compile(r"application_\d+_\d+", re.ASCII)
 _FIELD: Final = re.compile(r"^\s*(Application-Name|State) : (.*?)\s*$", re.MULTILINE)
 _UNKNOWN: Final = "doesn't exist in RM"  # how `yarn` says that YARN knows no such application
@@ -47,7 +46,7 @@ def start_application(program: Program, log: Path, timeout: float) -> str:
     found = programs.launch(program, log=log, line=_APPLICATION_LINE, timeout=timeout)
     if found is None:
         raise programs.nameless(program, "application on YARN", end_of(log, begin))
-    return f"application_{found[2]}_{found[3]}"
+    return found[1]
 
 
 def end_application(
@@ -56,8 +55,7 @@ def end_application(
     """Kills an application on YARN unless it has ended, or is another one than it should be.
 
     AMS can write the id of another optimizer's application into a row. So the application's name
-    decides; without a `name`, any may be ended. `exports` is the environment of the program
-    `yarn`, on top of what is inherited, and `mask` hides what its output may not show.
+    decides; without a `name`, any may be ended. `exports` are variables for the program `yarn`.
 
     Raises:
         ReleaseFailedError: There is no program `yarn`, it failed, or this is no application id.
