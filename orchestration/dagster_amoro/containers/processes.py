@@ -84,8 +84,7 @@ def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
     A process counts if, for each option, its arguments hold the option and right after it the
     value, both as a whole. This process and its ancestors never count, and neither do those whose
     arguments cannot be read, which are other users'. `options` are the values by option, such as
-    `{"-g": "default", "-id": "4vd1"}`; without any, every process would count, so that is a
-    ValueError.
+    `{"-g": "default", "-id": "4vd1"}`; none is a ValueError, since every process would count.
     """
     if not options:
         raise ValueError("no option to recognise processes by")

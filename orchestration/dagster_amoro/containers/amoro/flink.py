@@ -122,10 +122,8 @@ class FlinkContainer(OptimizerContainer):
     def submission(self, resource: Resource, job_id: str) -> dict[str, Any]:
         """What a session cluster is sent to run the job under this id.
 
-        The arguments are AMS's one text, unless Flink would split or join some of them.
-
-        Raises:
-            StartFailedError: A property is missing, or a value cannot be an argument.
+        The arguments are AMS's one text, unless Flink would split or join some of them. A
+        StartFailedError says that a property is missing, or that a value cannot be an argument.
         """
         found = self.arguments(resource)
         split = any(map(_SPLIT_BY_FLINK.search, found))
