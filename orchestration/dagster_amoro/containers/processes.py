@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Final, TypeVar
 
 import psutil
@@ -135,7 +134,7 @@ def spawn(
     *,
     environment: Mapping[str, str],
     log: int,
-    directory: Path | None = None,
+    directory: str | None = None,
     stdin: int = subprocess.DEVNULL,
 ) -> Worker:
     """Starts a program in a session of its own, its output going to a log.

@@ -87,7 +87,7 @@ class CommandContainer:
         self._command: Final = given.read("command", None, parse_command, _COMMANDS)
         self._log_dir: Final = given.read("log-dir", str(home_folder("workers")), _folder, "a path")
         self._directory: Final = given.read(
-            "working-directory", "", lambda text: _folder(text) if text else None, "a path"
+            "working-directory", "", lambda text: str(_folder(text)) if text else None, "a path"
         )
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
