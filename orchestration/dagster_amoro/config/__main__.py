@@ -7,11 +7,9 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from dagster_amoro.config import models
 from dagster_amoro.config.models import SECTIONS, Section, Setting, settings_of
 from dagster_amoro.config.values import DURATION_ACCEPTS
 
@@ -20,9 +18,7 @@ _TABLES: Final = re.compile(r"(?<=<!-- keys -->\n).*(?=<!-- end of keys -->)", r
 
 def render() -> str:
     """A heading and a table for each section of the schema, in Markdown."""
-    tree = ast.parse(inspect.getsource(models))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    return "\n".join(_table(section, classes[section.__name__]) for section in SECTIONS)
+    return "\n".join(map(_table, SECTIONS))
 
 
 def renew(page: str) -> str:
@@ -38,9 +34,9 @@ def variable(key: str) -> str:
     return "" if "<" in key else name
 
 
-def _table(section: type[Section], node: ast.ClassDef) -> str:
+def _table(section: type[Section]) -> str:
     heading, _, note = inspect.cleandoc(section.__doc__ or "").partition("\n\n")
-    rows = (_row(*each) for each in zip(settings_of(section), _meanings(node), strict=True))
+    rows = (_row(*each) for each in zip(settings_of(section), _meanings(section), strict=True))
     lines = (f"### {heading.rstrip('.')}", "", *([note, ""] if note else ()))
     head = ("| key | default | accepted | meaning |", "|---|---|---|---|")
     return "\n".join((*lines, *head, *rows, ""))
@@ -54,10 +50,13 @@ def _row(setting: Setting, meaning: str) -> str:
     return f"| {key} | {default} | {accepts} | {meaning} |"
 
 
-def _meanings(node: ast.ClassDef) -> Iterator[str]:
-    """The texts below the fields of a class, each on one line."""
-    _docstring, *texts = (each.value for each in node.body if isinstance(each, ast.Expr))
-    yield from (" ".join(ast.literal_eval(text).split()) for text in texts)
+def _meanings(section: type[Section]) -> list[str]:
+    """The texts below its fields, each on one line."""
+    (node,) = ast.parse(inspect.getsource(section)).body
+    _docstring, *texts = (
+        each.value for each in ast.iter_child_nodes(node) if isinstance(each, ast.Expr)
+    )
+    return [" ".join(ast.literal_eval(text).split()) for text in texts]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the `containers:` list says, entry by entry, and what AMS adds to its own containers."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -29,13 +29,10 @@ def _container(raw: RawConfig, place: str, entry: object) -> ContainerSettings:
         raw.reject_in_file(place, kind_of(entry), "a map with name, container-impl and properties")
         return ContainerSettings(name="", implementation="", properties={})
     implementation = _required(raw, place, entry, "container-impl")
-    return ContainerSettings(
-        name=_required(raw, place, entry, "name"),
-        implementation=implementation,
-        properties=_properties(
-            raw, place, entry.get("properties", {}), lists=not implementation.startswith(_AMORO)
-        ),
-    )
+    name = _required(raw, place, entry, "name")
+    lists = not implementation.startswith(_AMORO)
+    properties = _properties(raw, place, entry.get("properties", {}), lists=lists)
+    return ContainerSettings(name=name, implementation=implementation, properties=properties)
 
 
 def _required(raw: RawConfig, place: str, entry: Mapping[object, object], key: str) -> str:
@@ -56,18 +53,15 @@ def _properties(raw: RawConfig, place: str, given: object, *, lists: bool) -> Ma
     texts: dict[str, str] = {}
     for key, value in given.items():
         try:
-            if value is not None:
-                texts[parse_text(key)] = _property_text(value, lists=lists)
+            if lists and isinstance(value, list):
+                items = [parse_text(each) for each in value]
+                text = json.dumps(items, ensure_ascii=False, separators=(",", ":"))
+                texts[parse_text(key)] = text
+            elif value is not None:
+                texts[parse_text(key)] = parse_text(value)
         except ValueError:
             raw.reject_in_file(f"{place}.properties.{key}", kind_of(value), accepts)
     return MappingProxyType(texts)
-
-
-def _property_text(value: object, *, lists: bool) -> str:
-    if lists and isinstance(value, list):
-        texts = [parse_text(each) for each in value]
-        return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
-    return parse_text(value)
 
 
 def add_ams_properties(
@@ -82,7 +76,9 @@ def add_ams_properties(
     AMS does so in `AmoroServiceContainer`. With high availability by database it would give them
     the address of a ZooKeeper that is not there, so they have to bring one that is of use.
     """
-    home = next(_homes(raw, config, environ), "")
+    above = raw.source.parent.parent if raw.source.parent.name == "conf" else ""
+    # Where Amoro may be installed: our own key first, then what AMS looks at, in its order.
+    home = config.ams.home or environ.get("ARCTIC_HOME") or environ.get("AMORO_HOME") or str(above)
     always = {"ams-home": home} if home else {}
     defaults = {
         _URI: _optimizing_uri(ams),
@@ -104,14 +100,6 @@ def add_ams_properties(
         return replace(container, properties=MappingProxyType(properties))
 
     return MappingProxyType({name: extended(each) for name, each in containers.items()})
-
-
-def _homes(raw: RawConfig, config: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
-    """Where Amoro may be installed: our own key first, then what AMS looks at, in its order."""
-    given = (config.ams.home, environ.get("ARCTIC_HOME"), environ.get("AMORO_HOME"))
-    yield from filter(None, given)
-    if (folder := raw.source.parent).name == "conf":
-        yield str(folder.parent)
 
 
 def _optimizing_uri(ams: AmsSettings) -> str:

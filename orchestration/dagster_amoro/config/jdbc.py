@@ -17,7 +17,6 @@ _SERVER: Final = re.compile(
     r"(?:,[^/?@]*)?"  # further hosts, for fail-over: the first one serves
     r"/(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
 )
-_CREDENTIALS: Final = ("user", "password")  # parameters in which an `@` may stand
 _SPREAD: Final = re.compile(r"jdbc:(?:mysql|mariadb):(?P<how>[a-z]+)://.*", re.DOTALL)
 _SQLITE: Final = re.compile(r"jdbc:sqlite:(?P<path>[^?]*)(?:\?.*)?")
 _SSL_MODES: Final = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -34,10 +33,8 @@ def parse_url(value: object) -> sa.URL | None:
     text = parse_text(value)
     if not text:
         return None
-    return _parse_jdbc(text) or _sqlalchemy_url(text)
-
-
-def _sqlalchemy_url(text: str) -> sa.URL:
+    if (url := _parse_jdbc(text)) is not None:
+        return url
     try:
         url = sa.make_url(text)
     except sa.exc.ArgumentError:
@@ -58,10 +55,9 @@ def url_flaws(url: sa.URL) -> Iterator[str]:
             yield "names an asynchronous driver, which cannot be used here"
     except sa.exc.NoSuchModuleError:
         yield "names a driver that SQLAlchemy does not know"
-    yield from _file_flaws(url) if url.get_backend_name() == "sqlite" else _server_flaws(url)
-
-
-def _server_flaws(url: sa.URL) -> Iterator[str]:
+    if url.get_backend_name() == "sqlite":
+        yield from _file_flaws(url)
+        return
     if not url.database:
         yield "names no database"
     if url.port is not None and not 0 < url.port < 2**16:
@@ -86,21 +82,15 @@ def _parse_jdbc(text: str) -> sa.URL | None:
         return sa.URL.create("sqlite", database=match["path"])
     if match := _SPREAD.fullmatch(text):
         raise InvalidValueError(f"and of the kind {match['how']}, for several hosts; name one host")
-    match = _SERVER.fullmatch(text)
-    given = _parameters(match) if match else None
-    return None if match is None or given is None else _server_url(match, given)
-
-
-def _parameters(match: re.Match[str]) -> dict[str, str] | None:
-    """The parameters; None where an `@` is in them that ends credentials which were not escaped.
-
-    What passes for the database then is a part of the password.
-    """
-    given = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
-    astray = "@" in (match["query"] or "") and not any(
-        "@" in given.get(key, "") for key in _CREDENTIALS
-    )
-    return None if astray else given
+    if (match := _SERVER.fullmatch(text)) is None:
+        return None
+    query = match["query"] or ""
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    if "@" in query and not any("@" in given.get(key, "") for key in ("user", "password")):
+        return (
+            None  # it ends credentials that were not escaped, and a part of them seems a database
+        )
+    return _server_url(match, given)
 
 
 def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL:
@@ -116,7 +106,7 @@ def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL:
         host=match["host"].strip("[]") or "localhost",  # as both JDBC drivers have it
         port=int(match["port"]) if match["port"] else None,
         database=unquote(match["database"]),
-        query=query,
+        query={key: value for key, value in query.items() if value},
     )
 
 
@@ -127,15 +117,14 @@ def _libpq(given: Mapping[str, str]) -> dict[str, str]:
     server wants it in `options`.
     """
     schema = _ESCAPED.sub(r"\\\1", given.get("currentSchema", ""))
-    query = {
+    return {
         "sslmode": _ssl_mode(given),
         "sslrootcert": given.get("sslrootcert", ""),
         "options": f"-csearch_path={schema}" if schema else "",
         "connect_timeout": _count(given.get("connectTimeout")),
-        "tcp_user_timeout": _count(given.get("socketTimeout"), 1000),
+        "tcp_user_timeout": _count(given.get("socketTimeout"), times=1000),
         "application_name": given.get("ApplicationName", ""),
     }
-    return {key: value for key, value in query.items() if value}
 
 
 def _ssl_mode(given: Mapping[str, str]) -> str:
@@ -153,15 +142,14 @@ def _ssl_mode(given: Mapping[str, str]) -> str:
 
 def _pymysql(given: Mapping[str, str]) -> dict[str, str]:
     """The parameters of Connector/J that PyMySQL has an equivalent for."""
-    reading = _count_up(given.get("sockettimeout"))
-    query = {
+    reading = _count(given.get("sockettimeout"), per=1000)
+    return {
         "charset": "utf8mb4",
         **_tls(given.get("sslmode") or _older_tls(given)),
-        "connect_timeout": _count_up(given.get("connecttimeout")),
+        "connect_timeout": _count(given.get("connecttimeout"), per=1000),
         "read_timeout": reading,
         "write_timeout": reading,
     }
-    return {key: value for key, value in query.items() if value}
 
 
 def _older_tls(given: Mapping[str, str]) -> str:
@@ -199,17 +187,13 @@ def _tls(mode: str) -> dict[str, str]:
 
 def _authorities() -> dict[str, str]:
     paths = ssl.get_default_verify_paths()
-    found = {"ssl_ca": paths.cafile, "ssl_capath": paths.capath or paths.openssl_capath}
-    return {key: path for key, path in found.items() if path}
+    return {
+        "ssl_ca": paths.cafile or "",
+        "ssl_capath": paths.capath or paths.openssl_capath or "",
+    }
 
 
-def _count(text: str | None, unit: int = 1) -> str:
-    """A number of `unit`s; empty where it is none, or 0, which is Java's way of never giving up."""
+def _count(text: str | None, times: int = 1, per: int = 1) -> str:
+    """A number in another unit, rounded up, since 0 is no limit; empty: no number, or no limit."""
     number = int(text) if text and re.fullmatch("[0-9]{1,10}", text) else 0
-    return str(min(number * unit, JAVA_INT_MAX)) if number else ""
-
-
-def _count_up(text: str | None) -> str:
-    """Milliseconds as whole seconds, rounded up, since 0 would be no limit; empty: no limit."""
-    milliseconds = _count(text)
-    return str(-(-int(milliseconds) // 1000)) if milliseconds else ""
+    return str(-(-min(number * times, JAVA_INT_MAX) // per)) if number else ""

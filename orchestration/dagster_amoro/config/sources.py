@@ -15,8 +15,6 @@ _BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
 _GROUP_KEYS: Final = tuple(setting.key for setting in settings_of(GroupConfig))
 _KEEPER: Final = "keeper."
 _KEEPER_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_KEEPER))
-# Without what they all begin with, which would make short names look alike.
-_KEEPER_NAMES: Final = tuple(key.removeprefix(_KEEPER) for key in _KEEPER_KEYS)
 _WORDS_OF_GROUPS: Final = "|".join(key.rpartition(".")[2] for key in _GROUP_KEYS)
 _OF_GROUP: Final = re.compile(rf"keeper\.groups\.(.+)\.({_WORDS_OF_GROUPS})", re.DOTALL)
 # A group, and what is no key of one: a word, or what stands below a key.
@@ -28,7 +26,6 @@ RESTART_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_RESTART_PR
 # The nearest of Amoro's own keys is 0.67 alike; a key whose `optimizer` was left out, 0.82.
 _ALIKE: Final = 0.8
 _URL_KEYS: Final = {"ams.database.url", "keeper.ledger-url"}
-_LONGEST_VALUE: Final = 80  # characters of a value that an error shows
 _KUBERNETES: Final = re.compile("_(?:SERVICE_HOST|PORT)(?:_|$)")
 _SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential")
 
@@ -51,8 +48,8 @@ class RawConfig:
 
     def values(self) -> dict[str, object]:
         """The values by key; without those that are null, which is Amoro's way of leaving out."""
-        found = {key: given.value for key, given in self.given.items()}
-        return {key: value for key, value in found.items() if value is not None}
+        given = self.given.items()
+        return {key: each.value for key, each in given if each.value is not None}
 
     def has(self, key: str) -> bool:
         """Whether a key was given, and not as an empty text."""
@@ -71,10 +68,8 @@ class RawConfig:
         if not why and key in self.rejected:
             return
         self.rejected.add(key)
-        reason = f" {why}" if why else ""
-        self.note(
-            f"{self._found(key)}{reason}; accepted is {_BY_KEY[documented(key)].reader.accepts}"
-        )
+        found, accepts = self._found(key), _BY_KEY[documented(key)].reader.accepts
+        self.note(f"{found}{why and ' '}{why}; accepted is {accepts}")
 
     def reject_beside(self, key: str, other: str) -> None:
         """Notes that two keys do not go together, unless one of them is wrong by itself."""
@@ -112,8 +107,9 @@ class RawConfig:
 
     def _add(self, key: str, value: object) -> None:
         if key in self.given:
-            first, second = show(key, self.given[key].value), show(key, value)
-            found = f"{first} in one place and {second} in another"
+            found = (
+                f"{show(key, self.given[key].value)} in one place and {show(key, value)} in another"
+            )
             self.reject_in_file(key, found, "the nested or the dotted form, not both")
         self.given[key] = _Given(value, str(self.source))
 
@@ -192,7 +188,9 @@ def environment_key(name: str) -> str | None:
     if name.startswith("KEEPER_") and not _KUBERNETES.search(name):
         key = re.sub("_+", "-", name.removeprefix("KEEPER_").lower())
         # Keys of groups have no variables: one that seems to be for them must not pass unnoticed.
-        near = get_close_matches(key, _KEEPER_NAMES, n=1, cutoff=_ALIKE)
+        # Compared without what they all begin with, which would make short names look alike.
+        names = [each.removeprefix(_KEEPER) for each in _KEEPER_KEYS]
+        near = get_close_matches(key, names, n=1, cutoff=_ALIKE)
         return f"{_KEEPER}{key}" if near or key.startswith("groups-") else None
     return None
 
@@ -204,7 +202,7 @@ def show(key: str, value: object) -> str:
     text = repr(value)
     if any(word in key.lower() for word in _SECRET_WORDS) or "://" in text or "jdbc:" in text:
         return "***"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return text if len(text) <= 80 else f"{text[:80]}..."  # noqa: PLR2004 - enough to find it by
 
 
 def _shown_url(value: object) -> str:
