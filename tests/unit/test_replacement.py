@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.policy import Replacement
-from dagster_amoro.core.replacement import NewResource, hopeless, replacement
+from dagster_amoro.core.replacement import Newcomers, NewResource, Replacements, hopeless
+from tests.helpers.inputs import INPUTS, group
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BEFORE, THEN, AFTER = "2026-03-01 11:00:00", "2026-03-01 11:30:00", "2026-03-01 11:45:00"
@@ -43,9 +44,18 @@ def came(
     min_parallelism: int = 8,
 ) -> Replacement:
     """What came in the place of an orphan of four threads."""
-    return replacement(
-        value or orphan(), new_resources, hopeless=lost, live=live, min_parallelism=min_parallelism
+    orphaned = value or orphan()
+    gone = [orphaned._replace(resource_id=name, state=State.KEPT) for name in lost]
+    found = Replacements(
+        {"g": group(min_parallelism=str(min_parallelism))},
+        [orphaned, *gone],
+        scaling_up=frozenset(),
+        policy=INPUTS.policy,
+        attached=True,
+        now=NOW,
+        newcomers=lambda _: Newcomers(new_resources, {"g": live}),
     )
+    return found.of(orphaned)
 
 
 def test_as_many_threads_that_reach_the_floor_took_its_place() -> None:

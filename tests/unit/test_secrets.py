@@ -75,7 +75,7 @@ def test_secrets_within_other_properties_are_known() -> None:
 
 def test_each_of_several_texts_is_hidden() -> None:
     """As a list, in its order."""
-    assert Mask({"token": "abcd"}).hide_each(["abcd", "x"]) == [HIDDEN, "x"]
+    assert list(map(Mask({"token": "abcd"}).hide, ["abcd", "x"])) == [HIDDEN, "x"]
 
 
 @pytest.mark.parametrize(

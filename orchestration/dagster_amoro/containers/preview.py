@@ -34,5 +34,5 @@ def preview(container: Container, resource: Resource) -> str:
             f"{name}={'***' if is_secret(name) else shlex.quote(mask.hide(value))}"
             for name, value in exports.items()
         ]
-        return " ".join([*variables, shlex.join(mask.hide_each(command(resource)))])
+        return " ".join([*variables, shlex.join(map(mask.hide, command(resource)))])
     return f"whatever {type(container).__name__} does to start it"

@@ -2,10 +2,9 @@
 
 An AMS that comes back after it was away for longer than its heartbeat timeout deletes every
 optimizer row before it answers again (`DefaultOptimizingService` does so while it starts). Healthy
-optimizers register again with their next heartbeat; until then each of them looks orphaned.
-
-So some of the registered optimizers are remembered by their tokens, which AMS gives
-out anew with every registration. As long as one of them is still there, AMS forgot nobody.
+optimizers register again with their next heartbeat; until then each of them looks orphaned. So
+some are remembered by their tokens, which AMS gives out anew with every registration. As long as
+one of them is still there, AMS forgot nobody.
 """
 
 from collections.abc import Sequence
@@ -51,13 +50,8 @@ def look_again(
 ) -> tuple[AmsRestartDetector, datetime | None]:
     """What to remember after a look at which AMS answered, and until when to doubt what was seen.
 
-    Args:
-        watch: What the look before remembered.
-        still_there: Those of its tokens that are registered, looked up after the snapshot: one
-            that is there now was there all along.
-        registered: Tokens of any optimizers that are registered, to be remembered next.
-        settling: See `settling_time`.
-        now: Aware UTC.
+    The tokens of `watch` that are `still_there` are looked up after the snapshot: one that is there
+    now was there all along. Some of those that are `registered` are remembered next.
     """
     since = watch.settling_since or now
     if not _is_doubtful(watch, still_there) or now >= since + settling:

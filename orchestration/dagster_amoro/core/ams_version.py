@@ -2,25 +2,19 @@
 
 import re
 from collections.abc import Callable
-from enum import Enum
-from functools import total_ordering
+from enum import IntEnum
 from typing import Final
 
 _NUMBERS: Final = re.compile(r"\s*v?(\d{1,9})\.(\d{1,9})(?:\.(\d+))?(.*)", re.DOTALL)
 
 
-@total_ordering
-class AmsVersion(Enum):
+class AmsVersion(IntEnum):
     """The ways in which AMS starts optimizers, oldest first; an unknown option crashes them."""
 
-    V0_7 = (0, 7)
-    V0_8 = (0, 8)
-    V0_9_0 = (0, 9, 0)  # the release; later versions of its branch behave as V0_9 does
-    V0_9 = (0, 9, 1)  # and everything later
-
-    def __lt__(self, other: "AmsVersion") -> bool:
-        """Whether it is the older one."""
-        return bool(self.value < other.value)
+    V0_7 = 70
+    V0_8 = 80
+    V0_9_0 = 90  # the release; later versions of its branch behave as V0_9 does
+    V0_9 = 91  # and everything later
 
 
 AskAmsVersion = Callable[[], AmsVersion]
@@ -40,10 +34,10 @@ def parse_version(text: str) -> AmsVersion:
     match = _NUMBERS.fullmatch(text)
     if match is None:
         raise ValueError("not a version")
-    major, minor = int(match[1]), int(match[2])
-    if (major, minor) < AmsVersion.V0_7.value:
+    version = int(match[1]), int(match[2])
+    if version < (0, 7):
         raise ValueError("older than 0.7")
-    if (major, minor) < (0, 9):
-        return AmsVersion.V0_7 if (major, minor) == AmsVersion.V0_7.value else AmsVersion.V0_8
-    released_first = (major, minor, match[3]) == (0, 9, "0") and "SNAPSHOT" not in match[4]
+    if version < (0, 9):
+        return AmsVersion.V0_7 if version == (0, 7) else AmsVersion.V0_8
+    released_first = (*version, match[3]) == (0, 9, "0") and "SNAPSHOT" not in match[4]
     return AmsVersion.V0_9_0 if released_first else AmsVersion.V0_9

@@ -133,11 +133,7 @@ def _integer(text: str) -> int:
 
 
 def nanoseconds(text: str) -> int:
-    """A duration as Amoro reads it; AMS fails over what exceeds its long of milliseconds.
-
-    Raises:
-        ValueError: It is no duration.
-    """
+    """A duration as Amoro reads it, or ValueError; AMS fails over more than a long of them."""
     match = _DURATION.fullmatch(text.strip(_BLANKS))
     unit = UNITS.get(match[2].strip(_BLANKS).lower()) if match else None
     if not match or not unit or int(match[1]) > min(_LONG_MAX, _LONG_MAX * UNITS["ms"] // unit):

@@ -15,15 +15,12 @@ CountResources = Callable[[], Mapping[str, int]]
 class Limits:
     """The limits of what a tick restarts."""
 
-    # Restarts per tick; the rest is due at the next. None: any number.
-    max_restarts: int | None = None
+    max_restarts: int | None = None  # per tick; the rest is due at the next. None: any number
     # The largest share of a group's resources that may be orphaned while it is still healed: more
     # dead at once point at something that restarts would make worse. 1: any share.
     max_orphaned: float = 1.0
-    # The same for all resources of the registry together.
-    max_orphaned_overall: float = 1.0
-    # The same for groups that have a limit of their own, by name.
-    max_orphaned_of: Mapping[str, float] = field(default_factory=dict)
+    max_orphaned_overall: float = 1.0  # the same for all resources of the registry together
+    max_orphaned_of: Mapping[str, float] = field(default_factory=dict)  # for groups with their own
 
     def limit_of(self, group_name: str) -> float:
         """The largest share of this group that may be orphaned."""
@@ -43,7 +40,6 @@ def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str
 
     Groups stand in a ring, by their names. Each gives one incident a round, and the next batch goes
     on behind the group that was served last: none waits more than one round longer than another.
-    Without `most` all are taken.
     """
     if most is None or len(due) <= most:
         return Batch(list(due), [], None)
@@ -65,8 +61,7 @@ def blocked_groups(
 ) -> dict[str, str]:
     """In which of these groups nothing may be restarted now, and why.
 
-    `orphans` are the groups of all orphans, once for each; `count` is asked only if there is a
-    limit.
+    `orphans` are the groups of all orphans, each once; `count` is asked only if there is a limit.
     """
     shares = {name: limits.limit_of(name) for name in groups}
     if limits.max_orphaned_overall >= 1 and all(limit >= 1 for limit in shares.values()):

@@ -26,8 +26,7 @@ class Resource:
 class Orphan(NamedTuple):
     """A `resource` row that no optimizer row names, as it stands in the database.
 
-    A tuple, and unread, because a snapshot can hold thousands of them whose incidents are
-    open already and need nothing.
+    A tuple, and unread, as a snapshot can hold thousands whose incidents need nothing.
     """
 
     resource_id: str

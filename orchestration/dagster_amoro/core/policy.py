@@ -127,13 +127,10 @@ def _growing_pause(incident: Incident, policy: RestartPolicy) -> timedelta:
     doublings = min(incident.attempts_used, _MOST_DOUBLINGS)
     grace, cap = policy.grace_period.total_seconds(), policy.backoff_cap.total_seconds()
     pause = timedelta(seconds=min(grace * 2.0**doublings, cap))
-    return pause * (1 + policy.backoff_jitter * _chance(incident))
-
-
-def _chance(incident: Incident) -> float:
-    """A number from 0 to 1 that differs between incidents, and is the same whenever it is asked."""
+    # From 0 to 1, different between incidents, and the same whenever it is asked.
     seed = f"{incident.resource_id} {incident.incident_id} {incident.attempts}"
-    return int.from_bytes(sha256(seed.encode(errors="replace")).digest()[:4]) / 2**32
+    chance = int.from_bytes(sha256(seed.encode(errors="replace")).digest()[:4]) / 2**32
+    return pause * (1 + policy.backoff_jitter * chance)
 
 
 def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -> bool:
@@ -182,8 +179,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | else | give up, or keep |
 
     An obstacle is an unknown container, one that opts out, or properties that cannot be read.
-    `paused` says who paused it and why, and `replacement` what came to its group since; that is
-    asked only where it matters.
+    `paused` says by whom and why. What came to its group since is asked only where it matters.
     """
     removing = incident.state.is_removing
     unwanted = incident.operator_request == OperatorRequest.GIVE_UP

@@ -42,38 +42,6 @@ def hopeless(incidents: Iterable[Incident]) -> set[str]:
     return {i.resource_id for i in incidents if i.state in _HOPELESS}
 
 
-def replacement(
-    incident: Incident,
-    new_resources: Iterable[NewResource],
-    *,
-    hopeless: AbstractSet[str],
-    live: int,
-    min_parallelism: int,
-) -> Replacement:
-    """What came to the group of an orphan after its detection.
-
-    AMS brings a group that is below its minimum parallelism back to it with a new resource,
-    whatever becomes of the old ones (`OptimizerGroupKeeper`); so do we where a restart failed.
-    Threads that came in an orphan's place must not come twice. `new_resources` are of its group,
-    `hopeless` those that take nobody's place, and `live` the threads of its optimizers.
-    """
-    newer = [
-        each
-        for each in new_resources
-        if incident.newest_start is not None
-        and each.start_time > incident.newest_start
-        and each.resource_id != incident.resource_id
-        and each.resource_id not in hopeless
-    ]
-    registered = sum(each.thread_count for each in newer if each.registered)
-    if registered and registered >= incident.thread_count and live >= min_parallelism:
-        return Replacement.LIVE
-    coming = sum(each.thread_count for each in newer if not each.registered)
-    if coming and registered + coming >= incident.thread_count:
-        return Replacement.COMING
-    return Replacement.NONE
-
-
 @dataclass(frozen=True)
 class Replacements:
     """What came to the groups that have a min-parallelism; asks for it only when asked itself."""
@@ -88,25 +56,38 @@ class Replacements:
     newcomers: AskNewcomers  # asked at most once
 
     def of(self, incident: Incident) -> Replacement:
-        """What came to the group of an orphan."""
-        group = incident.group_name
+        """What came to the group of an orphan after its detection.
+
+        AMS brings a group that is below its minimum parallelism back to it with a new resource,
+        whatever becomes of the old ones (`OptimizerGroupKeeper`); so do we where a restart failed.
+        Threads that came in an orphan's place must not come twice.
+        """
+        group, since = incident.group_name, incident.newest_start
         asked_for = self._min_parallelisms.get(group)
-        if asked_for is None or incident.newest_start is None:
+        if asked_for is None or since is None:
             return Replacement.NONE
         if group in self.scaling_up and incident.last_error is not None:
             return Replacement.COMING  # a round brings the threads of those alone that failed
-        # But for orphans of longer standing, which could wait for this one too.
         newer = [
             each
             for each in self._new_resources[group]
-            if self._numbers.get(each.resource_id, incident.incident_id) >= incident.incident_id
+            if each.start_time > since
+            and each.resource_id != incident.resource_id
+            and each.resource_id not in self._hopeless
+            # An orphan of longer standing could wait for this one, too.
+            and self._numbers.get(each.resource_id, incident.incident_id) >= incident.incident_id
         ]
-        # For one that is not expected any more, the threads of the orphans that are count as live.
-        # AMS does not count them, and scales up for them as well.
-        counts = not self.attached and not is_coming(incident, self.policy, self.now)
-        live = self._found.live.get(group, 0) + (self._coming[group] if counts else 0)
-        hopeless = self._hopeless
-        return replacement(incident, newer, hopeless=hopeless, live=live, min_parallelism=asked_for)
+        live = self._found.live.get(group, 0)
+        if not (self.attached or is_coming(incident, self.policy, self.now)):
+            # Others are expected in its stead. AMS does not count them, and scales up for them too.
+            live += self._coming[group]
+        registered = sum(each.thread_count for each in newer if each.registered)
+        if registered and registered >= incident.thread_count and live >= asked_for:
+            return Replacement.LIVE
+        coming = sum(each.thread_count for each in newer if not each.registered)
+        if coming and registered + coming >= incident.thread_count:
+            return Replacement.COMING
+        return Replacement.NONE
 
     @cached_property
     def _min_parallelisms(self) -> dict[str, int | None]:

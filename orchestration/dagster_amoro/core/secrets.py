@@ -1,13 +1,12 @@
 """Which properties are secrets, and how are they hidden in texts?
 
-`Mask` hides the secrets that are known, however a text writes them. `hide_assigned` hides what
-looks like a secret. Both take time in proportion to the text, whatever it holds, because the texts
-are the output of failing programs.
+`Mask` hides the known ones, however a text writes them, `hide_assigned` what looks like one. Both
+take time in proportion to the text, whatever it holds: texts are the output of failing programs.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -66,10 +65,9 @@ class Mask:
     """Hides the secrets among some properties, wherever a text repeats them."""
 
     def __init__(self, *properties: Mapping[str, str]) -> None:
-        """Learns the secrets among these `properties`.
+        """Learns the values of properties that are secrets by their names.
 
-        Secrets are the values of properties whose names look like secrets, and what other values
-        assign to such names, as `-Dpassword=…` does in Java's options.
+        And what other values assign to such names, as `-Dpassword=…` does in Java's options.
         """
         found = {form for each in properties for value in _secrets(each) for form in _forms(value)}
         longest_first = sorted(found, key=len, reverse=True)
@@ -80,10 +78,6 @@ class Mask:
     def hide(self, text: str) -> str:
         """The text with its secrets replaced by `***`."""
         return self._hide_values(hide_assigned(self._hide_values(text)))
-
-    def hide_each(self, texts: Iterable[str]) -> list[str]:
-        """The texts, each with its secrets replaced by `***`."""
-        return [self.hide(text) for text in texts]
 
     def _hide_values(self, text: str) -> str:
         # What is left can be a secret again, where one has asterisks; each round is shorter.
@@ -96,17 +90,14 @@ def _assigned(text: str) -> Iterator[tuple[int, int]]:
     """Where the values of secrets begin and end."""
     end = 0
     for found in _NAME.finditer(text):
-        if found.start() < end or not _takes_secret(found["name"], found["between"]):
+        name, between = found["name"], found["between"]
+        takes_value = name.startswith("-") or "=" in between or ":" in between
+        if found.start() < end or not (takes_value and is_secret(name)):
             continue
         value = _VALUE.match(text, found.end())
         if value and value[0].strip("\"'()[]{}.").lower() not in _COMMON:
             end = value.end()
             yield value.start(), end
-
-
-def _takes_secret(name: str, between: str) -> bool:
-    takes_value = name.startswith("-") or "=" in between or ":" in between
-    return takes_value and is_secret(name)
 
 
 def _secrets(properties: Mapping[str, str]) -> Iterator[str]:

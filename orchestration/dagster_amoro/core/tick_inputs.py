@@ -24,17 +24,17 @@ class RegistrySnapshot:
     groups: tuple[str, ...]  # names in `resource_group`
     orphans: Mapping[str, Orphan]  # by resource id
     expired: int = 0  # heartbeats that were too old and have been removed
-    # Those groups that say something about their size, and the live threads of each.
-    sized: Mapping[str, Group] = field(default_factory=dict)
-    live: Mapping[str, int] = field(default_factory=dict)
+    sized: Mapping[str, Group] = field(
+        default_factory=dict
+    )  # those that say something of their size
+    live: Mapping[str, int] = field(default_factory=dict)  # threads of these groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changes:
     """What was looked up about orphans that are new, and about incidents whose orphan is gone."""
 
-    # Of the resources with an incident that are orphans no longer, those whose row is there: an
-    # optimizer registered for them. The other rows were removed.
+    # Resources with an incident that are orphans no longer, but have a row: they registered.
     present: AbstractSet[str] = frozenset()
     # Attempts of earlier incidents that count for new orphans, by resource id.
     prior_attempts: Mapping[str, int] = field(default_factory=dict)

@@ -66,10 +66,7 @@ class TickPlan:
 
 
 def plan_tick(inputs: TickInputs) -> TickPlan:
-    """Plans a tick.
-
-    Incidents that it opens have provisional numbers: those that follow the highest one.
-    """
+    """Plans a tick; incidents that it opens are numbered for now, on from the highest one."""
     steps = reconcile(inputs)
     inputs = inputs.after_steps(steps, _numbered(steps, inputs.incidents))
     scaling: list[ScalePlan] = []
@@ -191,8 +188,11 @@ def _decide(
 ) -> Decision:
     orphan, obstacle = inputs.snapshot.orphans.get(incident.resource_id), None
     if orphan is not None:
+        # Seen before and not due, it rests: its properties were read, and will be again.
+        waits = incident.state is State.WAITING and incident.detected_at < inputs.now
+        resting = waits and inputs.now < due_at(incident, inputs.policy)
         obstacle = of_group(orphan.group_name)
-        if obstacle is None and _is_resting(inputs, incident):
+        if obstacle is None and resting:
             obstacle = inputs.obstacle(orphan.container_name)
         elif obstacle is None:
             obstacle = obstacle_of(orphan, inputs.obstacle)
@@ -210,12 +210,6 @@ def _decide(
 
 def _is_claimed(inputs: TickInputs, claimed: Incident | ScaleUp) -> bool:
     return holds_claim(claimed, inputs.runs, inputs.now, inputs.fence)
-
-
-def _is_resting(inputs: TickInputs, incident: Incident) -> bool:
-    """Whether it was seen before and is not due: its properties were read, and will be again."""
-    due = due_at(incident, inputs.policy)
-    return incident.state is State.WAITING and incident.detected_at < inputs.now < due
 
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
@@ -279,10 +273,7 @@ def _limit(
 
 
 def run_plans(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
-    """The runs to request: a group's incidents together, `max_per_run` at most in each.
-
-    Within a group the longest due go first.
-    """
+    """The runs to request: a group's incidents together, the longest due first."""
     groups: defaultdict[str, list[Incident]] = defaultdict(list)
     for incident in due:
         groups[incident.group_name].append(incident)
