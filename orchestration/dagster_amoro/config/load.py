@@ -10,8 +10,6 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from dagster_amoro.config import rules
-from dagster_amoro.config.containers import add_ams_properties, read_containers
 from dagster_amoro.config.models import (
     GROUP,
     AmsConfig,
@@ -19,6 +17,7 @@ from dagster_amoro.config.models import (
     HighAvailabilityConfig,
     settings_of,
 )
+from dagster_amoro.config.rules import build_settings, is_attached
 from dagster_amoro.config.settings import HighAvailability, Settings
 from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
 from dagster_amoro.config.values import InvalidValueError, decode
@@ -50,40 +49,10 @@ def load_settings(
     raw.add_section("keeper", document.get("keeper"))
     raw.add_environment(environ)
     raw.reject_unknown()
-    settings = _settings(raw, _configuration(raw), document.get("containers"), environ)
+    settings = build_settings(raw, _configuration(raw), document.get("containers"), environ)
     if raw.problems:
         raise ConfigError("\n".join(raw.problems))
     return settings
-
-
-def _settings(
-    raw: RawConfig, config: Configuration, containers: object, environ: Mapping[str, str]
-) -> Settings:
-    rules.check_registry(raw, config)
-    ams = rules.ams_settings(raw, config) if rules.is_attached(config) else None
-    found = read_containers(raw, containers)
-    database_url = rules.database_url(raw, config, environ)
-    return Settings(
-        source=raw.source,
-        database_url=database_url,
-        ledger_url=rules.ledger_url(raw, config, database_url),
-        registry=rules.registry_mode(config),
-        ams=ams,
-        restart=rules.restart_policy(raw, config),
-        limits=rules.limits(raw, config),
-        mode=config.limits.mode,
-        dynamic_groups=rules.dynamic_groups(config),
-        max_keeping_attempts=config.optimizer_group.max_keeping_attempts,
-        lease_time=rules.lease_time(raw, config),
-        deployment=rules.deployment(config),
-        check_interval=config.optimizer_group.min_parallelism_check_interval,
-        heartbeat_timeout=config.optimizer.heart_beat_timeout,
-        max_restarts_per_run=config.limits.max_restarts_per_run,
-        claim_timeout=config.limits.claim_timeout,
-        audit=rules.audit_settings(raw, config),
-        containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,
-        warnings=tuple(raw.warnings),
-    )
 
 
 def _read(source: Path) -> Mapping[object, object]:
@@ -181,7 +150,7 @@ def _unused_keys(raw: RawConfig, config: Configuration) -> Iterator[str]:
         yield "ams.shade.identifier"
     if not config.database.type.is_server or config.shade.identifier == "default":
         yield "ams.shade.sensitive-keywords"
-    if not rules.is_attached(config):
+    if not is_attached(config):
         for section in (AmsConfig, HighAvailabilityConfig):
             yield from (setting.key for setting in settings_of(section))
     if ha.enabled or raw.has("keeper.server-expose-host"):

@@ -10,6 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from dagster_amoro.config.containers import add_ams_properties, read_containers
 from dagster_amoro.config.jdbc import url_flaws
 from dagster_amoro.config.models import LONGEST_NAME, Configuration
 from dagster_amoro.config.settings import (
@@ -19,6 +20,7 @@ from dagster_amoro.config.settings import (
     DynamicAllocation,
     HighAvailability,
     RegistryMode,
+    Settings,
 )
 from dagster_amoro.config.sources import RawConfig
 from dagster_amoro.core.ams_version import parse_version
@@ -33,10 +35,42 @@ _FRACTION: Final = "max-orphaned-fraction"
 _DAEMON_SLACK: Final = timedelta(seconds=10)
 
 
-# --- The registry, its database and the ledger's ----------------------------------------------
+def build_settings(
+    raw: RawConfig, config: Configuration, containers: object, environ: Mapping[str, str]
+) -> Settings:
+    """What was configured; what does not go together is noted in `raw`."""
+    embedded = config.database.type is DatabaseType.SQLITE
+    if embedded and config.stores.registry is RegistryMode.ATTACHED:
+        why = f"with {_TYPE} sqlite, an unreachable combination: AMS has no SQLite"
+        raw.reject("keeper.registry", why)
+    ams = _ams_settings(raw, config) if is_attached(config) else None
+    found = read_containers(raw, containers)
+    database_url = _database_url(raw, config, environ)
+    groups, restart = config.groups.items(), DynamicAllocation.RESTART
+    return Settings(
+        source=raw.source,
+        database_url=database_url,
+        ledger_url=_ledger_url(raw, config, database_url),
+        registry=_registry_mode(config),
+        ams=ams,
+        restart=_restart_policy(raw, config),
+        limits=_limits(raw, config),
+        mode=config.limits.mode,
+        dynamic_groups=frozenset(n for n, each in groups if each.dynamic_allocation is restart),
+        max_keeping_attempts=config.optimizer_group.max_keeping_attempts,
+        lease_time=_lease_time(raw, config),
+        deployment=config.deployment.deployment or socket.gethostname()[:LONGEST_NAME],
+        check_interval=config.optimizer_group.min_parallelism_check_interval,
+        heartbeat_timeout=config.optimizer.heart_beat_timeout,
+        max_restarts_per_run=config.limits.max_restarts_per_run,
+        claim_timeout=config.limits.claim_timeout,
+        audit=_audit_settings(raw, config),
+        containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,
+        warnings=tuple(raw.warnings),
+    )
 
 
-def registry_mode(config: Configuration) -> RegistryMode:
+def _registry_mode(config: Configuration) -> RegistryMode:
     """Whose the registry is; where nobody says so, it follows from the kind of its database."""
     if config.database.type is DatabaseType.SQLITE:
         return config.stores.registry or RegistryMode.STANDALONE
@@ -45,18 +79,10 @@ def registry_mode(config: Configuration) -> RegistryMode:
 
 def is_attached(config: Configuration) -> bool:
     """Whether there is an AMS to ask: the registry is its own, and a database that it can use."""
-    return config.database.type.is_server and registry_mode(config) is RegistryMode.ATTACHED
+    return config.database.type.is_server and _registry_mode(config) is RegistryMode.ATTACHED
 
 
-def check_registry(raw: RawConfig, config: Configuration) -> None:
-    """Rejects a registry of AMS in a database that AMS does not have."""
-    attached = config.stores.registry is RegistryMode.ATTACHED
-    if attached and config.database.type is DatabaseType.SQLITE:
-        why = f"with {_TYPE} sqlite, an unreachable combination: AMS has no SQLite"
-        raw.reject("keeper.registry", why)
-
-
-def database_url(raw: RawConfig, config: Configuration, environ: Mapping[str, str]) -> sa.URL:
+def _database_url(raw: RawConfig, config: Configuration, environ: Mapping[str, str]) -> sa.URL:
     """The registry's URL; where there are problems, any URL, because it will not be used."""
     kind, url = config.database.type, config.database.url
     if kind is DatabaseType.DERBY:
@@ -82,7 +108,7 @@ def _with_credentials(config: Configuration, url: sa.URL) -> sa.URL:
     return url.set(username=username or None, password=password or None)
 
 
-def ledger_url(raw: RawConfig, config: Configuration, database: sa.URL) -> sa.URL:
+def _ledger_url(raw: RawConfig, config: Configuration, database: sa.URL) -> sa.URL:
     """The ledger's URL: its own, or the registry's where it has none.
 
     A ledger of the registry's type that names no user, or the registry's user, is opened with the
@@ -109,11 +135,7 @@ def _checked(raw: RawConfig, key: str, url: sa.URL) -> sa.URL:
     return url
 
 
-# --- AMS --------------------------------------------------------------------------------------
-
-
-def ams_settings(raw: RawConfig, config: Configuration) -> AmsSettings:
-    """Where the running AMS is reached."""
+def _ams_settings(raw: RawConfig, config: Configuration) -> AmsSettings:
     ams, ha, ours = config.ams, config.ha, "keeper.server-expose-host"
     kind = ha.type if ha.enabled else HighAvailability.NONE
     host = "" if ha.enabled else ams.own_expose_host or ams.server_expose_host
@@ -134,11 +156,7 @@ def ams_settings(raw: RawConfig, config: Configuration) -> AmsSettings:
     )
 
 
-# --- How patiently, how much at once, and by whom ---------------------------------------------
-
-
-def restart_policy(raw: RawConfig, config: Configuration) -> RestartPolicy:
-    """Whether, how often and how patiently orphans are restarted."""
+def _restart_policy(raw: RawConfig, config: Configuration) -> RestartPolicy:
     optimizer, restart = config.optimizer, config.restart
     grace, exponential = optimizer.auto_restart_grace_period, restart.backoff is Backoff.EXPONENTIAL
     if exponential and not grace:
@@ -170,7 +188,7 @@ def _at_least(raw: RawConfig, key: str, value: timedelta, grace: timedelta) -> t
     return value
 
 
-def limits(raw: RawConfig, config: Configuration) -> Limits:
+def _limits(raw: RawConfig, config: Configuration) -> Limits:
     """How much may be restarted at once; warns where a single resource is never healed."""
     given, key = config.limits, f"keeper.{_FRACTION}"
     found = {name: group.max_orphaned_fraction for name, group in config.groups.items()}
@@ -196,13 +214,7 @@ def _warn_of_one(raw: RawConfig, key: str, fraction: float, what: str, way_out: 
         raw.warn(key, f"{why} {fraction * 100:.12g}%; {way_out}")
 
 
-def dynamic_groups(config: Configuration) -> frozenset[str]:
-    """The groups whose orphans are restarted although AMS changes their size."""
-    groups, restart = config.groups.items(), DynamicAllocation.RESTART
-    return frozenset(name for name, group in groups if group.dynamic_allocation is restart)
-
-
-def lease_time(raw: RawConfig, config: Configuration) -> timedelta | None:
+def _lease_time(raw: RawConfig, config: Configuration) -> timedelta | None:
     """How long a lease lasts; None: there is none."""
     lease = config.deployment.lease_time
     interval = config.optimizer_group.min_parallelism_check_interval
@@ -212,12 +224,7 @@ def lease_time(raw: RawConfig, config: Configuration) -> timedelta | None:
     return lease
 
 
-def deployment(config: Configuration) -> str:
-    """What this deployment is called."""
-    return config.deployment.deployment or socket.gethostname()[:LONGEST_NAME]
-
-
-def audit_settings(raw: RawConfig, config: Configuration) -> AuditSettings:
+def _audit_settings(raw: RawConfig, config: Configuration) -> AuditSettings:
     """What the audit keeps and warns of; a relative folder starts at that of config.yaml."""
     audit, storage = config.audit, config.audit.audit_storage
     if storage and "://" not in storage:
