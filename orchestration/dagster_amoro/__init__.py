@@ -77,8 +77,7 @@ def __getattr__(name: str) -> object:
 
         found: object = version("dagster-amoro")
     else:
-        home = _HOMES.get(name, "core.errors")
-        found = getattr(import_module(f"{__name__}.{home}"), name)
+        found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'core.errors')}"), name)
     globals()[name] = found
     return found
 

@@ -23,10 +23,8 @@ _SLOWEST_REFRESH_SECONDS = 30
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster needs to keep a fleet alive, to use as it is or to merge.
 
-    Nothing is connected to before the first tick, run or check.
-
-    Raises:
-        ConfigError: The driver of a database is not installed.
+    Nothing is connected to before the first tick, run or check. A ConfigError says that the driver
+    of a database is not installed.
     """
     return definitions_of(Services.connect(settings), settings.audit)
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.transitions import detect
-from dagster_amoro.stores import inspection
+from dagster_amoro.stores import registry as registry_module
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, ResourceSnapshot, metadata, resource
@@ -420,24 +420,24 @@ def anti_joins(database: Database) -> Iterator[list[str]]:
 
 def test_the_check_finds_every_right(attached: Registry) -> None:
     """The documented grants are enough for it, and for what it stands for."""
-    assert inspection.missing_rights(attached.database) == {}
+    assert registry_module.missing_rights(attached.database) == {}
 
 
 def test_the_check_names_the_rights_that_are_missing(amoro_url: sa.URL, attached: Registry) -> None:
     """With what the database says, so that the administrator knows what to grant."""
     grantee = "keeper"
     execute(amoro_url, f"REVOKE DELETE, INSERT ON resource FROM {grantee}")
-    refused = inspection.missing_rights(attached.database)
+    refused = registry_module.missing_rights(attached.database)
     assert list(refused) == ["remove rows of resource", "restore rows of resource"]
     assert all("denied" in reason for reason in refused.values())
 
 
-@pytest.mark.parametrize("right", inspection._RIGHTS)
+@pytest.mark.parametrize("right", registry_module._RIGHTS)
 def test_the_check_changes_nothing(attached: Registry, amoro_url: sa.URL, right: str) -> None:
     """Even if somebody committed what it does; there are rows that it could have touched."""
     for resource_id in ("a", "b"):
         insert_resource(amoro_url, resource_id)
     before = stored(amoro_url)
     with attached.database.writing() as connection:
-        connection.execute(inspection._RIGHTS[right])
+        connection.execute(registry_module._RIGHTS[right])
     assert stored(amoro_url) == before

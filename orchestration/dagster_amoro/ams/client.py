@@ -55,7 +55,14 @@ class Ams:
             return self._configured
         with self._asking:
             if self._learned is None or time.monotonic() >= self._ask_again_at:
-                self._learned = self._ask()
+                try:
+                    self._learned = self._ask()
+                except AmsUnavailableError as error:
+                    if self._learned is None:
+                        raise ContainerError(
+                            f"the version of AMS is not known: {error}; "
+                            "set keeper.ams-version, for example to 0.9"
+                        ) from error
                 self._ask_again_at = time.monotonic() + _KNOWN_FOR
             return self._learned
 
@@ -83,20 +90,12 @@ class Ams:
         raise AmsUnavailableError(problems[0])
 
     def _ask(self) -> AmsVersion:
+        version = self.version()
         try:
-            version = self.version()
-            try:
-                return parse_version(version)
-            except ValueError as error:
-                quoted = shorten(repr(version), _LONGEST_QUOTE)
-                raise AmsUnavailableError(f"AMS says that it is {quoted}: {error}") from error
-        except AmsUnavailableError as error:
-            if self._learned is not None:
-                return self._learned
-            raise ContainerError(
-                f"the version of AMS is not known: {error}; "
-                "set keeper.ams-version, for example to 0.9"
-            ) from error
+            return parse_version(version)
+        except ValueError as error:
+            quoted = shorten(repr(version), _LONGEST_QUOTE)
+            raise AmsUnavailableError(f"AMS says that it is {quoted}: {error}") from error
 
 
 def _get(server: Server, path: str, deadline: Deadline) -> bytes:

@@ -33,11 +33,7 @@ class Server:
 
 
 FindLeader = Callable[[], Server]
-"""Says which AMS leads at this moment.
-
-Raises:
-    AmsUnavailableError: None does, as far as can be seen.
-"""
+"""Says which AMS leads at this moment; an AmsUnavailableError where none seems to."""
 
 
 def always(server: Server) -> FindLeader:
@@ -132,14 +128,13 @@ def from_zookeeper(addresses: str, cluster_name: str, http_port: int) -> FindLea
     return find_leader
 
 
-def _server(text: object, http_port: int) -> Server:
+def _server(text: Any, http_port: int) -> Server:  # noqa: ANN401 - whatever the column holds
     """What AMS wrote of itself, checked; None: it wrote nothing."""
     if text is None:
         raise AmsUnavailableError("no leader has written its address yet")
     found: object = None
-    if isinstance(text, str | bytes):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(text)
+    with suppress(TypeError, ValueError, RecursionError):
+        found = json.loads(text)
     if not isinstance(found, dict):
         raise AmsUnavailableError(
             f"what it wrote of itself is no JSON object: {shorten(repr(text), 200)}"

@@ -20,9 +20,8 @@ from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, holds_claim
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
-from dagster_amoro.stores import inspection
 from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
-from dagster_amoro.stores.registry import Registry, orphan_of
+from dagster_amoro.stores.registry import Registry, orphan_of, resource_counts
 
 SHOWN: Final = 10  # names that a message lists
 _TRIES: Final = 2  # a step that lost a race to a tick or a run is decided and taken once more
@@ -190,7 +189,7 @@ class Operations:
             self.registry.create()
 
     def _ensure_group(self, name: str) -> None:
-        groups = sorted(filter(None, inspection.resource_counts(self.registry.database)))
+        groups = sorted(filter(None, resource_counts(self.registry.database)))
         if name not in groups:
             there_are = f"there are {_listed(groups)}" if groups else "there is none"
             raise UnknownTargetError(f"there is no group {name!r}; {there_are}")

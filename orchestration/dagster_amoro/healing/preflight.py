@@ -19,8 +19,9 @@ from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.tick_plan import obstacle_of
 from dagster_amoro.healing.restart import resource_of
-from dagster_amoro.stores import inspection, registry, schema
-from dagster_amoro.stores.database import Database
+from dagster_amoro.stores import registry, schema
+from dagster_amoro.stores.database import Database, has_tables
+from dagster_amoro.stores.ledger import count_open
 from dagster_amoro.stores.registry import Registry
 
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
@@ -195,16 +196,16 @@ def _expandable(properties: Mapping[str, str]) -> list[str]:
 def _registry(database: Database, *, is_ours: bool) -> Iterator[Finding]:
     subject = f"registry {database.url.render_as_string(hide_password=True)}"
     try:
-        has_tables = inspection.has_tables(database, registry.resource)
+        is_there = has_tables(database, registry.resource)
     except KeeperError as error:
         yield _problem(subject, error)
         return
-    if not has_tables:
+    if not is_there:
         creator = "; the first tick creates them" if is_ours else " of Amoro's"
         grade = Grade.GOOD if is_ours else Grade.PROBLEM
         yield Finding(grade=grade, subject=subject, message=f"has no tables yet{creator}")
         return
-    refused = inspection.missing_rights(database)
+    refused = registry.missing_rights(database)
     for right, why in refused.items():
         yield Finding(grade=Grade.PROBLEM, subject=subject, message=f"may not {right}: {why}")
     if not refused:
@@ -215,22 +216,22 @@ def _ledger(database: Database) -> Finding:
     subject = f"ledger {database.url.render_as_string(hide_password=True)}"
     message = "is not there yet; the first tick creates it"
     try:
-        if inspection.has_tables(database, schema.incident):
-            message = f"{inspection.open_incidents(database)} open incidents"
+        if has_tables(database, schema.incident):
+            message = f"{count_open(database)} open incidents"
     except KeeperError as error:
         return _problem(subject, error)
     return Finding(grade=Grade.GOOD, subject=subject, message=message)
 
 
 def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
-    if not inspection.has_tables(database, registry.resource):
+    if not has_tables(database, registry.resource):
         return
     orphans: dict[str, list[Orphan]] = {}
     snapshot = Registry(database, None).read_snapshot()  # expires no heartbeats
     for orphan in snapshot.orphans.values():
         orphans.setdefault(orphan.group_name or "", []).append(orphan)
-    examples = inspection.examples(database)
-    for name, number in sorted(inspection.resource_counts(database).items()):
+    examples = registry.examples(database)
+    for name, number in sorted(registry.resource_counts(database).items()):
         dead = orphans.get(name, [])
         example = examples.get(name) if not dead else None
         yield Group(

@@ -37,9 +37,8 @@ from dagster_amoro.core.tick_plan import NEXT_BATCH, plan_tick
 from dagster_amoro.healing.preconditions import Preconditions, silence_of
 from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.stores import schema
-from dagster_amoro.stores.database import utc_now
+from dagster_amoro.stores.database import has_tables, utc_now
 from dagster_amoro.stores.dry_run import DryRunRegistry
-from dagster_amoro.stores.inspection import has_tables
 from dagster_amoro.stores.leases import Lease
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, resource

@@ -95,14 +95,9 @@ def may_have_had(ledger: Ledger, group_name: str, event_id: int, at: datetime) -
     yet: then this ledger took the place of the one that the audit read. An event that is missing
     between others was deleted.
     """
-    query = (
-        sa.select(event.c.event_id, event.c.group_name, event.c.at)
-        .where(event.c.event_id >= event_id)
-        .order_by(event.c.event_id)
-        .limit(1)
-    )
+    query = sa.select(event.c.event_id, event.c.group_name, event.c.at).order_by(event.c.event_id)
     with ledger.reading() as connection:
-        found = connection.execute(query).one_or_none()
+        found = connection.execute(query.where(event.c.event_id >= event_id).limit(1)).one_or_none()
     return found is not None and (
         found.event_id > event_id or (found.group_name, found.at) == (group_name, at)
     )

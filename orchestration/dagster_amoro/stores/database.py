@@ -127,17 +127,13 @@ def _reason(error: Exception) -> str:
 
 
 def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return _server_engine(url)
-    # The driver's own BEGIN would come too late, see below.
-    options = {"timeout": LOCK_TIMEOUT_SECONDS, "isolation_level": None}
-    engine = sa.create_engine(url, connect_args=options, hide_parameters=True)
-    sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _server_engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        # The driver's own BEGIN would come too late, see below.
+        options = {"timeout": LOCK_TIMEOUT_SECONDS, "isolation_level": None}
+        engine = sa.create_engine(url, connect_args=options, hide_parameters=True)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
     if url.drivername == "postgresql+psycopg":  # PyMySQL waits for 10 s by itself
         url = url.update_query_dict({**_PATIENCE, **url.query})
     engine = sa.create_engine(
@@ -180,6 +176,15 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def is_mysql(dialect: sa.Dialect) -> bool:
     """Whether it is MySQL or MariaDB, which a URL may call by either name."""
     return dialect.name in {"mysql", "mariadb"}
+
+
+def has_tables(database: Database, table: sa.Table) -> bool:
+    """Whether a table of ours, or of Amoro's, is there; an SQLite file is not made to find out."""
+    file = database.url.database if database.url.get_backend_name() == "sqlite" else None
+    if file is not None and not Path(file).exists():
+        return False
+    with database.reading() as connection:
+        return sa.inspect(connection).has_table(table.name)
 
 
 def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:

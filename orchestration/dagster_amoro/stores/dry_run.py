@@ -8,8 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
-from dagster_amoro.stores.database import Database, utc_now
-from dagster_amoro.stores.inspection import has_tables
+from dagster_amoro.stores.database import Database, has_tables, utc_now
 from dagster_amoro.stores.registry import Registry, ResourceSnapshot, optimizer, resource
 
 

@@ -59,11 +59,7 @@ def ensure(connection: sa.Connection, fence: int) -> None:
 
 def _read(connection: sa.Connection, *, exclusively: bool) -> tuple[Lease, datetime]:
     """The lease, which nobody changes before this transaction ends, and the database's time."""
-    query = (
-        sa.select(lease.c.holder, lease.c.fence, lease.c.expires_at)
-        .where(lease.c.name == _NAME)
-        .with_for_update(read=not exclusively)
-    )
-    row = connection.execute(query).one_or_none()
+    query = sa.select(*(lease.c[name] for name in Lease._fields)).where(lease.c.name == _NAME)
+    row = connection.execute(query.with_for_update(read=not exclusively)).one_or_none()
     now = connection.scalars(sa.select(utc_now())).one().replace(tzinfo=UTC)
     return Lease._make(row) if row else _NOBODY, now

@@ -173,13 +173,10 @@ class Ledger:
 
     def renew(self, run_id: str, until: datetime) -> None:
         """Extends every claim of a run that is alive, so that it holds until `until` at least."""
-        statement = (
-            sa.update(incident)
-            .where(IS_OPEN, incident.c.claimed_by == run_id, incident.c.claimed_until < until)
-            .values(claimed_until=until, version=incident.c.version + 1)
-        )
+        mine = (IS_OPEN, incident.c.claimed_by == run_id, incident.c.claimed_until < until)
+        values = {"claimed_until": until, "version": incident.c.version + 1}
         with self.transaction() as transaction:
-            transaction.connection.execute(statement)
+            transaction.connection.execute(sa.update(incident).where(*mine).values(values))
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -237,12 +234,9 @@ class Ledger:
 
     def removed_resources(self) -> list[str]:
         """The resources whose rows were ever removed, but for dry runs; the newest first."""
-        query = (
-            sa.select(incident.c.resource_id)
-            .where(_REMOVED, incident.c.dry_run == 0)
-            .group_by(incident.c.resource_id)
-            .order_by(sa.func.max(incident.c.incident_id).desc())
-        )
+        newest = sa.func.max(incident.c.incident_id)
+        query = sa.select(incident.c.resource_id).where(_REMOVED, incident.c.dry_run == 0)
+        query = query.group_by(incident.c.resource_id).order_by(newest.desc())
         with self.reading() as connection:
             return list(connection.scalars(query))
 
@@ -260,14 +254,10 @@ class Ledger:
 
     def removed_row(self, incident_id: int) -> dict[str, Any] | None:
         """The row, as the registry had it, that an incident last removed; None: there is none."""
-        query = (
-            sa.select(schema.removed_row.c.content)
-            .where(schema.removed_row.c.incident_id == incident_id)
-            .order_by(schema.removed_row.c.removal_id.desc())
-            .limit(1)
-        )
+        of = schema.removed_row.c
+        query = sa.select(of.content).where(of.incident_id == incident_id)
         with self.reading() as connection:
-            content: str | None = connection.scalar(query)
+            content = connection.scalar(query.order_by(of.removal_id.desc()).limit(1))
             return None if content is None else json.loads(content)
 
     def events(self, incident_id: int) -> list[Event]:
@@ -336,6 +326,13 @@ class Ledger:
         if not self._migrated:
             migrate(self.database)
             self._migrated = True
+
+
+def count_open(database: Database) -> int:
+    """How many incidents wait for their outcome; where there is a ledger, which is not changed."""
+    query = sa.select(sa.func.count()).where(IS_OPEN)
+    with database.reading() as connection:
+        return connection.scalar(query) or 0
 
 
 def _removal(of: Incident, step: Transition) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.properties import dump_properties, merge_properties
@@ -364,6 +365,58 @@ class Registry:
             if list(connection.scalars(locking)) != [properties]:
                 return False
             return connection.execute(statement.where(chosen)).rowcount > 0
+
+
+# What is asked before anything is trusted; nothing of it changes a row or creates a table.
+
+_NOBODY: Final = resource.c.resource_id.is_(None) & resource.c.resource_id.is_not(None)
+_RIGHTS: Final[dict[str, sa.Executable]] = {
+    "read resource": sa.select(resource).where(_NOBODY),
+    "read optimizer": sa.select(
+        optimizer.c.token, optimizer.c.resource_id, optimizer.c.group_name
+    ).where(optimizer.c.token.is_(None)),
+    "read resource_group": sa.select(resource_group.c.group_name).limit(0),
+    "lock rows of resource": sa.select(resource.c.resource_id).where(_NOBODY).with_for_update(),
+    "save properties of resource": sa.update(resource).where(_NOBODY).values(properties="{}"),
+    "remove rows of resource": sa.delete(resource).where(_NOBODY),
+    "restore rows of resource": sa.insert(resource).from_select(
+        resource.columns.keys(), sa.select(resource).where(_NOBODY)
+    ),
+}
+
+
+def missing_rights(database: Database) -> dict[str, str]:
+    """What the keeper has to do to the registry and may not, with the database's reasons.
+
+    Every statement is one that the keeper runs, on no row at all, and is rolled back.
+    """
+    refused = {}
+    for name, statement in _RIGHTS.items():
+        try:
+            with database.reading() as connection:
+                connection.execute(statement)
+                connection.rollback()
+        except StoreUnavailableError as error:
+            refused[name] = str(error)
+    return refused
+
+
+def resource_counts(database: Database) -> dict[str, int]:
+    """How many resources each group has, groups without any included."""
+    groups = sa.select(resource_group.c.group_name)
+    counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
+    with database.reading() as connection:
+        found = dict.fromkeys(connection.scalars(groups), 0)
+        return found | {name or "": number for name, number in connection.execute(counts)}
+
+
+def examples(database: Database) -> dict[str, Orphan]:
+    """One resource of each group, as a restart would see it."""
+    first = sa.select(sa.func.min(resource.c.resource_id)).group_by(resource.c.group_name)
+    query = sa.select(*ORPHAN_COLUMNS).where(resource.c.resource_id.in_(first))
+    with database.reading() as connection:
+        rows = [Orphan(*row) for row in connection.execute(query)]
+    return {row.group_name or "": row for row in rows}
 
 
 def _sized_groups(connection: sa.Connection) -> dict[str, Group]:

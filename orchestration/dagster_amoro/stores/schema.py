@@ -1,6 +1,5 @@
 """The ledger's tables: incidents, events, and what keeps several keepers and operators in step."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -37,9 +36,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"{value!r} has no time zone; times in the ledger are aware UTC")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def result_processor(
-        self, dialect: sa.Dialect, coltype: object
-    ) -> Callable[[Any], datetime | None]:
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ANN401
         """Adds the zone that the column does not hold; in one call, as a tick reads thousands."""
         parse: Any = self.impl_instance.result_processor(dialect, coltype) or (lambda value: value)
         return lambda value: None if value is None else parse(value).replace(tzinfo=UTC)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from dagster_amoro.config import Settings, load_settings
+from dagster_amoro.config import load_settings
 from dagster_amoro.containers.base import Container
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.errors import ContainerError, UnknownTargetError
@@ -169,15 +169,7 @@ def ready_fleet(
         max_retries: How often an orphan is restarted before it is given up.
         grace_period: How long an orphan is left alone after its detection and after each start.
     """
-    container = container_class(_CONTAINER, dict(properties or {}))
-    services = Services.connect(_settings(folder, max_retries, grace_period))
-    services.registry.create()
-    with closing(ReadyFleet(services, container)) as fleet:
-        yield fleet
-
-
-def _settings(folder: Path, max_retries: int, grace_period: timedelta) -> Settings:
-    """Those of a standalone fleet; heartbeats last for the test, and end by `lose`."""
+    # Heartbeats last for the test, and end by `lose`.
     optimizers = {
         "auto-restart-enabled": True,
         "auto-restart-max-retries": max_retries,
@@ -189,7 +181,11 @@ def _settings(folder: Path, max_retries: int, grace_period: timedelta) -> Settin
     ams = {"database": database, "optimizer": optimizers}
     document = json.dumps({"ams": ams, "keeper": {"registry": "standalone"}})  # YAML reads JSON
     (folder / "config.yaml").write_text(document, encoding="utf-8")
-    return load_settings(folder, environ={})
+    container = container_class(_CONTAINER, dict(properties or {}))
+    services = Services.connect(load_settings(folder, environ={}))
+    services.registry.create()
+    with closing(ReadyFleet(services, container)) as fleet:
+        yield fleet
 
 
 class _OneContainer:

@@ -41,12 +41,8 @@ class RecordingContainer:
         self._lock: Final = Lock()
         self._calls: Final[list[Call]] = []
         self._running: Final[dict[str, str]] = {}  # resource id to launch
-        self._start_failures: Iterator[BaseException] = iter(())
-        self._refusals: Iterator[BaseException] = iter(())
-        if "fail-starts" in self.properties:
-            self.fail_starts(self.properties["fail-starts"])
-        if "refuse-releases" in self.properties:
-            self.refuse_releases(self.properties["refuse-releases"])
+        self._start_failures = _failures(StartFailedError, self.properties.get("fail-starts"))
+        self._refusals = _failures(ReleaseFailedError, self.properties.get("refuse-releases"))
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -131,7 +127,10 @@ class RecordingContainer:
 
 
 def _failures(
-    kind: type[Exception], error: BaseException | str, times: int
+    kind: type[Exception], error: BaseException | str | None, times: int = -1
 ) -> Iterator[BaseException]:
+    """The error for each of the next calls, without end where `times` is negative; None: none."""
+    if error is None:
+        return iter(())
     error = kind(error) if isinstance(error, str) else error
     return repeat(error) if times < 0 else repeat(error, times)

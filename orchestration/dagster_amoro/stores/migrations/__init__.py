@@ -24,9 +24,7 @@ _ALEMBIC: Final = threading.Lock()  # Alembic's `op` and `context` are global to
 def migrate(database: Database) -> None:
     """Brings the ledger's tables to the newest version; writes nothing where they are.
 
-    Raises:
-        StoreUnavailableError: The database did not answer, or its tables are of a version that
-            this code does not know.
+    A StoreUnavailableError may also say that they are of a version that this code does not know.
     """
     database.create_folder()
     with database.reading() as connection:
