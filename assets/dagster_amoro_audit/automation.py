@@ -10,11 +10,8 @@ def whenever(news: "dg.AutomationCondition[Any]", label: str) -> "dg.AutomationC
 
     Not `AutomationCondition.eager()`: it forgets news that comes in the same interval as a refresh
     of its own, which has often read the ledger by then, and an incident would look open for ever.
-    Nor does one partition that is missing hold up what is made of all of them.
-
-    Args:
-        news: What makes a refresh necessary, true in the evaluation in which it comes.
-        label: What the UI calls it.
+    Nor does one partition that is missing hold up what is made of all of them. The news is true in
+    the evaluation in which it comes.
     """
     # Where both are new at once, nobody knows which came first: `since` lets its reset win, which
     # is the news here, so that there is one refresh too many rather than one too few.

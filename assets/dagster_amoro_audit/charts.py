@@ -6,7 +6,7 @@ its own, light in either theme.
 """
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any, Final
@@ -62,7 +62,6 @@ _STEPS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21_600, 86_400, 604_800,
 _MARKS: Final = ("1 s", "10 s", "1 min", "10 min", "1 h", "10 h", "1 d", "10 d", "100 d")
 _TIMES: Final = (1, 10, 60, 600, 3600, 36_000, 86_400, 864_000, 8_640_000)  # the same in s
 _SECONDS: Final = dict(zip(_TIMES, _MARKS, strict=True))
-_Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _OFFSETS: Final = ("", "%Y", "%Y-%b", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M")
 _MINUTE: Final = 1 / 1440  # of a day
 _FONT: Final = FontProperties(family="DejaVu Sans")
@@ -90,7 +89,12 @@ def timeline(incidents: pd.DataFrame, events: pd.DataFrame, now: datetime) -> by
     _mark_attempts(axes, events[events["incident"].isin(shown["incident"])], rows)
     hidden = incidents["resource"].nunique() - len(rows)
     axes.set_xlabel(f"and {hidden:,} more resources" if hidden else "", loc="left")
-    _name_rows(axes, rows)
+    axes.set_yticks(range(len(rows)), [printable(name) for name in rows])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a `$` in a name is a `$`
+        label.set_color(TEXT)
+    axes.set_ylim(-0.6, max(len(rows), 2) - 0.4)
+    axes.grid(visible=False, axis="y")
     _time_axis(axes)
     return _png(figure)
 
@@ -237,12 +241,9 @@ def _png(figure: Figure) -> bytes:
 
     It has few colours: a third as large, and every refresh stores it once more.
     """
+    shown = [h for axes in figure.axes for h in (*axes.containers, *axes.lines, *axes.collections)]
     figure.axes[0].legend(
-        handles=[
-            handle
-            for axes in figure.axes
-            for handle in (*axes.containers, *axes.lines, *axes.collections)
-        ],
+        handles=shown,
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
         ncols=4,
@@ -259,7 +260,7 @@ def _png(figure: Figure) -> bytes:
     return stored.getvalue()
 
 
-def _numbers(times: "pd.Series[Any]") -> _Numbers:
+def _numbers(times: "pd.Series[Any]") -> np.ndarray[Any, np.dtype[np.float64]]:
     """Times as matplotlib counts them: in days since 1970."""
     return np.asarray(mdates.date2num(times))  # type: ignore[no-untyped-call]
 
@@ -297,15 +298,6 @@ def _mark_attempts(axes: Axes, events: pd.DataFrame, rows: Mapping[str, int]) ->
         if not chosen.empty:
             heights = chosen["resource"].map(rows).to_numpy()
             axes.plot(_numbers(chosen["at"]), heights, marker=marker, label=label, **style)
-
-
-def _name_rows(axes: Axes, names: Collection[str]) -> None:
-    axes.set_yticks(range(len(names)), [printable(name) for name in names])
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)  # a `$` in a name is a `$`
-        label.set_color(TEXT)
-    axes.set_ylim(-0.6, max(len(names), 2) - 0.4)
-    axes.grid(visible=False, axis="y")
 
 
 def _time_axis(axes: Axes) -> None:

@@ -172,8 +172,7 @@ def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str
 def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: datetime) -> Finding:
     """Whether a survey was completed within three check intervals, here or by whoever acts.
 
-    The ticks are those of the sensor, the newest first: when, and why it completed no survey;
-    empty: it did.
+    Each tick of the sensor, the newest first, says why it completed no survey; empty: it did.
     """
     allowed = max(3 * interval, _SHORTEST_SILENCE)
     last = next((t for t in ticks if not t[1] or t[1].startswith(messages.WATCHING)), None)
@@ -248,7 +247,9 @@ def _all_attempts(policy: RestartPolicy) -> timedelta:
 
 def _reasons(found: BlockedRestarts) -> Iterator[str]:
     if found.limited:
-        groups = [f"{_group(name)} ({reason})" for name, reason in sorted(found.limited.items())]
+        groups = [
+            f"{name or '(no group)'} ({reason})" for name, reason in sorted(found.limited.items())
+        ]
         yield f"the limits hold {counted(len(found.held), 'orphan')} back: {_names(groups)}"
     if found.failed:
         names = _names(incident.resource_id for incident in found.failed)
@@ -256,8 +257,8 @@ def _reasons(found: BlockedRestarts) -> Iterator[str]:
         yield f"{starts}: {names}{_newest_error(found.failed[0].last_error)}"
     if found.stopped:
         groups = [
-            f"{_group(each.group_name)} (below {counted(each.min_parallelism, 'thread')} after "
-            f"{counted(each.rounds, 'round')}{_newest_error(each.last_error)})"
+            f"{each.group_name or '(no group)'} (below {counted(each.min_parallelism, 'thread')} "
+            f"after {counted(each.rounds, 'round')}{_newest_error(each.last_error)})"
             for each in found.stopped
         ]
         yield f"{counted(len(groups), 'group')} could not be scaled up: {_names(groups)}"
@@ -265,10 +266,6 @@ def _reasons(found: BlockedRestarts) -> Iterator[str]:
 
 def _newest_error(error: str | None) -> str:
     return f"; newest error: {shorten(error, _LONGEST_ERROR)}" if error else ""
-
-
-def _group(name: str) -> str:
-    return name or "(no group)"
 
 
 def _names(things: Iterable[object]) -> str:

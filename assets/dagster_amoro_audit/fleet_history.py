@@ -56,8 +56,7 @@ def read_record(
     """What advice needs of these incidents: each with its policy at the detection, and the events.
 
     The events are those of these incidents and of those between them. Attempts of a dry run are
-    left out, since nothing was started. `group` is that of all of these incidents; None: they are
-    of several.
+    left out, since nothing was started.
     """
     first = int(incidents["incident"].min()) if len(incidents) else 0
     query = (
@@ -82,10 +81,7 @@ def read_record(
 
 @uncollected()
 def _read(ledger: Ledger, query: "sa.Select[Any]", *details: str) -> pd.DataFrame:
-    """All rows of a query, with these numbers instead of the column of their details.
-
-    They are read a chunk at a time, so that only the columns asked for are held.
-    """
+    """All rows of a query, in chunks: of their details only these numbers are held in memory."""
     names = [*(c.name for c in query.selected_columns if c.name != _DETAILS.name), *details]
     types = {name: _TYPES.get(name, "string") for name in names}
     parts = [pd.DataFrame(columns=names).astype(types)]

@@ -24,12 +24,8 @@ def incidents_frame(rows: pd.DataFrame) -> pd.DataFrame:
     closed = pd.to_datetime(rows["closed"], utc=True)
     detected = pd.to_datetime(rows["detected"], utc=True)
     outcome = rows["state"].where(closed.notna())
-    frame = rows.assign(
-        closed=closed,
-        detected=detected,
-        outcome=outcome,
-        time_to_recover=(closed - detected).where(outcome == State.RECOVERED),
-    )
+    took = (closed - detected).where(outcome == State.RECOVERED)
+    frame = rows.assign(closed=closed, detected=detected, outcome=outcome, time_to_recover=took)
     return typed(with_details(frame, "grace_seconds", "max_retries"), INCIDENTS)
 
 

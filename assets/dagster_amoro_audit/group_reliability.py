@@ -19,12 +19,6 @@ _WHEN: Final = whenever(
     | dg.AutomationCondition.cron_tick_passed("0 * * * *"),
     "a group's history went on, or an hour is over",
 )
-_DESCRIPTION: Final = (
-    "How every optimizer group did in the last hour, day, week and ever: what died, what came back "
-    "by itself or after how many attempts, how long it took, what was given up, how much of the "
-    "wanted capacity was there, and which resources die again and again. And what another grace "
-    "period would have done: the recorded incidents, run again."
-)
 
 
 def build_group_reliability(
@@ -47,7 +41,10 @@ def build_group_reliability(
         tags={"domain": "optimizers"},
         code_version="1",
         metadata={"dagster/column_schema": dg.TableSchema(columns=list(RELIABILITY))},
-        description=_DESCRIPTION,
+        description="How every optimizer group did in the last hour, day, week and ever: what "
+        "died, what came back by itself or after how many attempts, how long it took, what was "
+        "given up, how much of the wanted capacity was there, and which resources die again and "
+        "again. And what another grace period would have done: the recorded incidents, run again.",
     )
     def group_reliability() -> dg.MaterializeResult[Any]:
         from dagster_amoro_audit import fleet_history

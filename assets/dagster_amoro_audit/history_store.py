@@ -81,12 +81,11 @@ class _Day(NamedTuple):
     added: int  # how many rows are new
 
 
+@dataclass(frozen=True)
 class HistoryFolder:
     """The files of one group."""
 
-    def __init__(self, path: UPath) -> None:
-        """Takes the path of the folder, which need not exist yet; touches nothing."""
-        self.path = path
+    path: UPath  # need not exist yet
 
     def position(self) -> Position:
         """How far the files go; the very beginning where no position can be read."""
@@ -100,11 +99,8 @@ class HistoryFolder:
     ) -> tuple[Position, int, int]:
         """Puts rows in, each over the one with its number, and then writes the position.
 
-        Args:
-            increment: Events that follow in the ledger, at least one, and their incidents.
-            position: How far the files go.
-            now: When the increment was read.
-            oldest: Rows of earlier days (`YYYY-MM-DD`) are left out.
+        The increment is at least one event that follows in the ledger, read at `now`, and the
+        incidents of these events. Rows of days before `oldest` (`YYYY-MM-DD`) are left out.
 
         Returns:
             The new position; how many incidents are new, and how many events.
@@ -233,11 +229,8 @@ def _write(path: UPath, content: bytes) -> None:
         path.write_bytes(content)
         return
     raw = path.with_name(f".{path.name}.{uuid4().hex}")  # not taken for one of the files
-    try:
-        raw.write_bytes(content)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        raw.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw.write_bytes(content)
     raw.rename(path)
 
 

@@ -25,7 +25,9 @@ class HistoryIOManager(dg.UPathIOManager):
 
     def folder(self, asset: dg.AssetKey, partition: str) -> "HistoryFolder":
         """The files of one group."""
-        return _folder(self._base_path.joinpath(*asset.path, folder_name(partition)))
+        from dagster_amoro_audit.history_store import HistoryFolder
+
+        return HistoryFolder(self._base_path.joinpath(*asset.path, folder_name(partition)))
 
     def dump_to_path(self, context: dg.OutputContext, obj: "History", path: "UPath") -> None:
         """Refuses with a DagsterInvariantViolationError: a history is written part by part."""
@@ -33,19 +35,15 @@ class HistoryIOManager(dg.UPathIOManager):
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> "History":
         """The whole history of a group; an empty one if it was never refreshed."""
-        return _folder(path).load()
+        from dagster_amoro_audit.history_store import HistoryFolder
+
+        return HistoryFolder(path).load()
 
     def get_path_for_partition(
         self, context: dg.InputContext | dg.OutputContext, path: "UPath", partition: str
     ) -> "UPath":
         """The folder of a partition."""
         return path / folder_name(partition)
-
-
-def _folder(path: "UPath") -> "HistoryFolder":
-    from dagster_amoro_audit.history_store import HistoryFolder
-
-    return HistoryFolder(path)
 
 
 class FrameIOManager(dg.UPathIOManager):

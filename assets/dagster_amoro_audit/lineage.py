@@ -21,31 +21,25 @@ def sources() -> list[dg.AssetSpec]:
         _table(
             RESOURCES,
             group_name="amoro",
-            description=(
-                "Table `resource` of the registry: a row for every optimizer that a container was "
-                "asked to start. A row stays when its optimizer dies; it is an orphan then. "
-                "Written by AMS, or in standalone mode by dagster-amoro. Its observations are what "
-                "orphan_sensor reports of itself whenever it changes: resources, orphans, refused "
-                "restarts, abstentions in a row, the age of the last survey, and who acts."
-            ),
+            description="Table `resource` of the registry: a row for every optimizer that a "
+            "container was asked to start. A row stays when its optimizer dies; it is an orphan "
+            "then. Written by AMS, or in standalone mode by dagster-amoro. Its observations are "
+            "what orphan_sensor reports of itself whenever it changes: resources, orphans, refused "
+            "restarts, abstentions in a row, the age of the last survey, and who acts.",
         ),
         _table(
             OPTIMIZERS,
             group_name="amoro",
-            description=(
-                "Table `optimizer` of the registry: a row for every optimizer that registered and "
-                "still sends heartbeats. A row goes when its heartbeats end."
-            ),
+            description="Table `optimizer` of the registry: a row for every optimizer that "
+            "registered and still sends heartbeats. A row goes when its heartbeats end.",
         ),
         _table(
             EVENTS,
             deps=[RESOURCES, OPTIMIZERS],
             partitions_def=GROUPS,
             group_name=AUDIT,
-            description=(
-                "The ledger's append-only events of every incident, a partition per optimizer "
-                "group. orphan_sensor reports here what happened in each group since its last "
-                "tick: how many orphans were detected, restarted, recovered or given up."
-            ),
+            description="The ledger's append-only events of every incident, a partition per "
+            "optimizer group. orphan_sensor reports here what happened in each group since its "
+            "last tick: how many orphans were detected, restarted, recovered or given up.",
         ),
     ]

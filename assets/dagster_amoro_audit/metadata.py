@@ -29,10 +29,7 @@ _SHOWN: Final = [
 
 
 def of_history(done: Refreshed, tail: History, now: datetime, grace: timedelta) -> Metadata:
-    """What is shown of a group after a refresh, with charts of the tail of its history.
-
-    The grace period in force is shown beside the times that recovery took.
-    """
+    """What is shown of a group after a refresh, with charts of the tail of its history."""
     outcomes = done.position.outcomes
     numbers = {
         "dagster/row_count": sum(outcomes.values()),
@@ -62,10 +59,7 @@ def of_reliability(
     policy: RestartPolicy,
     now: datetime,
 ) -> Metadata:
-    """What is shown of all groups: what is read first comes first, the long tables come last.
-
-    The figures have the columns `RELIABILITY`, the advice those of `ADVICE`.
-    """
+    """What is shown of all groups: what is read first comes first, the long tables come last."""
     recovered = incidents["outcome"] == State.RECOVERED
     took = (incidents["closed"] - incidents["detected"]).where(recovered)
     timed = incidents.assign(time_to_recover=took)

@@ -14,6 +14,7 @@ from dagster_amoro_audit import columns
 from dagster_amoro_audit.automation import whenever
 from dagster_amoro_audit.io_managers import HISTORY_STORE, HistoryIOManager
 
+_WHEN: Final = whenever(dg.AutomationCondition.any_deps_updated(), "the group's history went on")
 _DESCRIPTION: Final = """\
 What happened to the orphans of an optimizer group: which resource was orphaned when, what was
 tried, and how it ended. One partition per group; a refresh adds what is new in the ledger.
@@ -31,58 +32,48 @@ def build_orphan_history(
 ) -> dg.AssetsDefinition:
     """The asset, which refreshes when the sensor reports that a group's history went on.
 
-    Args:
-        ledger: Where the history comes from.
-        clock: Says what time it is, as aware UTC.
-        grace: The grace period in force, to show beside the times that recovery took.
-        retention: How long the audit keeps its files. None: for ever. The ledger is not touched.
+    The grace period in force is shown beside the times that recovery took. What is older than the
+    retention is deleted from the audit's files, not from the ledger. None: nothing is.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill policies are marked as beta
-        return _asset(ledger, clock, grace, retention)
 
+        @dg.asset(
+            key=HISTORY,
+            partitions_def=GROUPS,
+            deps=[EVENTS],
+            automation_condition=_WHEN,
+            # Whoever materializes a thousand groups by hand wants one run, not a thousand.
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            io_manager_key=HISTORY_STORE,
+            required_resource_keys={HISTORY_STORE},
+            retry_policy=dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL),
+            group_name=AUDIT,
+            kinds={"pandas", "parquet"},
+            owners=["team:data-platform"],
+            tags={"domain": "optimizers"},
+            code_version="3",
+            metadata={
+                "dagster/column_schema": dg.TableSchema(columns=list(columns.INCIDENTS)),
+                "events: column schema": dg.TableSchema(columns=list(columns.EVENTS)),
+            },
+            description=_DESCRIPTION,
+        )
+        def orphan_history(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+            from dagster_amoro_audit.metadata import of_history
+            from dagster_amoro_audit.refresh import refresh
 
-def _asset(
-    ledger: Ledger, clock: Clock, grace: timedelta, retention: timedelta | None
-) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=HISTORY,
-        partitions_def=GROUPS,
-        deps=[EVENTS],
-        automation_condition=whenever(
-            dg.AutomationCondition.any_deps_updated(), "the group's history went on"
-        ),
-        # Whoever materializes a thousand groups by hand wants one run, not a thousand.
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        io_manager_key=HISTORY_STORE,
-        required_resource_keys={HISTORY_STORE},
-        retry_policy=dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL),
-        group_name=AUDIT,
-        kinds={"pandas", "parquet"},
-        owners=["team:data-platform"],
-        tags={"domain": "optimizers"},
-        code_version="3",
-        metadata={
-            "dagster/column_schema": dg.TableSchema(columns=list(columns.INCIDENTS)),
-            "events: column schema": dg.TableSchema(columns=list(columns.EVENTS)),
-        },
-        description=_DESCRIPTION,
-    )
-    def orphan_history(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        from dagster_amoro_audit.metadata import of_history
-        from dagster_amoro_audit.refresh import refresh
-
-        store: HistoryIOManager = getattr(context.resources, HISTORY_STORE)
-        for partition in context.partition_keys:
-            folder = store.folder(HISTORY, partition)
-            now = clock()
-            done = refresh(ledger, folder, group_name(partition), now, retention)
-            if done.is_another_ledger:
-                context.log.warning("Another ledger: the history of %s was set aside.", partition)
-            metadata = of_history(done, folder.tail(done.position, now), now, grace)
-            location = {"folder": hide_assigned(str(folder.path))}  # a URL may hold a password
-            context.add_asset_metadata(metadata | location, partition_key=partition)
-        # Without a value: the rows are in the files already, and need not be in memory at once.
-        return dg.MaterializeResult()
+            store: HistoryIOManager = getattr(context.resources, HISTORY_STORE)
+            for key in context.partition_keys:
+                folder = store.folder(HISTORY, key)
+                now = clock()
+                done = refresh(ledger, folder, group_name(key), now, retention)
+                if done.is_another_ledger:
+                    context.log.warning("Another ledger: the history of %s was set aside.", key)
+                metadata = of_history(done, folder.tail(done.position, now), now, grace)
+                location = {"folder": hide_assigned(str(folder.path))}  # a URL may hold a password
+                context.add_asset_metadata(metadata | location, partition_key=key)
+            # Without a value: the rows are in the files already, and need not be in memory at once.
+            return dg.MaterializeResult()
 
     return orphan_history

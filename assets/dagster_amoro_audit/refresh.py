@@ -1,9 +1,8 @@
 """How is the history of a group brought up to date? By what its ledger has that is new."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 import sqlalchemy as sa
@@ -16,14 +15,13 @@ from dagster_amoro_audit.history_store import HistoryFolder, Position, first_day
 _ROWS_AT_ONCE: Final = 20_000  # events that a refresh holds in memory
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refreshed:
+class Refreshed(NamedTuple):
     """What a refresh of one group did."""
 
     position: Position  # how far the history goes now
-    new_incidents: int = 0
-    new_events: int = 0
-    is_another_ledger: bool = False  # the older history was set aside
+    new_incidents: int
+    new_events: int
+    is_another_ledger: bool  # the older history was set aside
 
 
 def refresh(
@@ -56,12 +54,8 @@ def refresh(
         position, incidents, events = folder.merge(increment, position, now=now, oldest=oldest)
         new_incidents += incidents
         new_events += events
-    return Refreshed(
-        position=folder.expire(position, oldest),
-        new_incidents=new_incidents,
-        new_events=new_events,
-        is_another_ledger=not is_ours,
-    )
+    position = folder.expire(position, oldest)
+    return Refreshed(position, new_incidents, new_events, is_another_ledger=not is_ours)
 
 
 def increments(ledger: Ledger, group: str, after_event: int) -> Iterator[History]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ WINDOWS: Final[Mapping[str, timedelta | None]] = {  # None: since the first reco
     "all": None,
 }
 FLAPPING: Final = 3  # incidents of one resource in a window
+_Times: TypeAlias = "pd.Series[pd.Timestamp]"
 _KEYS: Final = ["group", "container"]
 _OUTCOMES: Final = {
     State.EXHAUSTED: "given_up",
@@ -40,12 +41,9 @@ def reliability(
     the window's start. Its outcome counts if it closed by `now`; else it is open. One that seems to
     have closed before its detection (clocks of two hosts) took no time.
 
-    Args:
-        incidents: Of all groups, as `fleet_history.read_incidents` has them.
-        capacity: What ticks saw: group, at, and the threads it `wanted` then. Between two of them
-            the first holds, before the first of all it holds too.
-        now: Aware UTC; nothing later is counted.
-        windows: Their lengths, back from `now`, by name.
+    Incidents and capacity, which is what ticks saw, are those of all groups, as in `fleet_history`.
+    What a tick saw holds until the next one, and what the first one saw holds before it too.
+    Nothing later than `now` is counted, from which the windows go back.
     """
     until = pd.Timestamp(now).tz_convert("UTC")
     known = _known(incidents, until)
@@ -67,12 +65,9 @@ def _known(incidents: pd.DataFrame, until: pd.Timestamp) -> pd.DataFrame:
     closed = rows["closed"].where(~(rows["closed"] < rows["detected"]), rows["detected"])
     closed = closed.where(closed <= until)
     end = closed.fillna(until)
-    return rows.assign(
-        closed=closed,
-        end=end,
-        outcome=rows["outcome"].where(closed.notna()),
-        seconds=(end - rows["detected"]).dt.total_seconds(),
-    )
+    outcome = rows["outcome"].where(closed.notna())
+    seconds = (end - rows["detected"]).dt.total_seconds()
+    return rows.assign(closed=closed, end=end, outcome=outcome, seconds=seconds)
 
 
 def _window(
@@ -95,7 +90,7 @@ def _window(
 
 def _since(
     known: pd.DataFrame, wanted: pd.DataFrame, span: timedelta | None, until: pd.Timestamp
-) -> "pd.Series[pd.Timestamp]":
+) -> _Times:
     """When the window begins for each group."""
     detected = known.groupby("group")["detected"].min()
     noted = wanted.groupby("group")["at"].min().reindex(detected.index)
@@ -128,7 +123,7 @@ def _recovery(rows: pd.DataFrame) -> pd.DataFrame:
 def _strength(
     rows: pd.DataFrame,
     wanted: pd.DataFrame,
-    since: "pd.Series[pd.Timestamp]",
+    since: _Times,
     until: pd.Timestamp,
     every: pd.MultiIndex,
 ) -> pd.DataFrame:
@@ -158,9 +153,7 @@ def _missing(spans: pd.DataFrame) -> pd.DataFrame:
     return sums.groupby(_KEYS)[["seconds", "thread_seconds"]].sum()
 
 
-def _thread_seconds(
-    wanted: pd.DataFrame, since: "pd.Series[pd.Timestamp]", until: pd.Timestamp
-) -> "pd.Series[float]":
+def _thread_seconds(wanted: pd.DataFrame, since: _Times, until: pd.Timestamp) -> "pd.Series[float]":
     """By group: the integral of `wanted` over the window; `wanted` in the order of `at`."""
     rows = wanted[wanted["group"].isin(since.index)]
     by_group = rows.groupby("group")
@@ -171,9 +164,7 @@ def _thread_seconds(
     return (seconds * rows["wanted"].astype("float64")).groupby(rows["group"]).sum()
 
 
-def _later(
-    one: "pd.Series[pd.Timestamp]", other: "pd.Series[pd.Timestamp]"
-) -> "pd.Series[pd.Timestamp]":
+def _later(one: _Times, other: _Times) -> _Times:
     return one.where(one > other, other)
 
 

@@ -25,9 +25,9 @@ from dagster_amoro_audit.fleet_history import (
 )
 from dagster_amoro_audit.group_reliability import KEY, build_group_reliability
 from dagster_amoro_audit.io_managers import FRAME_STORE, FrameIOManager
-from dagster_amoro_audit.what_if.advice import InGroup, records
+from dagster_amoro_audit.what_if.advice import records
 from dagster_amoro_audit.what_if.job import build_what_if_job
-from dagster_amoro_audit.what_if.replay import Replayed, replay
+from dagster_amoro_audit.what_if.replay import Recorded, Replayed, replay
 from tests.helpers.fleet import START, Fleet, fleet
 
 
@@ -115,7 +115,7 @@ def lived(world: Fleet, random: Random) -> None:
         ]
 
 
-def replayed_exactly(world: Fleet) -> list[InGroup]:
+def replayed_exactly(world: Fleet) -> list[tuple[str, Recorded]]:
     """Replays what was recorded, incident by incident, and compares it with what happened."""
     incidents = read_incidents(world.services.ledger)
     noted, events = read_record(world.services.ledger, incidents)
@@ -162,7 +162,7 @@ def test_attempts_that_were_carried_over_do_not_change_the_replay(
         found = replayed_exactly(world)
         prior_attempts = [incident.prior_attempts for incident in world.incidents()]
         assert len(set(prior_attempts)) > 2
-        allowed = [each.recorded.policy.max_retries for each in found]
+        allowed = [recorded.policy.max_retries for _, recorded in found]
         assert allowed == [max(4 - number, 0) for number in prior_attempts]
 
 

@@ -170,7 +170,7 @@ def test_an_incident_without_a_recorded_policy_uses_the_one_in_force() -> None:
     incidents["grace_seconds"] = float("nan")
     incidents["max_retries"] = pd.array([pd.NA], dtype="Int64")
     other = replace(POLICY, grace_period=timedelta(minutes=1))
-    assert records(incidents, attempts, other, NOW)[0].recorded.policy == other
+    assert records(incidents, attempts, other, NOW)[0][1].policy == other
 
 
 def test_what_was_reported_and_left_alone_is_never_restarted() -> None:

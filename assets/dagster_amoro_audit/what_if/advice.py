@@ -7,7 +7,7 @@ cannot tell.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 
@@ -30,13 +30,6 @@ Row = Mapping[str, Any]
 """One row of `advice`, by column."""
 
 
-class InGroup(NamedTuple):
-    """A recorded incident and the group it belongs to."""
-
-    group: str
-    recorded: Recorded
-
-
 def grid(policy: RestartPolicy) -> list[RestartPolicy]:
     """The policies to try: the one in force first, then others that only differ in patience."""
     in_force = replace(policy, enabled=True)
@@ -52,14 +45,9 @@ def advice(
 ) -> pd.DataFrame:
     """What each policy would have done: the figures of `ADVICE`, per group and for all together.
 
-    The six endings from `by_itself` to `unknown` add up to `orphans`.
-
-    Args:
-        incidents: With group, incident, detected, outcome, closed, grace_seconds and max_retries.
-        events: With incident, kind, at and attempt; those of the kinds in `KINDS` matter.
-        policies: To try. The first is in force; it is also taken for the policies at detection
-            that were not recorded.
-        now: Until when the record goes; aware UTC.
+    The six endings from `by_itself` to `unknown` add up to `orphans`. Incidents and events, of
+    which the `KINDS` matter, are those of `fleet_history.read_record`; the record goes until `now`.
+    The first policy is in force; it is also taken for those at detection that were not recorded.
     """
     recorded = records(incidents, events, policies[0], now)
     frame = pd.concat([
@@ -72,7 +60,7 @@ def advice(
 
 def records(
     incidents: pd.DataFrame, events: pd.DataFrame, fallback: RestartPolicy, now: datetime
-) -> list[InGroup]:
+) -> list[tuple[str, Recorded]]:
     """The incidents of two frames, with the columns that `advice` needs, as records.
 
     The fallback is the policy of those whose own was not recorded.
@@ -82,7 +70,7 @@ def records(
     names = "group", "incident", "detected", "outcome", "closed", "grace_seconds", "max_retries"
     rows = zip(*(_plain(incidents[name]) for name in names), strict=True)
     return [
-        InGroup(
+        (
             group,
             Recorded(
                 detected_at=detected,
@@ -191,7 +179,7 @@ def _objections(row: Row, current: Row) -> int:
     return int(row["unneeded_restarts"] + max(0, row["unknown"] - current["unknown"]))
 
 
-def _tried(recorded: Sequence[InGroup], policy: RestartPolicy) -> pd.DataFrame:
+def _tried(recorded: Sequence[tuple[str, Recorded]], policy: RestartPolicy) -> pd.DataFrame:
     """The figures of one policy: of all groups together, and of each."""
     even = _even(policy)
     rows = [
@@ -245,9 +233,8 @@ def _attempts(events: pd.DataFrame) -> dict[int, tuple[Begun, ...]]:
     failed = set(zip(failures["incident"], failures["attempt"], strict=True))
     begun = events[events["kind"] == EventKind.ATTEMPT]
     found: dict[int, list[Begun]] = {}
-    for number, at, attempt in zip(
-        begun["incident"], _plain(begun["at"]), begun["attempt"], strict=True
-    ):
+    rows = zip(begun["incident"], _plain(begun["at"]), begun["attempt"], strict=True)
+    for number, at, attempt in rows:
         found.setdefault(number, []).append(Begun(at, (number, attempt) in failed))
     return {number: tuple(attempts) for number, attempts in found.items()}
 

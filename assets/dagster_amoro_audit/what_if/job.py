@@ -66,10 +66,9 @@ def build_what_if_job(ledger: Ledger, policy: RestartPolicy, clock: Clock) -> dg
 
     @dg.job(
         executor_def=dg.in_process_executor,
-        description=(
-            "What if the grace period were two minutes? Runs the recorded incidents again under "
-            "the policy that is typed in, and says what would have come of them. Changes nothing."
-        ),
+        description="What if the grace period were two minutes? Runs the recorded incidents again "
+        "under the policy that is typed in, and says what would have come of them. "
+        "Changes nothing.",
     )
     def what_if() -> None:
         replay_incidents()
