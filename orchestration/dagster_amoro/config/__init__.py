@@ -1,11 +1,8 @@
 """What the configuration says: `config.yaml` and the environment, as frozen settings.
 
-The file is Amoro's own, so that one file can serve AMS and this project: `ams:` and `containers:`
-are read as AMS reads them, and `keeper:` holds what Amoro has no key for. Environment variables
-that begin with `AMS` overrule `ams:`, those that begin with `KEEPER_` overrule `keeper:`.
-
-Whatever is wrong is reported at once, a line per problem, and never with a secret in it. All keys
-are in docs/configuration.md.
+One file serves AMS and this project: `ams:` and `containers:` are read as AMS reads them, `keeper:`
+holds what Amoro has no key for, and variables that begin with `AMS` or `KEEPER_` overrule these.
+All that is wrong is reported at once, without secrets. All keys are in docs/configuration.md.
 """
 
 from dagster_amoro.config.load import load_settings

@@ -108,10 +108,7 @@ def _configuration(raw: RawConfig) -> Configuration:
 
 
 def _encoded(config: Configuration) -> frozenset[str]:
-    """The keys that are read here and encoded, in the file and the environment, as for AMS.
-
-    None where there is no server to log in to.
-    """
+    """The keys that are encoded, in the file and the environment; none without a server."""
     if not config.database.type.is_server or config.shade.identifier == "default":
         return frozenset()
     encodable = {"ams.database.url", "ams.database.username", "ams.database.password"}

@@ -66,10 +66,7 @@ def min_parallelism(group: Group) -> int | None:
 
 
 def is_dynamic(group: Group) -> bool:
-    """Whether AMS sizes the group by its load: dynamic allocation is on, and its settings hold.
-
-    False as well if the properties cannot be read.
-    """
+    """Whether AMS sizes the group by its load: dynamic allocation is on, readable, and holds."""
     given = _given(group, _ENABLED)
     if given.get(_ENABLED, "").lower() != "true" or group.container_name == "external":
         return False

@@ -39,8 +39,7 @@ def parse_properties(text: str | None) -> dict[str, str]:
 def merge_properties(text: str | None, startup: Mapping[str, str]) -> str:
     """The column's text after a start: old keys in their order, start-up keys set or appended.
 
-    Raises:
-        PropertiesError: The old text is not a JSON object of plain values.
+    Raises `PropertiesError` as `parse_properties` does.
     """
     return dump_properties({**_parse(text), **startup})
 

@@ -153,8 +153,7 @@ class ScalePlan:
 def plan_scaling(inputs: TickInputs) -> list[ScalePlan]:
     """Looks at every group that has a min-parallelism, or had one when its last round began.
 
-    Groups that are paused, and those under dynamic allocation, are left alone. In attached mode
-    AMS looks after all of them.
+    Those that are paused or under dynamic allocation are left alone; an AMS looks after its own.
     """
     snapshot, scale_ups = inputs.snapshot, inputs.scale_ups
     if inputs.attached or not inputs.policy.enabled or not (snapshot.sized or scale_ups):

@@ -244,10 +244,8 @@ def _reports(
 def _limit(
     inputs: TickInputs, due: Sequence[Incident], verdicts: dict[int, Verdict]
 ) -> tuple[list[Incident], list[tuple[Incident, Decision]], str | None]:
-    """What may be dispatched of what is due, what may not and why, and which group came last.
-
-    The limits are about restarts that nobody asked for; the rest passes.
-    """
+    """What may be dispatched of what is due, what may not and why, and which group came last."""
+    # The limits are about restarts that nobody asked for; the rest passes.
     passes = {
         incident.incident_id
         for incident in due

@@ -72,10 +72,7 @@ def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
 def dispatch(
     incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
 ) -> Transition:
-    """A run is requested for it; the right to act lapses at `until` unless a run claims it.
-
-    With a fence, it also ends with the lease of that number.
-    """
+    """A run is requested for it; its right to act ends at `until`, or with the lease of `fence`."""
     number = incident.dispatches + 1
     message = f"given to a run (dispatch {number})"
     event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})
@@ -154,10 +151,7 @@ def keep(incident: Incident, now: datetime) -> Transition:
 
 
 def replacement(incident: Incident, resource_id: str, now: datetime) -> Transition:
-    """A new resource is started for its threads, which it was not expected to bring any more.
-
-    A run that has it in hand loses it.
-    """
+    """A new resource is started for its threads; a run that has it in hand loses it."""
     message = f"{resource_id}, a new resource, is to take its place"
     event = Event(kind=EventKind.REPLACED, at=now, message=message)
     return _step(incident, event, state=State.WAITING, **_UNCLAIMED)
