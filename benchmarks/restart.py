@@ -10,7 +10,7 @@ import dagster as dg
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.world import close, configure, neglect, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
-from dagster_amoro.defs.restart_job import CLAIM_OP, build_restart_job
+from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.healing.assembly import Services
 
 _ORPHANS: Final = 100
@@ -67,7 +67,7 @@ def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | Non
     """Milliseconds for each orphan, in a run in this process."""
     config: dict[str, Any] = {**_SILENT}
     if run_key:
-        config["ops"] = {CLAIM_OP: {"config": {"dispatch": run_key}}}
+        config["ops"] = {"claim_orphans": {"config": {"dispatch": run_key}}}
     run = partial(job.execute_in_process, run_config=config, instance=instance)
     return seconds(run)() * 1000 / _ORPHANS
 

@@ -6,11 +6,11 @@ What a command needs is imported when it runs, so that help and usage errors are
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,6 +19,7 @@ from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.healing.verbs import CHECK, STATUS, VERBS, Command, Parameter, Verb
 
 if TYPE_CHECKING:
+    from dagster_amoro.config import Settings
     from dagster_amoro.healing.assembly import Services
 
 REFUSED: Final = 1  # exit code where a verb is refused
@@ -47,22 +48,10 @@ def main(context: click.Context, conf_dir: Path | None) -> None:
 
 
 def _check(conf_dir: Path | None, *, as_json: bool) -> None:
-    from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
-    from dagster_amoro.healing.assembly import Services  # noqa: PLC0415
-    from dagster_amoro.healing.preflight import examine, render  # noqa: PLC0415
+    from dagster_amoro.healing.preflight import examine, render  # noqa: PLC0415 - see the module
 
-    try:
-        settings = load_settings(conf_dir)
-        with closing(Services.connect(settings)) as services:
-            report = examine(
-                settings,
-                services.registry.database,
-                services.ledger.database,
-                services.containers,
-                services.ams,
-            )
-    except KeeperError as error:
-        _fail(error, UNUSABLE)
+    with _connected(conf_dir, refused=UNUSABLE) as (settings, services):
+        report = examine(settings, services)
     fields = {"good": report.is_good, **asdict(report)}
     click.echo(json.dumps(fields, ensure_ascii=False, indent=2) if as_json else render(report))
     sys.exit(not report.is_good)
@@ -73,29 +62,45 @@ def _status(conf_dir: Path | None, group: str | None, *, as_json: bool) -> None:
         from dagster_amoro.healing.status import as_json as show  # noqa: PLC0415 - see the module
     else:
         from dagster_amoro.healing.status_table import render as show  # noqa: PLC0415
-    _run(conf_dir, lambda services: show(services.status.read(group)))
+    with _connected(conf_dir) as (_, services):
+        click.echo(show(services.status.read(group)))
 
 
 def _verb(verb: Verb) -> Callable[..., None]:
     def callback(conf_dir: Path | None, /, **values: str | None) -> None:
-        _run(conf_dir, lambda services: verb.act(services.operations, values))
+        with _connected(conf_dir) as (_, services):
+            click.echo(verb.act(services.operations, values))
 
     return callback
+
+
+@contextmanager
+def _connected(
+    conf_dir: Path | None, *, refused: int = REFUSED
+) -> "Iterator[tuple[Settings, Services]]":
+    """What a command works with; where it is refused, the process exits with that code."""
+    from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
+    from dagster_amoro.healing.assembly import Services  # noqa: PLC0415
+
+    code = UNUSABLE
+    try:
+        settings = load_settings(conf_dir)
+        with closing(Services.connect(settings)) as services:
+            code = refused
+            yield settings, services
+    except KeeperError as error:
+        click.echo(hide_assigned(describe(error)), err=True)
+        sys.exit(code)
 
 
 def _add(command: Command, callback: Callable[..., None], *options: click.Parameter) -> None:
     """Makes a command of the group, which gets the folder of the configuration first."""
     parameters = [*map(_parameter, command.parameters), *options]
-    text = "\n\n".join(filter(None, [command.summary, command.details, *_arguments(command)]))
+    # Of options, click's help says itself what they are.
+    arguments = (f"{each.metavar}: {each.help}" for each in command.parameters if each.is_argument)
+    text = "\n\n".join(filter(None, [command.summary, command.details, *arguments]))
     run: Callable[..., Any] = click.pass_obj(callback)
     main.add_command(click.Command(command.name, callback=run, params=parameters, help=text))
-
-
-def _arguments(command: Command) -> Iterator[str]:
-    """What click's help says of options only."""
-    for each in command.parameters:
-        if each.is_argument:
-            yield f"{each.metavar}: {each.help}"
 
 
 def _parameter(parameter: Parameter) -> click.Parameter:
@@ -116,27 +121,6 @@ def _os_user() -> str:
         return getuser()
     except (ImportError, KeyError, OSError):  # a user without a name
         return ""
-
-
-def _run(conf_dir: Path | None, act: "Callable[[Services], str]") -> None:
-    from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
-    from dagster_amoro.healing.assembly import Services  # noqa: PLC0415
-
-    try:
-        services = Services.connect(load_settings(conf_dir))
-    except KeeperError as error:
-        _fail(error, UNUSABLE)
-    try:
-        with closing(services):
-            answer = act(services)
-    except KeeperError as error:
-        _fail(error, REFUSED)
-    click.echo(answer)
-
-
-def _fail(error: KeeperError, code: int) -> NoReturn:
-    click.echo(hide_assigned(describe(error)), err=True)
-    sys.exit(code)
 
 
 _add(CHECK, _check, _JSON)

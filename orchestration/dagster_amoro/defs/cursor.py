@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -56,18 +56,10 @@ def parse_cursor(text: str | None) -> Cursor:
 
 def dump_cursor(cursor: Cursor) -> str:
     """The text of a cursor; what is empty is left out."""
-    detector = cursor.detector
-    values = {
-        "event": cursor.event,
-        "sample_tokens": list(detector.sample_tokens),
-        "was_away": detector.was_away,
-        "settling_since": _text(detector.settling_since),
-        "last_served_group": cursor.last_served_group,
-        "abstentions": cursor.abstentions,
-        "completed_at": _text(cursor.completed_at),
-        "reported": dict(cursor.reported),
-    }
-    return json.dumps({key: value for key, value in values.items() if value})
+    values = asdict(cursor)
+    values |= values.pop("detector")
+    filled = {key: value for key, value in values.items() if value}
+    return json.dumps(filled, default=datetime.isoformat)
 
 
 def _number(value: Any) -> int:  # noqa: ANN401 - any value of JSON
@@ -84,10 +76,6 @@ def _moment(text: Any) -> datetime | None:  # noqa: ANN401 - any value of JSON
     if moment.tzinfo is None:  # it could not be compared
         raise ValueError("a time without a zone")
     return moment
-
-
-def _text(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None
 
 
 def _numbers(values: Any) -> dict[str, Number]:  # noqa: ANN401 - any value of JSON

@@ -80,5 +80,5 @@ def _refused(plan: TickPlan) -> int:
 
 
 def _below_min_parallelism(snapshot: RegistrySnapshot) -> int:
-    min_parallelisms = {name: min_parallelism(group) or 0 for name, group in snapshot.sized.items()}
-    return sum(snapshot.live.get(name, 0) < least for name, least in min_parallelisms.items())
+    sized = snapshot.sized.items()
+    return sum(snapshot.live.get(name, 0) < (min_parallelism(group) or 0) for name, group in sized)

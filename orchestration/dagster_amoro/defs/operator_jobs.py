@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import dagster as dg
 
@@ -13,12 +13,8 @@ from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.status import StatusReader, as_json
 from dagster_amoro.healing.verbs import STATUS, VERBS, Command, Parameter, Values, Verb
 
-
-class _Answer(NamedTuple):
-    """What a run says in the end."""
-
-    line: str  # for the log
-    metadata: Mapping[str, Any]
+Answer = tuple[str, Mapping[str, Any]]
+"""What a run says in the end: a line for the log, and its metadata."""
 
 
 def build_operator_jobs(operations: Operations, status: StatusReader) -> list[dg.JobDefinition]:
@@ -27,23 +23,21 @@ def build_operator_jobs(operations: Operations, status: StatusReader) -> list[dg
     return [_job(STATUS, partial(_show_status, status)), *verbs]
 
 
-def _show_status(reader: StatusReader, values: Values) -> _Answer:
+def _show_status(reader: StatusReader, values: Values) -> Answer:
     from dagster_amoro.healing.status_table import render  # noqa: PLC0415 - loads rich
 
     status = reader.read(values["group"])
-    text = render(status)
+    text, fields = render(status), json.loads(as_json(status))
     table = dg.MetadataValue.md(f"```\n{text}\n```")
-    return _Answer(
-        text, {"status": table, "json": dg.MetadataValue.json(json.loads(as_json(status)))}
-    )
+    return text, {"status": table, "json": dg.MetadataValue.json(fields)}
 
 
-def _do(verb: Verb, operations: Operations, values: Values) -> _Answer:
+def _do(verb: Verb, operations: Operations, values: Values) -> Answer:
     sentence = verb.act(operations, values)
-    return _Answer(sentence, {"result": sentence})
+    return sentence, {"result": sentence}
 
 
-def _job(command: Command, act: Callable[[Values], _Answer]) -> dg.JobDefinition:
+def _job(command: Command, act: Callable[[Values], Answer]) -> dg.JobDefinition:
     """A job of one step, which fails with the reason where the command is refused."""
     name, description = command.name.replace("-", "_"), f"{command.summary} {command.details}"
 
@@ -55,11 +49,11 @@ def _job(command: Command, act: Callable[[Values], _Answer]) -> dg.JobDefinition
     )
     def step(context: dg.OpExecutionContext) -> dg.Output[None]:
         try:
-            answer = act(context.op_config)
+            line, metadata = act(context.op_config)
         except KeeperError as error:
             raise dg.Failure(hide_assigned(describe(error)), allow_retries=False) from None
-        context.log.info(answer.line)
-        return dg.Output(None, metadata=answer.metadata)
+        context.log.info(line)
+        return dg.Output(None, metadata=metadata)
 
     @dg.job(
         name=f"keeper_{name}",

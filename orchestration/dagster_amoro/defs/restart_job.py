@@ -15,20 +15,19 @@ from dagster_amoro.core.policy import Backoff, RestartPolicy, due_at
 from dagster_amoro.core.secrets import without_secrets
 from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
 
-CLAIM_OP = "claim_orphans"
 _ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
 _LOUD = {Outcome.FAILED, Outcome.GIVEN_UP, Outcome.KEPT}  # what somebody should hear of
 _OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
-_LONGEST_STEP_NAME = 40  # characters of the resource id in it
+_LONGEST_STEP_NAME = 40  # characters of what it is about
 
 
 class Dispatch(dg.Config):
     """What a run is to claim."""
 
     dispatch: str = Field(
-        description="The run key under which the sensor dispatched its orphans. It is good for "
-        "one run: executed again, the run finds nothing to do."
+        description="The run key under which the sensor dispatched its work. It is good for one "
+        "run: executed again, the run finds nothing to do."
     )
 
 
@@ -36,7 +35,6 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     """The job that the sensor requests; its retries are those of the restart policy."""
 
     @dg.op(
-        name=CLAIM_OP,
         out=dg.DynamicOut(int, description="The number of an incident that this run may act on."),
         description="Claims what was dispatched to this run; fans out to one step per orphan.",
     )
@@ -46,7 +44,8 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
         incidents = restarter.claim(config.dispatch, context.run_id)
         context.log.info(_taken_up(incidents))
         for incident in incidents:
-            yield dg.DynamicOutput(incident.incident_id, mapping_key=step_name(incident))
+            name = step_name(incident.resource_id, f"incident_{incident.incident_id}")
+            yield dg.DynamicOutput(incident.incident_id, mapping_key=name)
 
     @dg.op(
         out=dg.Out(dg.Nothing),
@@ -102,10 +101,9 @@ def _failure(
     return later
 
 
-def step_name(incident: Incident) -> str:
-    """What the step of an incident is called in the UI: its resource, then its number."""
-    readable = _NOT_IN_A_STEP_NAME.sub("_", incident.resource_id)[:_LONGEST_STEP_NAME]
-    return f"{readable}_incident_{incident.incident_id}"
+def step_name(about: str, number: str) -> str:
+    """What a step is called in the UI: what it is about, then a number that no other step has."""
+    return f"{_NOT_IN_A_STEP_NAME.sub('_', about)[:_LONGEST_STEP_NAME]}_{number}"
 
 
 def _taken_up(incidents: list[Incident]) -> str:
@@ -122,11 +120,8 @@ def _observations(
     """Ties the run to its group's history, where it did something: an attempt, or giving up."""
     if result.incident is not None and result.outcome in _ACTED:
         shown = {key: metadata[key] for key in _OBSERVED if key in metadata}
-        yield dg.AssetObservation(
-            HISTORY,
-            partition=partition_key(result.incident.group_name),
-            metadata={**shown, "result": result.message},
-        )
+        shown["result"], group = result.message, result.incident.group_name
+        yield dg.AssetObservation(HISTORY, partition=partition_key(group), metadata=shown)
 
 
 def _metadata(result: RestartResult, policy: RestartPolicy) -> dict[str, str]:

@@ -1,45 +1,29 @@
 """The job `scale_up_groups`: one step per group that needs a new resource, all in one process."""
 
-import re
 from collections.abc import Iterator
-from typing import Final
 
 import dagster as dg
-from pydantic import Field
 
 from dagster_amoro.core.formatting import counted
-from dagster_amoro.core.model import ScaleUp
+from dagster_amoro.defs.restart_job import Dispatch, step_name
 from dagster_amoro.healing.scaling import Scaler, ScaleUpOutcome
-
-TAKE_OP: Final = "claim_groups"
-_NOT_IN_A_STEP_NAME: Final = re.compile(r"[^A-Za-z0-9_]+")
-_LONGEST_STEP_NAME: Final = 40  # characters of the group's name in it
-
-
-class GroupsToScaleUp(dg.Config):
-    """What a run is to claim."""
-
-    dispatch: str = Field(
-        description="The run key under which the sensor dispatched its groups. It is good for "
-        "one run: executed again, the run finds nothing to do."
-    )
 
 
 def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
     """The job that the sensor requests for groups that are below their min-parallelism."""
 
     @dg.op(
-        name=TAKE_OP,
         out=dg.DynamicOut(str, description="A group that this run may give a new resource."),
         description="Claims what was dispatched to this run; fans out to one step per group.",
     )
     def claim_groups(
-        context: dg.OpExecutionContext, config: GroupsToScaleUp
+        context: dg.OpExecutionContext, config: Dispatch
     ) -> Iterator[dg.DynamicOutput[str]]:
         scale_ups = scaler.claim(config.dispatch, context.run_id)
         context.log.info("Claimed: %s.", counted(len(scale_ups), "group"))
         for number, scale_up in enumerate(scale_ups):
-            yield dg.DynamicOutput(scale_up.group_name, mapping_key=_step_name(number, scale_up))
+            name = step_name(scale_up.group_name, str(number))
+            yield dg.DynamicOutput(scale_up.group_name, mapping_key=name)
 
     @dg.op(
         out=dg.Out(dg.Nothing),
@@ -71,8 +55,3 @@ def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
         claim_groups().map(scale_up_group)
 
     return scale_up_groups
-
-
-def _step_name(number: int, scale_up: ScaleUp) -> str:
-    readable = _NOT_IN_A_STEP_NAME.sub("_", scale_up.group_name)[:_LONGEST_STEP_NAME]
-    return f"{readable}_{number}"

@@ -1,8 +1,8 @@
 """The sensor `orphan_sensor`: a tick every check interval, and its account for the UI."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 import dagster as dg
@@ -12,13 +12,9 @@ from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.messages import ABSTAINED, WATCHING
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.core.tick_plan import RunPlan
 from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
 from dagster_amoro.defs.metrics import Numbers, news, of_abstention, of_standby, of_tick
-from dagster_amoro.defs.restart_job import CLAIM_OP
-from dagster_amoro.defs.scale_up_job import TAKE_OP
 from dagster_amoro.healing.preconditions import StandbyError, UncertainStateError
-from dagster_amoro.healing.scaling import ScaleUpRun
 from dagster_amoro.healing.tick import Ticker, TickResult
 from dagster_amoro.stores.ledger import Ledger
 
@@ -33,11 +29,11 @@ _REPORTED = {
     "superseded": EventKind.SUPERSEDED,
     "kept": EventKind.KEPT,
 }
-_QUEUED = {dg.DagsterRunStatus.QUEUED}
-_ENDED = {
-    dg.DagsterRunStatus.SUCCESS,
-    dg.DagsterRunStatus.FAILURE,
-    dg.DagsterRunStatus.CANCELED,
+_STATES = {  # of runs; what else there is, is active
+    dg.DagsterRunStatus.QUEUED: RunState.QUEUED,
+    dg.DagsterRunStatus.SUCCESS: RunState.ENDED,
+    dg.DagsterRunStatus.FAILURE: RunState.ENDED,
+    dg.DagsterRunStatus.CANCELED: RunState.ENDED,
 }
 _WHERE_ENABLED = {True: dg.DefaultSensorStatus.RUNNING, False: dg.DefaultSensorStatus.STOPPED}
 _DESCRIPTION = (
@@ -52,13 +48,7 @@ _DESCRIPTION = (
 def build_orphan_sensor(
     ticker: Ticker, restarting: dg.JobDefinition, scaling_up: dg.JobDefinition
 ) -> dg.SensorDefinition:
-    """The sensor that finds orphans and requests runs for those that are due.
-
-    Args:
-        ticker: Does the work of a tick.
-        restarting: The job that restarts orphans.
-        scaling_up: The job that brings groups up to their min-parallelism.
-    """
+    """The sensor that finds orphans and requests runs for those that are due."""
     policy, interval = ticker.reader.policy, ticker.reader.settings.check_interval
     ledger, clock = ticker.reader.ledger, ticker.preconditions.clock
 
@@ -92,34 +82,29 @@ def build_orphan_sensor(
             return _abstention(error, cursor, clock())
         if done.dispatches or done.scale_ups:
             context.log.info(done.summary)
-        since = _news(ledger, cursor)
+        events, newest = _news(ledger, cursor)
         following = Cursor(
-            event=since.newest,
+            event=newest,
             detector=done.detector,
             last_served_group=done.plan.last_served_group,
             completed_at=clock(),
             reported=of_tick(done, ticker.preconditions.deployment),
         )
         message = news(following.reported, cursor.reported, done.summary)
-        return _result(done, known, since.events, message, following)
+        return _result(done, known, events, message, following)
 
     return orphan_sensor
 
 
-@dataclass(frozen=True, slots=True)
-class _News:
-    """What went on in the ledger since the last tick that could tell."""
+def _news(ledger: Ledger, cursor: Cursor) -> tuple[Mapping[str, Mapping[str, int]], int]:
+    """New events by group, then by kind, and the newest that was seen.
 
-    events: Mapping[str, Mapping[str, int]]  # new ones by group, then by kind
-    newest: int  # the last of them, or of those before
-
-
-def _news(ledger: Ledger, cursor: Cursor) -> _News:
-    """The news; none if the ledger is away by now, since dispatched runs must be requested."""
+    None if the ledger is away by now: runs that were dispatched must be requested all the same.
+    """
     try:
-        return _News(*ledger.changed_groups(cursor.event))
+        return ledger.changed_groups(cursor.event)
     except KeeperError:
-        return _News({}, cursor.event)  # the next tick tells it
+        return {}, cursor.event  # the next tick tells it
 
 
 def _abstention(error: KeeperError, cursor: Cursor, now: datetime) -> dg.SensorResult:
@@ -159,9 +144,7 @@ def _identity(instance: dg.DagsterInstance) -> str:
 
 
 def _state(status: dg.DagsterRunStatus) -> RunState:
-    if status in _QUEUED:
-        return RunState.QUEUED
-    return RunState.ENDED if status in _ENDED else RunState.ACTIVE
+    return _STATES.get(status, RunState.ACTIVE)
 
 
 def _result(
@@ -173,8 +156,7 @@ def _result(
 ) -> dg.SensorResult:
     new = sorted({partition_key(group) for group in {*done.snapshot.groups, *happened}} - known)
     events = {**{group_name(key): {} for key in new}, **happened}
-    requests = [_request(run) for run in done.dispatches]
-    requests += [_scale_up_request(done.scale_ups)] if done.scale_ups else []
+    requests = list(_requests(done))
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else done.summary,
@@ -187,32 +169,23 @@ def _result(
 def _report(group: str, kinds: Mapping[str, int]) -> dg.AssetMaterialization:
     """What happened in a group; numbers that are zero too, so that the UI can plot them."""
     counts = {name: kinds.get(kind, 0) for name, kind in _REPORTED.items()}
-    return dg.AssetMaterialization(
-        EVENTS,
-        partition=partition_key(group),
-        metadata={"new events": sum(kinds.values()), **counts},
-    )
+    metadata = {"new events": sum(kinds.values()), **counts}
+    return dg.AssetMaterialization(EVENTS, partition=partition_key(group), metadata=metadata)
 
 
-def _request(run: RunPlan) -> dg.RunRequest:
-    tags = {"amoro/group": run.group_name, "amoro/orphans": str(len(run.incidents))}
-    if len(run.incidents) == 1:
-        tags["amoro/resource"] = run.incidents[0].resource_id
-    return dg.RunRequest(
-        job_name="restart_orphans",
-        run_key=run.run_key,
-        run_config={"ops": {CLAIM_OP: {"config": {"dispatch": run.run_key}}}},
-        tags=tags,
-    )
+def _requests(done: TickResult) -> Iterator[dg.RunRequest]:
+    for run in done.dispatches:
+        tags = {"amoro/group": run.group_name, "amoro/orphans": str(len(run.incidents))}
+        if len(run.incidents) == 1:
+            tags["amoro/resource"] = run.incidents[0].resource_id
+        yield _request("restart_orphans", "claim_orphans", run.run_key, tags)
+    if done.scale_ups:
+        tags = {"amoro/groups": str(len(done.scale_ups.scale_ups))}
+        if len(done.scale_ups.scale_ups) == 1:
+            tags["amoro/group"] = done.scale_ups.scale_ups[0].group_name
+        yield _request("scale_up_groups", "claim_groups", done.scale_ups.run_key, tags)
 
 
-def _scale_up_request(run: ScaleUpRun) -> dg.RunRequest:
-    tags = {"amoro/groups": str(len(run.scale_ups))}
-    if len(run.scale_ups) == 1:
-        tags["amoro/group"] = run.scale_ups[0].group_name
-    return dg.RunRequest(
-        job_name="scale_up_groups",
-        run_key=run.run_key,
-        run_config={"ops": {TAKE_OP: {"config": {"dispatch": run.run_key}}}},
-        tags=tags,
-    )
+def _request(job: str, claiming: str, key: str, tags: Mapping[str, str]) -> dg.RunRequest:
+    config = {"ops": {claiming: {"config": {"dispatch": key}}}}
+    return dg.RunRequest(job_name=job, run_key=key, run_config=config, tags=tags)

@@ -1,8 +1,8 @@
 """What may operators tell the keeper to do, and what comes of it?
 
-Each verb writes to the ledger who wanted it and why, together with what it does, and returns one
-sentence for a person. No verb needs the lease: a verb moves incidents, which takes them from the
-run that has them in hand, and leaves restarts and removals to ticks and runs.
+Each verb writes to the ledger who wanted it and why, and returns a sentence for a person. No verb
+needs the lease: it moves incidents, which takes them from the run that has them in hand, and
+leaves restarts and removals to ticks and runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
 from dagster_amoro.stores.registry import Registry, orphan_of, resource_counts
 
-SHOWN: Final = 10  # names that a message lists
+_SHOWN: Final = 10  # names that a message lists
 _TRIES: Final = 2  # a step that lost a race to a tick or a run is decided and taken once more
 
 By = Mapping[str, str]
@@ -51,23 +51,17 @@ class Operations:
     ) -> str:
         """Lets nothing be started or removed there; replaces an earlier pause of this target.
 
-        Incidents are still opened and closed.
-
-        Args:
-            target: What is paused.
-            author: Who wants it.
-            reason: Why.
-            until: When the pause ends by itself, aware UTC. None: when it is resumed.
+        Incidents are still opened and closed. It ends by itself at `until`, in aware UTC; None:
+        when it is resumed.
 
         Raises:
             KeeperError: The end is past.
         """
         by, now = _by(author, reason), self.clock()
         if until is not None and until <= now:
-            raise KeeperError(
-                f"a pause until {clock_time(until)} is over: it is {clock_time(now)} now"
-            )
-        story = self._story(target)
+            it_is = clock_time(now)
+            raise KeeperError(f"a pause until {clock_time(until)} is over: it is {it_is} now")
+        incident, group_name = self._story_of(target)
         earlier = Pauses(self.ledger.pauses(), now).holding.get(target)
         end = clock_time(until) if until else "somebody resumes it"
         replaced = f"; before, {earlier}" if earlier else ""
@@ -75,7 +69,8 @@ class Operations:
         details = {**by, "target": str(target), "until": until.isoformat() if until else None}
         with self.ledger.transaction() as ledger:
             ledger.add_pause(Pause(target=target, **by, paused_at=now, until=until))
-            story.add_event(ledger, _event(EventKind.PAUSED, message, now, details))
+            event = _event(EventKind.PAUSED, message, now, details)
+            ledger.add_event(event, incident, group_name=group_name)
         return f"{message}. Nothing is started or removed there; a start under way is finished."
 
     def resume(self, target: Target, *, author: str, reason: str) -> str:
@@ -83,19 +78,17 @@ class Operations:
         by, now = _by(author, reason), self.clock()
         holding = Pauses(self.ledger.pauses(), now).holding
         ended = holding.pop(target, None)
-        if ended is None:
-            raise _not_paused(target, holding.values())
-        story = self._story(target, may_be_gone=True)
+        incident, group_name = self._story_of(target, may_be_gone=True)
         message = f"{signed(f'{target} is resumed', by)}; before, {ended}"
         details = {**by, "target": str(target), "until": None}
         with self.ledger.transaction() as ledger:
-            if not ledger.end_pause(target):
+            if ended is None or not ledger.end_pause(target):
                 raise _not_paused(target, holding.values())
-            story.add_event(ledger, _event(EventKind.RESUMED, message, now, details))
-        left = Pauses(self.ledger.pauses(), now)
+            event = _event(EventKind.RESUMED, message, now, details)
+            ledger.add_event(event, incident, group_name=group_name)
+        left, name = Pauses(self.ledger.pauses(), now), target.name
         of_resource = target.scope is Scope.RESOURCE
-        group_name = story.group_name or ""
-        still = left.of(target.name, group_name) if of_resource else left.of_group(target.name)
+        still = left.of(name, group_name or "") if of_resource else left.of_group(name)
         follows = f"But {still}." if still else f"The next tick goes on, {self._soon()}."
         return f"{message}. {follows}"
 
@@ -130,13 +123,13 @@ class Operations:
         by = _by(author, reason)
         if target.scope is Scope.ALL:
             raise UnknownTargetError("name a group or a resource whose attempts are not to count")
-        self._story(target)
+        self._story_of(target)
         done: list[Incident] = []
         rounds = 0
         for attempt in range(_TRIES):
             used = self._used_budgets()
             mine = used.of(target)
-            if not mine.is_empty:
+            if any(mine):
                 won, forgotten = self._forget(mine, by)
                 done += won
                 rounds += forgotten
@@ -144,8 +137,13 @@ class Operations:
                 raise _nothing_to_reset(target, used)
         if not done and not rounds:
             raise _moved_meanwhile(str(target))
-        message = _reset_message(target, done, rounds, self.policy.max_retries)
-        return f"{message}. The next tick goes on with that, {self._soon()}."
+        parts = []
+        if done:
+            have = f"{'have' if len(done) > 1 else 'has'} all"
+            names = _listed([incident.resource_id for incident in done])
+            parts += [f"{names} {have} {counted(self.policy.max_retries, 'attempt')} again"]
+        parts += [f"{_rounds(rounds)} of {target} no longer count"] if rounds else []
+        return f"{'; '.join(parts)}. The next tick goes on with that, {self._soon()}."
 
     def restore(self, resource_id: str, *, author: str, reason: str) -> str:
         """Puts the row of a removed resource back as it was, and opens a new incident for it.
@@ -156,7 +154,12 @@ class Operations:
         by, now = _by(author, reason), self.clock()
         removed, row = self._removed(resource_id)
         if not self.registry.restore(row) and not self._is_unfinished(removed, row):
-            raise _already_there(resource_id, removed)
+            raise UnknownTargetError(
+                f"{resource_id} has nothing to be restored: its last removal was a dry run's, and "
+                "its row is still there"
+                if removed.dry_run
+                else f"there is a resource {resource_id} already; nothing was done"
+            )
         ended = clock_time(removed.closed_at or removed.detected_at)
         message = f"its resource row is back as it was when it was {removed.state} at {ended}"
         details = {**by, "removed_by_incident": removed.incident_id}
@@ -168,31 +171,29 @@ class Operations:
         incident = self._reopened(row, event)
         return f"{resource_id}: {event.message}. {self._after_restore(incident)}"
 
-    def _story(self, target: Target, *, may_be_gone: bool = False) -> "_Story":
-        """Where the events of a verb on this target belong."""
+    def _story_of(
+        self, target: Target, *, may_be_gone: bool = False
+    ) -> tuple[Incident | None, str | None]:
+        """The incident that an event about the target belongs to, and the group; None: to none."""
         if target.scope is Scope.ALL:
-            return _Story()
+            return None, None
         self._prepare()
         if target.scope is Scope.GROUP:
-            if not may_be_gone:
-                self._ensure_group(target.name)
-            return _Story(target.name)
+            groups = sorted(filter(None, resource_counts(self.registry.database)))
+            if target.name not in groups and not may_be_gone:
+                there_are = f"there are {_listed(groups)}" if groups else "there is none"
+                raise UnknownTargetError(f"there is no group {target.name!r}; {there_are}")
+            return None, target.name
         incident = self.ledger.open_incident(target.name)
         row = self.registry.read_resource(target.name).row
         if row is None and incident is None and not may_be_gone:
             raise self._no_resource(target.name)
-        return _Story(row["group_name"] if row else None, incident)
+        return incident, row["group_name"] if row else None
 
     def _prepare(self) -> None:
         """Creates the tables of a registry of ours, which no tick may have done yet."""
         if self.owns_registry:
             self.registry.create()
-
-    def _ensure_group(self, name: str) -> None:
-        groups = sorted(filter(None, resource_counts(self.registry.database)))
-        if name not in groups:
-            there_are = f"there are {_listed(groups)}" if groups else "there is none"
-            raise UnknownTargetError(f"there is no group {name!r}; {there_are}")
 
     def _no_resource(self, resource_id: str) -> UnknownTargetError:
         orphans = sorted(self.registry.read_snapshot().orphans)
@@ -211,11 +212,7 @@ class Operations:
         raise _moved_meanwhile(resource_id)
 
     def _orphaned(self, resource_id: str) -> Incident:
-        """The open incident of an orphan.
-
-        Raises:
-            UnknownTargetError: It has none that can still be moved.
-        """
+        """The open incident of an orphan, if it can still be moved."""
         self._prepare()
         incident = self.ledger.open_incident(resource_id)
         if incident is not None and incident.state.is_removing:
@@ -236,28 +233,22 @@ class Operations:
         return incident
 
     def _ensure_possible(self, incident: Incident, request: OperatorRequest, now: datetime) -> None:
-        """Makes sure that the next tick would do what is requested.
-
-        Raises:
-            UnknownTargetError: It would not.
-        """
+        """Makes sure that the next tick would do what is requested."""
         name, is_restart = incident.resource_id, request is OperatorRequest.RESTART
         paused = Pauses(self.ledger.pauses(), now).of(name, incident.group_name)
         duplicated = not is_restart and self.registry.read_resource(name).copies > 1
+        claimed = incident.state is State.CLAIMED and holds_claim(incident, {}, now)
+        why = None
         if incident.state is State.UNSUPPORTED and (is_restart or duplicated):
-            raise UnknownTargetError(f"{name} is left alone: {incident.note}")
-        if not self.policy.enabled:
-            raise UnknownTargetError(
-                f"{name} is left alone: auto-restart is off (ams.optimizer.auto-restart-enabled)"
-            )
-        if paused is not None:
-            raise UnknownTargetError(
-                f"{name} is left alone: {paused}; resume {paused.target} first"
-            )
-        if is_restart and _is_starting(incident, now):
-            raise UnknownTargetError(
-                f"a run is starting {name} at this moment; wait what comes of it"
-            )
+            why = f"{name} is left alone: {incident.note}"
+        elif not self.policy.enabled:
+            why = f"{name} is left alone: auto-restart is off (ams.optimizer.auto-restart-enabled)"
+        elif paused is not None:
+            why = f"{name} is left alone: {paused}; resume {paused.target} first"
+        elif is_restart and claimed and incident.last_error is None:
+            why = f"a run is starting {name} at this moment; wait what comes of it"
+        if why is not None:
+            raise UnknownTargetError(why)
 
     def _used_budgets(self) -> "_UsedBudgets":
         now, stable_after = self.clock(), self.policy.stable_after
@@ -286,11 +277,7 @@ class Operations:
         return won, rounds
 
     def _removed(self, resource_id: str) -> tuple[Incident, Mapping[str, Any]]:
-        """The incident that removed a resource, and the row that it kept.
-
-        Raises:
-            UnknownTargetError: There is nothing to be restored.
-        """
+        """The incident that removed a resource, and the row that it kept."""
         self._prepare()
         current = self.ledger.open_incident(resource_id)
         if current is not None and current.state.is_removing:
@@ -299,19 +286,14 @@ class Operations:
             )
         removed = self.ledger.last_removed(resource_id)
         row = self.ledger.removed_row(removed.incident_id) if removed else None
-        if removed is None or row is None:
-            raise self._nothing_to_restore(resource_id)
-        return removed, row
-
-    def _nothing_to_restore(self, resource_id: str) -> UnknownTargetError:
+        if removed is not None and row is not None:
+            return removed, row
         ever = self.ledger.removed_resources()
         present = self.registry.present(ever)
-        newest = [each for each in ever if each not in present][:SHOWN]
-        others = (
-            f"the last that can be are {_listed(newest)}" if newest else "nor has any other one"
-        )
-        return UnknownTargetError(
-            f"{resource_id!r} cannot be restored: the ledger has no removed row of it; {others}"
+        newest = [each for each in ever if each not in present][:_SHOWN]
+        last = f"the last that can be are {_listed(newest)}" if newest else "nor has any other one"
+        raise UnknownTargetError(
+            f"{resource_id!r} cannot be restored: the ledger has no removed row of it; {last}"
         )
 
     def _is_unfinished(self, removed: Incident, row: Mapping[str, Any]) -> bool:
@@ -360,38 +342,20 @@ class Operations:
         return " (dry run: nothing is started or removed)" if self.ledger.dry_run else ""
 
 
-class _Story(NamedTuple):
-    """Where the events of a verb belong."""
-
-    group_name: str | None = None  # None: to no group
-    incident: Incident | None = None  # None: to none; then the event is a note of the group
-
-    def add_event(self, ledger: LedgerTransaction, event: Event) -> None:
-        ledger.add_event(event, self.incident, group_name=self.group_name)
-
-
 class _UsedBudgets(NamedTuple):
     """The incidents and scale-ups that have used some of their budget."""
 
     incidents: Sequence[Incident]  # open, or recovered so lately that their attempts would count
     scale_ups: Sequence[ScaleUp]
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.incidents and not self.scale_ups
-
     def of(self, target: Target) -> "_UsedBudgets":
+        name, incidents, scale_ups = target.name, self.incidents, self.scale_ups
         if target.scope is Scope.RESOURCE:
-            return _UsedBudgets([i for i in self.incidents if i.resource_id == target.name], [])
+            return _UsedBudgets([each for each in incidents if each.resource_id == name], [])
         return _UsedBudgets(
-            [each for each in self.incidents if each.group_name == target.name],
-            [each for each in self.scale_ups if each.group_name == target.name],
+            [each for each in incidents if each.group_name == name],
+            [each for each in scale_ups if each.group_name == name],
         )
-
-
-def _is_starting(incident: Incident, now: datetime) -> bool:
-    claimed = incident.state is State.CLAIMED and holds_claim(incident, {}, now)
-    return claimed and incident.last_error is None
 
 
 def _not_paused(target: Target, pauses: Iterable[Pause]) -> UnknownTargetError:
@@ -408,31 +372,11 @@ def _moved_meanwhile(name: str) -> KeeperError:
 
 
 def _nothing_to_reset(target: Target, used: _UsedBudgets) -> UnknownTargetError:
-    known = [
-        f"{each.resource_id} ({counted(each.attempts_used, 'attempt')})" for each in used.incidents
-    ]
+    known = [f"{i.resource_id} ({counted(i.attempts_used, 'attempt')})" for i in used.incidents]
     known += [f"group {each.group_name} ({_rounds(each.rounds)})" for each in used.scale_ups]
     others = f"only of {_listed(known)}" if known else "nor anything of others"
-    return UnknownTargetError(
-        f"there is nothing to reset: nothing of {target} counts now, {others}"
-    )
-
-
-def _reset_message(target: Target, done: Sequence[Incident], rounds: int, most: int) -> str:
-    names = _listed([incident.resource_id for incident in done])
-    have = f"{'have' if len(done) > 1 else 'has'} all {counted(most, 'attempt')} again"
-    parts = [f"{names} {have}"] if done else []
-    parts += [f"{_rounds(rounds)} of {target} no longer count"] if rounds else []
-    return "; ".join(parts)
-
-
-def _already_there(resource_id: str, removed: Incident) -> UnknownTargetError:
-    if removed.dry_run:
-        return UnknownTargetError(
-            f"{resource_id} has nothing to be restored: its last removal was a dry run's, and its "
-            "row is still there"
-        )
-    return UnknownTargetError(f"there is a resource {resource_id} already; nothing was done")
+    what = f"nothing of {target} counts now, {others}"
+    return UnknownTargetError(f"there is nothing to reset: {what}")
 
 
 def _by(author: str, reason: str) -> By:
@@ -451,5 +395,5 @@ def _rounds(number: int) -> str:
 
 
 def _listed(names: Sequence[str], separator: str = ", ") -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{separator.join(names[:SHOWN])}{more}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{separator.join(names[:_SHOWN])}{more}"

@@ -18,6 +18,7 @@ from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.tick_plan import obstacle_of
+from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores import registry, schema
 from dagster_amoro.stores.database import Database, has_tables
@@ -35,7 +36,7 @@ class Grade(StrEnum):
     PROBLEM = "problem"  # has to be put right
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was examined."""
 
@@ -77,107 +78,97 @@ class Report:
         return all(finding.grade is not Grade.PROBLEM for finding in self.findings)
 
 
-def examine(
-    settings: Settings,
-    registry_database: Database,
-    ledger_database: Database,
-    containers: ContainerLookup,
-    ams: Ams | None,
-) -> Report:
-    """Examines everything that the keeper works with, and changes nothing.
-
-    Args:
-        settings: The configuration.
-        registry_database: Where the registry is, or is to be.
-        ledger_database: Where the ledger is, or is to be.
-        containers: The configured containers.
-        ams: The AMS whose registry it is; None: the registry is our own.
-    """
-    findings = [
-        Finding(grade=Grade.GOOD, subject="configuration", message=str(settings.source)),
-        *(
-            Finding(grade=Grade.WARNING, subject="configuration", message=warning)
-            for warning in settings.warnings
-        ),
-        *_policy(settings, is_attached=ams is not None),
-        *_ams(ams),
-        *_containers(containers, settings.containers),
-        *_registry(registry_database, is_ours=ams is None),
-        _ledger(ledger_database),
-    ]
+def examine(settings: Settings, services: Services) -> Report:
+    """Examines everything that the keeper works with, and changes nothing."""
+    database, containers = services.registry.database, services.containers
+    findings = list(_findings(settings, services))
     groups: tuple[Group, ...] = ()
     try:
-        groups = tuple(_groups(registry_database, containers))
+        groups = tuple(_groups(database, containers))
     except KeeperError as error:
         findings.append(_problem("survey", error))
     return Report(findings=tuple(findings), groups=groups)
 
 
+_Found = Iterator[tuple[Grade, str]]
+"""What is found about one subject; a KeeperError is a problem, and the last that is found."""
+
+
+def _findings(settings: Settings, services: Services) -> Iterator[Finding]:
+    ams, database, ledger = services.ams, services.registry.database, services.ledger.database
+    yield Finding(Grade.GOOD, "configuration", str(settings.source))
+    for warning in settings.warnings:
+        yield Finding(Grade.WARNING, "configuration", warning)
+    yield from _policy(settings, is_attached=ams is not None)
+    if ams is None:
+        yield Finding(Grade.GOOD, "AMS", "none: the registry is our own")
+    else:
+        yield from _about("AMS", _ams(ams))
+        yield from _about("version of AMS", _version(ams))
+    if not settings.containers:
+        message = "none is configured, so that nothing can be restarted"
+        yield Finding(Grade.PROBLEM, "containers", message)
+    for name, entry in settings.containers.items():
+        yield from _about(f"container {name}", _container(services.containers, entry))
+    yield from _about(f"registry {_url(database)}", _registry(database, is_ours=ams is None))
+    yield from _about(f"ledger {_url(ledger)}", _ledger(ledger))
+
+
+def _about(subject: str, found: _Found) -> Iterator[Finding]:
+    try:
+        for grade, message in found:
+            yield Finding(grade, subject, message)
+    except KeeperError as error:
+        yield _problem(subject, error)
+
+
+def _problem(subject: str, error: KeeperError) -> Finding:
+    return Finding(Grade.PROBLEM, subject, hide_assigned(describe(error)))
+
+
+def _url(database: Database) -> str:
+    return database.url.render_as_string(hide_password=True)
+
+
 def _policy(settings: Settings, *, is_attached: bool) -> Iterator[Finding]:
-    policy = settings.restart
-    message = (
-        f"{policy.max_retries} attempts, {duration(policy.grace_period)} apart; "
-        f"a look every {duration(settings.check_interval)}"
-    )
-    if not policy.enabled:
+    policy, grace = settings.restart, duration(settings.restart.grace_period)
+    if policy.enabled:
+        look = f"a look every {duration(settings.check_interval)}"
+        message = f"{policy.max_retries} attempts, {grace} apart; {look}"
+        yield Finding(Grade.GOOD, "auto-restart", message)
+    else:
         message = "off (ams.optimizer.auto-restart-enabled): orphans are recorded and left alone"
-    yield Finding(
-        grade=Grade.GOOD if policy.enabled else Grade.WARNING,
-        subject="auto-restart",
-        message=message,
-    )
+        yield Finding(Grade.WARNING, "auto-restart", message)
     settling = settling_time(settings.heartbeat_timeout)
     if is_attached and policy.grace_period < settling:
         message = (
-            f"{duration(policy.grace_period)} is shorter than the {duration(settling)} that "
-            "optimizers may take to register again after a restart of AMS"
+            f"{grace} is shorter than the {duration(settling)} that optimizers may take to "
+            "register again after a restart of AMS"
         )
-        yield Finding(grade=Grade.WARNING, subject="grace period", message=message)
+        yield Finding(Grade.WARNING, "grace period", message)
 
 
-def _ams(ams: Ams | None) -> Iterator[Finding]:
-    if ams is None:
-        yield Finding(grade=Grade.GOOD, subject="AMS", message="none: the registry is our own")
-        return
+def _ams(ams: Ams) -> _Found:
+    server = ams.ping()
+    yield Grade.GOOD, f"answers at {server.host}:{server.thrift_port}"
+
+
+def _version(ams: Ams) -> _Found:
+    ams.ams_version()
     try:
-        server = ams.ping()
-        address = f"{server.host}:{server.thrift_port}"
-        yield Finding(grade=Grade.GOOD, subject="AMS", message=f"answers at {address}")
-    except KeeperError as error:
-        yield _problem("AMS", error)
-    yield _version(ams)
-
-
-def _version(ams: Ams) -> Finding:
-    try:
-        ams.ams_version()
-        message = ams.version()
+        yield Grade.GOOD, ams.version()
     except AmsUnavailableError:
-        message = "as keeper.ams-version says; AMS does not say it"
-    except KeeperError as error:
-        return _problem("version of AMS", error)
-    return Finding(grade=Grade.GOOD, subject="version of AMS", message=message)
+        yield Grade.GOOD, "as keeper.ams-version says; AMS does not say it"
 
 
-def _containers(
-    containers: ContainerLookup, entries: Mapping[str, ContainerSettings]
-) -> Iterator[Finding]:
-    if not entries:
-        message = "none is configured, so that nothing can be restarted"
-        yield Finding(grade=Grade.PROBLEM, subject="containers", message=message)
-    for name, entry in entries.items():
-        subject = f"container {name}"
-        if obstacle := containers.obstacle(name):
-            grade = Grade.WARNING if _opts_out(containers, name) else Grade.PROBLEM
-            yield Finding(grade=grade, subject=subject, message=obstacle)
-        else:
-            yield Finding(grade=Grade.GOOD, subject=subject, message=entry.implementation)
-        for key in _expandable(entry.properties):
-            message = (
-                f"property {key}: AMS's shell would expand its value; here it is taken as it "
-                "stands, so write down what it expands to"
-            )
-            yield Finding(grade=Grade.WARNING, subject=subject, message=message)
+def _container(containers: ContainerLookup, entry: ContainerSettings) -> _Found:
+    if obstacle := containers.obstacle(entry.name):
+        yield Grade.WARNING if _opts_out(containers, entry.name) else Grade.PROBLEM, obstacle
+    else:
+        yield Grade.GOOD, entry.implementation
+    for key in _expandable(entry.properties):
+        expanded = "AMS's shell would expand its value; here it is taken as it stands"
+        yield Grade.WARNING, f"property {key}: {expanded}, so write down what it expands to"
 
 
 def _opts_out(containers: ContainerLookup, name: str) -> bool:
@@ -193,34 +184,23 @@ def _expandable(properties: Mapping[str, str]) -> list[str]:
     return [key for key, value in exports.items() if "$" in value or "`" in value]
 
 
-def _registry(database: Database, *, is_ours: bool) -> Iterator[Finding]:
-    subject = f"registry {database.url.render_as_string(hide_password=True)}"
-    try:
-        is_there = has_tables(database, registry.resource)
-    except KeeperError as error:
-        yield _problem(subject, error)
-        return
-    if not is_there:
+def _registry(database: Database, *, is_ours: bool) -> _Found:
+    if not has_tables(database, registry.resource):
         creator = "; the first tick creates them" if is_ours else " of Amoro's"
-        grade = Grade.GOOD if is_ours else Grade.PROBLEM
-        yield Finding(grade=grade, subject=subject, message=f"has no tables yet{creator}")
+        yield Grade.GOOD if is_ours else Grade.PROBLEM, f"has no tables yet{creator}"
         return
     refused = registry.missing_rights(database)
     for right, why in refused.items():
-        yield Finding(grade=Grade.PROBLEM, subject=subject, message=f"may not {right}: {why}")
+        yield Grade.PROBLEM, f"may not {right}: {why}"
     if not refused:
-        yield Finding(grade=Grade.GOOD, subject=subject, message="may do all that is needed")
+        yield Grade.GOOD, "may do all that is needed"
 
 
-def _ledger(database: Database) -> Finding:
-    subject = f"ledger {database.url.render_as_string(hide_password=True)}"
-    message = "is not there yet; the first tick creates it"
-    try:
-        if has_tables(database, schema.incident):
-            message = f"{count_open(database)} open incidents"
-    except KeeperError as error:
-        return _problem(subject, error)
-    return Finding(grade=Grade.GOOD, subject=subject, message=message)
+def _ledger(database: Database) -> _Found:
+    if has_tables(database, schema.incident):
+        yield Grade.GOOD, f"{count_open(database)} open incidents"
+    else:
+        yield Grade.GOOD, "is not there yet; the first tick creates it"
 
 
 def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
@@ -255,16 +235,11 @@ def _start(orphan: Orphan, containers: ContainerLookup) -> Start:
     return Start(resource_id=orphan.resource_id, command=command, obstacle=obstacle)
 
 
-def _problem(subject: str, error: KeeperError) -> Finding:
-    return Finding(grade=Grade.PROBLEM, subject=subject, message=hide_assigned(describe(error)))
-
-
 def render(report: Report) -> str:
     """The report as a text for a terminal."""
     width = max(len(finding.grade) for finding in report.findings)
     lines = [
-        f"{finding.grade:{width}}  {finding.subject}: {finding.message}"
-        for finding in report.findings
+        f"{found.grade:{width}}  {found.subject}: {found.message}" for found in report.findings
     ]
     for group in report.groups:
         lines += ["", *_rendered(group)]

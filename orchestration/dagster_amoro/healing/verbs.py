@@ -19,7 +19,7 @@ Values = Mapping[str, str | None]
 """What was typed, by the name of the parameter; None where nothing was."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """One thing that a verb takes: an option of the command, a field of the job."""
 
@@ -33,7 +33,7 @@ class Parameter:
     in_jobs: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Command:
     """A command and what it takes."""
 
@@ -43,7 +43,7 @@ class Command:
     parameters: tuple[Parameter, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Verb(Command):
     """A command that tells the keeper to do something, and answers with a sentence."""
 
@@ -51,54 +51,51 @@ class Verb(Command):
 
 
 GROUP: Final = Parameter(
-    name="group",
-    metavar="NAME",
-    help="The name of a group, as the registry has it. Without group and resource: everything.",
+    "group",
+    "NAME",
+    "The name of a group, as the registry has it. Without group and resource: everything.",
 )
 RESOURCE: Final = Parameter(
-    name="resource",
-    metavar="ID",
-    help="The id of a resource, as the registry has it, instead of a group.",
+    "resource", "ID", "The id of a resource, as the registry has it, instead of a group."
 )
 ORPHAN: Final = Parameter(
-    name="resource",
-    metavar="RESOURCE",
-    help="The id of a resource, as the registry has it. It has to be an orphan.",
+    "resource",
+    "RESOURCE",
+    "The id of a resource, as the registry has it. It has to be an orphan.",
     is_required=True,
     is_argument=True,
 )
 REMOVED: Final = replace(
     ORPHAN, help="The id of a resource that was given up or superseded, as the ledger has it."
 )
-AUTHOR: Final = Parameter(
-    name="author",
-    metavar="NAME",
-    help="Who wants it; the ledger keeps it.",
-    is_required=True,
-    default="the user of this system",
-)
-REASON: Final = Parameter(
-    name="reason",
-    metavar="TEXT",
-    help="Why it is wanted, in a few words; the ledger keeps it.",
-    is_required=True,
-)
 UNTIL: Final = Parameter(
-    name="until",
-    metavar="TIME",
-    help="When the pause ends by itself, in ISO 8601 as in 2026-03-29T08:00+02:00; without a zone "
+    "until",
+    "TIME",
+    "When the pause ends by itself, in ISO 8601 as in 2026-03-29T08:00+02:00; without a zone "
     "it is a local time of the machine that reads it. Left out: when it is resumed.",
 )
 FOR: Final = Parameter(
-    name="for",
-    metavar="DURATION",
-    help="After how long the pause ends by itself: 90min, 2h.",
-    in_jobs=False,
+    "for", "DURATION", "After how long the pause ends by itself: 90min, 2h.", in_jobs=False
+)
+BY: Final = (
+    Parameter(
+        "author",
+        "NAME",
+        "Who wants it; the ledger keeps it.",
+        is_required=True,
+        default="the user of this system",
+    ),
+    Parameter(
+        "reason",
+        "TEXT",
+        "Why it is wanted, in a few words; the ledger keeps it.",
+        is_required=True,
+    ),
 )
 
 
 def target_of(group: str | None, resource: str | None) -> Target:
-    """The target of a verb by the name that was given; everything where none was given.
+    """What a verb is about, by the name that was given; everything where none was given.
 
     Raises:
         UnknownTargetError: Both names were given, or a name is empty.
@@ -116,10 +113,8 @@ def target_of(group: str | None, resource: str | None) -> Target:
 def end_of(now: datetime, until: str | None, span: str | None = None) -> datetime | None:
     """The moment at which something ends, by what was typed; None where nothing was typed.
 
-    Args:
-        now: Aware UTC.
-        until: A moment in ISO 8601; without a zone it is a local time of this machine.
-        span: Or a duration from now, written as in the configuration.
+    `until` is a moment in ISO 8601, without a zone a local time of this machine, or `span` is a
+    duration from now, written as in the configuration.
 
     Raises:
         KeeperError: It cannot be read, or both were given.
@@ -128,19 +123,22 @@ def end_of(now: datetime, until: str | None, span: str | None = None) -> datetim
 
     if until is not None and span is not None:
         raise KeeperError("say until when or for how long, not both")
+    typed, wanted = until, "until when, as in 2026-03-29T08:00"
     try:
-        if span is not None:
-            return now + parse_duration(span)
-        return datetime.fromisoformat(until).astimezone(UTC) if until is not None else None
-    except (ValueError, OverflowError) as error:
-        typed, wanted = (span, "for how long")
         if until is not None:
-            typed, wanted = (until, "until when, as in 2026-03-29T08:00")
+            return datetime.fromisoformat(until).astimezone(UTC)
+        typed, wanted = span, "for how long"
+        return now + parse_duration(span) if span is not None else None
+    except (ValueError, OverflowError) as error:
         raise KeeperError(f"{typed!r} does not say {wanted}: {error}") from None
 
 
 def _target(values: Values) -> Target:
     return target_of(values["group"], values["resource"])
+
+
+def _resource(values: Values) -> str:
+    return values["resource"] or ""
 
 
 def _by(values: Values) -> dict[str, str]:
@@ -152,94 +150,71 @@ def _pause(operations: "Operations", values: Values) -> str:
     return operations.pause(_target(values), **_by(values), until=until)
 
 
-def _resume(operations: "Operations", values: Values) -> str:
-    return operations.resume(_target(values), **_by(values))
-
-
-def _restart_now(operations: "Operations", values: Values) -> str:
-    return operations.restart_now(values["resource"] or "", **_by(values))
-
-
-def _reset(operations: "Operations", values: Values) -> str:
-    return operations.reset(_target(values), **_by(values))
-
-
-def _give_up(operations: "Operations", values: Values) -> str:
-    return operations.give_up(values["resource"] or "", **_by(values))
-
-
-def _restore(operations: "Operations", values: Values) -> str:
-    return operations.restore(values["resource"] or "", **_by(values))
-
-
 CHECK: Final = Command(
-    name="check",
-    summary="Shows what would be restarted and how, and changes nothing.",
-    details="Reads the configuration, connects to the databases, pings AMS, builds every container "
+    "check",
+    "Shows what would be restarted and how, and changes nothing.",
+    "Reads the configuration, connects to the databases, pings AMS, builds every container "
     "and prints, per group, the orphans with the exact commands that would start them. Secrets are "
     "hidden. Exit code 0: all is well; 1: something has to be put right; 2: the configuration "
     "cannot be used.",
-    parameters=(),
+    (),
 )
 STATUS: Final = Command(
-    name="status",
-    summary="Shows groups, live optimizers and orphans, and what happens next and when.",
-    details="It also shows which deployment acts, what each group is short of, and what is paused. "
+    "status",
+    "Shows groups, live optimizers and orphans, and what happens next and when.",
+    "It also shows which deployment acts, what each group is short of, and what is paused. "
     "It changes nothing.",
-    parameters=(
-        replace(GROUP, help="The name of a group, as the registry has it. Left out: all groups."),
-    ),
+    (replace(GROUP, help="The name of a group, as the registry has it. Left out: all groups."),),
 )
 VERBS: Final = (
     Verb(
-        name="pause",
-        summary="Lets nothing be started or removed.",
-        details="That holds everywhere, unless a group or a resource is named. Incidents are still "
+        "pause",
+        "Lets nothing be started or removed.",
+        "That holds everywhere, unless a group or a resource is named. Incidents are still "
         "opened and closed. A pause without an end lasts until it is resumed; pausing again "
         "replaces the earlier pause.",
-        parameters=(GROUP, RESOURCE, UNTIL, FOR, AUTHOR, REASON),
-        act=_pause,
+        (GROUP, RESOURCE, UNTIL, FOR, *BY),
+        _pause,
     ),
     Verb(
-        name="resume",
-        summary="Ends a pause: that of everything, unless a group or a resource is named.",
-        details="",
-        parameters=(GROUP, RESOURCE, AUTHOR, REASON),
-        act=_resume,
+        "resume",
+        "Ends a pause: that of everything, unless a group or a resource is named.",
+        "",
+        (GROUP, RESOURCE, *BY),
+        lambda operations, values: operations.resume(_target(values), **_by(values)),
     ),
     Verb(
-        name="restart-now",
-        summary="Has an orphan restarted without waiting for the end of its grace period.",
-        details="It counts as an attempt, and is made even where the attempts are used up.",
-        parameters=(ORPHAN, AUTHOR, REASON),
-        act=_restart_now,
+        "restart-now",
+        "Has an orphan restarted without waiting for the end of its grace period.",
+        "It counts as an attempt, and is made even where the attempts are used up.",
+        (ORPHAN, *BY),
+        lambda operations, values: operations.restart_now(_resource(values), **_by(values)),
     ),
     Verb(
-        name="reset",
-        summary="Gives a resource, or all of a group, a fresh budget of attempts.",
-        details="The scale-up rounds of a group count no longer either. It also works where a "
+        "reset",
+        "Gives a resource, or all of a group, a fresh budget of attempts.",
+        "The scale-up rounds of a group count no longer either. It also works where a "
         "resource recovered so lately that its attempts would still count.",
-        parameters=(
+        (
             replace(GROUP, help="The name of a group: all its orphans, and its scale-up rounds."),
             RESOURCE,
-            AUTHOR,
-            REASON,
+            *BY,
         ),
-        act=_reset,
+        lambda operations, values: operations.reset(_target(values), **_by(values)),
     ),
     Verb(
-        name="give-up",
-        summary="Has an orphan given up without further attempts.",
-        details="It is released, and its row moves from the registry to the ledger, from where the "
+        "give-up",
+        "Has an orphan given up without further attempts.",
+        "It is released, and its row moves from the registry to the ledger, from where the "
         "verb restore puts it back.",
-        parameters=(ORPHAN, AUTHOR, REASON),
-        act=_give_up,
+        (ORPHAN, *BY),
+        lambda operations, values: operations.give_up(_resource(values), **_by(values)),
     ),
     Verb(
-        name="restore",
-        summary="Puts the row of a resource that was given up or superseded back as it was.",
-        details="A new incident is opened for it, so that it is restarted after its grace period.",
-        parameters=(REMOVED, AUTHOR, REASON),
-        act=_restore,
+        "restore",
+        "Puts the row of a resource that was given up or superseded back as it was.",
+        "A new incident is opened for it, so that it is restarted after its grace period.",
+        (REMOVED, *BY),
+        lambda operations, values: operations.restore(_resource(values), **_by(values)),
     ),
 )
