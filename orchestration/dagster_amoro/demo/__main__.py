@@ -1,60 +1,62 @@
 """`python -m dagster_amoro.demo run`: a fleet, Dagster's UI and daemon, until Ctrl-C."""
 
-import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
+import click
 import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.formatting import duration
 from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.demo.fleet import HOPELESS, SIZED, environment, kill_one, start_fleet, stop_all
+from dagster_amoro.demo.fleet import (
+    CONF,
+    HOPELESS,
+    SIZED,
+    environment,
+    kill_one,
+    start_fleet,
+    stop_all,
+)
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 
 _HOST: Final = "127.0.0.1"  # never reachable from outside this machine
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _START_SECONDS: Final = 120
 _STOP_SECONDS: Final = 30
-_WORKSPACE: Final = """\
-load_from:
-  - python_module:
-      module_name: dagster_amoro.definitions
-      attribute: defs
-      location_name: dagster-amoro
-"""
-_DAGSTER_YAML: Final = """\
-telemetry:
-  enabled: false
-nux:
-  enabled: false  # no questions to newcomers
-run_monitoring:
-  enabled: true  # a run whose process was killed is marked as failed
-"""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command that was asked for."""
-    options = _parser().parse_args(arguments)
-    folder = Path(options.folder).resolve()
-    if options.command == "chaos":
+@click.command()
+@click.argument("command", type=click.Choice(["run", "chaos"]))
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, resolve_path=True),
+    default=".dagster-amoro",
+    help="Holds everything it makes.",
+)
+@click.option("--port", default=3000, help="Of the UI, if it is free.")
+def main(command: str, folder: Path, port: int) -> None:
+    """Runs a small fleet that is kept alive by Dagster, or kills one of its workers (chaos)."""
+    if command == "chaos":
         _say(kill_one(folder))
         return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, _stop)
     with suppress(KeyboardInterrupt):
-        _run(folder, options.port)
+        _run(folder, port)
 
 
 def _run(folder: Path, port: int) -> None:
@@ -67,7 +69,7 @@ def _run(folder: Path, port: int) -> None:
             _introduce(services.policy, folder, address, started)
             _follow(services.ledger, dagster)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave workers behind
         _say(f"Stopped {stop_all(folder)} processes. Bye.")
         services.close()
@@ -77,11 +79,9 @@ def _prepare(folder: Path) -> Services:
     """Makes the folder, ends what an earlier demo left, and wires this demo's parts."""
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    if not (instance := home / "dagster.yaml").exists():  # a user's own stays as it is
-        instance.write_text(_DAGSTER_YAML)
-    (folder / "workspace.yaml").write_text(_WORKSPACE)
-    left = stop_all(folder)
-    if left:
+    if not (home / "dagster.yaml").exists():  # a user's own stays as it is
+        shutil.copy(CONF / "dagster.yaml", home)
+    if left := stop_all(folder):
         _say(f"Stopped {left} processes of a demo that did not end in order.")
     os.environ.update(environment(folder))
     # The fleet's commands say "python": it is to be the one that runs this.
@@ -93,7 +93,7 @@ def _prepare(folder: Path) -> Services:
 def _dagster(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Dagster's web server and daemon, and their address; stopped at the end."""
     port = _free_port(port)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(folder / "workspace.yaml")]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(CONF / "workspace.yaml")]
     with (folder / "dagster.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own argv, nothing from outside
             [*command, "-h", _HOST, "-p", str(port)],
@@ -152,32 +152,20 @@ What is written into the ledger, as it happens:
 
 def _follow(ledger: Ledger, dagster: subprocess.Popen[bytes]) -> None:
     """Prints each new event of the ledger until Dagster ends."""
-    last = 0
-    while dagster.poll() is None:
-        for number, line in _events_after(ledger, last):
-            _say(line)
-            last = number
-        time.sleep(1)
-    raise SystemExit("Dagster ended by itself; its log, dagster.log, says why.")
-
-
-def _events_after(ledger: Ledger, last: int) -> list[tuple[int, str]]:
+    about = sa.func.coalesce(incident.c.resource_id, event.c.group_name, "everything")
     query = (
-        sa.select(event, incident.c.resource_id)
+        sa.select(event.c.event_id, event.c.at, event.c.message, about.label("about"))
         .join(incident, incident.c.incident_id == event.c.incident_id, isouter=True)
-        .where(event.c.event_id > last)
         .order_by(event.c.event_id)
     )
-    with ledger.reading() as connection:
-        return [
-            (row.event_id, f"{row.at:%H:%M:%S} UTC  {_subject(row)}: {row.message}")
-            for row in connection.execute(query)
-        ]
-
-
-def _subject(row: sa.Row[Any]) -> str:
-    """What an event is about: a resource, a group or everything."""
-    return str(row.resource_id or row.group_name or "everything")
+    last = 0
+    while dagster.poll() is None:
+        with ledger.reading() as connection:
+            for row in connection.execute(query.where(event.c.event_id > last)):
+                _say(f"{row.at:%H:%M:%S} UTC  {row.about}: {row.message}")
+                last = row.event_id
+        time.sleep(1)
+    raise SystemExit("Dagster ended by itself; its log, dagster.log, says why.")
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -188,13 +176,5 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a program for a terminal
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dagster_amoro.demo", description=__doc__)
-    parser.add_argument("command", choices=["run", "chaos"])
-    parser.add_argument("--folder", default=".dagster-amoro", help="holds everything it makes")
-    parser.add_argument("--port", type=int, default=3000, help="of the UI, if it is free")
-    return parser
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(prog_name="python -m dagster_amoro.demo")

@@ -18,6 +18,7 @@ from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add, add_and_start
 from dagster_amoro.stores.registry import optimizer, resource
 
+CONF: Final = Path(__file__).parent / "conf"
 MARKER: Final = "DAGSTER_AMORO_DEMO"  # in the environment of all that a demo starts: its folder
 
 _STOP_SECONDS: Final = 10
@@ -31,11 +32,10 @@ HOPELESS: Final = Resource(
 
 def environment(folder: Path) -> dict[str, str]:
     """The environment of everything in a demo: where it finds its configuration."""
-    here = Path(__file__).parent
     return {
         MARKER: str(folder),
         "DAGSTER_HOME": str(folder / "dagster"),
-        "AMORO_CONF_DIR": str(here / "conf"),
+        "AMORO_CONF_DIR": str(CONF),
         "AMS_DATABASE_URL": f"sqlite:///{folder / 'registry.db'}",
     }
 

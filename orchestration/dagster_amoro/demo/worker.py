@@ -1,13 +1,13 @@
 """A worker of the demo: registers, keeps its heartbeat going and pretends to compact files."""
 
-import argparse
 import itertools
 import signal
-import sys
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
+from typing import Any
+
+import click
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.worker import Heartbeat
@@ -16,22 +16,20 @@ _BEAT = timedelta(seconds=1)
 _PAUSE_SECONDS = 5.0  # between two lines of the log
 
 
-def main(arguments: Sequence[str]) -> None:
+@click.command()
+@click.option("--resource-id", default="")
+@click.option("--group-name", default="")
+@click.option("--container-name", default="")
+@click.option("--thread-count", default=1)
+@click.option("--never-register", is_flag=True)
+def main(*, never_register: bool, **worker: Any) -> None:  # noqa: ANN401 - what a heartbeat says
     """Works until it is killed; SIGTERM ends it in order."""
     signal.signal(signal.SIGTERM, _leave)
-    options = _parser().parse_args(arguments)
-    if options.never_register:
+    if never_register:
         print("cannot find its licence, will never register", flush=True)  # noqa: T201 - its log
         _work()
         return
-    with Heartbeat(
-        load_settings().database_url,
-        resource_id=options.resource_id,
-        group_name=options.group_name,
-        container_name=options.container_name,
-        thread_count=options.thread_count,
-        interval=_BEAT,
-    ):
+    with Heartbeat(load_settings().database_url, interval=_BEAT, **worker):
         _work()
 
 
@@ -45,15 +43,5 @@ def _work() -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--resource-id", default="")
-    parser.add_argument("--group-name", default="")
-    parser.add_argument("--container-name", default="")
-    parser.add_argument("--thread-count", type=int, default=1)
-    parser.add_argument("--never-register", action="store_true")
-    return parser
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

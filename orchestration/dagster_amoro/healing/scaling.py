@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import uuid4
 
-from dagster_amoro.containers.base import Container, ContainerLookup
+from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.calls import start, stop
 from dagster_amoro.core import groups
 from dagster_amoro.core.clock import Clock
@@ -48,7 +48,7 @@ class ScaleUpOutcome(StrEnum):
     LEFT = "left"  # not this run's any more
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ScaleUpResult:
     """What came of the round of one group."""
 
@@ -63,10 +63,9 @@ class ScaleUpResult:
 def record_scaling(
     ledger: LedgerTransaction, plans: Sequence[ScalePlan], inputs: TickInputs
 ) -> tuple[ScaleUpRun | None, TickInputs]:
-    """Writes down what is to be done for groups that are below their min-parallelism.
+    """Writes down what is done for groups that are below their min-parallelism.
 
-    Returns:
-        The run to request, and the inputs once its rounds have begun.
+    Returns the run to request, and the inputs once its rounds have begun.
     """
     ids = {plan.group.name: new_resource_id() for plan in plans if plan.starts}
     run_key = f"scale-up {next(iter(ids.values()), '')} of {len(ids)}"
@@ -123,8 +122,7 @@ def _record_start(
         f"round {after.rounds} of {settings.max_keeping_attempts} starts {new_id} with "
         f"{counted(after.threads, 'thread')}"
     )
-    event = _event(after, EventKind.SCALE_UP, message, now, run_id=None)
-    ledger.add_event(event, group_name=after.group_name)
+    _add_event(ledger, after, EventKind.SCALE_UP, message, now)
     return [after]
 
 
@@ -139,19 +137,20 @@ def _record_stop(
             f"rounds in a row did not help{why}. No more are begun until the group has its "
             "threads, its min-parallelism changes, or it is reset"
         )
-        event = _event(after, EventKind.SCALE_UP_STOPPED, message, now, run_id=None)
-        ledger.add_event(event, group_name=after.group_name)
+        _add_event(ledger, after, EventKind.SCALE_UP_STOPPED, message, now)
 
 
-def _event(
-    scale_up: ScaleUp, kind: EventKind, message: str, now: datetime, *, run_id: str | None
-) -> Event:
-    details = {
-        "resource": scale_up.resource_id,
-        "threads": scale_up.threads,
-        "round": scale_up.rounds,
-    }
-    return Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
+def _add_event(  # noqa: PLR0913, PLR0917 - the fields of an event
+    ledger: LedgerTransaction,
+    of: ScaleUp,
+    kind: EventKind,
+    message: str,
+    now: datetime,
+    run_id: str | None = None,
+) -> None:
+    details = {"resource": of.resource_id, "threads": of.threads, "round": of.rounds}
+    event = Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
+    ledger.add_event(event, group_name=of.group_name)
 
 
 # --- A run makes them ----------------------------------------------------------------------------
@@ -196,8 +195,7 @@ class Scaler:
         try:
             return self._act(scale_up, run_id)
         except LeaseLostError as error:
-            message = f"{group_name} was left: {error}."
-            return ScaleUpResult(outcome=ScaleUpOutcome.LEFT, message=message)
+            return ScaleUpResult(ScaleUpOutcome.LEFT, f"{group_name} was left: {error}.")
 
     def _act(self, scale_up: ScaleUp, run_id: str) -> ScaleUpResult:
         name, now = scale_up.group_name, self.clock()
@@ -226,7 +224,14 @@ class Scaler:
 
     def _start(self, scale_up: ScaleUp, group: Group, threads: int, run_id: str) -> ScaleUpResult:
         try:
-            resource = _new_resource(scale_up, group, threads)
+            resource = Resource(
+                resource_id=scale_up.resource_id,
+                group_name=group.name,
+                container_name=group.container_name or "",
+                thread_count=threads,
+                memory_mb=0,
+                properties=parse_properties(group.properties),
+            )
             container = self.containers.get(resource.container_name)
             startup = start(container, resource)
         except (ContainerError, PropertiesError) as error:
@@ -237,13 +242,10 @@ class Scaler:
             message = f"started {started.resource_id}{shown(startup)} with {threads} threads"
             return self._end(scale_up, ScaleUpOutcome.STARTED, message, run_id)
         except KeeperError:  # unrecorded, or another deployment's business by now
-            self._undo(container, started)
+            stop(container, started, "what cannot be recorded")
+            properties = dump_properties(started.properties)
+            self.registry.remove_orphan(started.resource_id, properties)
             raise
-
-    def _undo(self, container: Container, started: Resource) -> None:
-        stop(container, started, "what cannot be recorded")
-        properties = dump_properties(started.properties)
-        self.registry.remove_orphan(started.resource_id, properties)
 
     def _end(
         self, scale_up: ScaleUp, outcome: ScaleUpOutcome, text: str, run_id: str
@@ -253,14 +255,13 @@ class Scaler:
         error = text if outcome is ScaleUpOutcome.FAILED else None
         after = scale_up.evolve(state=state, claimed_by=None, claimed_until=None, last_error=error)
         round_of = f"round {after.rounds} of {self.settings.max_keeping_attempts}"
-        event = _event(after, kind, f"{round_of} {text}", now, run_id=run_id)
         with self.ledger.transaction(scale_up.fence) as ledger:
             if not ledger.move_scale_up(scale_up, after):
                 raise LeaseLostError("another run has it by now")
-            ledger.add_event(event, group_name=after.group_name)
+            _add_event(ledger, after, kind, f"{round_of} {text}", now, run_id)
         following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
         message = f"{after.group_name}: {round_of} {text}.{following}"
-        return ScaleUpResult(outcome=outcome, message=message, scale_up=after)
+        return ScaleUpResult(outcome, message, after)
 
 
 _ENDS: Final[Mapping[ScaleUpOutcome, tuple[ScaleUpState, EventKind]]] = {
@@ -270,17 +271,6 @@ _ENDS: Final[Mapping[ScaleUpOutcome, tuple[ScaleUpState, EventKind]]] = {
 }
 
 
-def _new_resource(scale_up: ScaleUp, group: Group, threads: int) -> Resource:
-    return Resource(
-        resource_id=scale_up.resource_id,
-        group_name=group.name,
-        container_name=group.container_name or "",
-        thread_count=threads,
-        memory_mb=0,
-        properties=parse_properties(group.properties),
-    )
-
-
 def _not_ours(group_name: str) -> ScaleUpResult:
     message = f"{group_name} is with another run by now; nothing was done."
-    return ScaleUpResult(outcome=ScaleUpOutcome.LEFT, message=message)
+    return ScaleUpResult(ScaleUpOutcome.LEFT, message)

@@ -86,10 +86,7 @@ BY: Final = (
         default="the user of this system",
     ),
     Parameter(
-        "reason",
-        "TEXT",
-        "Why it is wanted, in a few words; the ledger keeps it.",
-        is_required=True,
+        "reason", "TEXT", "Why it is wanted, in a few words; the ledger keeps it.", is_required=True
     ),
 )
 
