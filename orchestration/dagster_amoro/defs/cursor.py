@@ -10,6 +10,7 @@ from dagster_amoro.core.ams_restart import AmsRestartDetector
 
 Number = int | float | str
 """What a tick says of itself under one name; a word where it is not counted."""
+Numbers = Mapping[str, Number]
 
 _MOST_EVENTS: Final = 2**63 - 1  # what a database counts up to
 
@@ -24,20 +25,20 @@ class Cursor:
     abstentions: int = 0  # ticks in a row that concluded nothing
     # When the fleet was looked after last, by this deployment or by the one that it watches.
     completed_at: datetime | None = None
-    reported: Mapping[str, Number] = field(default_factory=dict)  # of itself, when it last did
+    reported: Numbers = field(default_factory=dict)  # of itself, when it last did
 
 
 def parse_cursor(text: str | None) -> Cursor:
     """The cursor in a text; a new one where there is none or where it makes no sense.
 
-    Nothing but time is lost with it: asset events are reported once more, and AMS's optimizers
-    are got to know anew.
+    Nothing but time is lost with it: events are reported once more, and optimizers met anew.
     """
     try:
         values: Any = json.loads(text or "{}")
         if isinstance(values, int):  # as the first version of the sensor wrote it
             values = {"event": values}
-        last_served_group = values.get("last_served_group")
+        last_served = values.get("last_served_group")
+        reported = values.get("reported", {}).items()
         return Cursor(
             event=_number(values.get("event", 0)),
             detector=AmsRestartDetector(
@@ -45,10 +46,10 @@ def parse_cursor(text: str | None) -> Cursor:
                 was_away=bool(values.get("was_away")),
                 settling_since=_moment(values.get("settling_since")),
             ),
-            last_served_group=None if last_served_group is None else str(last_served_group),
+            last_served_group=None if last_served is None else str(last_served),
             abstentions=_number(values.get("abstentions", 0)),
             completed_at=_moment(values.get("completed_at")),
-            reported=_numbers(values.get("reported", {})),
+            reported={name: value for name, value in reported if isinstance(value, Number)},
         )
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return Cursor()
@@ -76,7 +77,3 @@ def _moment(text: Any) -> datetime | None:  # noqa: ANN401 - any value of JSON
     if moment.tzinfo is None:  # it could not be compared
         raise ValueError("a time without a zone")
     return moment
-
-
-def _numbers(values: Any) -> dict[str, Number]:  # noqa: ANN401 - any value of JSON
-    return {name: value for name, value in values.items() if isinstance(value, Number)}

@@ -4,7 +4,6 @@ A tick has no metadata in Dagster; its numbers are those of an observation of Am
 `resource`, which the UI plots over time.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,11 +15,8 @@ from dagster_amoro.core.messages import ABSTENTIONS, ACTS, AGE, OPEN_INCIDENTS, 
 from dagster_amoro.core.policy import ON_ITS_WAY, Verdict
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.core.tick_plan import TickPlan
-from dagster_amoro.defs.cursor import Cursor, Number
+from dagster_amoro.defs.cursor import Cursor, Number, Numbers
 from dagster_amoro.healing.tick import TickResult
-
-Numbers = Mapping[str, Number]
-"""What a tick tells, by name."""
 
 
 def of_tick(result: TickResult, deployment: str) -> Numbers:
@@ -40,12 +36,9 @@ def of_tick(result: TickResult, deployment: str) -> Numbers:
 
 
 def of_standby(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
-    """The numbers of a tick that left the fleet to another deployment; what it remembers.
-
-    The fleet was looked after until now: whoever takes over counts from here.
-    """
-    watched = replace(cursor, abstentions=0, completed_at=now)
-    return {ACTS: "watching", ABSTENTIONS: 0}, watched
+    """The numbers of a tick that left the fleet to another deployment; what it remembers."""
+    # The fleet was looked after until now: whoever takes over counts from here.
+    return {ACTS: "watching", ABSTENTIONS: 0}, replace(cursor, abstentions=0, completed_at=now)
 
 
 def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
@@ -57,10 +50,7 @@ def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
 
 
 def news(numbers: Numbers, reported: Numbers, message: str) -> list[dg.AssetObservation]:
-    """The observation that tells the numbers; none where they were reported before.
-
-    So a quiet fleet does not fill Dagster's event log.
-    """
+    """The observation that tells the numbers; none, for a small log, where they are as before."""
     if dict(numbers) == dict(reported):
         return []
     return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]

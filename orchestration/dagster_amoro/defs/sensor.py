@@ -12,8 +12,8 @@ from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.messages import ABSTAINED, WATCHING
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
-from dagster_amoro.defs.metrics import Numbers, news, of_abstention, of_standby, of_tick
+from dagster_amoro.defs.cursor import Cursor, Numbers, dump_cursor, parse_cursor
+from dagster_amoro.defs.metrics import news, of_abstention, of_standby, of_tick
 from dagster_amoro.healing.preconditions import StandbyError, UncertainStateError
 from dagster_amoro.healing.tick import Ticker, TickResult
 from dagster_amoro.stores.ledger import Ledger

@@ -1,9 +1,9 @@
 """How does a standalone fleet get its workers? Declared in the registry, then started."""
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Final
 
-from dagster_amoro.ams.client import Ams
 from dagster_amoro.config import Settings
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.core.errors import ConfigError, KeeperError
@@ -11,6 +11,8 @@ from dagster_amoro.core.model import Resource
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.registry import Registry
+
+_AMS_ADDS: Final = "resources of an attached registry are added through AMS, not here"
 
 
 def scale_out(settings: Settings, resource: Resource) -> None:
@@ -25,8 +27,8 @@ def scale_out(settings: Settings, resource: Resource) -> None:
         ContainerError: The container is unknown, or the start failed; the row stays.
         KeeperError: The row was removed or changed meanwhile; what was started is stopped again.
     """
-    with closing(Services.connect(settings)) as services:
-        add_and_start(_ours(services.registry, services.ams), services.containers, resource)
+    with _standalone(settings, _AMS_ADDS) as services:
+        add_and_start(services.registry, services.containers, resource)
 
 
 def declare(settings: Settings, resource: Resource) -> None:
@@ -36,8 +38,8 @@ def declare(settings: Settings, resource: Resource) -> None:
         ConfigError: The registry is an AMS's, which adds its resources itself.
         StoreUnavailableError: The registry did not answer, or has this resource already.
     """
-    with closing(Services.connect(settings)) as services:
-        add(_ours(services.registry, services.ams), resource)
+    with _standalone(settings, _AMS_ADDS) as services:
+        add(services.registry, resource)
 
 
 def declare_group(
@@ -52,9 +54,8 @@ def declare_group(
         ConfigError: The registry is an AMS's, where groups are made.
         StoreUnavailableError: The registry did not answer.
     """
-    with closing(Services.connect(settings)) as services:
-        if services.ams is not None:
-            raise ConfigError("groups of an attached registry are made in AMS, not here")
+    refusal = "groups of an attached registry are made in AMS, not here"
+    with _standalone(settings, refusal) as services:
         services.registry.create()
         services.registry.save_group(name, container, properties)
 
@@ -80,7 +81,9 @@ def add_and_start(registry: Registry, containers: ContainerLookup, resource: Res
         )
 
 
-def _ours(registry: Registry, ams: Ams | None) -> Registry:
-    if ams is not None:
-        raise ConfigError("resources of an attached registry are added through AMS, not here")
-    return registry
+@contextmanager
+def _standalone(settings: Settings, refusal: str) -> Iterator[Services]:
+    with closing(Services.connect(settings)) as services:
+        if services.ams is not None:
+            raise ConfigError(refusal)
+        yield services

@@ -6,6 +6,7 @@ incident meanwhile. The process may be killed between any two lines of this modu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, NoReturn
 
@@ -66,7 +67,7 @@ class Outcome(StrEnum):
     LEFT = "left"  # not due, not possible, or not ours any more
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class RestartResult:
     """What came of the restart of one orphan."""
 
@@ -123,7 +124,7 @@ class Restarter:
             return over.result
         except LeaseLostError as error:
             message = f"{incident.resource_id} was left: {error}; nothing of this run is running."
-            return RestartResult(outcome=Outcome.LEFT, message=message)
+            return RestartResult(Outcome.LEFT, message)
 
     def _claimed(self, incident_id: int, run_id: str) -> Incident | None:
         """The incident, if the run holds it, with a claim that has half its time to go or more."""
@@ -234,9 +235,7 @@ class _Restart:
     def _restart(self, orphan: Orphan) -> RestartResult:
         resource = resource_of(orphan)
         container = self._containers.get(resource.container_name)
-        now = self._clock()
-        until = now + self._settings.claim_timeout
-        self._step(transitions.begin_attempt(self._incident, until, now))
+        self._step(transitions.begin_attempt(self._incident, *self._until_and_now()))
         self._look()
         notes = stop(container, resource, "what an earlier start may have left")
         self._ensure_still_ours()
@@ -248,16 +247,20 @@ class _Restart:
         return self._record(container, orphan, startup, notes)
 
     def _ensure_still_ours(self) -> None:
-        """Right before an act: this process may have slept since its last step.
-
-        Raises:
-            LeaseLostError: Another deployment acts now.
-        """
+        """Right before an act: this process may have slept since its last step."""
         if self._incident.fence is not None:
             self._ledger.ensure_lease(self._incident.fence)
-        current = self._ledger.incident(self._incident.incident_id)
-        if current is None or current.claimed_by != self._run_id:
+        if not self._is_held():
             raise _OverError(_not_ours(self._incident.incident_id))
+
+    def _is_held(self) -> bool:
+        current = self._ledger.incident(self._incident.incident_id)
+        return current is not None and current.claimed_by == self._run_id
+
+    def _until_and_now(self) -> tuple[datetime, datetime]:
+        """When a claim lapses that is renewed now; and now."""
+        now = self._clock()
+        return now + self._settings.claim_timeout, now
 
     def _record(
         self, container: Container, orphan: Orphan, startup: Mapping[str, str], notes: list[str]
@@ -282,8 +285,7 @@ class _Restart:
         if is_lost:
             return self._undo(container, started)
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
-        following = next_step(step.after, self._policy)
-        text = f"{'; '.join([message, *notes])}. {following}"
+        text = f"{'; '.join([message, *notes])}. {next_step(step.after, self._policy)}"
         return self._result(Outcome.STARTED, text, startup)
 
     def _save(self, orphan: Orphan, startup: Mapping[str, str]) -> bool:
@@ -293,8 +295,7 @@ class _Restart:
             if self._registry.save_startup(orphan.resource_id, properties, startup):
                 return True
             row = self._registry.read_resource(orphan.resource_id).row
-            current = self._ledger.incident(self._incident.incident_id)
-            if row is None or current is None or current.claimed_by != self._run_id:
+            if row is None or not self._is_held():
                 return False
             properties = row["properties"]
         return False
@@ -328,9 +329,8 @@ class _Restart:
     def _failed(self, error: str) -> RestartResult:
         until = due_at(self._incident, self._policy) + self._settings.claim_timeout
         self._step(transitions.attempt_failed(self._incident, error, until, self._clock()))
-        following = next_step(self._incident, self._policy)
-        text = f"was not started by attempt {self._attempt()}: {error}. {following}"
-        return self._result(Outcome.FAILED, text)
+        text = f"was not started by attempt {self._attempt()}: {error}"
+        return self._result(Outcome.FAILED, f"{text}. {next_step(self._incident, self._policy)}")
 
     def _attempt(self) -> str:
         return f"{self._incident.attempts_used} of {self._policy.max_retries}"
@@ -345,10 +345,9 @@ class _Restart:
         """Row into the ledger, row out of the registry, process stopped: each can be repeated."""
         superseding = decision.verdict is Verdict.SUPERSEDE
         if seen.row is not None:
-            now = self._clock()
-            until = now + self._settings.claim_timeout
+            times = self._until_and_now()
             state = State.SUPERSEDING if superseding else State.GIVING_UP
-            self._step(transitions.begin_removal(self._incident, state, seen.row, until, now))
+            self._step(transitions.begin_removal(self._incident, state, seen.row, *times))
             self._ensure_still_ours()
             properties = seen.row["properties"]
             removed = self._registry.remove_orphan(self._incident.resource_id, properties)
@@ -357,7 +356,12 @@ class _Restart:
         kept = self._ledger.removed_row(self._incident.incident_id)
         self._ensure_still_ours()
         notes = self._release(orphan_of(kept)) if kept else []
-        return self._close_removed(notes, superseding=superseding)
+        if superseding:
+            why = "its group was scaled up without it; its row is kept in the ledger"
+            return self._close(Outcome.REMOVED, State.SUPERSEDED, "; ".join([why, *notes]))
+        asked = self._incident.operator_request == OperatorRequest.GIVE_UP
+        outcome = Outcome.REMOVED if asked else Outcome.GIVEN_UP
+        return self._close(outcome, State.EXHAUSTED, "; ".join([self._story(), *notes]))
 
     def _release(self, orphan: Orphan) -> list[str]:
         try:
@@ -365,14 +369,6 @@ class _Restart:
             return stop(container, resource_of(orphan), "what was left of it")
         except KeeperError as error:
             return [f"could not stop what was left of it: {error}"]
-
-    def _close_removed(self, notes: list[str], *, superseding: bool) -> NoReturn:
-        if superseding:
-            why = "its group was scaled up without it; its row is kept in the ledger"
-            self._close(Outcome.REMOVED, State.SUPERSEDED, "; ".join([why, *notes]))
-        asked = self._incident.operator_request == OperatorRequest.GIVE_UP
-        outcome = Outcome.REMOVED if asked else Outcome.GIVEN_UP
-        self._close(outcome, State.EXHAUSTED, "; ".join([self._story(), *notes]))
 
     def _story(self, *, removed: bool = True) -> str:
         events = self._ledger.events(self._incident.incident_id)
@@ -397,9 +393,7 @@ class _Restart:
     ) -> RestartResult:
         dry = DRY_RUN if self._ledger.dry_run else ""
         text = f"{dry}{self._incident.resource_id} {message}"
-        return RestartResult(
-            outcome=outcome, incident=self._incident, message=text, startup=dict(startup or {})
-        )
+        return RestartResult(outcome, text, self._incident, dict(startup or {}))
 
 
 def resource_of(orphan: Orphan) -> Resource:
@@ -420,4 +414,4 @@ def resource_of(orphan: Orphan) -> Resource:
 
 def _not_ours(incident_id: int) -> RestartResult:
     message = f"Incident {incident_id} is closed or with another run by now; nothing was done."
-    return RestartResult(outcome=Outcome.LEFT, message=message)
+    return RestartResult(Outcome.LEFT, message)
