@@ -1,8 +1,10 @@
 """Which parts does a deployment consist of, and how do they come from its settings?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Self
+from inspect import signature
+from typing import Self, TypeVar
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
@@ -24,6 +26,8 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,77 +93,48 @@ class Services:
         self.ledger.database.close()
 
     @property
+    def attached(self) -> bool:
+        """Whether the registry is an AMS's."""
+        return self.ams is not None
+
+    @property
     def preconditions(self) -> Preconditions:
         """What must hold before anything is concluded."""
-        return Preconditions(
-            ledger=self.ledger,
-            registry=self.registry,
-            clock=self.clock,
-            ams=self.ams,
-            settling=self.settling,
-            deployment=self.deployment,
-            lease_time=self.lease_time,
-        )
+        return self._part(Preconditions)
 
     @property
     def reader(self) -> TickReader:
         """What a tick, and the status, read."""
-        return TickReader(
-            registry=self.registry,
-            ledger=self.ledger,
-            containers=self.containers,
-            policy=self.policy,
-            limits=self.limits,
-            settings=self.settings,
-            attached=self.ams is not None,
-        )
+        return self._part(TickReader)
 
     @property
     def ticker(self) -> Ticker:
         """The work of the sensor."""
-        return Ticker(preconditions=self.preconditions, reader=self.reader)
+        return self._part(Ticker)
 
     @property
     def restarter(self) -> Restarter:
         """The work of a run that restarts orphans."""
-        return Restarter(
-            ledger=self.ledger,
-            registry=self.registry,
-            containers=self.containers,
-            ams=self.ams,
-            policy=self.policy,
-            settings=self.settings,
-            clock=self.clock,
-        )
+        return self._part(Restarter)
 
     @property
     def scaler(self) -> Scaler:
         """The work of a run that gives groups new resources."""
-        return Scaler(
-            ledger=self.ledger,
-            registry=self.registry,
-            containers=self.containers,
-            policy=self.policy,
-            settings=self.settings,
-            clock=self.clock,
-        )
+        return self._part(Scaler)
 
     @property
     def operations(self) -> Operations:
         """The verbs of operators."""
-        return Operations(
-            registry=self.registry,
-            ledger=self.ledger,
-            policy=self.policy,
-            check_interval=self.settings.check_interval,
-            clock=self.clock,
-            owns_registry=self.ams is None,
-        )
+        return self._part(Operations)
 
     @property
     def status(self) -> StatusReader:
         """What an operator looks at first."""
-        return StatusReader(reader=self.reader, preconditions=self.preconditions)
+        return self._part(StatusReader)
+
+    def _part(self, kind: Callable[..., Part]) -> Part:
+        """Made of what it asks for: each of its fields has the name of one of ours."""
+        return kind(**{name: getattr(self, name) for name in signature(kind).parameters})
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:

@@ -7,7 +7,7 @@ leaves restarts and removals to ticks and runs.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from dagster_amoro.core import transitions
@@ -17,7 +17,7 @@ from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.messages import next_step
 from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, ScaleUp, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
-from dagster_amoro.core.policy import RestartPolicy, holds_claim
+from dagster_amoro.core.policy import RestartPolicy, TickSettings, holds_claim
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
@@ -42,9 +42,9 @@ class Operations:
     registry: Registry
     ledger: Ledger
     policy: RestartPolicy
-    check_interval: timedelta  # between two ticks
+    settings: TickSettings
     clock: Clock
-    owns_registry: bool  # False: the registry is an AMS's (attached mode)
+    attached: bool  # whether the registry is an AMS's
 
     def pause(
         self, target: Target, *, author: str, reason: str, until: datetime | None = None
@@ -192,7 +192,7 @@ class Operations:
 
     def _prepare(self) -> None:
         """Creates the tables of a registry of ours, which no tick may have done yet."""
-        if self.owns_registry:
+        if not self.attached:
             self.registry.create()
 
     def _no_resource(self, resource_id: str) -> UnknownTargetError:
@@ -256,7 +256,7 @@ class Operations:
         known = {each.resource_id for each in incidents}
         recovered = self.ledger.recovered(now - stable_after) if stable_after else []
         incidents += [each for each in recovered if each.resource_id not in known]
-        scale_ups = self.ledger.scale_ups().values() if self.owns_registry else ()
+        scale_ups = () if self.attached else self.ledger.scale_ups().values()
         return _UsedBudgets(
             [each for each in incidents if each.attempts_used > 0 and not each.state.is_removing],
             [each for each in scale_ups if not holds_claim(each, {}, now)],
@@ -316,8 +316,7 @@ class Operations:
         for _ in range(_TRIES):
             found = self.ledger.open_incident(orphan.resource_id)
             with self.ledger.transaction() as ledger:
-                incident = found or ledger.apply([step])[0]
-                if incident is not None:
+                if incident := found or ledger.apply([step])[0]:
                     ledger.add_event(event, incident)
                     return incident
         with self.ledger.transaction() as ledger:
@@ -336,7 +335,7 @@ class Operations:
         return f"A new incident is open. {next_step(incident, self.policy)}"
 
     def _soon(self) -> str:
-        return f"at most {duration(self.check_interval)} from now"
+        return f"at most {duration(self.settings.check_interval)} from now"
 
     def _dry_run_note(self) -> str:
         return " (dry run: nothing is started or removed)" if self.ledger.dry_run else ""

@@ -92,9 +92,8 @@ class Restarter:
     def claim(self, run_key: str, run_id: str) -> list[Incident]:
         """Claims for this run what was dispatched under the key.
 
-        Empty where all of it has been claimed before: a dispatch is good for one run, so a run
-        that is executed again, or that comes after its dispatch lapsed, finds nothing to do; nor
-        does one whose deployment lost the lease, or began or ended a dry run in between.
+        Empty where all of it was claimed before or has lapsed: a dispatch is good for one run. So
+        it is where this deployment lost the lease, or began or ended a dry run in between.
         """
         now = self.clock()
         until = now + self.settings.claim_timeout
@@ -153,12 +152,9 @@ class _Restart:
     def __init__(self, restarter: Restarter, incident: Incident, run_id: str) -> None:
         self._incident = incident
         self._run_id = run_id
-        self._ledger = restarter.ledger
-        self._registry = restarter.registry
-        self._containers = restarter.containers
-        self._ams = restarter.ams
-        self._policy = restarter.policy
-        self._settings = restarter.settings
+        self._ledger, self._registry = restarter.ledger, restarter.registry
+        self._containers, self._ams = restarter.containers, restarter.ams
+        self._policy, self._settings = restarter.policy, restarter.settings
         self._clock = restarter.clock
 
     def run(self) -> RestartResult:

@@ -122,7 +122,8 @@ def _record_start(
         f"round {after.rounds} of {settings.max_keeping_attempts} starts {new_id} with "
         f"{counted(after.threads, 'thread')}"
     )
-    _add_event(ledger, after, EventKind.SCALE_UP, message, now)
+    event = _event(after, EventKind.SCALE_UP, message, now)
+    ledger.add_event(event, group_name=after.group_name)
     return [after]
 
 
@@ -137,20 +138,13 @@ def _record_stop(
             f"rounds in a row did not help{why}. No more are begun until the group has its "
             "threads, its min-parallelism changes, or it is reset"
         )
-        _add_event(ledger, after, EventKind.SCALE_UP_STOPPED, message, now)
+        event = _event(after, EventKind.SCALE_UP_STOPPED, message, now)
+        ledger.add_event(event, group_name=after.group_name)
 
 
-def _add_event(  # noqa: PLR0913, PLR0917 - the fields of an event
-    ledger: LedgerTransaction,
-    of: ScaleUp,
-    kind: EventKind,
-    message: str,
-    now: datetime,
-    run_id: str | None = None,
-) -> None:
+def _event(of: ScaleUp, kind: EventKind, text: str, at: datetime, run: str | None = None) -> Event:
     details = {"resource": of.resource_id, "threads": of.threads, "round": of.rounds}
-    event = Event(kind=kind, at=now, message=message, run_id=run_id, details=details)
-    ledger.add_event(event, group_name=of.group_name)
+    return Event(kind=kind, at=at, message=text, run_id=run, details=details)
 
 
 # --- A run makes them ----------------------------------------------------------------------------
@@ -193,14 +187,14 @@ class Scaler:
         if scale_up is None or scale_up.claimed_by != run_id:
             return _not_ours(group_name)
         try:
-            return self._act(scale_up, run_id)
+            return self._act(scale_up)
         except LeaseLostError as error:
             return ScaleUpResult(ScaleUpOutcome.LEFT, f"{group_name} was left: {error}.")
 
-    def _act(self, scale_up: ScaleUp, run_id: str) -> ScaleUpResult:
+    def _act(self, scale_up: ScaleUp) -> ScaleUpResult:
         name, now = scale_up.group_name, self.clock()
         if pause := Pauses(self.ledger.pauses(), now).of_group(name):
-            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, str(pause), run_id)
+            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, str(pause))
         incidents = {i.resource_id: i for i in self.ledger.open_incidents(name)}
         snapshot = self.registry.read_group_snapshot(name)
         group = snapshot.sized.get(name)
@@ -211,10 +205,10 @@ class Scaler:
         threads = min(scale_up.threads, min_parallelism - live - expected)
         if group is None or threads <= 0:
             there = f"{live} of {min_parallelism} threads are there and {expected} on their way"
-            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, f"not needed: {there}", run_id)
+            return self._end(scale_up, ScaleUpOutcome.UNNEEDED, f"not needed: {there}")
         if not self._is_ours(scale_up):
             return _not_ours(name)
-        return self._start(scale_up, group, threads, run_id)
+        return self._start(scale_up, group, threads)
 
     def _is_ours(self, scale_up: ScaleUp) -> bool:
         """Whether it still is right before the start: this process may have slept."""
@@ -222,7 +216,7 @@ class Scaler:
             self.ledger.ensure_lease(scale_up.fence)
         return self.ledger.scale_ups().get(scale_up.group_name) == scale_up
 
-    def _start(self, scale_up: ScaleUp, group: Group, threads: int, run_id: str) -> ScaleUpResult:
+    def _start(self, scale_up: ScaleUp, group: Group, threads: int) -> ScaleUpResult:
         try:
             resource = Resource(
                 resource_id=scale_up.resource_id,
@@ -235,21 +229,19 @@ class Scaler:
             container = self.containers.get(resource.container_name)
             startup = start(container, resource)
         except (ContainerError, PropertiesError) as error:
-            return self._end(scale_up, ScaleUpOutcome.FAILED, f"failed: {error}", run_id)
+            return self._end(scale_up, ScaleUpOutcome.FAILED, f"failed: {error}")
         started = resource.with_properties(startup)
         try:
             self.registry.add_resource(started)
             message = f"started {started.resource_id}{shown(startup)} with {threads} threads"
-            return self._end(scale_up, ScaleUpOutcome.STARTED, message, run_id)
+            return self._end(scale_up, ScaleUpOutcome.STARTED, message)
         except KeeperError:  # unrecorded, or another deployment's business by now
             stop(container, started, "what cannot be recorded")
             properties = dump_properties(started.properties)
             self.registry.remove_orphan(started.resource_id, properties)
             raise
 
-    def _end(
-        self, scale_up: ScaleUp, outcome: ScaleUpOutcome, text: str, run_id: str
-    ) -> ScaleUpResult:
+    def _end(self, scale_up: ScaleUp, outcome: ScaleUpOutcome, text: str) -> ScaleUpResult:
         now = self.clock()
         state, kind = _ENDS[outcome]
         error = text if outcome is ScaleUpOutcome.FAILED else None
@@ -258,7 +250,8 @@ class Scaler:
         with self.ledger.transaction(scale_up.fence) as ledger:
             if not ledger.move_scale_up(scale_up, after):
                 raise LeaseLostError("another run has it by now")
-            _add_event(ledger, after, kind, f"{round_of} {text}", now, run_id)
+            event = _event(after, kind, f"{round_of} {text}", now, scale_up.claimed_by)
+            ledger.add_event(event, group_name=after.group_name)
         following = f" The next round follows after {clock_time(after.next_at or now)}, if needed."
         message = f"{after.group_name}: {round_of} {text}.{following}"
         return ScaleUpResult(outcome, message, after)

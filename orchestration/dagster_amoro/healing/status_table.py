@@ -82,13 +82,8 @@ def _orphan_row(orphan: OrphanStatus, now: datetime) -> tuple[str, ...]:
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table whose columns break lines where the terminal ends."""
-    table = Table(
-        title=_text(title) if title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
-        show_edge=False,
-    )
+    table = Table(title=_text(title) if title else None, title_justify="left")
+    table.box, table.show_header, table.show_edge = box.SIMPLE_HEAD, any(columns), False
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
