@@ -20,15 +20,7 @@ import sqlalchemy as sa
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.formatting import duration
 from dagster_amoro.core.policy import RestartPolicy
-from dagster_amoro.demo.fleet import (
-    CONF,
-    HOPELESS,
-    SIZED,
-    environment,
-    kill_one,
-    start_fleet,
-    stop_all,
-)
+from dagster_amoro.demo import fleet
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
@@ -51,7 +43,7 @@ _STOP_SECONDS: Final = 30
 def main(command: str, folder: Path, port: int) -> None:
     """Runs a small fleet that is kept alive by Dagster, or kills one of its workers (chaos)."""
     if command == "chaos":
-        _say(kill_one(folder))
+        _say(fleet.kill_one(folder))
         return
     for number in _ENDING:
         signal.signal(number, _stop)
@@ -63,7 +55,7 @@ def _run(folder: Path, port: int) -> None:
     services = _prepare(folder)
     try:
         _say(f"Starting the fleet and Dagster, all of it under {folder} …")
-        started = start_fleet(services)
+        started = fleet.start_fleet(services)
         with _dagster(folder, port) as (dagster, address):
             _wait_until_up(dagster, address)
             _introduce(services.policy, folder, address, started)
@@ -71,7 +63,7 @@ def _run(folder: Path, port: int) -> None:
     finally:
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave workers behind
-        _say(f"Stopped {stop_all(folder)} processes. Bye.")
+        _say(f"Stopped {fleet.stop_all(folder)} processes. Bye.")
         services.close()
 
 
@@ -80,10 +72,10 @@ def _prepare(folder: Path) -> Services:
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():  # a user's own stays as it is
-        shutil.copy(CONF / "dagster.yaml", home)
-    if left := stop_all(folder):
+        shutil.copy(fleet.CONF / "dagster.yaml", home)
+    if left := fleet.stop_all(folder):
         _say(f"Stopped {left} processes of a demo that did not end in order.")
-    os.environ.update(environment(folder))
+    os.environ.update(fleet.environment(folder))
     # The fleet's commands say "python": it is to be the one that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return Services.connect(load_settings())
@@ -93,7 +85,7 @@ def _prepare(folder: Path) -> Services:
 def _dagster(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Dagster's web server and daemon, and their address; stopped at the end."""
     port = _free_port(port)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(CONF / "workspace.yaml")]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(fleet.CONF / "workspace.yaml")]
     with (folder / "dagster.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own argv, nothing from outside
             [*command, "-h", _HOST, "-p", str(port)],
@@ -140,9 +132,9 @@ A fleet of {started} workers is kept alive by Dagster: {address}
           {address}/assets/orphan_history
   try     make chaos    in another terminal: kills a worker with SIGKILL. Its heartbeat expires
                         after 5 s, its grace period of {grace} follows, then it is restarted.
-          {HOPELESS.resource_id} never registers, whatever is tried: it is given up after
+          {fleet.HOPELESS.resource_id} never registers, whatever is tried: it is given up after
                         {policy.max_retries} attempts.
-          Group {SIZED} has no worker and a min-parallelism of 2: a run starts one.
+          Group {fleet.SIZED} has no worker and a min-parallelism of 2: a run starts one.
   logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}
   stop    Ctrl-C
 
