@@ -50,7 +50,7 @@ def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
 
 
 def news(numbers: Numbers, reported: Numbers, message: str) -> list[dg.AssetObservation]:
-    """The observation that tells the numbers; none, for a small log, where they are as before."""
+    """The observation of the numbers; none where nothing changed: a quiet fleet logs nothing."""
     if dict(numbers) == dict(reported):
         return []
     return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]
