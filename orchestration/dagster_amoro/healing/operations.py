@@ -20,7 +20,7 @@ from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, TickSettings, holds_claim
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
-from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
+from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, orphan_of, resource_counts
 
 _SHOWN: Final = 10  # names that a message lists
