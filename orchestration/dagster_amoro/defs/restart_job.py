@@ -72,8 +72,7 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
 
     @dg.job(
         executor_def=dg.in_process_executor,
-        # Dagster's own run retries would multiply the attempts, which the ledger counts.
-        tags={"dagster/max_retries": "0"},
+        tags={"dagster/max_retries": "0"},  # which would multiply the attempts of the ledger
         description=(
             "Restarts orphans of one group: one step each. Requested by orphan_sensor; started by "
             "hand it finds nothing to do. It fails when it gives up on an orphan, with the story "
