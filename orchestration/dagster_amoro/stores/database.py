@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,13 +191,13 @@ def has_tables(database: Database, table: sa.Table) -> bool:
 def insert_unless_there(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Inserts a row; False: it would have collided with one that is there, and nothing was done."""
     name = connection.dialect.name
-    if name != "postgresql":
-        insert = sa.insert(table).prefix_with("OR IGNORE" if name == "sqlite" else "IGNORE")
-        return connection.execute(insert, row).rowcount == 1
-    from sqlalchemy.dialects.postgresql import insert as pg_insert  # noqa: PLC0415 - slow to import
-
-    new = pg_insert(table).on_conflict_do_nothing()  # its rowcount is lost by SQLAlchemy 2.0
-    added = new.returning(sa.literal_column("1", sa.Integer))
+    if name not in {"sqlite", "postgresql"}:
+        return connection.execute(sa.insert(table).prefix_with("IGNORE"), row).rowcount == 1
+    dialect = import_module(f"sqlalchemy.dialects.{name}")  # slow to import
+    new = dialect.insert(table).on_conflict_do_nothing()
+    if name == "sqlite":  # an old one knows no RETURNING
+        return bool(connection.execute(new, row).rowcount == 1)
+    added = new.returning(sa.literal_column("1", sa.Integer))  # SQLAlchemy 2.0 loses its rowcount
     return connection.execute(added, row).first() is not None
 
 

@@ -183,6 +183,12 @@ class Ledger:
         """A transaction for queries of one's own."""
         self._migrate()
         with self.database.reading() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """For the ledger's own queries, which know what every value means."""
+        with self.reading() as connection:
             try:
                 yield connection
             except (ValueError, LookupError) as error:
@@ -221,7 +227,7 @@ class Ledger:
         attempts_used = incident.c.attempts + incident.c.prior_attempts
         query = sa.select(incident.c.resource_id, incident.c.state, attempts_used)
         query = query.where(*self._closed(since)).order_by(incident.c.incident_id)
-        with self.reading() as connection:
+        with self._reading() as connection:
             newest = {name: (state, used) for name, state, used in connection.execute(query)}
         return {name: used for name, (state, used) in newest.items() if state is State.RECOVERED}
 
@@ -237,7 +243,7 @@ class Ledger:
         newest = sa.func.max(incident.c.incident_id)
         query = sa.select(incident.c.resource_id).where(_REMOVED, incident.c.dry_run == 0)
         query = query.group_by(incident.c.resource_id).order_by(newest.desc())
-        with self.reading() as connection:
+        with self._reading() as connection:
             return list(connection.scalars(query))
 
     def removed_in_dry_run(self) -> set[str]:
@@ -249,14 +255,14 @@ class Ledger:
         query = sa.select(incident.c.resource_id).where(
             incident.c.incident_id.in_(newest), incident.c.dry_run == 1, _REMOVED
         )
-        with self.reading() as connection:
+        with self._reading() as connection:
             return set(connection.scalars(query))
 
     def removed_row(self, incident_id: int) -> dict[str, Any] | None:
         """The row, as the registry had it, that an incident last removed; None: there is none."""
         of = schema.removed_row.c
         query = sa.select(of.content).where(of.incident_id == incident_id)
-        with self.reading() as connection:
+        with self._reading() as connection:
             content = connection.scalar(query.order_by(of.removal_id.desc()).limit(1))
             return None if content is None else json.loads(content)
 
@@ -264,7 +270,7 @@ class Ledger:
         """The story of one incident, in the order it was written."""
         query = sa.select(*(event.c[field.name] for field in fields(Event)))
         query = query.where(event.c.incident_id == incident_id).order_by(event.c.event_id)
-        with self.reading() as connection:
+        with self._reading() as connection:
             return [_event(row) for row in connection.execute(query).mappings()]
 
     def changed_groups(self, after_event: int) -> tuple[dict[str, dict[str, int]], int]:
@@ -282,7 +288,7 @@ class Ledger:
         )
         groups: dict[str, dict[str, int]] = {}
         newest = after_event
-        with self.reading() as connection:
+        with self._reading() as connection:
             for group_name, name, number, last in connection.execute(query):
                 groups.setdefault(group_name, {})[name] = number
                 newest = max(newest, last)
@@ -290,7 +296,7 @@ class Ledger:
 
     def pauses(self) -> list[Pause]:
         """The pauses that no operator ended, including those whose time is over."""
-        with self.reading() as connection:
+        with self._reading() as connection:
             return [
                 Pause(
                     target=Target(scope=row.scope, name=row.name),
@@ -306,7 +312,7 @@ class Ledger:
         """The rounds of every group that did not reach its min-parallelism yet, by its name."""
         columns = [schema.scale_up.c[name] for name in ScaleUp._fields]
         query = sa.select(*columns).where(schema.scale_up.c.dry_run == int(self.dry_run))
-        with self.reading() as connection:
+        with self._reading() as connection:
             return {row[0]: ScaleUp._make(row) for row in connection.execute(query)}
 
     def _closed(self, since: datetime) -> list[sa.ColumnElement[bool]]:
@@ -319,7 +325,7 @@ class Ledger:
 
     def _incidents(self, *conditions: sa.ColumnElement[bool]) -> list[Incident]:
         query = INCIDENTS.where(*conditions).order_by(incident.c.incident_id)
-        with self.reading() as connection:
+        with self._reading() as connection:
             return [Incident._make(row) for row in connection.execute(query)]
 
     def _migrate(self) -> None:
