@@ -5,13 +5,16 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from hypothesis import HealthCheck, settings
 
 from dagster_amoro.stores.database import Database
@@ -79,6 +82,26 @@ def _dagsters_revisions_are_loaded_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _dagsters_engines_are_made_once() -> Iterator[None]:
+    """Each event of Dagster would make an engine of its own, which compiles its statements anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+            made: dict[str, sa.Engine] = {}
+
+            def create(
+                url: str,
+                made: dict[str, sa.Engine] = made,
+                **options: Any,  # noqa: ANN401 - SQLAlchemy's
+            ) -> sa.Engine:
+                if url not in made:
+                    made[url] = sa.create_engine(url, **options)
+                return made[url]
+
+            patch.setattr(module, "create_engine", create)
         yield
 
 

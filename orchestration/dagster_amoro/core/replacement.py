@@ -1,9 +1,9 @@
 """Did others come to a group in the place of an orphan?"""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def hopeless(incidents: Iterable[Incident]) -> set[str]:
     return {i.resource_id for i in incidents if i.state in _HOPELESS}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replacements:
     """What came to the groups that have a min-parallelism; asks for it only when asked itself."""
 
@@ -54,6 +54,8 @@ class Replacements:
     attached: bool  # whether AMS scales the groups; it does not count on orphans
     now: datetime  # aware UTC
     newcomers: AskNewcomers  # asked at most once
+    _came: dict[str, list[NewResource]] = field(default_factory=dict, init=False)  # by group
+    _live: Mapping[str, int] | None = field(default=None, init=False)  # None: not asked yet
 
     def of(self, incident: Incident) -> Replacement:
         """What came to the group of an orphan after its detection.
@@ -68,16 +70,16 @@ class Replacements:
             return Replacement.NONE
         if group in self.scaling_up and incident.last_error is not None:
             return Replacement.COMING  # a round brings the threads of those alone that failed
+        live = self._ask().get(group, 0)
         newer = [
             each
-            for each in self._new_resources[group]
+            for each in self._came.get(group, ())
             if each.start_time > since
             and each.resource_id != incident.resource_id
             and each.resource_id not in self._hopeless
             # An orphan of longer standing could wait for this one, too.
             and self._numbers.get(each.resource_id, incident.incident_id) >= incident.incident_id
         ]
-        live = self._found.live.get(group, 0)
         if not (self.attached or is_coming(incident, self.policy, self.now)):
             # Others are expected in its stead. AMS does not count them, and scales up for them too.
             live += self._coming[group]
@@ -116,17 +118,16 @@ class Replacements:
                 found[incident.group_name] += incident.thread_count
         return found
 
-    @cached_property
-    def _found(self) -> Newcomers:
-        since: dict[str, str] = {}
-        for incident in self._on_their_way:
-            if (start := incident.newest_start) is not None:
-                since[incident.group_name] = min(start, since.get(incident.group_name, start))
-        return self.newcomers(since)
-
-    @cached_property
-    def _new_resources(self) -> defaultdict[str, list[NewResource]]:
-        found: defaultdict[str, list[NewResource]] = defaultdict(list)
-        for each in self._found.resources:
-            found[each.group_name].append(each)
-        return found
+    def _ask(self) -> Mapping[str, int]:
+        """Who came, and the live threads by group."""
+        # No cached_property: before Python 3.12 its lock lets all threads wait for one database.
+        if self._live is None:
+            since: dict[str, str] = {}
+            for incident in self._on_their_way:
+                if (start := incident.newest_start) is not None:
+                    since[incident.group_name] = min(start, since.get(incident.group_name, start))
+            found = self.newcomers(since)
+            for each in found.resources:
+                self._came.setdefault(each.group_name, []).append(each)
+            self._live = found.live
+        return self._live
