@@ -28,6 +28,7 @@ _STATUS: Final = str(Path(sys.executable).with_name("dagster-amoro"))
 def figures(folder: Path) -> Figures:
     """The code location, `dagster-amoro status`, and what a worker loads."""
     variables = {**environ, **environment(folder)}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # what is compiled at each start is not measured
     _make_fleet(folder)
     definitions, dagster, status, heartbeat, sqlalchemy = interleaved(
         _seconds(variables, sys.executable, "-c", "import dagster_amoro.definitions"),
