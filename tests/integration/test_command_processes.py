@@ -671,6 +671,7 @@ def test_another_host_cannot_be_seen(fleet: Fleet) -> None:
 # --- Crashes and races --------------------------------------------------------------------------
 
 
+@pytest.mark.crash_loop
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("script", [SLEEP, DAEMON], ids=["worker", "daemon"])
 def test_a_killed_start_leads_to_one_process(fleet: Fleet, point: str, script: str) -> None:
@@ -687,6 +688,7 @@ def test_a_killed_start_leads_to_one_process(fleet: Fleet, point: str, script: s
     until(lambda: len(fleet.pids()) == 1)
 
 
+@pytest.mark.crash_loop
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_start_is_seen_and_released(fleet: Fleet, point: str) -> None:
     """By the properties that the resource had before, which is all that was saved."""

@@ -172,6 +172,7 @@ def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         assert ('"memory":"2048"' in kept["properties"]) == changed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_properties_are_spoilt_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """What cannot be recorded does not run on; mended, the row is healed."""
@@ -213,6 +214,7 @@ def taken_over(world: Fleet) -> None:
         acquire(ledger.connection, "two", ended)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), LEASED_CASES)
 def test_the_lease_is_lost_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """Nothing is started or removed that the lease was not looked at for, and nothing runs on."""

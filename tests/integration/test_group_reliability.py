@@ -133,6 +133,7 @@ def replayed_exactly(world: Fleet) -> list[tuple[str, Recorded]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_a_lived_history_replays_exactly_under_its_own_policy(tmp_path: Path, seed: int) -> None:
     """What the real loop did is what the replay of its record gives, incident by incident."""
@@ -142,6 +143,7 @@ def test_a_lived_history_replays_exactly_under_its_own_policy(tmp_path: Path, se
         assert len(replayed_exactly(world)) > 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backoff", Backoff)
 @pytest.mark.parametrize("seed", range(2))
 def test_attempts_that_were_carried_over_do_not_change_the_replay(

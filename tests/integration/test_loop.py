@@ -464,6 +464,7 @@ def test_properties_that_are_empty_or_large_are_no_obstacle(world: Fleet, text: 
     assert '"recording-launch":"2"' in row["properties"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

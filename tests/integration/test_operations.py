@@ -616,6 +616,7 @@ def test_a_tick_that_is_faster_opens_the_incident(world: Fleet) -> None:
     assert world.kinds() == ["detected", "restored"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tick_first", [False, True])
 @pytest.mark.parametrize("index", range(9, 18))
 def test_a_restore_that_dies_after_the_row_is_completed(
@@ -641,6 +642,7 @@ def test_a_restore_that_dies_after_the_row_is_completed(
     assert world.kinds() == ["detected", "restored"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("index", range(9))
 def test_a_restore_that_dies_before_the_row_did_nothing(world: Fleet, index: int) -> None:
     """It can be said again."""

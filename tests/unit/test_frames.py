@@ -170,6 +170,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(STEPS, st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_parts_that_overlap_and_repeat_give_the_whole(

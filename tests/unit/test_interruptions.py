@@ -58,6 +58,7 @@ def test_an_added_kind_passes_through_every_call() -> None:
         calls.stop(container, RESOURCE, "it")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "module",
     [

@@ -219,6 +219,7 @@ noted_strategy = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=50, deadline=None)
 @given(incidents_strategy, noted_strategy)
 def test_every_figure_is_what_counting_by_hand_gives(

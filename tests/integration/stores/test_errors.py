@@ -226,6 +226,7 @@ def test_a_file_that_cannot_be_switched_to_wal_is_read_all_the_same(
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", [pytest.param(c, id=n) for n, c in REGISTRY_CALLS.items()])
 def test_in_a_dry_run_the_registry_is_only_read(
     registry: Registry, open_database: OpenDatabase, call: Callable[[Registry], object]
@@ -250,6 +251,7 @@ def test_missing_tables_are_unavailable(
     assert any(name in refused(attached, call) for name in ("resource", "optimizer"))
 
 
+@pytest.mark.crash_loop
 def test_a_server_that_stops_is_unavailable_until_it_is_back(
     stoppable_postgresql: "PostgresServer", open_database: OpenDatabase
 ) -> None:

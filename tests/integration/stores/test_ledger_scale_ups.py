@@ -64,6 +64,7 @@ def test_a_scale_up_is_forgotten_as_it_is_expected(ledger: Ledger) -> None:
     assert move_scale_up(ledger, None, first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action", ["scale_up", "scale_up_again"])
 def test_exactly_one_of_two_processes_begins_a_scale_up(
     ledger: Ledger, database_url: sa.URL, racers: Racers, action: str
