@@ -255,6 +255,7 @@ def abstaining(world: Fleet) -> None:
     evaluate(world.later(INTERVAL))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("happens", "because"),
     [
@@ -310,6 +311,7 @@ def test_it_is_noticed_though_the_stores_are_away(world: Fleet, tmp_path: Path) 
     away.close()
 
 
+@pytest.mark.long
 def test_a_standby_is_fresh_until_it_cannot_take_over(world: Fleet) -> None:
     """It watches while the other one's lease is in force; after that it must look by itself."""
     lease = timedelta(hours=1)

@@ -178,6 +178,7 @@ def test_an_unusable_database_is_unavailable(
     assert len(refused(store_of(kind, database), call)) > len("the database of this test ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "call"), CALLS)
 def test_a_database_that_refuses_the_password_is_unavailable(
     mariadb_url: sa.URL,
