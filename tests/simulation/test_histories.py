@@ -24,11 +24,7 @@ SEED: Final = int(os.environ.get("DAGSTER_AMORO_SEED", "0"))
 AT_ONCE: Final = 30  # histories of one test; several tests can run side by side
 # The first ones are the developer's, the others are left to `make test-all`.
 SEEDS: Final = [
-    pytest.param(
-        range(first, min(first + AT_ONCE, SEED + HISTORIES)),
-        marks=[pytest.mark.long] if first > SEED else [],
-        id=f"from {first}",
-    )
+    pytest.param(range(first, min(first + AT_ONCE, SEED + HISTORIES)), id=f"from {first}")
     for first in range(SEED, SEED + HISTORIES, AT_ONCE)
 ]
 
@@ -50,6 +46,7 @@ def test_what_broke_a_rule_once_does_not_do_so_again(name: str, stores: Stores) 
     assert happened == KNOWN[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_whatever_happens_the_rules_hold(seeds: range, stores: Stores) -> None:
     """No history breaks a rule, and when the world goes quiet nothing is stuck."""

@@ -115,6 +115,7 @@ def test_frames_and_records_are_the_same(message: list[tuple[str, Recorded]]) ->
     assert records(*frames(message), POLICY, NOW) == message
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(histories)
 def test_the_figures_are_those_of_the_replayed_incidents(

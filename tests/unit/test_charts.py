@@ -176,6 +176,7 @@ def test_advice_without_any_attempt_has_no_wait() -> None:
     assert charts.advice_chart(rows) is not None
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(
