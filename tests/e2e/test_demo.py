@@ -3,11 +3,13 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -49,6 +51,9 @@ query ($run: ID!) {
     }
   }
 }
+"""
+UNDER_WAY = """
+{ runsOrError(filter: {statuses: [STARTED]}) { ... on Runs { results { runId } } } }
 """
 CHECKS = (
     "nothing_given_up",
@@ -121,21 +126,29 @@ def until(what: str, look: Callable[[], T | None], seconds: float = 300) -> T:
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """`make run`, without the virtual environment that the tests are in already."""
-    folder = tmp_path_factory.mktemp("demo").resolve()
-    command = [sys.executable, "-m", "dagster_amoro.demo", "run", "--folder", str(folder)]
+@contextmanager
+def running(folder: Path) -> Iterator[Demo]:
+    """`make run`, without the virtual environment that the tests are in already; its port is taken.
+
+    Ended by Ctrl-C, it leaves nothing running.
+    """
     said = folder / "said"
     started = time.monotonic()
-    with said.open("w") as output:
-        process = subprocess.Popen([*command, "--port", "0"], stdout=output, stderr=output)
+    with socket.create_server(("127.0.0.1", 0)) as taken, said.open("w") as output:
+        wanted = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "dagster_amoro.demo", "run", "--folder", str(folder)]
+        process = subprocess.Popen([*command, "--port", wanted], stdout=output, stderr=output)
+        try:
+            address = until("an address", lambda: re.search(r"http://127\S+", said.read_text()))
+        except BaseException:
+            process.kill()
+            raise
+    assert not address.group().endswith(f":{wanted}")
     url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
     registry = Registry(Database(url, "registry"), None)
     ledger = Ledger(Database(url, "ledger"))
     try:
-        found = until("an address", lambda: re.search(r"http://127\S+", said.read_text()))
-        yield Demo(folder, process, found.group(), registry, ledger, started)
+        yield Demo(folder, process, address.group(), registry, ledger, started)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(90)
@@ -143,6 +156,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         ledger.database.close()
     assert process.returncode == 0, said.read_text()
     assert list(processes(folder)) == []
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo in a path with a blank, where one before was stopped in the middle of a run."""
+    folder = tmp_path_factory.mktemp("a demo").resolve()
+    with running(folder) as before:
+        until("a run under way", lambda: before.ask(UNDER_WAY)["results"] or None)
+    with running(folder) as found:
+        yield found
 
 
 def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:

@@ -78,7 +78,19 @@ def _prepare(folder: Path) -> Services:
     os.environ.update(fleet.environment(folder))
     # The fleet's commands say "python": it is to be the one that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    _end_runs()
     return Services.connect(load_settings())
+
+
+def _end_runs() -> None:
+    """Ends the runs that an earlier demo left; their assets would wait for them for ever."""
+    import dagster as dg  # noqa: PLC0415 - chaos does without
+
+    status = dg.DagsterRunStatus
+    under_way = [status.NOT_STARTED, status.STARTING, status.STARTED, status.CANCELING]
+    with dg.DagsterInstance.get() as instance:
+        for run in instance.get_runs(dg.RunsFilter(statuses=under_way)):
+            instance.report_run_canceled(run, message="The demo was stopped before its end.")
 
 
 @contextmanager
