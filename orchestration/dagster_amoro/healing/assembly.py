@@ -1,10 +1,8 @@
 """Which parts does a deployment consist of, and how do they come from its settings?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from inspect import signature
-from typing import Self, TypeVar
+from typing import Self
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
@@ -26,8 +24,6 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,41 +96,75 @@ class Services:
     @property
     def preconditions(self) -> Preconditions:
         """What must hold before anything is concluded."""
-        return self._part(Preconditions)
+        return Preconditions(
+            ledger=self.ledger,
+            registry=self.registry,
+            clock=self.clock,
+            ams=self.ams,
+            settling=self.settling,
+            deployment=self.deployment,
+            lease_time=self.lease_time,
+        )
 
     @property
     def reader(self) -> TickReader:
         """What a tick, and the status, read."""
-        return self._part(TickReader)
+        return TickReader(
+            registry=self.registry,
+            ledger=self.ledger,
+            containers=self.containers,
+            policy=self.policy,
+            limits=self.limits,
+            settings=self.settings,
+            attached=self.attached,
+        )
 
     @property
     def ticker(self) -> Ticker:
         """The work of the sensor."""
-        return self._part(Ticker)
+        return Ticker(preconditions=self.preconditions, reader=self.reader)
 
     @property
     def restarter(self) -> Restarter:
         """The work of a run that restarts orphans."""
-        return self._part(Restarter)
+        return Restarter(
+            ledger=self.ledger,
+            registry=self.registry,
+            containers=self.containers,
+            ams=self.ams,
+            policy=self.policy,
+            settings=self.settings,
+            clock=self.clock,
+        )
 
     @property
     def scaler(self) -> Scaler:
         """The work of a run that gives groups new resources."""
-        return self._part(Scaler)
+        return Scaler(
+            ledger=self.ledger,
+            registry=self.registry,
+            containers=self.containers,
+            policy=self.policy,
+            settings=self.settings,
+            clock=self.clock,
+        )
 
     @property
     def operations(self) -> Operations:
         """The verbs of operators."""
-        return self._part(Operations)
+        return Operations(
+            registry=self.registry,
+            ledger=self.ledger,
+            policy=self.policy,
+            settings=self.settings,
+            clock=self.clock,
+            attached=self.attached,
+        )
 
     @property
     def status(self) -> StatusReader:
         """What an operator looks at first."""
-        return self._part(StatusReader)
-
-    def _part(self, kind: Callable[..., Part]) -> Part:
-        """Made of what it asks for: each of its fields has the name of one of ours."""
-        return kind(**{name: getattr(self, name) for name in signature(kind).parameters})
+        return StatusReader(reader=self.reader, preconditions=self.preconditions)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:
