@@ -54,7 +54,7 @@ def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the tab
 ) -> ScaleDecision:
     """What to do for a group now; the first row that applies.
 
-    | when | course |
+    | when | decision |
     |---|---|
     | a run is at it | wait |
     | live >= min-parallelism | settle, if there were rounds |

@@ -21,7 +21,7 @@ from dagster_amoro.core.policy import RestartPolicy, TickSettings, holds_claim
 from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores.ledger import Ledger
-from dagster_amoro.stores.registry import Registry, orphan_of, resource_counts
+from dagster_amoro.stores.registry import Registry, group_sizes, orphan_of
 
 _SHOWN: Final = 10  # names that a message lists
 _TRIES: Final = 2  # a step that lost a race to a tick or a run is decided and taken once more
@@ -179,7 +179,7 @@ class Operations:
             return None, None
         self._prepare()
         if target.scope is Scope.GROUP:
-            groups = sorted(filter(None, resource_counts(self.registry.database)))
+            groups = sorted(filter(None, group_sizes(self.registry.database)))
             if target.name not in groups and not may_be_gone:
                 there_are = f"there are {_listed(groups)}" if groups else "there is none"
                 raise UnknownTargetError(f"there is no group {target.name!r}; {there_are}")

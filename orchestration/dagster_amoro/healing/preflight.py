@@ -211,7 +211,7 @@ def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
     for orphan in snapshot.orphans.values():
         orphans.setdefault(orphan.group_name or "", []).append(orphan)
     examples = registry.examples(database)
-    for name, number in sorted(registry.resource_counts(database).items()):
+    for name, number in sorted(registry.group_sizes(database).items()):
         dead = orphans.get(name, [])
         example = examples.get(name) if not dead else None
         yield Group(

@@ -401,7 +401,7 @@ def missing_rights(database: Database) -> dict[str, str]:
     return refused
 
 
-def resource_counts(database: Database) -> dict[str, int]:
+def group_sizes(database: Database) -> dict[str, int]:
     """How many resources each group has, groups without any included."""
     groups = sa.select(resource_group.c.group_name)
     counts = sa.select(resource.c.group_name, sa.func.count()).group_by(resource.c.group_name)
