@@ -21,6 +21,8 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 # As many processes as processors; tests that share a cluster stay in one of them.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 10
 
+# uv trusts whom the system trusts, as pip does: behind a proxy that is the company's authority.
+export UV_SYSTEM_CERTS := true
 # Where it is set, each of the many processes would compile all of Dagster anew.
 unexport PYTHONDONTWRITEBYTECODE
 
