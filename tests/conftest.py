@@ -42,6 +42,7 @@ _CUT_CONNECTIONS: Final = """
 """
 
 
+_ENGINES: Final = 64  # of Dagster that are kept; each instance has a few
 _WORKERS: Final = 8  # at most; each has database servers of its own
 
 
@@ -97,6 +98,8 @@ def _dagsters_engines_are_made_once() -> Iterator[None]:
                 made: dict[str, sa.Engine] = made,
                 **options: Any,  # noqa: ANN401 - SQLAlchemy's
             ) -> sa.Engine:
+                if len(made) >= _ENGINES:
+                    made.clear()
                 if url not in made:
                     made[url] = sa.create_engine(url, **options)
                 return made[url]
