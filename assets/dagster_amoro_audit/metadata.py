@@ -118,7 +118,8 @@ def _recovery(incidents: pd.DataFrame) -> Metadata:
     seconds = incidents["time_to_recover"].dropna().dt.total_seconds()
     if seconds.empty:
         return {}
+    median, p95 = (round(float(seconds.quantile(share)), 3) for share in (0.5, 0.95))
     return {
-        "median seconds to recover": dg.MetadataValue.float(float(seconds.median())),
-        "p95 seconds to recover": dg.MetadataValue.float(float(seconds.quantile(0.95))),
+        "median seconds to recover": dg.MetadataValue.float(median),
+        "p95 seconds to recover": dg.MetadataValue.float(p95),
     }
