@@ -43,7 +43,7 @@ test-all: $(VENV)/ready
 # What the libraries could break; warnings of old versions about each other are not ours to mend.
 test-lowest: $(LOWEST)/ready
 	@$(LOWEST)/bin/python -m pytest --numprocesses auto --dist loadgroup --suite developer \
-		-o filterwarnings=default --disable-warnings -k "not postgresql and not mariadb" \
+		-o filterwarnings=default --disable-warnings \
 		tests/unit/test_charts.py tests/unit/test_frames.py tests/unit/test_amoro_config.py \
 		tests/unit/test_public_api.py tests/integration/stores tests/integration/test_ams_ping.py \
 		tests/integration/test_loop.py tests/integration/test_cli.py \
