@@ -7,7 +7,15 @@ from typing import Any, Final
 import pytest
 
 from dagster_amoro.core import transitions
-from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, Orphan, State, Transition
+from dagster_amoro.core.model import (
+    RUN_KEY,
+    EventKind,
+    Incident,
+    OperatorRequest,
+    Orphan,
+    State,
+    Transition,
+)
 from dagster_amoro.core.policy import RestartPolicy
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -71,8 +79,13 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.DISPATCHED, None, None),
     ),
     "claim": (
-        transitions.claim(DISPATCHED, "run-2", LATER, NOW),
-        {"state": State.CLAIMED, "claimed_by": "run-2", "claimed_until": LATER},
+        transitions.claim(DISPATCHED._replace(unused_dispatches=3), "run-2", LATER, NOW),
+        {
+            "state": State.CLAIMED,
+            "claimed_by": "run-2",
+            "claimed_until": LATER,
+            "unused_dispatches": 0,
+        },
         (EventKind.CLAIMED, None, "run-2"),
     ),
     "begin attempt": (
@@ -94,6 +107,11 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
     "attempt failed": (
         transitions.attempt_failed(CLAIMED, "again", LATER, NOW),
         {"last_error": "again", "claimed_until": LATER},
+        (EventKind.ATTEMPT_FAILED, 2, "run-1"),
+    ),
+    "attempt overdue": (
+        transitions.attempt_failed(CLAIMED, "too slow", LATER, NOW, overdue=True),
+        {"last_error": "too slow", "claimed_until": LATER, "setbacks": 1},
         (EventKind.ATTEMPT_FAILED, 2, "run-1"),
     ),
     "give back": (
@@ -221,6 +239,38 @@ def test_a_word_without_a_reason_is_signed_all_the_same() -> None:
     """Nobody has to give one."""
     assert transitions.signed("reset", {"author": "ann"}) == "reset, by ann"
     assert transitions.signed("reset", {"author": "ann", "reason": ""}) == "reset, by ann"
+
+
+KEY: Final = f"{RUN_KEY} 7.2.3"
+
+
+@pytest.mark.parametrize(
+    ("state", "claimed_by", "counted"),
+    [
+        (State.WAITING, None, (0, 0)),
+        (State.UNSUPPORTED, None, (0, 0)),
+        (State.DISPATCHED, None, (0, 0)),
+        (State.DISPATCHED, KEY, (0, 1)),
+        (State.CLAIMED, None, (0, 0)),
+        (State.CLAIMED, "run-1", (1, 0)),
+        (State.GIVING_UP, None, (0, 0)),
+        (State.GIVING_UP, KEY, (0, 1)),
+        (State.GIVING_UP, "run-1", (1, 0)),
+        (State.SUPERSEDING, KEY, (0, 1)),
+        (State.SUPERSEDING, "run-1", (1, 0)),
+    ],
+)
+def test_a_dispatch_counts_what_became_of_the_one_before(
+    state: State, claimed_by: str | None, counted: tuple[int, int]
+) -> None:
+    """A run that was lost is a setback, one that never came an unused dispatch.
+
+    One that let go of it, or that acted under another lease, is neither.
+    """
+    before = CLAIMED._replace(state=state, claimed_by=claimed_by, setbacks=4, unused_dispatches=6)
+    for fence, changes in ((None, counted), (3, counted), (4, (0, 0))):
+        after = transitions.dispatch(before, "key-2", LATER, NOW, fence).after
+        assert (after.setbacks - 4, after.unused_dispatches - 6) == changes
 
 
 def test_a_reset_gives_the_whole_budget_back() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,8 @@ class State(StrEnum):
         return self in _REMOVING
 
 
+RUN_KEY: Final = "incident.attempts.dispatch"
+"""How the run key of a dispatch begins; no id of a run does."""
 _CLOSED = frozenset({State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUPERSEDED})
 _REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING})
 
@@ -106,11 +108,27 @@ class Incident(NamedTuple):
     newest_start: str | None = None
     fence: int | None = None  # the lease under which its claim was given; None: without leases
     dry_run: bool = False  # whether the last step was taken in a dry run
+    # How often a run lost it before its end, or a call of its container ran into its deadline.
+    setbacks: int = 0
+    unused_dispatches: int = 0  # in a row, before the present one: no run has claimed them
 
     @property
     def is_open(self) -> bool:
         """Whether the incident still waits for its outcome."""
         return self.state.is_open
+
+    @property
+    def awaits_run(self) -> bool:
+        """Whether a run was requested for it and has not claimed it."""
+        if self.state.is_removing:
+            return self.claimed_by is not None and self.claimed_by.startswith(RUN_KEY)
+        return self.claimed_by is not None and self.state is State.DISPATCHED
+
+    @property
+    def is_in_run(self) -> bool:
+        """Whether a run has claimed it and did not let go of it."""
+        is_claimed = self.state is State.CLAIMED or self.state.is_removing
+        return self.claimed_by is not None and is_claimed and not self.awaits_run
 
     @property
     def attempts_used(self) -> int:

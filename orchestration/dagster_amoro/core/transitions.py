@@ -72,19 +72,35 @@ def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
 def dispatch(
     incident: Incident, run_key: str, until: datetime, now: datetime, fence: int | None = None
 ) -> Transition:
-    """A run is requested for it; its right to act ends at `until`, or with the lease of `fence`."""
+    """A run is requested for it; its right to act ends at `until`, or with the lease of `fence`.
+
+    That the run before it was lost, or never came, is counted; not where its lease was.
+    """
     number = incident.dispatches + 1
+    counts = fence is None or incident.fence == fence
+    setbacks = incident.setbacks + (counts and incident.is_in_run)
+    unused = incident.unused_dispatches + (counts and incident.awaits_run)
     message = f"given to a run (dispatch {number})"
     event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})
-    changes = {"dispatches": number, "claimed_by": run_key, "claimed_until": until, "fence": fence}
-    return _step(incident, event, state=_working(incident, State.DISPATCHED), note=None, **changes)
+    return _step(
+        incident,
+        event,
+        state=_working(incident, State.DISPATCHED),
+        note=None,
+        dispatches=number,
+        claimed_by=run_key,
+        claimed_until=until,
+        fence=fence,
+        setbacks=setbacks,
+        unused_dispatches=unused,
+    )
 
 
 def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Transition:
     """The run claims it."""
     event = Event(kind=EventKind.CLAIMED, at=now, message="claimed by its run", run_id=run_id)
-    state = _working(incident, State.CLAIMED)
-    return _step(incident, event, state=state, claimed_by=run_id, claimed_until=until)
+    changes = {"claimed_by": run_id, "claimed_until": until, "unused_dispatches": 0}
+    return _step(incident, event, state=_working(incident, State.CLAIMED), **changes)
 
 
 def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
@@ -116,11 +132,17 @@ def shown(startup: Mapping[str, str]) -> str:
     return next((f" ({key} {value})" for key, value in known.items()), "")
 
 
-def attempt_failed(incident: Incident, error: str, until: datetime, now: datetime) -> Transition:
-    """The start failed; the run keeps the incident for its next attempt."""
+def attempt_failed(
+    incident: Incident, error: str, until: datetime, now: datetime, *, overdue: bool = False
+) -> Transition:
+    """The start failed; the run keeps the incident for its next attempt.
+
+    It is `overdue` where a call of its container ran into its deadline.
+    """
     message = f"attempt {incident.attempts_used} failed: {error}"
     event = _in_run(incident, EventKind.ATTEMPT_FAILED, message, now)
-    return _step(incident, event, last_error=error, claimed_until=until)
+    setbacks = incident.setbacks + overdue
+    return _step(incident, event, last_error=error, claimed_until=until, setbacks=setbacks)
 
 
 def give_back(incident: Incident, reason: str, now: datetime) -> Transition:

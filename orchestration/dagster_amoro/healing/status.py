@@ -211,7 +211,7 @@ class _LedgerAsItIs(Ledger):
 def _as_it_is(ledger: Ledger) -> Ledger | None:
     if not has_tables(ledger.database, schema.incident):
         return None
-    if not has_tables(ledger.database, schema.lease):
+    if not has_tables(ledger.database, schema.ledger):
         name = ledger.database.name
         raise StoreUnavailableError(
             f"the {name} is of an older version; the next tick brings it to this one's"

@@ -144,6 +144,16 @@ class Ledger:
         self.database = database
         self.dry_run = dry_run
         self._migrated = False
+        self._identity: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells this ledger from every other, 32 hexadecimal digits; read once."""
+        if self._identity is None:
+            with self._reading() as connection:
+                identity = sa.select(schema.ledger.c.identity)
+                self._identity = connection.scalars(identity).one()
+        return self._identity
 
     @contextmanager
     def transaction(self, fence: int | None = None) -> Iterator[LedgerTransaction]:

@@ -103,6 +103,8 @@ incident: Final = sa.Table(
     sa.Column("newest_start", sa.String(40)),
     sa.Column("fence", sa.BigInteger),
     sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("setbacks", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("unused_dispatches", sa.Integer, nullable=False, server_default="0"),
     # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
     # database needs a partial index for it.
     sa.Column("open_resource_id", Name, unique=True),
@@ -175,6 +177,10 @@ scale_up: Final = sa.Table(
 
 Those of dry runs are apart: where nothing was started, nothing has failed.
 """
+ledger: Final = sa.Table(
+    "keeper_ledger", metadata, sa.Column("identity", sa.String(32), primary_key=True)
+)
+"""One row: what tells this ledger from every other, written when the tables are created."""
 lease: Final = sa.Table(
     "keeper_lease",
     metadata,

@@ -1,5 +1,6 @@
 """The ledger's schema: made at first use, once, and refused where it is unknown."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -38,6 +39,21 @@ def test_the_schema_is_made_at_first_use_and_once(
     with statements(later.database) as sent:
         assert later.open_incidents() == ledger.open_incidents() == [incident]
     assert not any(map(is_write, sent))
+
+
+def test_a_ledger_has_an_identity_that_no_other_has(
+    ledger: Ledger, open_database: OpenDatabase
+) -> None:
+    """Whoever opens it reads the same; once it is made anew, it is another."""
+    first = ledger.identity
+    assert re.fullmatch("[0-9a-f]{32}", first)
+    assert Ledger(open_database(ledger.database.url, "ledger")).identity == first
+    with statements(ledger.database) as sent:
+        assert ledger.identity == first
+    assert not sent
+    with ledger.database.writing() as connection:
+        command.downgrade(alembic_config(connection), "base")
+    assert Ledger(ledger.database).identity != first
 
 
 def test_two_processes_make_the_schema_at_once(

@@ -1,6 +1,7 @@
 """The ledger's first schema: incidents, their events, and what operators and deployments need."""
 
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from alembic import op
@@ -44,6 +45,8 @@ sa.Table(
     sa.Column("newest_start", sa.String(40)),
     sa.Column("fence", sa.BigInteger),
     sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("setbacks", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("unused_dispatches", sa.Integer, nullable=False, server_default="0"),
     sa.Column("open_resource_id", _name, unique=True),
     sa.Index("keeper_incident_group", "group_name", "incident_id"),
     sa.Index("keeper_incident_claim", "claimed_by"),
@@ -112,6 +115,9 @@ sa.Table(
     **_options,
 )
 sa.Table(
+    "keeper_ledger", _ledger, sa.Column("identity", sa.String(32), primary_key=True), **_options
+)
+sa.Table(
     "keeper_lease",
     _ledger,
     sa.Column("name", sa.String(20), primary_key=True),
@@ -124,9 +130,11 @@ sa.Table(
 
 
 def upgrade() -> None:
-    """Creates all tables."""
+    """Creates all tables, and the ledger's identity."""
     for table in _ledger.tables.values():
         table.create(op.get_bind())
+    identity = sa.insert(_ledger.tables["keeper_ledger"]).values(identity=uuid4().hex)
+    op.get_bind().execute(identity)
 
 
 def downgrade() -> None:
