@@ -1,6 +1,7 @@
 """What a code location is made of: settings in, Dagster definitions out."""
 
 from datetime import timedelta
+from typing import Final
 
 import dagster as dg
 
@@ -8,7 +9,7 @@ from dagster_amoro.config import AuditSettings, Settings
 from dagster_amoro.defs.operator_jobs import build_operator_jobs
 from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.defs.scale_up_job import build_scale_up_job
-from dagster_amoro.defs.sensor import build_orphan_sensor
+from dagster_amoro.defs.sensor import PRIORITY_TAG, build_orphan_sensor
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro_audit import io_managers as stores
 from dagster_amoro_audit.checks import build_checks
@@ -18,6 +19,8 @@ from dagster_amoro_audit.orphan_history import build_orphan_history
 from dagster_amoro_audit.what_if.job import build_what_if_job
 
 _SLOWEST_REFRESH_SECONDS = 30
+AUDIT_TAGS: Final = {"dagster-amoro/audit": "true", PRIORITY_TAG: "-10"}
+"""Of the audit's runs: nobody waits for them, and the first is for a limit in dagster.yaml."""
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -77,5 +80,6 @@ def _automation(
         # 20 were refreshed after 30 s, instead of after 128 s by as many runs. Where unchanged
         # groups lie between, there is a run for each row.
         emit_backfills=True,
+        run_tags=AUDIT_TAGS,  # a backfill hands them on to its runs
         description="Refreshes the audit where the history went on, and makes its checks.",
     )

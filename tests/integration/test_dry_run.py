@@ -511,9 +511,10 @@ def fill(made: World) -> ScaleUpOutcome | None:
     made.now += MINUTE
     order = made.services.ticker.tick(lambda _: {}, AmsRestartDetector())
     made.messages.append(order.summary)
-    if order.scale_ups is None:
+    if not order.scale_ups:
         return None
-    (scale_up,) = made.services.scaler.claim(order.scale_ups.run_key, "run")
+    (run,) = order.scale_ups
+    (scale_up,) = made.services.scaler.claim(run.run_key, "run")
     return made.services.scaler.scale_up(scale_up.group_name, "run").outcome
 
 

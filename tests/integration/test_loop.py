@@ -322,7 +322,7 @@ def test_two_daemons_on_one_registry_start_it_once(tmp_path: Path) -> None:
         assert one.container.requested == ["w-1"]
 
 
-def test_one_run_per_group_and_chunk(tmp_path: Path) -> None:
+def test_runs_are_filled_across_groups(tmp_path: Path) -> None:
     """Five orphans of two groups, two at most in a run: three runs, one step per orphan."""
     with fleet(tmp_path, max_restarts_per_run=2) as world:
         for number in range(3):
@@ -330,10 +330,11 @@ def test_one_run_per_group_and_chunk(tmp_path: Path) -> None:
         for number in range(2):
             world.worker(f"b-{number}", "b")
         requests = due(world)
-        assert [(r.tags["amoro/group"], r.tags["amoro/orphans"]) for r in requests] == [
-            ("a", "2"),
-            ("a", "1"),
-            ("b", "2"),
+        names = ("amoro/groups", "amoro/group", "amoro/orphans")
+        assert [tuple(r.tags.get(name) for name in names) for r in requests] == [
+            ("1", "a", "2"),
+            ("2", None, "2"),
+            ("1", "b", "1"),
         ]
         for request in requests:
             assert world.launch(request).success

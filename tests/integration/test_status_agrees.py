@@ -76,8 +76,7 @@ def runs(world: Fleet, done: TickResult, chance: random.Random) -> None:
         if chance.random() < 0.8:
             for incident in world.services.restarter.claim(run.run_key, run.run_key):
                 world.services.restarter.restart(incident.incident_id, run.run_key)
-    if done.scale_ups and chance.random() < 0.8:
-        key = done.scale_ups.run_key
+    for key in [run.run_key for run in done.scale_ups if chance.random() < 0.8]:
         for scale_up in world.services.scaler.claim(key, key):
             world.services.scaler.scale_up(scale_up.group_name, key)
 

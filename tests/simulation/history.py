@@ -101,8 +101,8 @@ class History(Work):
             self._request(keeper, self._tick(keeper))
         before = self.stores.dump()
         again = self._tick(1 - keeper)
-        assert again.dispatches == (), "a second tick requests runs"
-        assert again.scale_ups is None, "a second tick refills"
+        assert again.plan.dispatches == (), "a second tick requests runs"
+        assert again.scale_ups == again.plan.scaling_again, "a second tick refills"
         assert self.stores.dump() == before, "a second tick changes something"
         for run in self._launchable() if launches else []:
             self._launch(run)

@@ -25,18 +25,22 @@ class Work(Rules):
 
     def _tick(self, keeper: int) -> TickResult:
         commits = self.stage.commits
-        done = self.keepers[keeper].ticker.tick(self._run_states, AmsRestartDetector())
+        done = self._evaluate(keeper)
         assert self.stage.commits - commits <= 1, "a tick is one transaction"
         return done
 
     def _tick_slowly(self, keeper: int, actor: Actor) -> None:
         del actor
-        mine = self.keepers[keeper]
         try:
-            done = mine.ticker.tick(self._run_states, AmsRestartDetector())
+            done = self._evaluate(keeper)
         except UnavailableError:
             return
         self._request(keeper, done)
+
+    def _evaluate(self, keeper: int) -> TickResult:
+        token = f"{keeper}x{self.cursors[keeper]}"
+        ticker = self.keepers[keeper].ticker
+        return ticker.tick(self._run_states, AmsRestartDetector(), token=token)
 
     def _run_states(self, owners: Sequence[str]) -> Mapping[str, RunState]:
         by_id: dict[str, RunState | None]
@@ -47,11 +51,13 @@ class Work(Rules):
         return {owner: state for owner, state in (by_id | by_key).items() if state is not None}
 
     def _request(self, keeper: int, done: TickResult) -> None:
+        self.cursors[keeper] += bool(done.dispatches or done.scale_ups)
         for order in done.dispatches:
             if order.run_key not in {run.run_key for run in self.runs}:
                 self._new_run(order.run_key, keeper)
-        if done.scale_ups:
-            self._new_run(done.scale_ups.run_key, keeper, scale_ups=True)
+        for begun in done.scale_ups:
+            if begun.run_key not in {run.run_key for run in self.runs}:
+                self._new_run(begun.run_key, keeper, scale_ups=True)
 
     def _new_run(self, run_key: str, keeper: int, *, scale_ups: bool = False) -> None:
         run_id = f"run-{len(self.runs)}"

@@ -57,6 +57,7 @@ class World(ABC):
         self.heals = False  # whether workers register when all is quiet
         self.runs: list[Run] = []
         self.sensing: dict[int, Actor] = {}  # by keeper
+        self.cursors = [0, 0]  # by keeper: how often Dagster kept the result of one of its ticks
         self.wrong: list[str] = []  # seen where nothing can be raised
         self.requested: set[tuple[int, int]] = set()  # incident and attempt
         # By run: the incident, what was launched for it, and the group that is refilled.

@@ -1,6 +1,7 @@
 """What does one tick leave to the next, and what if it cannot be read?"""
 
 import json
+import re
 import string
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
-from dagster_amoro.defs.cursor import Cursor, dump_cursor, parse_cursor
+from dagster_amoro.defs.cursor import Cursor, dump_cursor, new_token, parse_cursor
 
 detectors = st.builds(
     AmsRestartDetector,
@@ -31,6 +32,7 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.
         abstentions=st.integers(0, 2**63 - 1),
         completed_at=st.none() | st.datetimes(timezones=st.just(UTC)),
         reported=st.dictionaries(st.text(), numbers, max_size=3),
+        token=st.none() | st.builds(new_token),
     )
 )
 def test_a_cursor_comes_back_as_it_was(cursor: Cursor) -> None:
@@ -67,6 +69,11 @@ def test_older_cursors_are_understood(text: str | None, event: int) -> None:
             '{"completed_at": "2026-01-01T00:00:00"}',
             '{"settling_since": "2026-01-01T00:00:00"}',
             '{"told": [1]}',
+            '{"token": 5}',
+            '{"token": ""}',
+            '{"token": "0123456789abcdeF"}',
+            '{"token": "0123456789abcdef0"}',
+            '{"token": "0123456789abcdef\\n"}',
             "[" * 100_000,
         ]
     )
@@ -92,6 +99,7 @@ FIELDS = [
     "abstentions",
     "completed_at",
     "reported",
+    "token",
 ]
 
 
@@ -103,7 +111,14 @@ def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object
         assert moment is None or moment.tzinfo is not None
     assert 0 <= cursor.abstentions < 2**63
     assert all(isinstance(value, int | float | str) for value in cursor.reported.values())
+    assert cursor.token is None or len(cursor.token) == len(new_token())
     assert isinstance(parse_cursor(dump_cursor(cursor)), Cursor)
+
+
+def test_no_token_is_given_twice() -> None:
+    """Each is random, and fits into a run key."""
+    assert len({new_token() for _ in range(1000)}) == 1000
+    assert all(re.fullmatch("[0-9a-f]{16}", new_token()) for _ in range(10))
 
 
 def test_a_quiet_fleet_without_an_ams_leaves_little() -> None:

@@ -97,6 +97,24 @@ def test_a_wave_parts_what_is_due(
         assert chosen == ours[: len(chosen)]
 
 
+@given(due=backlogs, sick=st.sets(st.integers(0, 29)), most=st.integers(1, 12))
+def test_what_was_set_back_is_in_no_wave_that_leaves_another_out(
+    due: list[Incident], sick: set[int], most: int
+) -> None:
+    """Of those that were not, the wave takes what it would take if there were no others."""
+    well = [each for each in due if each.incident_id not in sick]
+    ill = [each._replace(setbacks=1) for each in due if each.incident_id in sick]
+    found = next_batch([*well, *ill], most, None)
+    expected = next_batch(well, most, None).now
+    assert [each for each in found.now if not each.setbacks] == sorted(
+        expected, key=found.now.index
+    )
+    assert len(expected) == min(len(well), most)
+    if any(each.setbacks for each in found.now):
+        assert len(expected) == len(well)
+        assert not any(each.setbacks for each in found.now[: len(well)])
+
+
 @given(due=backlogs, most=st.integers(1, 12), first=st.none() | st.sampled_from(LETTERS))
 def test_no_group_is_more_than_one_ahead_of_another_that_still_has_something_due(
     due: list[Incident], most: int, first: str | None

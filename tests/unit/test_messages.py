@@ -57,6 +57,7 @@ def line(  # noqa: PLR0913 - all that a tick can tell of
     policy: RestartPolicy = POLICY,
     limits: Limits | None = None,
     replacement: Replacement = Replacement.NONE,
+    token: str | None = None,
 ) -> str:
     """The line of a tick that saw these incidents and handed over what was due."""
     orphans = {i.resource_id: Orphan(i.resource_id, "g", "c", 1, 0, "{}") for i in incidents}
@@ -68,6 +69,7 @@ def line(  # noqa: PLR0913 - all that a tick can tell of
         obstacle=lambda _: obstacle,
         runs={"run": RunState.ACTIVE},
         limits=limits or Limits(),
+        token=token,
         count=lambda: {"g": len(incidents)},
     )
     around = refilled(around, replacement)
@@ -146,6 +148,31 @@ def test_says_what_is_kept_and_that_it_is_held_from_then_on() -> None:
     assert line(exhausted._replace(state=State.KEPT), policy=KEEPING).endswith(
         "1 held (its attempts are used up, and keeper.on-exhausted is keep)"
     )
+
+
+def test_says_that_no_run_comes_and_when_the_next_is_requested() -> None:
+    """Dagster is too busy to launch what it was asked for."""
+    waiting = incident(1)._replace(
+        state=State.DISPATCHED, claimed_by="key", claimed_until=NOW, unused_dispatches=2
+    )
+    assert line(waiting).endswith(
+        "1 orphan: 1 waiting (no run claimed it, several times in a row), the next run follows "
+        "in 30 min"
+    )
+
+
+def test_says_which_runs_are_requested_again_and_why() -> None:
+    """Each run is one, however many orphans it has."""
+    mark = "0123456789abcdef"
+    lost = [
+        claimed(number, 0, State.DISPATCHED)._replace(claimed_by=f"{key} {mark}")
+        for number, key in ((1, "k"), (2, "k"), (3, "l"))
+    ]
+    assert line(*lost[:2], token=mark) == (
+        "120 resources, 2 orphans: 2 restarting. 1 run is requested again: the tick before was cut "
+        "off when it had given out its work"
+    )
+    assert ". 2 runs are requested again: the tick before" in line(*lost, token=mark)
 
 
 def test_says_what_others_took_the_place_of() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core.model import Incident, OperatorRequest, State
 from dagster_amoro.core.policy import (
+    NOT_CLAIMED,
     Backoff,
     Decision,
     OnExhausted,
@@ -22,6 +23,7 @@ from dagster_amoro.core.policy import (
     decide,
     due_at,
     holds_claim,
+    next_dispatch_at,
 )
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -65,6 +67,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
     obstacle: str | None = None,
     claimed: bool = False,
     paused: str | None = None,
+    not_before: datetime | None = None,
     replacement: Replacement = Replacement.NONE,
 ) -> Decision:
     """The decision at `NOW`."""
@@ -75,6 +78,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
         claimed=claimed,
         now=NOW,
         paused=paused,
+        not_before=not_before,
         replacement=lambda: replacement,
     )
 
@@ -88,6 +92,7 @@ class Case(NamedTuple):
     claimed: bool
     paused: str | None = None
     replacement: Replacement = Replacement.NONE
+    not_before: datetime | None = None
 
     @property
     def left(self) -> int:
@@ -112,6 +117,7 @@ class Case(NamedTuple):
             obstacle=self.obstacle,
             claimed=self.claimed,
             paused=self.paused,
+            not_before=self.not_before,
             replacement=self.replacement,
         )
 
@@ -153,6 +159,14 @@ TABLE: Final[list[tuple[Callable[[Case], bool], Verdict]]] = [
         Verdict.REPORT,
     ),
     (lambda case: case.claimed, Verdict.WAIT),
+    (
+        lambda case: (
+            case.not_before is not None
+            and case.not_before > NOW
+            and case.incident.operator_request is None
+        ),
+        Verdict.WAIT,
+    ),
     (lambda case: case.incident.state is State.GIVING_UP, Verdict.GIVE_UP),
     (lambda case: case.incident.state is State.SUPERSEDING, Verdict.SUPERSEDE),
     (lambda case: case.incident.operator_request is OperatorRequest.GIVE_UP, Verdict.GIVE_UP),
@@ -174,6 +188,11 @@ def verdict_of_table(case: Case) -> Verdict:
 
 graces: Final = st.sampled_from([timedelta(0), MICROSECOND, GRACE]) | st.timedeltas(
     timedelta(0), timedelta(days=400)
+)
+
+
+moments: Final = st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]) | st.datetimes(
+    timezones=st.just(UTC)
 )
 
 
@@ -217,6 +236,7 @@ def cases(draw: st.DrawFn) -> Case:
         claimed=draw(st.booleans()),
         paused=draw(st.none() | st.sampled_from(["", "etl is paused by ann"])),
         replacement=draw(st.sampled_from(Replacement)),
+        not_before=draw(st.none() | moments),
     )
 
 
@@ -239,6 +259,7 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
         [(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, -1, 1)],  # attempts, carried, max retries
         list(Replacement),
         list(OnExhausted),
+        [None, NOW, NOW + MICROSECOND],  # not before
     )
     for (
         enabled,
@@ -251,6 +272,7 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
         budget,
         came,
         after,
+        not_before,
     ) in corners:
         attempts, prior_attempts, most = budget
         age = GRACE + over
@@ -264,6 +286,7 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
             claimed,
             paused,
             came,
+            not_before,
         )
         assert case.decided().verdict is verdict_of_table(case), case
 
@@ -282,6 +305,8 @@ def test_says_why_and_until_when(case: Case) -> None:
         assert decision.until is None
     elif case.claimed:
         assert decision.until == case.incident.claimed_until
+    elif decision.reason == NOT_CLAIMED:
+        assert decision.until == case.not_before
     elif decision.until is None:  # nobody knows how long AMS takes
         assert case.replacement is Replacement.COMING
     else:
@@ -363,9 +388,14 @@ def test_auto_restart_off_comes_before_everything() -> None:
 )
 @given(case=cases())
 def test_a_removal_that_has_begun_is_finished(case: Case, state: State, end: Verdict) -> None:
-    """No obstacle, grace period, attempt left or order stops it; a claim, a pause or a hold do."""
+    """No obstacle, grace period, attempt left or order stops it; a claim, a pause or a hold do.
+
+    So does the pause between dispatches.
+    """
     verdict = case._replace(incident=case.incident._replace(state=state)).decided().verdict
-    expected = end if not case.claimed else Verdict.WAIT
+    is_early = case.not_before is not None and case.not_before > NOW
+    waits = case.claimed or (is_early and not case.incident.operator_request)
+    expected = end if not waits else Verdict.WAIT
     is_held = case.paused is not None or not case.policy.enabled
     assert verdict is (Verdict.HOLD if is_held else expected)
 
@@ -599,9 +629,6 @@ class Claim(NamedTuple):
     in_force: int | None = None  # the lease of now
 
 
-moments: Final = st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]) | st.datetimes(
-    timezones=st.just(UTC)
-)
 claims: Final = st.builds(
     Claim,
     claimed_by=st.sampled_from([None, "run", "key"]),
@@ -616,6 +643,8 @@ claims: Final = st.builds(
 @example(Claim("run", NOW - GRACE, {"run": RunState.QUEUED}))
 @example(Claim("run", NOW + GRACE, {"run": RunState.ENDED}))
 @example(Claim("run", NOW, {"run": RunState.ACTIVE}))
+@example(Claim("run", NOW - HOUR, {"run": RunState.STARTING}))
+@example(Claim("run", NOW - HOUR + MICROSECOND, {"run": RunState.STARTING}))
 @example(Claim("run", NOW, {"other": RunState.QUEUED}))
 @example(Claim("run", NOW + GRACE, {"run": RunState.QUEUED}, given_under=1, in_force=2))
 @example(Claim("run", NOW + GRACE, {"run": RunState.QUEUED}, given_under=None, in_force=2))
@@ -623,6 +652,7 @@ claims: Final = st.builds(
 def test_a_claim_holds_until_it_lapses_or_its_run_or_its_lease_ends(claim: Claim) -> None:
     """A queued run keeps its claim, an ended one loses it, any other has it until it lapses.
 
+    One that is being launched has an hour more, since Dagster may not watch over that.
     None has it under another lease than the one in force; without leases that does not matter.
     """
     value = incident()._replace(
@@ -635,6 +665,7 @@ def test_a_claim_holds_until_it_lapses_or_its_run_or_its_lease_ends(claim: Claim
         lapsed = claim.claimed_until <= NOW
         expected = {
             RunState.QUEUED: True,
+            RunState.STARTING: NOW - claim.claimed_until < HOUR,
             RunState.ACTIVE: not lapsed,
             RunState.ENDED: False,
             None: not lapsed,  # Dagster does not know the run
@@ -649,3 +680,57 @@ def test_a_claim_of_a_run_that_may_be_dead_lapses_on_the_microsecond(run: RunSta
     runs = {"run": run} if run else {}
     assert holds_claim(value, runs, NOW - MICROSECOND)
     assert not holds_claim(value, runs, NOW)
+
+
+def dispatched(unused: int, lapsed: timedelta = timedelta(0)) -> Incident:
+    """A dispatch whose claim has lapsed for so long, after so many that no run has claimed."""
+    return incident(GRACE, state=State.DISPATCHED)._replace(
+        claimed_by="key", claimed_until=NOW - lapsed, unused_dispatches=unused
+    )
+
+
+@pytest.mark.parametrize(
+    ("timeout", "minutes"),
+    [
+        (15, [15, 30, 60, 60, 60]),
+        (1, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (60, [60, 60, 60]),
+        (90, [90, 90, 90]),  # never sooner than its claim lapses
+    ],
+)
+def test_from_dispatch_to_dispatch_it_takes_twice_as_long_up_to_an_hour(
+    timeout: int, minutes: list[int]
+) -> None:
+    """In minutes, beginning with the first that no run has claimed."""
+    span = timedelta(minutes=timeout)
+    for unused, expected in enumerate(minutes):
+        at = next_dispatch_at(dispatched(unused), span) or NOW
+        assert at - (NOW - span) == timedelta(minutes=expected)
+
+
+def test_the_first_dispatch_after_one_that_lapsed_comes_at_once() -> None:
+    """One mishap is no overload; and what a run had claimed does not wait at all."""
+    assert next_dispatch_at(dispatched(0), GRACE) is None
+    for changes in ({"claimed_by": None}, {"state": State.CLAIMED}, {"state": State.GIVING_UP}):
+        assert next_dispatch_at(dispatched(3)._replace(**changes), GRACE) is None
+
+
+@given(st.integers(1, 10**9), st.timedeltas(MICROSECOND, timedelta(days=36_500)))
+def test_no_number_of_unused_dispatches_is_too_large(unused: int, timeout: timedelta) -> None:
+    """The wait has its end, and never ends before the claim."""
+    at = next_dispatch_at(dispatched(unused), timeout)
+    assert at is not None
+    assert timedelta(0) <= at - NOW < HOUR
+
+
+def test_an_operator_does_not_wait_for_the_next_dispatch() -> None:
+    """On the microsecond, and in a removal as well."""
+    soon = NOW + MICROSECOND
+    for value in (incident(GRACE), incident(GRACE, state=State.GIVING_UP)):
+        assert decided(value, policy(), not_before=soon) == Decision(
+            Verdict.WAIT, NOT_CLAIMED, soon
+        )
+        for request in OperatorRequest:
+            ordered = value._replace(operator_request=request)
+            assert decided(ordered, policy(), not_before=soon).verdict is not Verdict.WAIT
+        assert decided(value, policy(), not_before=NOW).verdict is not Verdict.WAIT

@@ -5,13 +5,22 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.core.model import EventKind, Incident, Orphan, State, Transition
+from dagster_amoro.core.model import (
+    EventKind,
+    Incident,
+    OperatorRequest,
+    Orphan,
+    ScaleUp,
+    ScaleUpState,
+    State,
+    Transition,
+)
 from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState, Verdict
 from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import (
@@ -22,9 +31,10 @@ from dagster_amoro.core.tick_plan import (
     reconcile,
     run_plans,
 )
-from tests.helpers.inputs import GRACE, INPUTS, NOW, inputs_of, refilled
+from tests.helpers.inputs import GRACE, INPUTS, NOW, group, inputs_of, refilled
 
 SECOND: Final = timedelta(seconds=1)
+OF_CURSOR: Final = "0123456789abcdef"  # the token of a cursor
 IDS: Final = [f"r{number}" for number in range(6)]
 OPEN_STATES: Final = [state for state in State if state.is_open]
 REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING}
@@ -410,14 +420,56 @@ def test_nothing_due_makes_no_run() -> None:
     assert run_plans([], 10) == []
 
 
-def test_a_group_is_a_run_in_the_order_in_which_its_first_is_due() -> None:
-    """The group that waits longest goes first, and so do the incidents within each."""
+def test_groups_share_runs_in_the_order_in_which_they_are_due() -> None:
+    """Each run is as full as may be, and knows its groups."""
     a1, b2, a3, c4, b5 = due = numbered("abacb")
-    assert [(run.group_name, run.incidents) for run in run_plans(due, 10)] == [
-        ("a", (a1, a3)),
-        ("b", (b2, b5)),
-        ("c", (c4,)),
+    assert [(run.groups, run.incidents) for run in run_plans(due, 10)] == [
+        (["a", "b", "c"], (a1, b2, a3, c4, b5))
     ]
+    assert [(run.groups, run.incidents) for run in run_plans(due, 3)] == [
+        (["a", "b"], (a1, b2, a3)),
+        (["c", "b"], (c4, b5)),
+    ]
+
+
+def set_back(*times: int) -> list[Incident]:
+    """An incident for each number, set back so often."""
+    return [
+        known._replace(setbacks=each)
+        for known, each in zip(numbered("g" * len(times)), times, strict=True)
+    ]
+
+
+def test_what_was_set_back_goes_last_and_from_the_second_time_alone() -> None:
+    """The longest due of all has no place before others then."""
+    due = set_back(2, 0, 1, 0, 3)
+    seen = survey(*(orphan(known.resource_id) for known in due))
+    assert [known.incident_id for known in planned(seen, due, inputs()).due] == [2, 4, 1, 3, 5]
+    runs = planned(seen, due, inputs()).dispatches
+    assert [[known.incident_id for known in run.incidents] for run in runs] == [[2, 4, 3], [1], [5]]
+
+
+def test_what_was_set_back_goes_last_though_nothing_limits_it() -> None:
+    """Removals and what operators ordered are not counted, and keep others waiting no less."""
+    due = set_back(0, 1, 1)
+    due[1] = due[1]._replace(operator_request=OperatorRequest.RESTART)
+    due[2] = due[2]._replace(attempts=5, attempted_at=NOW - GRACE)
+    seen = survey(*(orphan(known.resource_id) for known in due))
+    assert planned(seen, due, inputs()).due[0].incident_id == 1
+
+
+@given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 4))
+def test_a_run_is_full_or_the_last_and_holds_nothing_that_was_set_back_twice_beside_others(
+    times: list[int], most: int
+) -> None:
+    """Whatever was set back how often."""
+    due = set_back(*times)
+    result = run_plans(due, most)
+    assert sorted(known for run in result for known in run.incidents) == due
+    shared = [run for run in result if max(known.setbacks for known in run.incidents) < 2]
+    assert all(len(run.incidents) == most for run in shared[:-1])
+    assert all(len(run.incidents) == 1 for run in result if run not in shared)
+    assert result[: len(shared)] == shared
 
 
 @pytest.mark.parametrize(
@@ -432,13 +484,13 @@ def test_a_large_group_is_several_runs(due: int, most: int, sizes: list[int]) ->
 
 @given(st.lists(st.sampled_from("abc")), st.integers(1, 7))
 def test_what_is_due_is_in_exactly_one_run(groups: list[str], most: int) -> None:
-    """With its own group only, and in its run."""
+    """In its order, and in the run of its key."""
     due = numbered(groups)
     result = run_plans(due, most)
     assert sorted(known for run in result for known in run.incidents) == due
     for run in result:
         assert 1 <= len(run.incidents) <= most
-        assert {known.group_name for known in run.incidents} == {run.group_name}
+        assert {known.group_name for known in run.incidents} == set(run.groups)
         assert list(run.incidents) == sorted(run.incidents)
 
 
@@ -462,20 +514,20 @@ histories: Final = st.lists(
 )
 
 
-def key_of(history: list[tuple[int, int, int]]) -> str:
+def key_of(history: list[tuple[int, int, int]], token: str | None = None) -> str:
     """The run key of one run for incidents with these numbers, attempts and dispatches."""
     due = [
         incident(number=number, attempts=attempts)._replace(dispatches=dispatches)
         for number, attempts, dispatches in history
     ]
-    (run,) = run_plans(due, len(due))
+    (run,) = run_plans(due, len(due), token)
     return run.run_key
 
 
-@given(histories)
-def test_a_run_key_fits_its_column(history: list[tuple[int, int, int]]) -> None:
+@given(histories, st.none() | st.just(OF_CURSOR))
+def test_a_run_key_fits_its_column(history: list[tuple[int, int, int]], token: str | None) -> None:
     """`claimed_by` has 100 characters; the key is printable and says which incident it is about."""
-    key = key_of(history)
+    key = key_of(history, token)
     assert len(key) <= 100
     assert set(key) <= set(string.ascii_letters + string.digits + " .,-")
     number, attempts, dispatches = history[0]
@@ -484,7 +536,7 @@ def test_a_run_key_fits_its_column(history: list[tuple[int, int, int]]) -> None:
 
 def test_the_key_of_the_largest_run_fits_its_column() -> None:
     """A hundred thousand orphans in one run do not make it longer than that."""
-    assert len(key_of([(10**9 + n, 9999, 99_998) for n in range(100_000)])) <= 100
+    assert len(key_of([(10**9 + n, 9999, 99_998) for n in range(100_000)], OF_CURSOR)) <= 100
 
 
 @given(histories, st.integers(0, 29), st.integers(0, 2))
@@ -521,3 +573,130 @@ def test_the_runs_of_one_tick_have_different_keys(groups: list[str], most: int) 
     """Dagster launches each of them."""
     result = run_plans(numbered(groups), most)
     assert len({run.run_key for run in result}) == len(result)
+
+
+# --- What a tick gave out before it was cut off --------------------------------------------------
+
+
+def given_out(
+    *numbers: int, token: str | None = OF_CURSOR, fence: int | None = None
+) -> list[Incident]:
+    """Incidents as a tick with this token dispatched them, in one run."""
+    due = [incident(f"r{number}", number=number) for number in numbers]
+    (run,) = run_plans(due, len(due), token)
+    return [step.after for step in run.dispatch(NOW + GRACE, NOW, fence)]
+
+
+def again(incidents: Sequence[Incident], **changes: Any) -> list[tuple[str | None, int]]:  # noqa: ANN401 - of inputs
+    """The key of each run that the next tick requests again, and how many incidents it has."""
+    seen = survey(*(orphan(known.resource_id) for known in incidents))
+    result = planned(seen, incidents, replace(inputs(), **{"token": OF_CURSOR, **changes}))
+    assert result.dispatches == ()
+    assert not result.writes
+    return [(run.run_key, len(run.incidents)) for run in result.again]
+
+
+def test_a_run_that_was_never_requested_is_requested_again_under_its_key() -> None:
+    """With what it was given, each run once, and nothing is written."""
+    first, second = given_out(1, 2), given_out(3)
+    assert again([*first, *second]) == [
+        (first[0].claimed_by, 2),
+        (second[0].claimed_by, 1),
+    ]
+
+
+def test_however_late_the_next_tick_comes_it_requests_what_was_never_requested() -> None:
+    """A claim that nobody could know of does not lapse."""
+    late = given_out(1)
+    assert again(late, now=NOW + GRACE * 100) == [(late[0].claimed_by, 1)]
+
+
+@pytest.mark.parametrize(
+    ("incidents", "changes"),
+    [
+        (given_out(1), {"token": None}),  # the cursor was lost
+        (given_out(1), {"token": OF_CURSOR[::-1]}),  # the tick was not cut off
+        (given_out(1, token=None), {}),
+        ([each._replace(claimed_by="run") for each in given_out(1)], {}),  # its run has it
+        ([each._replace(claimed_by=f"x{OF_CURSOR}") for each in given_out(1)], {}),
+        *[
+            (given_out(1), {"runs": {str(given_out(1)[0].claimed_by): state}})
+            for state in (RunState.QUEUED, RunState.STARTING, RunState.ACTIVE)
+        ],
+    ],
+)
+def test_what_was_requested_or_is_not_known_is_waited_for(
+    incidents: list[Incident], changes: dict[str, Any]
+) -> None:
+    """Only the tick that got no further is made good for."""
+    assert again(incidents, **changes) == []
+
+
+def test_a_run_that_ended_is_not_requested_again() -> None:
+    """Dagster would not launch its key a second time."""
+    (known,) = given_out(1)
+    around = replace(inputs(runs={str(known.claimed_by): RunState.ENDED}), token=OF_CURSOR)
+    result = planned(survey(orphan("r1")), [known], around)
+    assert (result.again, result.due) == ((), (known,))
+
+
+def test_what_was_given_out_under_another_lease_is_given_out_anew() -> None:
+    """Its run could do nothing."""
+    (known,) = given_out(1, fence=1)
+    result = planned(survey(orphan("r1")), [known], replace(inputs(), token=OF_CURSOR, fence=2))
+    assert (result.again, result.due) == ((), (known,))
+    assert again([known], fence=1) == [(known.claimed_by, 1)]
+
+
+def test_what_is_paused_is_requested_again_as_well() -> None:
+    """Its run gives it back, so that it is free when the pause ends."""
+    (known,) = given_out(1)
+    assert again([known], policy=replace(INPUTS.policy, enabled=False)) == [(known.claimed_by, 1)]
+
+
+def test_a_run_of_scale_ups_that_was_never_requested_is_requested_again() -> None:
+    """With all of its groups, which it is waited for in."""
+    rounds = {
+        name: ScaleUp(
+            name,
+            4,
+            rounds=1,
+            state=ScaleUpState.REQUESTED,
+            claimed_by=f"scale-up x of 2 {OF_CURSOR}",
+            claimed_until=NOW - GRACE,
+            next_at=NOW,
+        )
+        for name in ("a", "b")
+    }
+    sized = {name: group(name, min_parallelism="4") for name in rounds}
+    seen = RegistrySnapshot(resources=0, groups=("a", "b"), orphans={}, sized=sized)
+    lost = plan_tick(inputs_of(seen, scale_ups=rounds, token=OF_CURSOR))
+    assert [(run.run_key, run.scale_ups) for run in lost.scaling_again] == [
+        (f"scale-up x of 2 {OF_CURSOR}", tuple(rounds.values()))
+    ]
+    assert [each.acts for each in lost.scaling] == [False, False]
+    requested = plan_tick(inputs_of(seen, scale_ups=rounds, token=OF_CURSOR[::-1]))
+    assert requested.scaling_again == ()
+    assert [each.starts for each in requested.scaling] == [True, True]
+
+
+def test_the_keys_of_a_tick_end_with_its_token() -> None:
+    """So that the next one knows them."""
+    due = [incident("r1", number=1), incident("r2", number=2)._replace(setbacks=2)]
+    seen = survey(*(orphan(known.resource_id) for known in due))
+    result = planned(seen, due, replace(inputs(), token=OF_CURSOR))
+    assert [run.run_key.rpartition(" ")[2] for run in result.dispatches] == [OF_CURSOR, OF_CURSOR]
+
+
+def test_a_dispatch_that_nobody_claims_again_and_again_waits_longer() -> None:
+    """Its claim of ten minutes has lapsed; the next dispatch comes ten minutes later."""
+    (known,) = (each._replace(unused_dispatches=1) for each in given_out(1, token=None))
+    seen = survey(orphan("r1"))
+    timeout = INPUTS.settings.claim_timeout
+    lapsed = known._replace(claimed_until=NOW - timeout + SECOND)
+    result = planned(seen, [lapsed], inputs())
+    assert [decision.until for _, decision in result.waiting] == [NOW + SECOND]
+    over = known._replace(claimed_until=NOW - timeout)
+    assert planned(seen, [over], inputs()).due == (over,)
+    other = replace(inputs(), fence=7)  # another deployment's trouble
+    assert planned(seen, [lapsed], other).due == (lapsed,)

@@ -38,6 +38,7 @@ class Batch(NamedTuple):
 def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str | None) -> Batch:
     """Takes so many of what is due, groups in turn, each group's first ones first.
 
+    What has setbacks comes after all that has none.
     Groups stand in a ring, by their names. Each gives one incident a round, and the next batch goes
     on behind the group that was served last: none waits more than one round longer than another.
     """
@@ -45,10 +46,11 @@ def next_batch(due: Sequence[Incident], most: int | None, last_served_group: str
         return Batch(list(due), [], None)
     rounds: Counter[str] = Counter()
 
-    def place(incident: Incident) -> tuple[int, bool, str]:
+    def place(incident: Incident) -> tuple[bool, int, bool, str]:
         name = incident.group_name
         rounds[name] += 1
-        return rounds[name], last_served_group is not None and name <= last_served_group, name
+        is_passed = last_served_group is not None and name <= last_served_group
+        return incident.setbacks_if_lost > 0, rounds[name], is_passed, name
 
     chosen = sorted(due, key=place)[:most]
     ids = {incident.incident_id for incident in chosen}

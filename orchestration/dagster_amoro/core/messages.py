@@ -8,6 +8,7 @@ from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, State, Transition
 from dagster_amoro.core.policy import (
     IN_A_RUN,
+    NOT_CLAIMED,
     Decision,
     OnExhausted,
     RestartPolicy,
@@ -63,7 +64,15 @@ def summarize(
     line += f": {', '.join(parts)}" if parts else ""
     line += f". New: {', '.join(news)}" if news else ""
     line += f". {'; '.join(sizes)}" if sizes else ""
+    line += _requested_again(len(plan.again) + len(plan.scaling_again))
     return f"{DRY_RUN}{line}" if inputs.dry_run else line
+
+
+def _requested_again(runs: int) -> str:
+    if not runs:
+        return ""
+    again = "1 run is" if runs == 1 else f"{runs} runs are"
+    return f". {again} requested again: the tick before was cut off when it had given out its work"
 
 
 def next_step(incident: Incident, policy: RestartPolicy) -> str:
@@ -131,6 +140,8 @@ def _waiting_for(
     if not ends:
         return f"waiting ({reason})"
     left = duration(min(ends) - now)
+    if reason == NOT_CLAIMED:
+        return f"waiting ({reason}), the next run follows in {left}"
     return f"in grace for {left}" if len(alike) == 1 else f"in grace, first {left}"
 
 

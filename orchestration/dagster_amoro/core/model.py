@@ -131,6 +131,11 @@ class Incident(NamedTuple):
         return self.claimed_by is not None and is_claimed and not self.awaits_run
 
     @property
+    def setbacks_if_lost(self) -> int:
+        """Its setbacks, where the run that has it, if one has, was lost."""
+        return self.setbacks + self.is_in_run
+
+    @property
     def attempts_used(self) -> int:
         """How many attempts of its budget are used up."""
         return self.attempts + self.prior_attempts

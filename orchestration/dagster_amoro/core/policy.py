@@ -12,6 +12,8 @@ from dagster_amoro.core.model import Incident, OperatorRequest, ScaleUp, State
 ON_ITS_WAY: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
 """In these states an incident can lead to a restart."""
 _MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
+_LONGEST_LAUNCH: Final = timedelta(hours=1)
+_LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
 class Backoff(StrEnum):
@@ -77,6 +79,7 @@ class Decision(NamedTuple):
 
 
 IN_A_RUN: Final = "in the hands of a run"
+NOT_CLAIMED: Final = "no run claimed it, several times in a row"
 
 
 class Replacement(Enum):
@@ -91,6 +94,7 @@ class RunState(Enum):
     """What Dagster knows of a run that holds a claim."""
 
     QUEUED = "queued"  # accepted, not launched: it will come, however long that takes
+    STARTING = "starting"  # being launched; Dagster ends what never starts, if it is told to
     ACTIVE = "active"  # launched; its process may be dead all the same
     ENDED = "ended"
 
@@ -104,16 +108,33 @@ def holds_claim(
     """Whether it is in the hands of a run that can still be expected to act.
 
     `runs` has the state of runs by run id, and by run key for dispatches. A run that ended has no
-    claim, one that waits in the queue keeps it; otherwise, a run that died unnoticed included, a
-    claim holds until it lapses. A claim that was given under another lease than that of `fence` is
-    void: its run cannot act any more.
+    claim, one that waits in the queue keeps it, and one that is being launched keeps it for an
+    hour longer; otherwise, a run that died unnoticed included, a claim holds until it lapses. A
+    claim that was given under another lease than that of `fence` is void: its run cannot act any
+    more.
     """
     if claimed.claimed_by is None or claimed.claimed_until is None:
         return False
     if fence is not None and claimed.fence != fence:
         return False
     run = runs.get(claimed.claimed_by)
-    return run is RunState.QUEUED or (run is not RunState.ENDED and now < claimed.claimed_until)
+    extra = _LONGEST_LAUNCH if run is RunState.STARTING else timedelta(0)
+    lapses = run is not RunState.QUEUED and now >= claimed.claimed_until + extra
+    return run is not RunState.ENDED and not lapses
+
+
+def next_dispatch_at(incident: Incident, claim_timeout: timedelta) -> datetime | None:
+    """When an incident that several dispatches in a row led to no run is dispatched anew.
+
+    From a dispatch to the next one passes the claim timeout, and twice as long each time that no
+    run has claimed it, up to an hour. None: at once.
+    """
+    if not (incident.awaits_run and incident.unused_dispatches and incident.claimed_until):
+        return None
+    doublings = min(incident.unused_dispatches, _MOST_DOUBLINGS)
+    timeout, longest = claim_timeout.total_seconds(), _LONGEST_PAUSE.total_seconds()
+    pause = timedelta(seconds=min(timeout * 2.0**doublings, max(timeout, longest)))
+    return incident.claimed_until + pause - claim_timeout
 
 
 def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
@@ -152,7 +173,7 @@ def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -
     return is_held or incident.attempts_used < policy.max_retries or now < due_at(incident, policy)
 
 
-def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
+def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of the table
     incident: Incident,
     *,
     obstacle: str | None,
@@ -160,6 +181,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     claimed: bool,
     now: datetime,
     paused: str | None = None,
+    not_before: datetime | None = None,
     replacement: Callable[[], Replacement] = lambda: Replacement.NONE,
 ) -> Decision:
     """The decision on an open incident; the first row that applies.
@@ -169,6 +191,7 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | auto-restart is off, or an operator paused it | hold |
     | `obstacle`: the resource cannot be restarted, and nobody wants it given up | report |
     | `claimed`: another run has it | wait |
+    | now < `not_before`, and no operator wants anything | wait until then |
     | its removal has begun | finish it |
     | an operator wants it given up, or restarted now | that |
     | its attempts were used up before, and it is kept | hold |
@@ -179,7 +202,8 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
     | else | give up, or keep |
 
     An obstacle is an unknown container, one that opts out, or properties that cannot be read.
-    `paused` says by whom and why. What came to its group since is asked only where it matters.
+    `paused` says by whom and why; `not_before` is `next_dispatch_at`. What came to its group since
+    is asked only where it matters.
     """
     removing = incident.state.is_removing
     unwanted = incident.operator_request == OperatorRequest.GIVE_UP
@@ -191,6 +215,8 @@ def decide(  # noqa: C901, PLR0911, PLR0913 - a return for each row of the table
         return Decision(Verdict.REPORT, obstacle)
     if claimed:
         return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
+    if not_before is not None and now < not_before and not incident.operator_request:
+        return Decision(Verdict.WAIT, NOT_CLAIMED, not_before)
     if removing:
         superseding = incident.state is State.SUPERSEDING
         verdict = Verdict.SUPERSEDE if superseding else Verdict.GIVE_UP

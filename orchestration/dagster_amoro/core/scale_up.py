@@ -13,7 +13,7 @@ from enum import Enum
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.groups import Group, group_obstacle, min_parallelism
 from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState
-from dagster_amoro.core.policy import ON_ITS_WAY, RestartPolicy, holds_claim, is_coming
+from dagster_amoro.core.policy import ON_ITS_WAY, RestartPolicy, is_coming
 from dagster_amoro.core.tick_inputs import TickInputs
 
 
@@ -105,6 +105,23 @@ def next_round(  # noqa: PLR0913 - what a round is made of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleUpRun:
+    """A run to request: groups that get a new resource each."""
+
+    run_key: str
+    scale_ups: tuple[ScaleUp, ...]
+
+
+def never_requested(inputs: TickInputs) -> list[ScaleUpRun]:
+    """The runs that a tick was cut off from requesting, with the rounds that it had begun."""
+    runs: defaultdict[str, list[ScaleUp]] = defaultdict(list)
+    for scale_up in inputs.scale_ups.values():
+        if inputs.was_never_requested(scale_up):
+            runs[scale_up.claimed_by or ""].append(scale_up)
+    return [ScaleUpRun(run_key=key, scale_ups=tuple(begun)) for key, begun in runs.items()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScalePlan:
     """A group whose size matters now."""
 
@@ -177,7 +194,7 @@ def _plan(
     policy, now, scale_up = inputs.policy, inputs.now, inputs.scale_ups.get(group.name)
     threads, live = min_parallelism(group) or 0, inputs.snapshot.live.get(group.name, 0)
     expected = coming(dead, known, policy, now)
-    claimed = scale_up is not None and holds_claim(scale_up, inputs.runs, now, inputs.fence)
+    claimed = scale_up is not None and inputs.is_claimed(scale_up)
     decision = scale_decision(
         scale_up,
         min_parallelism=threads,

@@ -9,11 +9,16 @@ from dagster_amoro.core.groups import Group
 from dagster_amoro.core.limits import CountResources, Limits
 from dagster_amoro.core.model import Incident, Orphan, ScaleUp, Transition
 from dagster_amoro.core.pauses import Pauses
-from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
+from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings, holds_claim
 from dagster_amoro.core.replacement import AskNewcomers, Newcomers
 
 Obstacle = Callable[[str | None], str | None]
 """Why orphans of the container with this name cannot be restarted; None: they can."""
+
+
+def with_token(run_key: str, token: str | None) -> str:
+    """The run key of a tick whose cursor has this token."""
+    return run_key if token is None else f"{run_key} {token}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +66,9 @@ class TickInputs:
     pauses: Pauses = field(default_factory=Pauses)
     runs: Mapping[str, RunState] = field(default_factory=dict)  # of claims, see `holds_claim`
     fence: int | None = None  # of the lease in force; None: without leases
+    # Of the cursor that the tick began with: every run key that it makes ends with it. None: it is
+    # not known which ticks there were before.
+    token: str | None = None
     last_served_group: str | None = None  # the group that the last batch served last
     attached: bool = False  # whether the registry is an AMS's, which scales its groups itself
     dry_run: bool = False
@@ -70,6 +78,26 @@ class TickInputs:
     changes: Changes | None = None
     # The groups in which this tick began a round. None: that is still to be decided.
     begun: frozenset[str] | None = None
+
+    def is_claimed(self, claimed: Incident | ScaleUp) -> bool:
+        """Whether it is in the hands of a run, or of one that this tick requests again."""
+        held = holds_claim(claimed, self.runs, self.now, self.fence)
+        return held or self.was_never_requested(claimed)
+
+    def was_never_requested(self, claimed: Incident | ScaleUp) -> bool:
+        """Whether the tick that gave it to a run was cut off before it could request that run.
+
+        The token of a cursor is replaced as soon as a tick has requested its runs. A run key that
+        ends with it, and that Dagster does not know, was never requested.
+        """
+        key = claimed.claimed_by
+        if self.token is None or key is None or key in self.runs:
+            return False
+        return key.endswith(f" {self.token}") and self.is_of_lease(claimed)
+
+    def is_of_lease(self, claimed: Incident | ScaleUp) -> bool:
+        """Whether it was given to its run under the lease in force."""
+        return self.fence is None or claimed.fence == self.fence
 
     def after_steps(
         self, steps: Sequence[Transition], results: Sequence[Incident | None]

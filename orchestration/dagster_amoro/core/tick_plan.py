@@ -17,25 +17,37 @@ from typing import Final
 from dagster_amoro.core.errors import PropertiesError
 from dagster_amoro.core.groups import group_obstacle
 from dagster_amoro.core.limits import blocked_groups, next_batch
-from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState, State, Transition
-from dagster_amoro.core.policy import Decision, Verdict, decide, due_at, holds_claim
+from dagster_amoro.core.model import RUN_KEY, Incident, Orphan, ScaleUpState, State, Transition
+from dagster_amoro.core.policy import (
+    Decision,
+    RestartPolicy,
+    Verdict,
+    decide,
+    due_at,
+    next_dispatch_at,
+)
 from dagster_amoro.core.properties import parse_properties
 from dagster_amoro.core.replacement import Replacements
-from dagster_amoro.core.scale_up import ScalePlan, plan_scaling
-from dagster_amoro.core.tick_inputs import Obstacle, RegistrySnapshot, TickInputs
+from dagster_amoro.core.scale_up import ScalePlan, ScaleUpRun, never_requested, plan_scaling
+from dagster_amoro.core.tick_inputs import Obstacle, RegistrySnapshot, TickInputs, with_token
 from dagster_amoro.core.transitions import close, detect, dispatch, enforce, replacement, report
 
+_ALONE: Final = 2  # setbacks from which on an incident shares its run with no other
 _ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
 NEXT_BATCH: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """A run to request: incidents of one group that are due."""
+    """A run to request: incidents that are due."""
 
-    group_name: str
     run_key: str  # names incidents, attempts and dispatches: a used key is never launched again
     incidents: tuple[Incident, ...]
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of their groups, in their order."""
+        return list(dict.fromkeys(incident.group_name for incident in self.incidents))
 
     def dispatch(
         self, until: datetime, now: datetime, fence: int | None = None
@@ -53,6 +65,9 @@ class TickPlan:
     reports: tuple[Transition, ...] = ()  # say what cannot be restarted
     due: tuple[Incident, ...] = ()  # in the order in which they are to be restarted or removed
     dispatches: tuple[RunPlan, ...] = ()  # give to runs what is due
+    # Runs that a tick before was cut off from requesting; they have their incidents already.
+    again: tuple[RunPlan, ...] = ()
+    scaling_again: tuple[ScaleUpRun, ...] = ()  # also cut off
     waiting: tuple[tuple[Incident, Decision], ...] = ()  # all other incidents, with the reason
     # By number, on what is dispatched and on what a limit keeps from it.
     verdicts: dict[int, Verdict] = field(default_factory=dict)
@@ -75,7 +90,7 @@ def plan_tick(inputs: TickInputs) -> TickPlan:
         inputs = _with_rounds(inputs, scaling)
     decisions = _decisions(inputs)
     due = [incident for incident, decision in decisions if decision.verdict in _ACTS]
-    due.sort(key=lambda incident: (due_at(incident, inputs.policy), incident.incident_id))
+    due.sort(key=partial(_turn, inputs.policy))
     verdicts = {i.incident_id: each.verdict for i, each in decisions if each.verdict in _ACTS}
     waiting = [(i, decision) for i, decision in decisions if decision.verdict not in _ACTS]
     allowed, held, last_served_group = _limit(inputs, due, verdicts)
@@ -84,7 +99,9 @@ def plan_tick(inputs: TickInputs) -> TickPlan:
         scaling=tuple(scaling),
         reports=tuple(_reports(inputs, waiting)),
         due=tuple(allowed),
-        dispatches=tuple(run_plans(allowed, inputs.settings.max_restarts_per_run)),
+        dispatches=tuple(run_plans(allowed, inputs.settings.max_restarts_per_run, inputs.token)),
+        again=tuple(_never_requested(inputs)),
+        scaling_again=tuple(never_requested(inputs)),
         waiting=(*waiting, *held),
         verdicts=verdicts,
         last_served_group=last_served_group,
@@ -169,7 +186,7 @@ def _decisions(inputs: TickInputs) -> list[tuple[Incident, Decision]]:
     requested = {
         name
         for name, each in inputs.scale_ups.items()
-        if each.state is ScaleUpState.REQUESTED and _is_claimed(inputs, each)
+        if each.state is ScaleUpState.REQUESTED and inputs.is_claimed(each)
     }
     replacements = Replacements(
         sized,
@@ -197,19 +214,17 @@ def _decide(
         elif obstacle is None:
             obstacle = obstacle_of(orphan, inputs.obstacle)
     pause = inputs.pauses.of(incident.resource_id, incident.group_name)
+    timeout = inputs.settings.claim_timeout
     return decide(
         incident,
         obstacle=obstacle,
         policy=inputs.policy,
-        claimed=_is_claimed(inputs, incident),
+        claimed=inputs.is_claimed(incident),
         now=inputs.now,
         paused=str(pause) if pause else None,
+        not_before=next_dispatch_at(incident, timeout) if inputs.is_of_lease(incident) else None,
         replacement=partial(replacements.of, incident),
     )
-
-
-def _is_claimed(inputs: TickInputs, claimed: Incident | ScaleUp) -> bool:
-    return holds_claim(claimed, inputs.runs, inputs.now, inputs.fence)
 
 
 def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
@@ -234,7 +249,7 @@ def _reports(
     """Says of what cannot be restarted why, once."""
     for incident, decision in waiting:
         is_news = decision.verdict is Verdict.REPORT and incident.note != decision.reason
-        if is_news and not _is_claimed(inputs, incident):
+        if is_news and not inputs.is_claimed(incident):
             yield report(incident, decision.reason, inputs.now)
 
 
@@ -267,25 +282,40 @@ def _limit(
     batch = next_batch(free, inputs.limits.max_restarts, inputs.last_served_group)
     held += [(incident, Decision(Verdict.WAIT, NEXT_BATCH)) for incident in batch.later]
     others = [incident for incident in due if incident.incident_id in passes]
-    return [*others, *batch.now], held, batch.last_served_group
+    allowed = sorted([*others, *batch.now], key=lambda incident: incident.setbacks_if_lost > 0)
+    return allowed, held, batch.last_served_group
 
 
-def run_plans(due: Sequence[Incident], max_per_run: int) -> list[RunPlan]:
-    """The runs to request: a group's incidents together, the longest due first."""
-    groups: defaultdict[str, list[Incident]] = defaultdict(list)
-    for incident in due:
-        groups[incident.group_name].append(incident)
+def run_plans(due: Sequence[Incident], max_per_run: int, token: str | None = None) -> list[RunPlan]:
+    """The runs to request: incidents of all groups together, in their order.
+
+    What was set back twice gets a run of its own: it may be what its runs were lost by.
+    """
+    together = [incident for incident in due if incident.setbacks_if_lost < _ALONE]
+    chunks = [together[at : at + max_per_run] for at in range(0, len(together), max_per_run)]
+    chunks += [[incident] for incident in due if incident.setbacks_if_lost >= _ALONE]
     return [
-        RunPlan(group_name=group, run_key=_run_key(chunk), incidents=tuple(chunk))
-        for group, members in groups.items()
-        for at in range(0, len(members), max_per_run)
-        for chunk in [members[at : at + max_per_run]]
+        RunPlan(run_key=with_token(_run_key(chunk), token), incidents=tuple(chunk))
+        for chunk in chunks
     ]
+
+
+def _turn(policy: RestartPolicy, incident: Incident) -> tuple[bool, datetime, int]:
+    """The longest due first, but for what was set back: nothing else waits for that."""
+    return incident.setbacks_if_lost > 0, due_at(incident, policy), incident.incident_id
 
 
 def _run_key(incidents: Sequence[Incident]) -> str:
     names = [f"{i.incident_id}.{i.attempts}.{i.dispatches + 1}" for i in incidents]
     if len(names) == 1:
-        return f"incident.attempts.dispatch {names[0]}"
-    digest = sha256(" ".join(names).encode()).hexdigest()[:32]
-    return f"incident.attempts.dispatch {names[0]} and {len(names) - 1} more, {digest}"
+        return f"{RUN_KEY} {names[0]}"
+    digest = sha256(" ".join(names).encode()).hexdigest()[:16]
+    return f"{RUN_KEY} {names[0]} and {len(names) - 1} more, {digest}"
+
+
+def _never_requested(inputs: TickInputs) -> list[RunPlan]:
+    runs: defaultdict[str, list[Incident]] = defaultdict(list)
+    for incident in inputs.incidents:
+        if inputs.was_never_requested(incident):
+            runs[incident.claimed_by or ""].append(incident)
+    return [RunPlan(run_key=key, incidents=tuple(given)) for key, given in runs.items()]

@@ -78,7 +78,7 @@ def dispatch(
     """
     number = incident.dispatches + 1
     counts = fence is None or incident.fence == fence
-    setbacks = incident.setbacks + (counts and incident.is_in_run)
+    setbacks = incident.setbacks_if_lost if counts else incident.setbacks
     unused = incident.unused_dispatches + (counts and incident.awaits_run)
     message = f"given to a run (dispatch {number})"
     event = Event(kind=EventKind.DISPATCHED, at=now, message=message, details={"run_key": run_key})

@@ -1,9 +1,11 @@
 """What does one tick of the sensor leave to the next?"""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from secrets import token_hex
 from typing import Any, Final
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
@@ -12,6 +14,7 @@ Number = int | float | str
 """What a tick says of itself under one name; a word where it is not counted."""
 Numbers = Mapping[str, Number]
 
+_TOKEN: Final = re.compile("[0-9a-f]{16}")
 _MOST_EVENTS: Final = 2**63 - 1  # what a database counts up to
 
 
@@ -26,6 +29,9 @@ class Cursor:
     # When the fleet was looked after last, by this deployment or by the one that it watches.
     completed_at: datetime | None = None
     reported: Numbers = field(default_factory=dict)  # of itself, when it last did
+    # Ends the run keys of the next tick. Another one as soon as a tick has requested runs: Dagster
+    # keeps the cursor of a tick together with its requests, or neither.
+    token: str | None = None
 
 
 def parse_cursor(text: str | None) -> Cursor:
@@ -50,6 +56,7 @@ def parse_cursor(text: str | None) -> Cursor:
             abstentions=_number(values.get("abstentions", 0)),
             completed_at=_moment(values.get("completed_at")),
             reported={name: value for name, value in reported if isinstance(value, Number)},
+            token=_token(values.get("token")),
         )
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return Cursor()
@@ -61,6 +68,19 @@ def dump_cursor(cursor: Cursor) -> str:
     values |= values.pop("detector")
     filled = {key: value for key, value in values.items() if value}
     return json.dumps(filled, default=datetime.isoformat)
+
+
+def new_token() -> str:
+    """A token that no cursor had before: 16 hexadecimal digits."""
+    return token_hex(8)
+
+
+def _token(value: Any) -> str | None:  # noqa: ANN401 - any value of JSON
+    if value is None:
+        return None
+    if not _TOKEN.fullmatch(value):  # a run key has no room for anything else
+        raise ValueError("no token")
+    return str(value)
 
 
 def _number(value: Any) -> int:  # noqa: ANN401 - any value of JSON

@@ -12,13 +12,14 @@ from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.messages import ABSTAINED, WATCHING
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.core.policy import RunState
-from dagster_amoro.defs.cursor import Cursor, Numbers, dump_cursor, parse_cursor
+from dagster_amoro.defs.cursor import Cursor, Numbers, dump_cursor, new_token, parse_cursor
 from dagster_amoro.defs.metrics import news, of_abstention, of_standby, of_tick
 from dagster_amoro.healing.preconditions import StandbyError, UncertainStateError
 from dagster_amoro.healing.tick import Ticker, TickResult
 from dagster_amoro.stores.ledger import Ledger
 
 RUN_KEY_TAG = "dagster/run_key"
+PRIORITY_TAG = "dagster/priority"  # of a run in Dagster's queue: a number, 0 where there is none
 # What the asset event of a group counts, and the kind of event that it is.
 _REPORTED = {
     "detected": EventKind.DETECTED,
@@ -31,6 +32,8 @@ _REPORTED = {
 }
 _STATES = {  # of runs; what else there is, is active
     dg.DagsterRunStatus.QUEUED: RunState.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED: RunState.STARTING,
+    dg.DagsterRunStatus.STARTING: RunState.STARTING,
     dg.DagsterRunStatus.SUCCESS: RunState.ENDED,
     dg.DagsterRunStatus.FAILURE: RunState.ENDED,
     dg.DagsterRunStatus.CANCELED: RunState.ENDED,
@@ -69,12 +72,7 @@ def build_orphan_sensor(
         known = set(context.instance.get_dynamic_partitions(GROUPS.name or ""))
         cursor = parse_cursor(context.cursor)
         try:
-            done = ticker.tick(
-                lambda owners: run_states(context.instance, owners),
-                cursor.detector,
-                last_served_group=cursor.last_served_group,
-                instance=_identity(context.instance),
-            )
+            done = _tick(ticker, cursor, context.instance)
         except StandbyError as standby:
             numbers, following = of_standby(cursor, clock())
             return _idle(f"{WATCHING}: {standby}.", numbers, following)
@@ -89,11 +87,22 @@ def build_orphan_sensor(
             last_served_group=done.plan.last_served_group,
             completed_at=clock(),
             reported=of_tick(done, ticker.preconditions.deployment),
+            token=cursor.token,
         )
         message = news(following.reported, cursor.reported, done.summary)
         return _result(done, known, events, message, following)
 
     return orphan_sensor
+
+
+def _tick(ticker: Ticker, cursor: Cursor, instance: dg.DagsterInstance) -> TickResult:
+    return ticker.tick(
+        lambda owners: run_states(instance, owners),
+        cursor.detector,
+        last_served_group=cursor.last_served_group,
+        instance=_identity(instance),
+        token=cursor.token,
+    )
 
 
 def _news(ledger: Ledger, cursor: Cursor) -> tuple[Mapping[str, Mapping[str, int]], int]:
@@ -157,6 +166,8 @@ def _result(
     new = sorted({partition_key(group) for group in {*done.snapshot.groups, *happened}} - known)
     events = {**{group_name(key): {} for key in new}, **happened}
     requests = list(_requests(done))
+    if requests or following.token is None:
+        following = replace(following, token=new_token())
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else done.summary,
@@ -175,17 +186,21 @@ def _report(group: str, kinds: Mapping[str, int]) -> dg.AssetMaterialization:
 
 def _requests(done: TickResult) -> Iterator[dg.RunRequest]:
     for run in done.dispatches:
-        tags = {"amoro/group": run.group_name, "amoro/orphans": str(len(run.incidents))}
+        tags = {**_group_tags(run.groups), "amoro/orphans": str(len(run.incidents))}
         if len(run.incidents) == 1:
             tags["amoro/resource"] = run.incidents[0].resource_id
         yield _request("restart_orphans", "claim_orphans", run.run_key, tags)
-    if done.scale_ups:
-        tags = {"amoro/groups": str(len(done.scale_ups.scale_ups))}
-        if len(done.scale_ups.scale_ups) == 1:
-            tags["amoro/group"] = done.scale_ups.scale_ups[0].group_name
-        yield _request("scale_up_groups", "claim_groups", done.scale_ups.run_key, tags)
+    for begun in done.scale_ups:
+        tags = _group_tags([each.group_name for each in begun.scale_ups])
+        yield _request("scale_up_groups", "claim_groups", begun.run_key, tags)
+
+
+def _group_tags(groups: Sequence[str]) -> dict[str, str]:
+    number = {"amoro/groups": str(len(groups))}
+    return {**number, "amoro/group": groups[0]} if len(groups) == 1 else number
 
 
 def _request(job: str, claiming: str, key: str, tags: Mapping[str, str]) -> dg.RunRequest:
     config = {"ops": {claiming: {"config": {"dispatch": key}}}}
+    tags = {**tags, PRIORITY_TAG: "10"}  # ahead of what nobody waits for
     return dg.RunRequest(job_name=job, run_key=key, run_config=config, tags=tags)

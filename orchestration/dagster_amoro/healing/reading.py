@@ -61,6 +61,7 @@ class TickReader:
         fence: int | None,
         runs: Mapping[str, RunState] | None = None,
         last_served_group: str | None = None,
+        token: str | None = None,
     ) -> TickInputs:
         """The inputs of a tick, with what changed since the incidents were recorded."""
         return TickInputs(
@@ -75,6 +76,7 @@ class TickReader:
             runs=runs or {},
             fence=fence,
             last_served_group=last_served_group,
+            token=token,
             attached=self.attached,
             dry_run=self.ledger.dry_run,
             obstacle=cache(self.containers.obstacle),  # once a tick, not once an orphan

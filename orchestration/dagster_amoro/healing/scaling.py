@@ -22,21 +22,19 @@ from dagster_amoro.core.model import Event, EventKind, Incident, Resource, Scale
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import RestartPolicy, TickSettings
 from dagster_amoro.core.properties import dump_properties, parse_properties
-from dagster_amoro.core.scale_up import ScaleDecision, ScalePlan, coming, next_round
-from dagster_amoro.core.tick_inputs import TickInputs
+from dagster_amoro.core.scale_up import (
+    ScaleDecision,
+    ScalePlan,
+    ScaleUpRun,
+    coming,
+    next_round,
+)
+from dagster_amoro.core.tick_inputs import TickInputs, with_token
 from dagster_amoro.core.transitions import replacement, shown
 from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
 from dagster_amoro.stores.registry import Registry
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"  # of AMS's own resource ids
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleUpRun:
-    """A run to request: groups that get a new resource each."""
-
-    run_key: str
-    scale_ups: tuple[ScaleUp, ...]
 
 
 class ScaleUpOutcome(StrEnum):
@@ -68,7 +66,7 @@ def record_scaling(
     Returns the run to request, and the inputs once its rounds have begun.
     """
     ids = {plan.group.name: new_resource_id() for plan in plans if plan.starts}
-    run_key = f"scale-up {next(iter(ids.values()), '')} of {len(ids)}"
+    run_key = with_token(f"scale-up {next(iter(ids.values()), '')} of {len(ids)}", inputs.token)
     replaced: dict[int, Incident] = {}
     begun: list[ScaleUp] = []
     for plan in plans:

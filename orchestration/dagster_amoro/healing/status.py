@@ -24,6 +24,7 @@ from dagster_amoro.core.model import Incident, ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope
 from dagster_amoro.core.policy import (
     IN_A_RUN,
+    NOT_CLAIMED,
     Decision,
     OnExhausted,
     RestartPolicy,
@@ -347,7 +348,8 @@ class _Outlook:
         if incident.attempts_used >= policy.max_retries:
             keeps = policy.on_exhausted is OnExhausted.KEEP
             following = _ENDS[Verdict.KEEP if keeps else Verdict.GIVE_UP]
-        return following.format(f"after {clock_time(until)}"), until
+        why = f": {decision.reason}" if decision.reason == NOT_CLAIMED else ""
+        return following.format(f"after {clock_time(until)}") + why, until
 
 
 def _attempt(incident: Incident, policy: RestartPolicy) -> str:

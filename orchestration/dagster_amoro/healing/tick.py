@@ -9,12 +9,13 @@ from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.messages import summarize
 from dagster_amoro.core.model import Transition
 from dagster_amoro.core.policy import RunState
+from dagster_amoro.core.scale_up import ScaleUpRun
 from dagster_amoro.core.tick_inputs import RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import RunPlan, TickPlan, plan_tick
 from dagster_amoro.core.transitions import observed
 from dagster_amoro.healing.preconditions import Preconditions
 from dagster_amoro.healing.reading import Recorded, TickReader
-from dagster_amoro.healing.scaling import ScaleUpRun, record_scaling
+from dagster_amoro.healing.scaling import record_scaling
 from dagster_amoro.stores.ledger import LedgerTransaction
 
 RunStates = Callable[[Sequence[str]], Mapping[str, RunState]]
@@ -28,7 +29,7 @@ class TickResult:
     snapshot: RegistrySnapshot
     plan: TickPlan  # as it was carried out: without what lost a race
     dispatches: tuple[RunPlan, ...]  # runs to request; their incidents are dispatched already
-    scale_ups: ScaleUpRun | None  # a run that gives groups new resources; None: none is needed
+    scale_ups: tuple[ScaleUpRun, ...]  # runs to request, which give groups new resources
     summary: str  # one line for the reader of the UI
     detector: AmsRestartDetector  # for the next tick
     pauses: int  # that hold
@@ -65,6 +66,7 @@ class Ticker:
         *,
         last_served_group: str | None = None,
         instance: str = "",
+        token: str | None = None,
     ) -> TickResult:
         """Reads once and records what it means, all of it in one transaction of the ledger.
 
@@ -77,6 +79,8 @@ class Ticker:
             detector: What the tick before remembered of AMS's optimizers.
             last_served_group: The group that its batch of restarts served last.
             instance: What tells this Dagster deployment from others of the same name.
+            token: Letters and digits that end the run keys of this tick. The next tick is given
+                another token, unless the result of this one is lost.
 
         Raises:
             StandbyError: Another deployment has the lease.
@@ -98,17 +102,17 @@ class Ticker:
             fence=fence,
             runs=_runs(run_states, recorded),
             last_served_group=last_served_group,
+            token=token,
         )
         plan, scale_ups = plan_tick(inputs), None
         if plan.writes:
             plan, scale_ups = self._write(inputs, plan)
-        runs = plan.dispatches
         return TickResult(
             snapshot=snapshot,
             plan=plan,
-            dispatches=runs,
-            scale_ups=scale_ups,
-            summary=summarize(inputs, plan, dispatched=runs, applied=plan.steps),
+            dispatches=(*plan.again, *plan.dispatches),
+            scale_ups=(*plan.scaling_again, *([scale_ups] if scale_ups else [])),
+            summary=summarize(inputs, plan, dispatched=plan.dispatches, applied=plan.steps),
             detector=detector,
             pauses=len(inputs.pauses.holding),
         )
