@@ -12,6 +12,7 @@ import dagster_amoro
 from dagster_amoro.cli import main
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.groups import min_parallelism
+from dagster_amoro.demo import fleet as demo
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import Registry
 
@@ -56,6 +57,13 @@ def test_links_lead_to_headings_that_are_there() -> None:
             titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in slugs, (page, link, heading)
+
+
+def test_the_settings_of_dagster_are_those_of_the_demo() -> None:
+    """Those that are advised are tried there."""
+    (block,) = blocks(OPERATING, "yaml")
+    tried = yaml.safe_load((demo.CONF / "dagster.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(block).items() <= tried.items()
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
