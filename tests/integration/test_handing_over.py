@@ -3,21 +3,28 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.remote_representation.code_location import InProcessCodeLocation
 
+from dagster_amoro.config import load_settings
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.model import State
+from dagster_amoro.core.model import Resource, State
 from dagster_amoro.defs.cursor import parse_cursor
 from dagster_amoro.defs.sensor import run_states
+from dagster_amoro.demo.fleet import environment
+from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.healing.tick import TickResult
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.ledger import LedgerTransaction
+from tests.helpers.daemons import Daemons, daemons
 from tests.helpers.fleet import GRACE, Fleet, fleet, with_settings
 
 AGAIN: Final = "requested again: the tick before was cut off"
@@ -163,6 +170,50 @@ def test_groups_that_a_tick_was_cut_off_from_scaling_up_are_scaled_up(world: Fle
     assert world.launch(request).success
     assert sorted(row[1] for row in world.resources()) == ["a", "a", "b", "b"]
     assert world.tick() == []
+
+
+def test_dagster_requests_what_a_tick_gave_out_whose_answer_came_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own daemon keeps no cursor of that tick; each run is there once."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AMS_OPTIMIZER_AUTO__RESTART__GRACE__PERIOD", "0s")
+    services = Services.connect(load_settings())
+    with daemons(tmp_path) as dagster:
+        for number, answers in enumerate([True, False, False, True, True]):
+            add(services.registry, worker(f"w-{number}"))
+            (Daemons.sense if answers else too_late)(dagster)
+        runs = dagster.instance.get_runs()
+    given = {incident.claimed_by for incident in services.ledger.open_incidents()}
+    assert len(services.ledger.open_incidents()) == 5
+    assert sorted(run.tags["dagster/run_key"] for run in runs) == sorted(map(str, given))
+    assert {incident.dispatches for incident in services.ledger.open_incidents()} == {1}
+    services.close()
+
+
+def too_late(dagster: Daemons) -> None:
+    """A tick that is evaluated to its end, of which Dagster does not wait for the answer."""
+    evaluate = InProcessCodeLocation.get_sensor_execution_data
+
+    def unanswered(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Dagster's own
+        evaluate(*arguments, **options)
+        raise DagsterUserCodeUnreachableError("the answer took more than 60 s")
+
+    lost = patch.object(InProcessCodeLocation, "get_sensor_execution_data", unanswered)
+    with lost, pytest.raises(AssertionError, match="more than 60 s"):
+        dagster.sense()
+
+
+def worker(resource_id: str) -> Resource:
+    """A resource that nobody stands for."""
+    return Resource(
+        resource_id=resource_id,
+        group_name="g",
+        container_name="local",
+        thread_count=1,
+        memory_mb=0,
+    )
 
 
 # --- Launches that take long ---------------------------------------------------------------------

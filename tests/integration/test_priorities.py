@@ -1,116 +1,41 @@
 """Who comes first in the queue, with the dagster.yaml of the demo: restarts, then the audit."""
 
-import logging
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteJobOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
-from dagster._daemon.asset_daemon import AssetDaemon
-from dagster._daemon.backfill import execute_backfill_iteration
-from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
-from dagster_amoro.asset_keys import EVENTS, GROUPS
-from dagster_amoro.demo import fleet as demo
-from tests.helpers.fleet import Fleet, fleet
+from dagster_amoro.demo.fleet import environment
+from tests.helpers.daemons import daemons
+from tests.helpers.fleet import fleet
 
-# Runs are noted, and never come up.
-_NO_LAUNCHES: Final = """\
-run_launcher:
-  module: dagster._core.test_utils
-  class: MockedRunLauncher
-"""
-_AUDIT: Final = {"dagster-amoro/audit": "true", "dagster/priority": "-10"}
-
-
-@dataclass
-class Daemons:
-    """Dagster's daemons on one instance, an iteration at a time."""
-
-    instance: dg.DagsterInstance
-    workspace: WorkspaceProcessContext
-
-    def report_news(self, *groups: str) -> None:
-        """The sensor reports events of these groups."""
-        self.instance.add_dynamic_partitions(GROUPS.name or "", list(groups))
-        for group in groups:
-            event = dg.AssetMaterialization(EVENTS, partition=group)
-            self.instance.report_runless_asset_event(event)
-
-    def automate(self) -> None:
-        """The audit's sensor is evaluated; backfills make their runs."""
-        daemon = AssetDaemon(settings={}, pre_sensor_interval_seconds=0)
-        daemon._run_iteration_impl(  # a whole iteration, without threads
-            self.workspace, threadpool_executor=None, amp_tick_futures={}, debug_crash_flags={}
-        )
-        list(execute_backfill_iteration(self.workspace, logging.getLogger(__name__)))
-
-    def submit(self, world: Fleet, request: dg.RunRequest) -> dg.DagsterRun:
-        """A run that the sensor of a fleet requests goes into the queue."""
-        context = self.workspace.create_request_context()
-        (location,) = context.code_locations
-        (repository,) = location.get_repositories().values()
-        name = request.job_name or ""
-        run = self.instance.create_run_for_job(
-            world.definitions.resolve_job_def(name),
-            run_config=request.run_config,
-            tags=request.tags,
-            remote_job_origin=RemoteJobOrigin(repository.get_remote_origin(), name),
-            job_code_origin=repository.get_full_job(name).get_python_origin(),
-        )
-        return self.instance.submit_run(run.run_id, context)
-
-    def dequeue(self) -> list[str]:
-        """The ids of all runs that were launched so far, in this order."""
-        list(QueuedRunCoordinatorDaemon(interval_seconds=1).run_iteration(self.workspace))
-        return [run.run_id for run in self.instance.run_launcher.queue()]  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemons]:
-    """Dagster as the demo sets it up, with the definitions of the demo."""
-    for name, value in demo.environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    settings = (demo.CONF / "dagster.yaml").read_text()
-    (tmp_path / "dagster.yaml").write_text(settings + _NO_LAUNCHES)
-    target = LoadableTargetOrigin(
-        executable_path=sys.executable, module_name="dagster_amoro.definitions", attribute="defs"
-    )
-    origin = InProcessCodeLocationOrigin(target, location_name="dagster-amoro")
-    with (
-        dg.DagsterInstance.from_config(str(tmp_path)) as instance,
-        WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)) as workspace,
-    ):
-        yield Daemons(instance, workspace)
+AUDIT: Final = {"dagster-amoro/audit": "true", "dagster/priority": "-10"}
 
 
 @pytest.mark.filterwarnings("ignore:.*AssetSelection.keys:DeprecationWarning")  # Dagster's own
 def test_the_audit_has_one_run_at_a_time_and_restarts_come_first(
-    daemons: Daemons, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever came before; the runs of a backfill of many groups are the audit's as well."""
-    daemons.report_news("a", "b", "c")
-    daemons.automate()
-    audit = {run.run_id: run for run in daemons.instance.get_runs()}
-    assert ["dagster/backfill" in run.tags for run in audit.values()].count(True) == 1
-    assert len(audit) == 2
-    for run in audit.values():
-        assert run.tags.items() >= _AUDIT.items()
-        assert run.status is dg.DagsterRunStatus.QUEUED
-    with fleet(tmp_path) as world:
-        world.worker()
-        world.tick()
-        (request,) = world.later().tick()
-        restart = daemons.submit(world, request)
-    first, *others = daemons.dequeue()
-    assert first == restart.run_id
-    (one,) = others
-    assert one in audit
-    assert daemons.dequeue() == [first, one]
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    with daemons(tmp_path) as dagster:
+        dagster.report_news("a", "b", "c")
+        dagster.automate()
+        audit = {run.run_id: run for run in dagster.instance.get_runs()}
+        assert ["dagster/backfill" in run.tags for run in audit.values()].count(True) == 1
+        assert len(audit) == 2
+        for run in audit.values():
+            assert run.tags.items() >= AUDIT.items()
+            assert run.status is dg.DagsterRunStatus.QUEUED
+        with fleet(tmp_path) as world:
+            world.worker()
+            world.tick()
+            (request,) = world.later().tick()
+            restart = dagster.submit(world, request)
+        first, *others = dagster.dequeue()
+        assert first == restart.run_id
+        (one,) = others
+        assert one in audit
+        assert dagster.dequeue() == [first, one]
