@@ -9,6 +9,7 @@ from typing import TypeVar
 from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
 from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.tick import TickResult
 from tests.simulation.actors import Actor, StartOutcome, Step
 from tests.simulation.deeds import BOTH, MOSTLY, OUTCOMES, WHICH, Act, Mishap, can_happen
 from tests.simulation.work import Work
@@ -125,6 +126,18 @@ class History(Work):
             self._request(keeper, done)
         finally:
             self.stage.step = Step()
+
+    @can_happen(1, 1, keeper=range(2), at_once=BOTH)
+    def tick_is_cut_off(self, keeper: int, *, at_once: bool) -> None:
+        """Dagster gets nothing of a tick that has committed; its next one requests these runs.
+
+        That comes at once, or when it may.
+        """
+        lost = self._tick(keeper)
+        if at_once:
+            done = self._tick(keeper)
+            assert set(_keys(lost)) <= set(_keys(done)), "a run is not requested again"
+            self._request(keeper, done)
 
     @can_happen(1, 1, lambda self: len(self.sensing) < 2, keeper=range(2))
     def tick_begins(self, keeper: int) -> None:
@@ -294,6 +307,11 @@ class History(Work):
             assert reached or self.containers.opts_out, (
                 f"{group} does not reach its min-parallelism"
             )
+
+
+def _keys(done: TickResult) -> list[str]:
+    keys = [run.run_key for run in done.dispatches]
+    return keys + [run.run_key for run in done.scale_ups]
 
 
 def _pick(candidates: Sequence[_T], which: int) -> _T:
