@@ -1,7 +1,6 @@
 """Optimizers on a Kubernetes API: real controllers where they are installed, and worse answers."""
 
 import json
-import shutil
 import socket
 import ssl
 import subprocess
@@ -23,6 +22,7 @@ from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 from tests.engines.clusters import engines_folder, missing
+from tests.helpers.certificates import self_signed
 from tests.helpers.waiting import wait_until
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
@@ -457,20 +457,6 @@ def test_a_redirect_is_not_followed(scripted: Scripted) -> None:
     with pytest.raises(StartFailedError, match="302"):
         own.request_resource(resource())
     assert len(script.calls) == 1
-
-
-def self_signed(folder: Path, name: str) -> Path:
-    """A file with a key, and a certificate for this machine that signs itself."""
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("there is no openssl on PATH (Debian: apt-get install openssl)")
-    file, key = folder / f"{name}.pem", folder / f"{name}.key"
-    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    output = ["-keyout", str(key), "-out", str(file)]
-    command = [openssl, "req", "-x509", "-days", "2", *kind, *subject, *output]
-    subprocess.run(command, check=True, capture_output=True)
-    file.write_text(key.read_text() + file.read_text())
-    return file
 
 
 def test_in_a_cluster_the_service_account_is_used(

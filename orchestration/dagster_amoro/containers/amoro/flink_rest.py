@@ -22,7 +22,7 @@ from dagster_amoro.core.secrets import Mask
 _LARGEST_PORT: Final = 65535
 _OVER: Final = frozenset({"FINISHED", "CANCELED", "FAILED"})
 _POLL_SECONDS: Final = 0.2
-_CHUNK: Final = 1 << 20  # bytes of a jar in memory at a time
+_CHUNK: Final = 1 << 16  # bytes of a jar that are sent at a time
 _SHOWN: Final = 600  # characters of an error; Flink answers with whole stack traces
 _NOISE: Final = re.compile(
     r"at \S+\(|\.\.\. \d+ more|<?Exception on server side:|End of exception|Internal server error"
@@ -71,8 +71,9 @@ class FlinkRest:
     """
 
     base: str  # as `base_url` says it
-    timeout: float  # seconds to connect, and again for each wait for an answer
+    timeout: float  # seconds for a request and its answer; for each part of a jar
     mask: Mask  # hides what errors may not show
+    upload_timeout: float = 600.0  # seconds for a whole jar
 
     def overview(self) -> Mapping[str, Any]:
         """What the cluster has; also the test whether it is one."""
@@ -147,9 +148,9 @@ class FlinkRest:
         return next((each.get("id") for each in named), None)
 
     def _upload(self, file: BinaryIO, name: str) -> str:
-        upload = _Upload(file, name)
-        headers = {"Content-Type": upload.content_type}
-        answer = self._ask("POST", "/jars/upload", data=upload, headers=headers)
+        upload = _Upload(file, name, self.upload_timeout)
+        headers, total = {"Content-Type": upload.content_type}, self.upload_timeout
+        answer = self._ask("POST", "/jars/upload", data=upload, headers=headers, total=total)
         return self._text(answer, "filename").rpartition("/")[2]
 
     def _text(self, answer: Mapping[str, Any], key: str) -> str:
@@ -188,10 +189,11 @@ def essence(errors: object) -> str:
 
 
 class _Upload:
-    """The body of an upload, read from its file while it is sent."""
+    """The body of an upload, read from its file while it is sent; it takes `seconds` at most."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, seconds: float) -> None:
         boundary = uuid4().hex
+        self._seconds: Final = seconds
         self.content_type: Final = f"multipart/form-data; boundary={boundary}"
         self._file: Final = file
         self._size: Final = file.seek(0, os.SEEK_END)
@@ -208,7 +210,11 @@ class _Upload:
 
     def __iter__(self) -> Iterator[bytes]:
         """Its parts."""
+        deadline = time.monotonic() + self._seconds
         yield self._head
         self._file.seek(0)
-        yield from iter(lambda: self._file.read(_CHUNK), b"")
+        while part := self._file.read(_CHUNK):
+            if time.monotonic() >= deadline:
+                raise RestError(f"the upload is not over after {self._seconds:g} s")
+            yield part
         yield self._tail

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from dagster_amoro.containers.amoro.rest import RestError
+from dagster_amoro.containers.amoro.rest import RestError, limit_answers
 from dagster_amoro.core.errors import ContainerError, describe, shorten
 
 _POLL: Final = 0.25  # seconds between two looks at a Deployment that is to disappear
@@ -26,7 +26,7 @@ class Deployments:
 
     api: Any  # kubernetes.client.ApiClient
     namespace: str
-    request_timeout: float  # seconds
+    request_timeout: float  # seconds for a request and its answer
     deletion_timeout: float  # seconds
 
     def place(self, name: str) -> str:
@@ -73,7 +73,7 @@ class Deployments:
         """The answer to a call on one Deployment; None where its status is `absent`."""
         from kubernetes.client import ApiException, AppsV1Api  # noqa: PLC0415 - an extra, and slow
 
-        what = f"could not {verb} {self.place(target)}"
+        what, where = f"could not {verb} {self.place(target)}", self.api.configuration.host
         method = getattr(AppsV1Api(self.api), f"{verb}_namespaced_deployment")
         try:
             content = method(
@@ -86,8 +86,9 @@ class Deployments:
             if error.status == absent and _status(error.body):
                 return None
             raise RestError(f"{what}: {_reason(error)}", error.status) from None
+        except RestError as error:  # a limit
+            raise RestError(f"{what}: {where} {error}") from None
         except Exception as error:  # noqa: BLE001 - of sockets, TLS, HTTP and the client alike
-            where = self.api.configuration.host
             raise RestError(f"{what}: {where} does not answer: {describe(error)}") from None
         answer = _json_object(content)
         if answer is None:
@@ -132,13 +133,18 @@ def _kube_config(path: str | None) -> str:
 
 
 def client_of(configuration: Any) -> Any:  # noqa: ANN401 - the client has no types
-    """A client, which is to be used as a context, so that its connections are closed."""
+    """A client, which is to be used as a context, so that its connections are closed.
+
+    What it is answered is limited as `limit_answers` says.
+    """
     from kubernetes.client import ApiClient  # noqa: PLC0415 - an extra, and slow to import
 
     try:
-        return ApiClient(configuration)
+        client = ApiClient(configuration)
     except Exception as error:  # noqa: BLE001 - certificates, proxies
         raise ContainerError(f"no client of {configuration.host}: {describe(error)}") from None
+    limit_answers(client.rest_client.pool_manager)
+    return client
 
 
 def token_of(configuration: Any) -> str:  # noqa: ANN401 - the client has no types
@@ -162,7 +168,7 @@ def _status(body: str | None) -> dict[str, Any] | None:
 def _json_object(text: str | bytes | None) -> dict[str, Any] | None:
     try:
         found = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

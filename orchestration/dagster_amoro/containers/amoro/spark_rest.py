@@ -21,7 +21,7 @@ _NOBODY: Final = "driver-00000000000000-0000"  # an id that no master gives
 _FINAL: Final = frozenset({"FINISHED", "FAILED", "KILLED", "ERROR"})
 _STANDBY: Final = "Current state is not alive"  # how a master says that another one leads
 _POLL_SECONDS: Final = 0.25
-_TIMEOUT: Final = 10.0  # seconds to connect, and again for each wait for an answer
+_TIMEOUT: Final = 10.0  # seconds for a request and its answer
 _SHOWN: Final = 600  # characters of what Spark says; it answers with whole stack traces
 
 
