@@ -73,7 +73,9 @@ def write_or_die(files, record):
         die()
     write(files, record)
 
-if point == "before the process":
+if point == "without SIGCHLD":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+elif point == "before the process":
     processes.spawn = die
 elif point == "right after the process":
     processes.spawn = spawn_and_die
@@ -299,6 +301,16 @@ def test_a_starter_ends_without_a_warning(fleet: Fleet) -> None:
     started, warnings = starter.communicate()
     assert (starter.returncode, warnings) == (0, "")
     assert fleet.pids() == {pid_of(json.loads(started))}
+
+
+@pytest.mark.parametrize("script", ["", "raise SystemExit(3)"])
+def test_a_worker_whose_end_is_not_known_is_a_failed_start(fleet: Fleet, script: str) -> None:
+    """Where SIGCHLD is ignored the system says of no child how it ended."""
+    properties = fleet.properties(script, start_check="30s")
+    starter = fleet.start_elsewhere(properties, resource(), "without SIGCHLD")
+    said = starter.communicate()
+    assert "StartFailedError: the worker ended at once in an unknown way: " in said[1]
+    assert starter.returncode == 1
 
 
 def test_a_worker_that_is_forgotten_is_not_warned_of(fleet: Fleet) -> None:

@@ -2,16 +2,19 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dagster_amoro.containers import programs
+from dagster_amoro.containers.output import UNKNOWN_END
 from dagster_amoro.containers.processes import end, spawn, started_with
 from dagster_amoro.containers.programs import Program, ProgramError, launch, run
 from dagster_amoro.core.secrets import Mask
@@ -107,6 +110,73 @@ def test_a_program_heeds_signals_that_we_ignore(name: str) -> None:
     """As Dagster's processes do where a shell started it in the background."""
     with pytest.raises(ProgramError, match=f"ProgramError: sh was ended by SIG{name} without any"):
         run(python(DEAF, f"kill -{name} $$"), PATIENCE)
+
+
+OTHERS_COLLECT = """
+import os, signal, threading, time
+from dagster_amoro.containers.programs import Program, ProgramError, run
+
+def collect():
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.0001)
+
+def ending(script):
+    try:
+        run(Program(argv=["/bin/sh", "-c", script]), 180)
+    except ProgramError as error:
+        return str(error).partition(":")[0]
+    return "well"
+"""
+A_THREAD = "threading.Thread(target=collect, daemon=True).start()"
+THE_SYSTEM = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+UNKNOWN = "sh ended in an unknown way"
+
+
+@pytest.mark.parametrize("who", [A_THREAD, THE_SYSTEM])
+@pytest.mark.parametrize(
+    ("script", "known"),
+    [
+        ("exit 0", "well"),
+        ("exit 3", "sh ended with exit code 3 without any output"),
+        ("kill -TERM $$", "sh was ended by SIGTERM without any output"),
+    ],
+)
+def test_an_end_that_others_collect_is_not_a_good_one(who: str, script: str, known: str) -> None:
+    """Popen by itself would say 0."""
+    code = f"{OTHERS_COLLECT}\n{who}\nprint(*{{ending({script!r}) for _ in range(30)}}, sep='\\n')"
+    found = set(run(python(code), PATIENCE).splitlines())
+    assert UNKNOWN in found
+    assert found <= ({UNKNOWN, known} if who is A_THREAD else {UNKNOWN})
+
+
+def test_an_unknown_end_stays_unknown() -> None:
+    """Whoever asks, and however often; nobody waits for it again."""
+    with Path(os.devnull).open("wb") as log:
+        worker = spawn(["/bin/true"], environment={}, log=log.fileno())
+    os.waitpid(worker.pid, 0)
+    assert [worker.poll(), worker.wait(), worker.wait(0), worker.poll()] == [UNKNOWN_END] * 4
+
+
+def test_threads_that_ask_at_once_learn_the_same_end() -> None:
+    """The system tells it to one of them only."""
+    with Path(os.devnull).open("wb") as log, ThreadPoolExecutor(8) as pool:
+        for code in range(60):
+            argv = ["/bin/sh", "-c", f"exit {code}"]
+            worker = spawn(argv, environment={}, log=log.fileno())
+            assert {*pool.map(worker.wait, [PATIENCE] * 8)} == {code}
+
+
+def test_a_wait_ends_in_time() -> None:
+    """As that of Popen does."""
+    with Path(os.devnull).open("wb") as log:
+        worker = spawn(["/bin/sleep", "60"], environment={}, log=log.fileno())
+    with pytest.raises(subprocess.TimeoutExpired, match=r"'60'\]' timed out after 0\.1 seconds"):
+        worker.wait(0.1)
+    worker.kill()
+    assert worker.wait() == -signal.SIGKILL
 
 
 def test_a_failure_shows_no_secrets() -> None:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+UNKNOWN_END: Final = 256
+"""The return code of a program whose own is not known; a real exit code is 255 at most."""
+
 _SLUG: Final = 60  # characters of a resource id that a file name shows
 _LARGEST_END: Final = 64 * 1024  # bytes that `end_of` reads
 _UNPRINTABLE: Final = re.compile(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]")  # databases refuse NUL
@@ -29,6 +32,8 @@ def home_folder(name: str) -> Path:
 
 def ending(code: int) -> str:
     """How a program ended, by its return code: `with exit code 3`, `by SIGKILL`."""
+    if code == UNKNOWN_END:
+        return "in an unknown way: its exit code went to somebody else, or SIGCHLD is ignored here"
     if code >= 0:
         return f"with exit code {code}"
     try:

@@ -6,11 +6,13 @@ leaves). A process id by itself proves nothing, because the system gives it away
 that others start, AMS among them, are recognised by what is on their command lines.
 """
 
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +22,7 @@ from typing import Final, TypeVar
 
 import psutil
 
+from dagster_amoro.containers.output import UNKNOWN_END
 from dagster_amoro.containers.waiting import within
 
 LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every process of a launch
@@ -120,12 +123,38 @@ def _end(look: Callable[[], set[psutil.Process]], leader: int | None, patience: 
 
 
 class Worker(subprocess.Popen[bytes]):
-    """A child that may outlive us, which is what Popen's destructor would warn of."""
+    """A child that may outlive us, and whose end counts as a good one only if it is known.
+
+    The system tells the end of a child once. Where another part of this process has asked before,
+    or SIGCHLD is ignored, Popen's own `poll` and `wait` say that the exit code is 0.
+    """
+
+    def poll(self) -> int | None:
+        """The return code, UNKNOWN_END where it cannot be learned; None if the child runs."""
+        with _collecting:  # a second thread would find that the first one has asked before
+            if self.returncode is None:
+                self.returncode = self._collected()
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The return code once the child has ended; a TimeoutExpired after so many seconds."""
+        seconds = math.inf if timeout is None else timeout
+        if not within(seconds, lambda: self.poll() is not None, _POLL):
+            raise subprocess.TimeoutExpired(self.args, seconds)
+        return int(self.returncode)
+
+    def _collected(self) -> int | None:
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return UNKNOWN_END
+        return os.waitstatus_to_exitcode(status) if pid else None
 
     def __del__(self) -> None:
-        """Nothing: `reap` collects the child if it ends before us."""
+        """Nothing, where Popen would warn: `reap` collects the child if it ends before us."""
 
 
+_collecting: Final = threading.Lock()
 _children: Final[set[Worker]] = set()
 
 
