@@ -1,4 +1,4 @@
-"""Servers that never come to an end: whoever is asked over HTTP, the time and the size are limited.
+"""Servers that never come to an end: whoever is asked, the time and the size are limited.
 
 Each of them goes on until the client hangs up. The deadlines are short, and an error that names
 one is what is looked for; how long a busy machine takes to raise it is not.
@@ -9,6 +9,7 @@ import os
 import socket
 import socketserver
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +21,13 @@ import pytest
 from kubernetes.client import Configuration
 
 from dagster_amoro.ams.client import Ams
-from dagster_amoro.ams.leader import Server, always
+from dagster_amoro.ams.leader import Server, always, from_zookeeper
 from dagster_amoro.containers.amoro import spark_rest
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest
 from dagster_amoro.containers.amoro.kubernetes_api import Deployments, client_of
 from dagster_amoro.containers.amoro.rest import LARGEST_ANSWER, RestError
 from dagster_amoro.containers.amoro.spark_rest import SparkRest
-from dagster_amoro.core.errors import KeeperError
+from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
 from dagster_amoro.core.secrets import Mask
 from tests.helpers.certificates import self_signed
 
@@ -283,6 +284,29 @@ def test_a_slow_answer_of_the_largest_size_is_read() -> None:
     with talking(talk) as server:
         found = FlinkRest(server.url, AMPLE, Mask()).overview()
     assert len(found["a"]) == LARGEST_ANSWER - 1024
+
+
+# ZooKeeper, whose client has threads.
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        dripping(struct.pack("!i", 1_000_000)),
+        endless(struct.pack("!i", 2**31 - 1), MIB),
+    ],
+)
+def test_a_zookeeper_that_goes_on_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its threads, one of which reads as long as there is something."""
+    monkeypatch.setattr("dagster_amoro.ams.zookeeper._SECONDS", DEADLINE)
+    before = set(threading.enumerate())
+    with talking(talk) as server:
+        begin = time.monotonic()
+        with pytest.raises(AmsUnavailableError, match=r"no server answers within 0\.2 s"):
+            from_zookeeper(server.url.removeprefix("http://"), "default", 1)()
+        assert time.monotonic() - begin < DEADLINE + SLACK
+    assert set(threading.enumerate()) <= before
+    assert server.sent < 16 * len(MIB) * server.requests
 
 
 # Uploads, which may take longer.
