@@ -313,7 +313,7 @@ class TestFailedStart:
         """Even if it appears only later: nobody else would know of it."""
         flink.answers_with(RUN, lost)
         flink.answers_with(CANCEL, Answer({"errors": ["Job not found"]}, 404), Answer({}, 202))
-        session._client_timeout = 0.2  # type: ignore[misc, assignment]
+        session._client_timeout = 2  # type: ignore[misc]
         with pytest.raises(StartFailedError, match=r"/run: "):
             session.request_resource(resource())
         submitted = json.loads(flink.asked(RUN).body)["jobId"]
