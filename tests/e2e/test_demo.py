@@ -34,10 +34,8 @@ pytestmark = [pytest.mark.crash_loop, pytest.mark.xdist_group("demo")]  # one de
 GRACE = timedelta(seconds=15)
 RETRIES = 3
 RUNS = """
-query ($resource: String!) {
-  runsOrError(filter: {tags: [{key: "amoro/resource", value: $resource}]}) {
-    ... on Runs { results { runId status } }
-  }
+query ($run: String!) {
+  runsOrError(filter: {runIds: [$run]}) { ... on Runs { results { runId status } } }
 }
 """
 FAILURES = """
@@ -215,7 +213,7 @@ def test_a_killed_worker_comes_back_under_its_id(demo: Demo) -> None:
     assert psutil.pid_exists(after[name])
     assert after[name] != pid
     assert {**after, name: pid} == before
-    runs = demo.ask(RUNS, resource=name)["results"]
+    runs = demo.ask(RUNS, run=attempt.run_id or "")["results"]
     assert [(run["runId"], run["status"]) for run in runs] == [(attempt.run_id, "SUCCESS")]
 
 

@@ -458,6 +458,16 @@ def test_what_was_set_back_goes_last_though_nothing_limits_it() -> None:
     assert planned(seen, due, inputs()).due[0].incident_id == 1
 
 
+def test_what_is_given_up_is_in_no_run_of_what_is_restarted() -> None:
+    """Such a run fails, so that somebody hears of it; the others' does not."""
+    due = set_back(0, 0, 0, 1)
+    due[0] = due[0]._replace(attempts=5, attempted_at=NOW - GRACE * 2)
+    due[3] = due[3]._replace(state=State.GIVING_UP)
+    seen = survey(*(orphan(known.resource_id) for known in due))
+    runs = planned(seen, due, inputs()).dispatches
+    assert [[known.incident_id for known in run.incidents] for run in runs] == [[2, 3], [1, 4]]
+
+
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 4))
 def test_a_run_is_full_or_the_last_and_holds_nothing_that_was_set_back_twice_beside_others(
     times: list[int], most: int

@@ -94,12 +94,16 @@ def plan_tick(inputs: TickInputs) -> TickPlan:
     verdicts = {i.incident_id: each.verdict for i, each in decisions if each.verdict in _ACTS}
     waiting = [(i, decision) for i, decision in decisions if decision.verdict not in _ACTS]
     allowed, held, last_served_group = _limit(inputs, due, verdicts)
+    # A run that gives up on an orphan fails, which says nothing of what others restart.
+    restarts = [each for each in allowed if verdicts[each.incident_id] is Verdict.RESTART]
+    removals = [each for each in allowed if verdicts[each.incident_id] is not Verdict.RESTART]
+    plans = partial(run_plans, max_per_run=inputs.settings.max_restarts_per_run, token=inputs.token)
     return TickPlan(
         steps=tuple(steps),
         scaling=tuple(scaling),
         reports=tuple(_reports(inputs, waiting)),
         due=tuple(allowed),
-        dispatches=tuple(run_plans(allowed, inputs.settings.max_restarts_per_run, inputs.token)),
+        dispatches=(*plans(restarts), *plans(removals)),
         again=tuple(_never_requested(inputs)),
         scaling_again=tuple(never_requested(inputs)),
         waiting=(*waiting, *held),
