@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
+from tests.helpers.commands import write_program
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"Amoro-flink-optimizer-flinkGroup-{ID}"
@@ -379,19 +379,16 @@ class Programs:
         self, name: str, *prints: str, codes: Sequence[int] = (0,), errors: str = "", wait: int = 0
     ) -> None:
         """A program; its calls print one text after the other, and the last of its codes stays."""
-        script = self.folder / name
-        script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(
-            f"#!{sys.executable} -IS\n"
+        write_program(
+            self.folder / name,
             "import json, os, sys, time\n"
             f"with open({str(self._calls)!r}, 'a+') as calls:\n"
             "    calls.write(json.dumps([sys.argv, dict(os.environ), sys.stdin.read()]) + '\\n')\n"
             f"    calls.seek(0); number = sum({name!r} in line for line in calls) - 1\n"
             f"print({prints!r}[number] if number < {len(prints)} else '', flush=True)\n"
             f"print({errors!r}, file=sys.stderr, flush=True)\n"
-            f"time.sleep({wait}); sys.exit({list(codes)!r}[min(number, {len(codes) - 1})])\n"
+            f"time.sleep({wait}); sys.exit({list(codes)!r}[min(number, {len(codes) - 1})])\n",
         )
-        script.chmod(0o755)
 
     @property
     def calls(self) -> list[Call]:

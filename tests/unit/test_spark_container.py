@@ -1,6 +1,5 @@
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from dagster_amoro.core.errors import (
     StartFailedError,
 )
 from dagster_amoro.core.model import Resource
+from tests.helpers.commands import write_program
 
 # Its tests start programs under one id, and look for programs with it on this machine.
 pytestmark = pytest.mark.xdist_group("spark-submit")
@@ -239,7 +239,7 @@ def test_deploy_mode_is_read_in_any_case() -> None:
 class Spark:
     """A Spark installation whose programs write down how they were called."""
 
-    SCRIPT = """#!{python}
+    SCRIPT = """
 import json, os, pathlib, sys, time
 home = pathlib.Path(__file__).parent.parent
 with (home / "calls").open("a") as calls:
@@ -260,10 +260,7 @@ sys.exit(act["code"])
         self.home = home
         self._acts: list[dict[str, Any]] = []
         for name in ("spark-submit", "yarn"):
-            program = home / "bin" / name
-            program.parent.mkdir(exist_ok=True)
-            program.write_text(self.SCRIPT.format(python=sys.executable))
-            program.chmod(0o755)
+            write_program(home / "bin" / name, self.SCRIPT)
 
     def on(self, argument: str, *prints: str, code: int = 0, stays: float = 0) -> "Spark":
         """What programs called with this argument print (in turn), how long they stay, and end."""

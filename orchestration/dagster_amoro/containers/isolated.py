@@ -1,0 +1,256 @@
+"""How is a container called whose calls may hang? In another process, which is ended in time.
+
+`host` is the other side.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any, Final
+
+import psutil
+
+from dagster_amoro.containers.base import Container, Status
+from dagster_amoro.containers.fences import Fence
+from dagster_amoro.containers.host import LONGEST, MOMENT, PATIENCE
+from dagster_amoro.containers.processes import Worker
+from dagster_amoro.containers.resolve import Containers, build_container
+from dagster_amoro.core import errors
+from dagster_amoro.core.ams_version import AskAmsVersion
+from dagster_amoro.core.container_settings import CallLimits, ContainerSettings
+from dagster_amoro.core.errors import ContainerError, OverdueError
+from dagster_amoro.core.model import Resource
+
+_BOOT: Final = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from dagster_amoro.containers.host import main; main(int(sys.argv[2]))"
+)
+_SLACK: Final = 10.0  # seconds after which a host that ends no call counts as hanging itself
+_REMEMBERED: Final = 300.0  # seconds in which a container that hangs is not asked again
+_OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
+_WHAT: Final = {
+    "start": "the start",
+    "stop": "the stop",
+    "status": "the question for the status",
+    "supports": "the question whether it restarts",
+    "preview": "the question for a preview",
+}
+
+
+class IsolatedContainer:
+    """A container that is called in another process, each call with a deadline.
+
+    Whatever a call does, it is over when its time is up: it is asked to end, and then killed with
+    everything that it has started.
+    """
+
+    fenced: Final = True
+
+    def __init__(
+        self,
+        settings: ContainerSettings,
+        ask_ams_version: AskAmsVersion | None = None,
+        own: Container | None = None,
+    ) -> None:
+        """Starts nothing yet; `own` is the container where its class is one of ours.
+
+        Raises:
+            ContainerError: A property that limits its calls cannot be used.
+        """
+        self.name: Final = settings.name
+        self._own: Final = own
+        self._host: Final = _ContainerHost(settings, ask_ams_version)
+        self._silent_until, self._silence = 0.0, OverdueError()
+        try:
+            self.limits: Final[CallLimits] = settings.limits
+        except ValueError as flaw:
+            raise ContainerError(f"container {self.name!r}: accepted is {flaw}") from None
+
+    @property
+    def supports_auto_restart(self) -> bool:
+        """What the container says; a ContainerError says why it says nothing."""
+        if self._own is not None:  # it was built here, and nothing of ours hangs in it
+            return bool(self._own.supports_auto_restart)
+        if time.monotonic() < self._silent_until:
+            raise self._silence
+        try:
+            return bool(self._host.call("supports", self.limits.status_timeout))
+        except OverdueError as error:
+            self._silence = OverdueError(f"container {self.name!r}: {error}")
+            self._silent_until = time.monotonic() + _REMEMBERED
+            raise self._silence from error
+
+    def request_resource(self, resource: Resource, fence: Fence | None = None) -> Mapping[str, str]:
+        """Starts the resource, unless a later attempt than that of `fence` has come before.
+
+        Raises:
+            OverdueError: It took longer than its `start-timeout`.
+            ContainerError: It was not started; a StartFailedError where the container said so.
+        """
+        startup: Mapping[str, str]
+        startup = self._host.call("start", self.limits.start_timeout, resource, fence)
+        return startup
+
+    def release_resource(self, resource: Resource, fence: Fence | None = None) -> None:
+        """Stops the resource, unless a later attempt than that of `fence` has come before.
+
+        Raises:
+            OverdueError: It took longer than its `stop-timeout`.
+            ContainerError: It may still be running.
+        """
+        self._host.call("stop", self.limits.stop_timeout, resource, fence)
+
+    def status(self, resource: Resource) -> Status:
+        """What the container knows of a worker; a ContainerError where it cannot be asked."""
+        said: Status = self._host.call("status", self.limits.status_timeout, resource)
+        return said
+
+    def preview(self, resource: Resource) -> str:
+        """How it would be started, for people to read; a ContainerError where it cannot be."""
+        return str(self._host.call("preview", self.limits.status_timeout, resource))
+
+    def close(self) -> None:
+        """Ends its process, and every call that is under way."""
+        self._host.close()
+
+
+class IsolatedContainers(Containers):
+    """The containers of a configuration by name, each called in a process of its own."""
+
+    def _build(self, settings: ContainerSettings) -> IsolatedContainer:
+        ask, is_ours = self._ask_ams_version, settings.implementation.startswith(_OURS)
+        own = build_container(settings, ask) if is_ours else None
+        return IsolatedContainer(settings, ask, own)
+
+    def close(self) -> None:
+        """Ends their processes, and every call that is under way."""
+        for container in self._built.values():
+            if isinstance(container, IsolatedContainer):
+                container.close()
+
+
+class _ContainerHost:
+    """The process of a container, started when it is first needed. Threads may share it."""
+
+    def __init__(self, settings: ContainerSettings, ask_ams_version: AskAmsVersion | None) -> None:
+        self._settings, self._ask_ams_version = settings, ask_ams_version
+        self._lock: Final = threading.Lock()
+        self._running: tuple[Worker, socket.socket] | None = None
+
+    def call(
+        self,
+        call: str,
+        timeout: timedelta,
+        resource: Resource | None = None,
+        fence: Fence | None = None,
+    ) -> Any:  # noqa: ANN401 - a value of JSON
+        """What a call returns; a ContainerError says what went wrong, without secrets."""
+        request = {
+            "call": call,
+            "resource": resource and {**asdict(resource), "properties": dict(resource.properties)},
+            "fence": fence,
+            "version": self._version(),
+        }
+        ends_at = time.monotonic() + timeout.total_seconds()
+        answer = self._exchange(json.dumps(request).encode() + b"\n", ends_at)
+        if "value" in answer:
+            return answer["value"]
+        if time.monotonic() >= ends_at:
+            raise OverdueError(
+                f"{_WHAT[call]} was not over within {timeout.total_seconds():g} s and was ended"
+            )
+        kind = getattr(errors, answer["error"], ContainerError)
+        raise (kind if issubclass(kind, ContainerError) else ContainerError)(answer["message"])
+
+    def _version(self) -> int | str | None:
+        try:
+            return self._ask_ams_version() if self._ask_ams_version else None
+        except ContainerError as error:
+            return str(error)
+
+    def _exchange(self, request: bytes, ends_at: float) -> Mapping[str, Any]:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                worker = self._hand_over(theirs, ends_at)
+            ours.settimeout(ends_at + PATIENCE + _SLACK - time.monotonic())
+            try:
+                with ours.makefile("rwb") as stream:
+                    stream.write(request)
+                    stream.flush()
+                    line = stream.readline(LONGEST)
+            except TimeoutError:
+                self._discard(worker)
+                line = b""
+            except OSError:  # the call has ended before it was told what to do
+                line = b""
+        try:
+            answer: Mapping[str, Any] = json.loads(line)
+        except ValueError:
+            return {"error": "ContainerError", "message": "its process ended without an answer"}
+        return answer
+
+    def _hand_over(self, theirs: socket.socket, ends_at: float) -> Worker:
+        """Gives the host the other end of a call."""
+        with self._lock:
+            for _ in range(2):  # the process may have died since the last call
+                worker, control = self._running = self._running or self._start()
+                try:
+                    socket.send_fds(control, [MOMENT.pack(ends_at)], [theirs.fileno()])
+                except OSError:
+                    self._end()
+                else:
+                    return worker
+        raise ContainerError(f"the process of container {self._settings.name!r} cannot be reached")
+
+    def _start(self) -> tuple[Worker, socket.socket]:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(_SLACK)
+        setup = {**asdict(self._settings), "properties": dict(self._settings.properties)}
+        setup["asks_version"] = self._ask_ams_version is not None
+        with theirs:
+            argv = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno())]
+            worker = Worker(
+                argv, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
+            )
+        if worker.stdin is not None:
+            with suppress(OSError), worker.stdin as pipe:  # if it has ended, its first call says so
+                pipe.write(json.dumps(setup).encode() + b"\n")
+        return worker, ours
+
+    def _discard(self, worker: Worker) -> None:
+        """Ends this process, if it is the present one, since it ends no call."""
+        with self._lock:
+            if self._running and self._running[0] is worker:
+                self._end()
+
+    def _end(self) -> None:
+        if self._running is None:
+            return
+        (worker, control), self._running = self._running, None
+        control.close()  # the host ends its calls when it sees this
+        try:
+            worker.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            _kill(worker)
+
+    def close(self) -> None:
+        """Ends the process and its calls; the next call would start it again."""
+        with self._lock:
+            self._end()
+
+
+def _kill(worker: Worker) -> None:
+    with suppress(psutil.Error):
+        process = psutil.Process(worker.pid)
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                each.kill()
+    worker.wait()
