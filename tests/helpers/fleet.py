@@ -65,6 +65,9 @@ class Shelf:
             return f"container {name!r} is not configured"
         return None if self._containers[name].supports_auto_restart else "it opts out"
 
+    def close(self) -> None:
+        """Nothing is under way when a call has returned."""
+
 
 @dataclass
 class Fleet:

@@ -106,3 +106,6 @@ class FakeContainers:
     def obstacle(self, name: str | None) -> str | None:
         """Whether it opts out."""
         return f"container {name!r} opts out" if self.opts_out or name != "c" else None
+
+    def close(self) -> None:
+        """Calls end with the step in which they are made."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_amoro.config.values import parse_duration
 from dagster_amoro.core import groups
 from dagster_amoro.core.groups import UNITS, Group, is_dynamic, min_parallelism
+from dagster_amoro.core.values import parse_duration
 
 FLAT: Final = "min-parallelism"
 DYNAMIC: Final = "dynamic-allocation."

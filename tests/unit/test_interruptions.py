@@ -48,7 +48,7 @@ def test_an_added_kind_passes_through_every_call() -> None:
     container = Raising(StopError("stop"))
     with pytest.raises(StartFailedError, match="StopError: stop"):
         calls.start(container, RESOURCE)
-    assert calls.stop(container, RESOURCE, "it") == ["could not stop it: StopError: stop"]
+    assert calls.stop(container, RESOURCE, "it").notes == ("could not stop it: StopError: stop",)
     never_swallow(StopError)
     never_swallow(StopError)
     assert interruptions().count(StopError) == 1

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dagster_amoro.config import SETTINGS, Mode, Settings, load_settings
 from dagster_amoro.config.sources import group_of
-from dagster_amoro.config.values import DURATION_ACCEPTS
 from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import Backoff, OnExhausted
+from dagster_amoro.core.values import DURATION_ACCEPTS
 
 GRACE = "ams.optimizer.auto-restart-grace-period"
 CHECK = "ams.optimizer-group.min-parallelism-check-interval"

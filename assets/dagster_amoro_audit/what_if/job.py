@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 import dagster as dg
 from pydantic import Field
 
-from dagster_amoro.config import parse_duration
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.core.values import parse_duration
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit.columns import ADVICE
 

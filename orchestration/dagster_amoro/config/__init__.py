@@ -10,13 +10,13 @@ from dagster_amoro.config.models import SETTINGS, Setting
 from dagster_amoro.config.settings import (
     AmsSettings,
     AuditSettings,
-    ContainerSettings,
     HighAvailability,
     Mode,
     RegistryMode,
     Settings,
 )
-from dagster_amoro.config.values import parse_duration
+from dagster_amoro.core.container_settings import ContainerSettings
+from dagster_amoro.core.values import parse_duration
 
 __all__ = [
     "SETTINGS",

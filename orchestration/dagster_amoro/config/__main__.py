@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.config.models import SECTIONS, Section, Setting, settings_of
-from dagster_amoro.config.values import DURATION_ACCEPTS
+from dagster_amoro.core.values import DURATION_ACCEPTS
 
 _TABLES: Final = re.compile(r"(?<=<!-- keys -->\n).*(?=<!-- end of keys -->)", re.DOTALL)
 

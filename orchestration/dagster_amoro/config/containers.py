@@ -7,9 +7,14 @@ from types import MappingProxyType
 from typing import Final
 
 from dagster_amoro.config.models import Configuration
-from dagster_amoro.config.settings import AmsSettings, ContainerSettings, HighAvailability
+from dagster_amoro.config.settings import AmsSettings, HighAvailability
 from dagster_amoro.config.sources import RawConfig, kind_of, show
 from dagster_amoro.config.values import parse_text
+from dagster_amoro.core.container_settings import (
+    CALL_PROPERTIES,
+    ContainerSettings,
+    parse_limit,
+)
 
 _AMORO: Final = "org.apache.amoro."  # how the class names of Amoro's own containers begin
 _URI: Final = "ams-optimizing-uri"
@@ -32,6 +37,12 @@ def _container(raw: RawConfig, place: str, entry: object) -> ContainerSettings:
     name = _required(raw, place, entry, "name")
     lists = not implementation.startswith(_AMORO)
     properties = _properties(raw, place, entry.get("properties", {}), lists=lists)
+    for key in (each for each in CALL_PROPERTIES if each in properties):
+        try:
+            parse_limit(key, properties[key])
+        except ValueError as flaw:
+            found = show(key, properties[key])
+            raw.reject_in_file(f"{place}.properties.{key}", found, str(flaw))
     return ContainerSettings(name=name, implementation=implementation, properties=properties)
 
 

@@ -25,12 +25,12 @@ from dagster_amoro.config.values import (
     optional,
     parse_host,
     parse_keywords,
-    parse_switch,
     parse_text,
     whole,
 )
 from dagster_amoro.core import policy
 from dagster_amoro.core.ams_version import parse_version
+from dagster_amoro.core.values import parse_switch
 
 GROUP: Final = "<name>"  # stands for the name of a group in the keys of groups
 LONGEST_NAME: Final = 80  # characters of a deployment's name
@@ -319,6 +319,10 @@ class LimitsConfig(Section, alias_generator=below("keeper")):
 
     max_restarts_per_run: Count = key("200")
     """How many orphans one run of the job restarts; more are further runs."""
+
+    max_concurrent_starts: Count = key("50")
+    """How many orphans of one container a run restarts at once. A container's own property
+    `max-concurrent-starts` comes before it."""
 
     claim_timeout: Timeout = key("15min")
     """How long a dispatch to a run, or a run's claim, lasts without a sign of life."""

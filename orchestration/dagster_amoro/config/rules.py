@@ -63,6 +63,7 @@ def build_settings(
         check_interval=config.optimizer_group.min_parallelism_check_interval,
         heartbeat_timeout=config.optimizer.heart_beat_timeout,
         max_restarts_per_run=config.limits.max_restarts_per_run,
+        max_concurrent_starts=config.limits.max_concurrent_starts,
         claim_timeout=config.limits.claim_timeout,
         audit=_audit_settings(raw, config),
         containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,

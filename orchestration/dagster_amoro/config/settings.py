@@ -1,7 +1,7 @@
 """What the settings are once they are read: frozen, typed, with the reason and unit of each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dagster_amoro.core.ams_version import AmsVersion
+from dagster_amoro.core.container_settings import ContainerSettings
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
 
@@ -88,18 +89,6 @@ class AuditSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ContainerSettings:
-    """One entry of `containers:`: what a container is built from."""
-
-    name: str  # what `resource.container_name` refers to
-    implementation: str  # Amoro's Java class name, or `package.module.Class`; not imported here
-    # As texts, in the form that Java gives them; a list is a JSON array of texts. Not in the
-    # repr, since properties such as `export.AWS_SECRET_ACCESS_KEY` are secrets.
-    # With those that AMS adds itself, where a running AMS is attached to.
-    properties: Mapping[str, str] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything that was configured; nothing reads the file or the environment again.
 
@@ -129,6 +118,7 @@ class Settings:
     # At least 1. It keeps the event log of a run readable and lets Dagster spread a large outage
     # over a cluster.
     max_restarts_per_run: int
+    max_concurrent_starts: int  # of one container in one run, at least 1
     claim_timeout: timedelta  # more than 0; a run that died unnoticed holds its orphans up so long
     audit: AuditSettings
     containers: Mapping[str, ContainerSettings]  # by name

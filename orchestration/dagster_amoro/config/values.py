@@ -18,7 +18,7 @@ from typing import Final
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from dagster_amoro.core.groups import nanoseconds
+from dagster_amoro.core.values import DURATION_ACCEPTS, parse_duration
 
 JAVA_INT_MAX: Final = 2**31 - 1
 _DIGITS: Final = re.compile("0*[0-9]{1,10}")
@@ -28,10 +28,6 @@ _KEYWORD: Final = re.compile(
     r"\s*(?:;|\Z)"
 )
 _FRACTION: Final = re.compile(r"[0-9]{0,3}(\.[0-9]{1,9})?(?<=[0-9])")
-DURATION_ACCEPTS: Final = (
-    "a whole number with one of the units d, h, min, s, ms, \u00b5s or ns, "
-    "or without a unit for milliseconds"
-)
 # A moment this much later must still be a date, and waiting a century is a mistake in any case.
 LONGEST: Final = timedelta(days=36_500)
 
@@ -106,31 +102,6 @@ def fraction(lowest: float, accepts: str) -> Reader:
         raise ValueError("no number, or out of range")
 
     return Reader(parse, accepts)
-
-
-def parse_duration(value: object) -> timedelta:
-    """A duration as Amoro writes it: `5min`, `30 s`, or a bare number of milliseconds.
-
-    What is finer than a microsecond is cut off.
-
-    Raises:
-        ValueError: It is something else, or too long; the message says what is accepted.
-    """
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    try:
-        return timedelta(microseconds=nanoseconds(text if isinstance(text, str) else "") // 1000)
-    except OverflowError:
-        raise ValueError(f"that is too long; accepted is {DURATION_ACCEPTS}") from None
-    except ValueError:
-        raise ValueError(f"accepted is {DURATION_ACCEPTS}") from None
-
-
-def parse_switch(value: object) -> bool:
-    """True or false, in any case."""
-    switch = {"true": True, "false": False}.get(str(value).lower())
-    if switch is None:
-        raise ValueError("neither true nor false")
-    return switch
 
 
 def parse_text(value: object) -> str:

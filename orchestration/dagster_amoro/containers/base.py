@@ -36,6 +36,7 @@ class Container(Protocol):
 
     It may in addition have `status(resource) -> Status`. Containers that run a command line have
     `command(resource) -> list[str]`, and those that send a document `manifest(resource) -> dict`.
+    Modules whose names are in its attribute `libraries` are loaded once, before its first call.
     """
 
     @property
@@ -65,6 +66,9 @@ class ContainerLookup(Protocol):
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container cannot be restarted; None: they can."""
+
+    def close(self) -> None:
+        """Ends every call that is under way; the next call is possible all the same."""
 
 
 def unusable(text: str) -> str | None:

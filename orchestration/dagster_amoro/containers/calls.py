@@ -1,37 +1,75 @@
 """How is a container called, so that whatever it does wrong is a failure of that call alone?"""
 
-from dagster_amoro.containers.base import Container, interruptions
-from dagster_amoro.core.errors import StartFailedError, describe
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
+from dagster_amoro.containers.fences import Fence
+from dagster_amoro.core.container_settings import CallLimits
+from dagster_amoro.core.errors import ContainerError, OverdueError, StartFailedError, describe
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
 
 
-def start(container: Container, resource: Resource) -> dict[str, str]:
-    """Starts a resource; returns its start-up properties, as texts.
+class Stop(NamedTuple):
+    """What came of a stop."""
+
+    notes: tuple[str, ...] = ()  # why it may not have worked
+    is_overdue: bool = False  # whether it was ended because it took too long
+
+
+def texts(startup: Mapping[str, str]) -> dict[str, str]:
+    """Start-up properties as texts, which not every container of other people returns.
+
+    Only texts can be saved for the stop that needs them.
+    """
+    return {str(key): str(value) for key, value in dict(startup).items()}
+
+
+def start(container: Container, resource: Resource, fence: Fence | None = None) -> dict[str, str]:
+    """Starts a resource for the attempt of a fence; returns its start-up properties, as texts.
 
     Raises:
-        StartFailedError: Whatever the container raised, without the resource's secrets.
+        StartFailedError: Whatever the container raised, without the resource's secrets. Its cause
+            is an OverdueError where the start took too long.
     """
     try:
-        startup = container.request_resource(resource)
-        # Not every container of other people returns texts, and only texts can be saved for the
-        # release that needs them.
-        return {str(key): str(value) for key, value in dict(startup).items()}
+        return texts(container.request_resource(resource, *_shown(container, fence)))
     except interruptions():
         raise
     except BaseException as error:
         raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
 
 
-def stop(container: Container, resource: Resource, what: str) -> list[str]:
-    """Stops a resource as well as it can be done; returns a message if that failed.
+def stop(container: Container, resource: Resource, what: str, fence: Fence | None = None) -> Stop:
+    """Stops a resource for the attempt of a fence, as well as it can be done.
 
-    `what` is what the message calls the resource.
+    `what` is what the notes call the resource.
     """
     try:
-        container.release_resource(resource)
+        container.release_resource(resource, *_shown(container, fence))
     except interruptions():
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
-        return [f"could not stop {what}: {Mask(resource.properties).hide(describe(error))}"]
-    return []
+        problem = Mask(resource.properties).hide(describe(error))
+        return Stop((f"could not stop {what}: {problem}",), isinstance(error, OverdueError))
+    return Stop()
+
+
+def limits_of(container: Container) -> CallLimits | None:
+    """How long its calls may take; None: nobody limits them, as in a test."""
+    return getattr(container, "limits", None)
+
+
+def concurrent_starts(containers: ContainerLookup, name: str) -> int | None:
+    """How many starts of a container may be under way at once; None: it does not say."""
+    try:
+        limits = limits_of(containers.get(name))
+    except ContainerError:
+        return None
+    return limits.max_concurrent_starts if limits else None
+
+
+def _shown(container: Container, fence: Fence | None) -> tuple[Fence, ...]:
+    """The fence as an argument, for a container that looks at fences."""
+    return (fence,) if fence and getattr(container, "fenced", False) else ()

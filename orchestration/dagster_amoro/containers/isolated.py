@@ -32,7 +32,9 @@ _BOOT: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from dagster_amoro.containers.host import main; main(int(sys.argv[2]))"
 )
-_SLACK: Final = 10.0  # seconds after which a host that ends no call counts as hanging itself
+# Seconds after which a host that ends no call hangs itself: in the constructor of its container if
+# it has never answered, else because the machine is busy, or the host is suspended.
+_SLACK: Final = {False: 0.5, True: 10.0}
 _REMEMBERED: Final = 300.0  # seconds in which a container that hangs is not asked again
 _OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
 _WHAT: Final = {
@@ -143,6 +145,7 @@ class _ContainerHost:
         self._settings, self._ask_ams_version = settings, ask_ams_version
         self._lock: Final = threading.Lock()
         self._running: tuple[Worker, socket.socket] | None = None
+        self._has_answered = False
 
     def call(
         self,
@@ -180,7 +183,8 @@ class _ContainerHost:
         with ours:
             with theirs:
                 worker = self._hand_over(theirs, ends_at)
-            ours.settimeout(ends_at + PATIENCE + _SLACK - time.monotonic())
+            patience = PATIENCE + _SLACK[self._has_answered]
+            ours.settimeout(max(ends_at + patience - time.monotonic(), _SLACK[False]))
             try:
                 with ours.makefile("rwb") as stream:
                     stream.write(request)
@@ -195,6 +199,7 @@ class _ContainerHost:
             answer: Mapping[str, Any] = json.loads(line)
         except ValueError:
             return {"error": "ContainerError", "message": "its process ended without an answer"}
+        self._has_answered = True
         return answer
 
     def _hand_over(self, theirs: socket.socket, ends_at: float) -> Worker:
@@ -212,7 +217,8 @@ class _ContainerHost:
 
     def _start(self) -> tuple[Worker, socket.socket]:
         ours, theirs = socket.socketpair()
-        ours.settimeout(_SLACK)
+        ours.settimeout(PATIENCE)  # it takes up more calls than are ever under way
+        self._has_answered = False
         setup = {**asdict(self._settings), "properties": dict(self._settings.properties)}
         setup["asks_version"] = self._ask_ams_version is not None
         with theirs:
@@ -229,15 +235,15 @@ class _ContainerHost:
         """Ends this process, if it is the present one, since it ends no call."""
         with self._lock:
             if self._running and self._running[0] is worker:
-                self._end()
+                self._end(patience=0)
 
-    def _end(self) -> None:
+    def _end(self, patience: float = PATIENCE) -> None:
         if self._running is None:
             return
         (worker, control), self._running = self._running, None
         control.close()  # the host ends its calls when it sees this
         try:
-            worker.wait(PATIENCE)
+            worker.wait(patience)
         except subprocess.TimeoutExpired:
             _kill(worker)
 

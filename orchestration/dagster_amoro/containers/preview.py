@@ -4,8 +4,6 @@ import json
 import shlex
 from typing import Final
 
-import yaml
-
 from dagster_amoro.containers.base import Container
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask, is_secret
@@ -21,12 +19,16 @@ def preview(container: Container, resource: Resource) -> str:
     Raises:
         StartFailedError: It could not be started; the message says why.
     """
+    if ask := getattr(container, "preview", None):
+        return str(ask(resource))
     mask = Mask(getattr(container, "properties", {}), resource.properties)
     if getattr(container, "target", None) == "session" and hasattr(container, "submission"):
         body = json.dumps(container.submission(resource, _JOB_ID), indent=2)
         jar = getattr(container, "job_uri", "the jar")
         return mask.hide(f"{jar} uploaded to the Flink session, and run with\n{body}")
     if manifest := getattr(container, "manifest", None):
+        import yaml  # noqa: PLC0415 - slow to import, and seldom needed
+
         return mask.hide(yaml.safe_dump(manifest(resource), sort_keys=False, width=1000)).rstrip()
     if command := getattr(container, "command", None):
         exports: dict[str, str] = getattr(container, "exports", {})

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
-from dagster_amoro.config import ContainerSettings
 from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
 from dagster_amoro.core.ams_version import AskAmsVersion
+from dagster_amoro.core.container_settings import ContainerSettings
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
@@ -69,6 +69,7 @@ class Containers:
         settings: Mapping[str, ContainerSettings],
         ask_ams_version: AskAmsVersion | None = None,
     ) -> None:
+        """Builds nothing yet."""
         self._settings: Final = dict(settings)
         self._ask_ams_version: Final = ask_ams_version
         self._lock: Final = Lock()
@@ -83,7 +84,7 @@ class Containers:
             raise ContainerError(f"container {name!r} is not configured; there are: {names}")
         with self._lock:
             if name not in self._built:
-                self._built[name] = build_container(self._settings[name], self._ask_ams_version)
+                self._built[name] = self._build(self._settings[name])
             return self._built[name]
 
     def obstacle(self, name: str | None) -> str | None:
@@ -91,15 +92,33 @@ class Containers:
         if name is None:
             return "it names no container"
         try:
-            supported = bool(self.get(name).supports_auto_restart)
-        except interruptions():
-            raise
+            container = self.get(name)
+            if says_it_restarts(container, self._settings[name]):
+                return None
         except ContainerError as error:
             return str(error)
-        except BaseException as error:  # noqa: BLE001 - a user's code, as in build_container
-            message = Mask(self._settings[name].properties).hide(describe(error))
-            return f"container {name!r} does not say whether it restarts: {message}"
-        return None if supported else f"container {name!r} opts out of restarts"
+        return f"container {name!r} opts out of restarts"
+
+    def close(self) -> None:
+        """Nothing: calls end by themselves."""
+
+    def _build(self, settings: ContainerSettings) -> Container:
+        return build_container(settings, self._ask_ams_version)
+
+
+def says_it_restarts(container: Container, settings: ContainerSettings) -> bool:
+    """Whether a container supports restarts; a ContainerError where it does not say."""
+    try:
+        return bool(container.supports_auto_restart)
+    except interruptions():
+        raise
+    except ContainerError:
+        raise
+    except BaseException as error:  # a user's code, as in build_container
+        message = Mask(settings.properties).hide(describe(error))
+        raise ContainerError(
+            f"container {settings.name!r} does not say whether it restarts: {message}"
+        ) from error
 
 
 @dataclass
@@ -129,6 +148,10 @@ class DryRunContainers:
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container could not be restarted; None: they could."""
         return self.containers.obstacle(name)
+
+    def close(self) -> None:
+        """Closes the real ones."""
+        self.containers.close()
 
 
 def _class(path: str) -> Callable[..., Container]:

@@ -48,6 +48,10 @@ class ReleaseFailedError(ContainerError):
     """A resource may still be running, because it could not be stopped."""
 
 
+class OverdueError(ContainerError):
+    """A call of a container was not over in time, and was ended."""
+
+
 def describe(error: BaseException) -> str:
     """An error as one line-wrapped text for events and the UI, never failing itself.
 

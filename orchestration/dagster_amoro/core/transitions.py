@@ -117,13 +117,22 @@ def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transit
 
 
 def started(
-    incident: Incident, startup: Mapping[str, str], notes: Sequence[str], now: datetime
+    incident: Incident,
+    startup: Mapping[str, str],
+    notes: Sequence[str],
+    now: datetime,
+    *,
+    overdue: bool = False,
 ) -> Transition:
-    """The container accepted the start; the run lets go and registration decides."""
+    """The container accepted the start; the run lets go and registration decides.
+
+    `overdue`: the stop before it ran into its deadline.
+    """
     message = f"attempt {incident.attempts_used} started it{shown(startup)}"
     details = {"startup": without_secrets(startup), "notes": list(notes)}
     event = replace(_in_run(incident, EventKind.STARTED, message, now), details=details)
-    return _step(incident, event, state=State.WAITING, **_UNCLAIMED)
+    setbacks = incident.setbacks + overdue
+    return _step(incident, event, state=State.WAITING, setbacks=setbacks, **_UNCLAIMED)
 
 
 def shown(startup: Mapping[str, str]) -> str:

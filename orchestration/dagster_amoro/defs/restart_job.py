@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -14,10 +14,10 @@ from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.policy import Backoff, RestartPolicy, due_at
 from dagster_amoro.core.secrets import without_secrets
 from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
+from dagster_amoro.healing.restart_pool import RestartPool
 
 _ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
 _LOUD = {Outcome.FAILED, Outcome.GIVEN_UP, Outcome.KEPT}  # what somebody should hear of
-_OBSERVED = ("resource", "incident", "attempt", "next")  # of the step's metadata
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _LONGEST_STEP_NAME = 40  # characters of what it is about
 
@@ -33,25 +33,38 @@ class Dispatch(dg.Config):
 
 def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     """The job that the sensor requests; its retries are those of the restart policy."""
+    policy = restarter.policy
+
+    @dg.resource(description="Restarts the orphans of this run side by side, ahead of the steps.")
+    def restarts(context: dg.InitResourceContext) -> Iterator[RestartPool]:
+        pool = RestartPool(restarter, context.run_id or "")
+        try:
+            yield pool
+        finally:
+            pool.close()
 
     @dg.op(
-        out=dg.DynamicOut(int, description="The number of an incident that this run may act on."),
+        # Nothing is handed on but the names of the steps: a value would be a file for each of them.
+        out=dg.DynamicOut(dg.Nothing, description="An incident that this run may act on."),
+        required_resource_keys={"restarts"},
         description="Claims what was dispatched to this run; fans out to one step per orphan.",
     )
     def claim_orphans(
         context: dg.OpExecutionContext, config: Dispatch
-    ) -> Iterator[dg.DynamicOutput[int]]:
+    ) -> Iterator[dg.DynamicOutput[None]]:
         incidents = restarter.claim(config.dispatch, context.run_id)
+        context.resources.restarts.begin(incidents)
         context.log.info(_taken_up(incidents))
         for incident in incidents:
             name = step_name(incident.resource_id, f"incident_{incident.incident_id}")
-            yield dg.DynamicOutput(incident.incident_id, mapping_key=name)
+            yield dg.DynamicOutput(None, mapping_key=name)
 
     @dg.op(
-        out=dg.Out(dg.Nothing),
+        ins={"claimed": dg.In(dg.Nothing)},
+        out={},
+        required_resource_keys={"restarts"},
         retry_policy=dg.RetryPolicy(
-            max_retries=restarter.policy.max_retries,
-            delay=restarter.policy.grace_period.total_seconds(),
+            max_retries=policy.max_retries, delay=policy.grace_period.total_seconds()
         ),
         description=(
             "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
@@ -60,21 +73,28 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
             "whether an optimizer registers."
         ),
     )
-    def restart_orphan(
-        context: dg.OpExecutionContext, incident_id: int
-    ) -> Iterator[dg.Output[None] | dg.AssetObservation]:
-        result = restarter.restart(incident_id, context.run_id)
-        metadata = _metadata(result, restarter.policy)
-        yield from _observations(result, metadata)
+    def restart_orphan(context: dg.OpExecutionContext) -> Iterator[dg.AssetObservation]:
+        result = context.resources.restarts.collect(incident_of(context.get_mapping_key() or ""))
+        metadata = _metadata(result, policy)
+        if result.incident is None or result.outcome not in _ACTED:
+            context.log.info(result.message)
+        else:  # the only event of its own that the step stores, with all there is to say
+            group = partition_key(result.incident.group_name)
+            yield dg.AssetObservation(
+                HISTORY, partition=group, metadata={"result": result.message, **metadata}
+            )
         if result.outcome in _LOUD:
-            raise _failure(result, metadata, restarter.policy, restarter.clock())
-        yield dg.Output(None, metadata={"result": result.message, **metadata})
+            raise _failure(result, metadata, policy, restarter.clock())
 
     @dg.job(
         executor_def=dg.in_process_executor,
-        tags={"dagster/max_retries": "0"},  # which would multiply the attempts of the ledger
+        resource_defs={"restarts": restarts},
+        tags={
+            "dagster/max_retries": "0",  # which would multiply the attempts of the ledger
+            "dagster/max_runtime": str(longest_run(restarter)),
+        },
         description=(
-            "Restarts orphans of one group: one step each. Requested by orphan_sensor; started by "
+            "Restarts orphans side by side: one step each. Requested by orphan_sensor; started by "
             "hand it finds nothing to do. It fails when it gives up on an orphan, with the story "
             "in the failed step."
         ),
@@ -83,6 +103,17 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
         claim_orphans().map(restart_orphan)
 
     return restart_orphans
+
+
+def longest_run(restarter: Restarter) -> int:
+    """After how many seconds a run must be over, whatever hangs in it: a day at least.
+
+    Calls of containers have deadlines, and pauses are bounded. What is left is a bug, or a host
+    that stands still; Dagster's run monitoring then ends the run.
+    """
+    policy = restarter.policy
+    pause = max(policy.grace_period, policy.backoff_cap)
+    return round((2 * (policy.max_retries + 1) * pause + timedelta(days=1)).total_seconds())
 
 
 def _failure(
@@ -100,6 +131,11 @@ def _failure(
     return later
 
 
+def incident_of(step: str) -> int:
+    """The number of the incident that a step was named after."""
+    return int(step.rpartition("_")[2])
+
+
 def step_name(about: str, number: str) -> str:
     """What a step is called in the UI: what it is about, then a number that no other step has."""
     return f"{_NOT_IN_A_STEP_NAME.sub('_', about)[:_LONGEST_STEP_NAME]}_{number}"
@@ -111,16 +147,6 @@ def _taken_up(incidents: list[Incident]) -> str:
     ids = ", ".join(incident.resource_id for incident in incidents[:10])
     more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
     return f"Claimed, group {incidents[0].group_name}: {ids}{more}."
-
-
-def _observations(
-    result: RestartResult, metadata: Mapping[str, str]
-) -> Iterator[dg.AssetObservation]:
-    """Ties the run to its group's history, where it did something: an attempt, or giving up."""
-    if result.incident is not None and result.outcome in _ACTED:
-        shown = {key: metadata[key] for key in _OBSERVED if key in metadata}
-        shown["result"], group = result.message, result.incident.group_name
-        yield dg.AssetObservation(HISTORY, partition=partition_key(group), metadata=shown)
 
 
 def _metadata(result: RestartResult, policy: RestartPolicy) -> dict[str, str]:

@@ -8,7 +8,8 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
 from dagster_amoro.config import AmsSettings, HighAvailability, Mode, Settings
 from dagster_amoro.containers.base import ContainerLookup
-from dagster_amoro.containers.resolve import Containers, DryRunContainers
+from dagster_amoro.containers.isolated import IsolatedContainers
+from dagster_amoro.containers.resolve import DryRunContainers
 from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.clock import Clock, utc_clock
 from dagster_amoro.core.limits import Limits
@@ -35,6 +36,7 @@ class Services:
     containers: ContainerLookup
     policy: RestartPolicy
     settings: TickSettings
+    max_concurrent_starts: int = 50  # of one container in one run
     limits: Limits = field(default_factory=Limits)
     clock: Clock = utc_clock
     ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
@@ -57,7 +59,7 @@ class Services:
         services = cls(
             registry=Registry(database, None if ams else settings.heartbeat_timeout),
             ledger=Ledger(Database(settings.ledger_url, "ledger")),
-            containers=Containers(settings.containers, ams.ams_version if ams else None),
+            containers=IsolatedContainers(settings.containers, ams.ams_version if ams else None),
             policy=settings.restart,
             settings=TickSettings(
                 check_interval=settings.check_interval,
@@ -66,6 +68,7 @@ class Services:
                 max_keeping_attempts=settings.max_keeping_attempts,
                 dynamic_groups=settings.dynamic_groups,
             ),
+            max_concurrent_starts=settings.max_concurrent_starts,
             limits=settings.limits,
             clock=clock,
             ams=ams,
@@ -84,7 +87,8 @@ class Services:
         return replace(self, registry=registry, ledger=ledger, containers=containers)
 
     def close(self) -> None:
-        """Closes the pooled connections of both stores."""
+        """Closes the pooled connections of both stores, and ends the containers' processes."""
+        self.containers.close()
         self.registry.database.close()
         self.ledger.database.close()
 
@@ -135,6 +139,7 @@ class Services:
             policy=self.policy,
             settings=self.settings,
             clock=self.clock,
+            max_concurrent_starts=self.max_concurrent_starts,
         )
 
     @property

@@ -6,21 +6,22 @@ incident meanwhile. The process may be killed between any two lines of this modu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, NoReturn
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.containers.base import Container, ContainerLookup
-from dagster_amoro.containers.calls import start, stop
+from dagster_amoro.containers.calls import Stop, limits_of, start, stop
+from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core import transitions
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import (
     KeeperError,
     LeaseLostError,
+    OverdueError,
     PropertiesError,
     StartFailedError,
-    StoreUnavailableError,
 )
 from dagster_amoro.core.groups import Group, group_obstacle, min_parallelism
 from dagster_amoro.core.messages import DRY_RUN, next_step, tell_story
@@ -88,6 +89,7 @@ class Restarter:
     policy: RestartPolicy
     settings: TickSettings
     clock: Clock
+    max_concurrent_starts: int = 50  # of one container, unless the container says otherwise
 
     def claim(self, run_key: str, run_id: str) -> list[Incident]:
         """Claims for this run what was dispatched under the key.
@@ -231,19 +233,29 @@ class _Restart:
     def _restart(self, orphan: Orphan) -> RestartResult:
         resource = resource_of(orphan)
         container = self._containers.get(resource.container_name)
-        self._step(transitions.begin_attempt(self._incident, *self._until_and_now()))
+        self._step(transitions.begin_attempt(self._incident, *self._until_and_now(container)))
         self._look()
-        notes = stop(container, resource, "what an earlier start may have left")
         self._ensure_still_ours()
+        stopped = self._stop(container, resource, "what an earlier start may have left")
         self._look()
+        self._ensure_still_ours()
         try:
-            startup = start(container, resource)
+            startup = start(container, resource, self._fence)
         except StartFailedError as error:
-            return self._failed(str(error))
-        return self._record(container, orphan, startup, notes)
+            overdue = stopped.is_overdue or isinstance(error.__cause__, OverdueError)
+            return self._failed(str(error), overdue=overdue)
+        return self._record(container, orphan, startup, stopped)
+
+    @property
+    def _fence(self) -> Fence:
+        """With which the container refuses a call that comes after those of a later attempt."""
+        return Fence(self._ledger.identity, self._incident.incident_id, self._incident.attempts)
+
+    def _stop(self, container: Container, resource: Resource, what: str) -> Stop:
+        return stop(container, resource, what, self._fence)
 
     def _ensure_still_ours(self) -> None:
-        """Right before an act: this process may have slept since its last step."""
+        """Right before an act, and last: this process may have slept since its last step."""
         if self._incident.fence is not None:
             self._ledger.ensure_lease(self._incident.fence)
         if not self._is_held():
@@ -253,33 +265,27 @@ class _Restart:
         current = self._ledger.incident(self._incident.incident_id)
         return current is not None and current.claimed_by == self._run_id
 
-    def _until_and_now(self) -> tuple[datetime, datetime]:
-        """When a claim lapses that is renewed now; and now."""
-        now = self._clock()
-        return now + self._settings.claim_timeout, now
+    def _until_and_now(self, container: Container | None = None) -> tuple[datetime, datetime]:
+        """When a claim lapses that is renewed now, after the calls of the container; and now."""
+        now, timeout = self._clock(), self._settings.claim_timeout
+        limits = limits_of(container) if container else None
+        return now + timeout + (limits.longest_restart if limits else timedelta(0)), now
 
     def _record(
-        self, container: Container, orphan: Orphan, startup: Mapping[str, str], notes: list[str]
+        self, container: Container, orphan: Orphan, startup: Mapping[str, str], stopped: Stop
     ) -> RestartResult:
         started = resource_of(orphan).with_properties(startup)
+        now, notes = self._clock(), stopped.notes
+        step = transitions.started(self._incident, startup, notes, now, overdue=stopped.is_overdue)
         try:
-            saved = self._save(orphan, startup)
-        except StoreUnavailableError:
-            stop(container, started, "what cannot be recorded")
-            raise
+            if not (self._save(orphan, startup) and self._note_start(step)):
+                return self._undo(container, started)
         except PropertiesError as error:
-            notes = stop(container, started, "what cannot be recorded")
+            notes = self._stop(container, started, "what cannot be recorded").notes
             return self._failed("; ".join([f"released again, since its {error}", *notes]))
-        step = transitions.started(self._incident, startup, notes, self._clock())
-        try:
-            is_lost = not saved or (
-                self._ledger.apply(step) is None and self._is_overtaken(container, started)
-            )
-        except LeaseLostError:
-            stop(container, started, "what is another deployment's business by now")
+        except KeeperError:  # a store is away, or it is another deployment's business by now
+            self._stop(container, started, "what cannot be recorded")
             raise
-        if is_lost:
-            return self._undo(container, started)
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
         text = f"{'; '.join([message, *notes])}. {next_step(step.after, self._policy)}"
         return self._result(Outcome.STARTED, text, startup)
@@ -291,18 +297,10 @@ class _Restart:
             if self._registry.save_startup(orphan.resource_id, properties, startup):
                 return True
             row = self._registry.read_resource(orphan.resource_id).row
-            if row is None or not self._is_held():
+            if row is None or not self._is_ours():
                 return False
             properties = row["properties"]
         return False
-
-    def _is_overtaken(self, container: Container, started: Resource) -> bool:
-        """Whether another run has it; what cannot be known to be this run's does not run on."""
-        try:
-            return not self._is_ours()
-        except StoreUnavailableError:
-            stop(container, started, "what may be another run's by now")
-            raise
 
     def _is_ours(self) -> bool:
         """Whether no other run has it; a tick may have seen it recovered in the meantime."""
@@ -311,9 +309,23 @@ class _Restart:
             current.claimed_by == self._run_id or current.state is State.RECOVERED
         )
 
+    def _note_start(self, step: Transition) -> bool:
+        """Writes down that it was started; False: another run has it by now.
+
+        A tick may have seen its registration already, which has closed the incident.
+        """
+        if self._ledger.apply(step):
+            return True
+        current = self._ledger.incident(self._incident.incident_id)
+        if current is None or current.state is not State.RECOVERED:
+            return False
+        with self._ledger.transaction(self._incident.fence) as ledger:
+            ledger.add_event(step.event, current)
+        return True
+
     def _undo(self, container: Container, started: Resource) -> RestartResult:
         """Releases what was started: its row is gone, or another run took over meanwhile."""
-        notes = stop(container, started, "what this attempt started")
+        notes = self._stop(container, started, "what this attempt started").notes
         if self._registry.read_resource(started.resource_id).row is None:
             why = "its row was removed while it was started; what was started was released again"
             self._close(Outcome.RELEASED, State.RELEASED, "; ".join([why, *notes]))
@@ -322,9 +334,11 @@ class _Restart:
         why = f"its properties were changed {_SAVES} times while it was started"
         return self._failed("; ".join([f"{why}, so it was released again", *notes]))
 
-    def _failed(self, error: str) -> RestartResult:
+    def _failed(self, error: str, *, overdue: bool = False) -> RestartResult:
         until = due_at(self._incident, self._policy) + self._settings.claim_timeout
-        self._step(transitions.attempt_failed(self._incident, error, until, self._clock()))
+        now = self._clock()
+        step = transitions.attempt_failed(self._incident, error, until, now, overdue=overdue)
+        self._step(step)
         text = f"was not started by attempt {self._attempt()}: {error}"
         return self._result(Outcome.FAILED, f"{text}. {next_step(self._incident, self._policy)}")
 
@@ -351,7 +365,7 @@ class _Restart:
                 return self._leave(Decision(Verdict.WAIT, "it changed while it was being removed"))
         kept = self._ledger.removed_row(self._incident.incident_id)
         self._ensure_still_ours()
-        notes = self._release(orphan_of(kept)) if kept else []
+        notes = self._release(orphan_of(kept)) if kept else ()
         if superseding:
             why = "its group was scaled up without it; its row is kept in the ledger"
             return self._close(Outcome.REMOVED, State.SUPERSEDED, "; ".join([why, *notes]))
@@ -359,12 +373,12 @@ class _Restart:
         outcome = Outcome.REMOVED if asked else Outcome.GIVEN_UP
         return self._close(outcome, State.EXHAUSTED, "; ".join([self._story(), *notes]))
 
-    def _release(self, orphan: Orphan) -> list[str]:
+    def _release(self, orphan: Orphan) -> tuple[str, ...]:
         try:
             container = self._containers.get(orphan.container_name or "")
-            return stop(container, resource_of(orphan), "what was left of it")
+            return self._stop(container, resource_of(orphan), "what was left of it").notes
         except KeeperError as error:
-            return [f"could not stop what was left of it: {error}"]
+            return (f"could not stop what was left of it: {error}",)
 
     def _story(self, *, removed: bool = True) -> str:
         events = self._ledger.events(self._incident.incident_id)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dagster_amoro.core.errors import KeeperError, UnknownTargetError
 from dagster_amoro.core.pauses import EVERYTHING, Scope, Target
+from dagster_amoro.core.values import parse_duration
 
 if TYPE_CHECKING:
     from dagster_amoro.healing.operations import Operations
@@ -116,8 +117,6 @@ def end_of(now: datetime, until: str | None, span: str | None = None) -> datetim
     Raises:
         KeeperError: It cannot be read, or both were given.
     """
-    from dagster_amoro.config import parse_duration  # noqa: PLC0415 - loads SQLAlchemy
-
     if until is not None and span is not None:
         raise KeeperError("say until when or for how long, not both")
     typed, wanted = until, "until when, as in 2026-03-29T08:00"

@@ -17,7 +17,6 @@ from string import Formatter
 from typing import Final, TypeVar
 from uuid import uuid4
 
-from dagster_amoro.config.values import parse_duration, parse_switch
 from dagster_amoro.containers import processes
 from dagster_amoro.containers.base import Status, unusable, without_prefix
 from dagster_amoro.containers.command.launches import (
@@ -39,6 +38,7 @@ from dagster_amoro.core.errors import (
     shorten,
 )
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.values import parse_duration, parse_switch
 
 _T = TypeVar("_T")
 

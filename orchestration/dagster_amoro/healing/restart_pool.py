@@ -1,0 +1,73 @@
+"""How are the orphans of a run restarted side by side, so that none waits for a sick one?"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from dagster_amoro.containers.calls import concurrent_starts
+from dagster_amoro.core.model import Incident
+from dagster_amoro.core.policy import due_at
+from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
+
+
+class RestartPool:
+    """Works ahead of the steps of a run, which collect what came of each orphan.
+
+    Each container has threads of its own, as many as it may have starts at once. So what hangs
+    holds up one of the threads of its container, until its time is up, and nothing else.
+    """
+
+    def __init__(self, restarter: Restarter, run_id: str) -> None:
+        """Starts nothing yet."""
+        self._restarter: Final = restarter
+        self._run_id: Final = run_id
+        self._threads: Final[dict[str, ThreadPoolExecutor]] = {}  # by container
+        self._under_way: Final[dict[int, Future[RestartResult]]] = {}  # by incident
+        self._failed: Final[dict[int, Incident]] = {}  # what is to be tried again
+
+    def begin(self, incidents: Sequence[Incident]) -> None:
+        """Begins to restart these, in this order."""
+        for incident in incidents:
+            self._begin(incident.incident_id, incident.container_name)
+
+    def collect(self, incident_id: int) -> RestartResult:
+        """What came of a restart, once it is over.
+
+        Asked once more, it tries again, and with it all others whose pause is over by now.
+
+        Raises:
+            StoreUnavailableError: A store did not answer.
+        """
+        if incident_id not in self._under_way:
+            self._begin_again(incident_id)
+        result = self._under_way.pop(incident_id).result()
+        if result.outcome is Outcome.FAILED and result.incident is not None:
+            self._failed[incident_id] = result.incident
+        return result
+
+    def close(self) -> None:
+        """Ends what is under way, and waits until that is written down."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        if not all(each.done() for each in self._under_way.values()):
+            self._restarter.containers.close()
+        for threads in self._threads.values():
+            threads.shutdown()
+
+    def _begin_again(self, incident_id: int) -> None:
+        now, policy = self._restarter.clock(), self._restarter.policy
+        due = [each for each in self._failed.values() if due_at(each, policy) <= now]
+        for each in due:
+            del self._failed[each.incident_id]
+        self.begin(due)
+        if incident_id not in self._under_way:  # a store was away, or it is milliseconds short
+            failed = self._failed.pop(incident_id, None)
+            self._begin(incident_id, failed.container_name if failed else "")
+
+    def _begin(self, incident_id: int, container_name: str) -> None:
+        if container_name not in self._threads:
+            containers, most = self._restarter.containers, self._restarter.max_concurrent_starts
+            most = concurrent_starts(containers, container_name) or most
+            self._threads[container_name] = ThreadPoolExecutor(most, "restart")
+        threads, restart = self._threads[container_name], self._restarter.restart
+        self._under_way[incident_id] = threads.submit(restart, incident_id, self._run_id)
