@@ -213,12 +213,14 @@ BEFORE_THE_START = (
     "ledger.claimed_by 1",
     "ledger.incident 1",
     "ledger.apply 1",  # which counts the attempt
-    "container.release_resource 1",
     "ledger.ensure_lease 1",
     "ledger.incident 2",  # whose is it?
+    "container.release_resource 1",
+    "registry.read_resource 3",  # is it still an orphan?
+    "ledger.ensure_lease 2",
+    "ledger.incident 3",  # the very last: whose is it?
 )
 TOO_LATE = (
-    "registry.read_resource 3",  # the very last: is it still an orphan?
     "container.request_resource 1",
     "registry.save_startup 1",  # right after the start
     "ledger.apply 2",  # which records the start

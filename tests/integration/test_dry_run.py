@@ -19,6 +19,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -605,13 +606,13 @@ def registry_rows(made: Fleet) -> dict[str, list[tuple[object, ...]]]:
 
 
 def told_by(result: Any) -> str:  # noqa: ANN401 - Dagster's result
-    """What the steps of a run show: of a success its result, of a failure its description."""
+    """What the steps of a run show: of a success what they observed, of a failure why."""
     events = result.all_events
     shown = [
         str(entry)
         for event in events
-        if event.is_successful_output
-        for entry in event.step_output_data.metadata.values()
+        if event.event_type is dg.DagsterEventType.ASSET_OBSERVATION
+        for entry in event.asset_observation_data.asset_observation.metadata.values()
     ]
     failures = [event.step_failure_data for event in events if event.is_step_failure]
     return " ".join([*shown, *(str(each.user_failure_data) for each in failures)])

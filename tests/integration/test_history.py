@@ -142,7 +142,15 @@ def test_an_attempt_is_seen_at_the_history_and_in_its_run(local: Fleet) -> None:
     metadata = {key: value.value for key, value in observation.metadata.items()}
     assert metadata.pop("result", "").startswith("w-1")  # type: ignore[union-attr]
     assert "attempt 2 of 3" in str(metadata.pop("next"))
-    assert metadata == {"resource": "w-1", "incident": "1", "attempt": "1 of 3"}
+    assert str(metadata.pop("orphaned since")).endswith("UTC")
+    assert metadata.pop("recording-launch") == "2"
+    assert metadata == {
+        "group": "a/b",
+        "resource": "w-1",
+        "container": "recording",
+        "incident": "1",
+        "attempt": "1 of 3",
+    }
 
 
 def test_giving_up_and_failing_are_seen_and_doing_nothing_is_not(tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ _STORE_FAILS: Final = Deed(
 _GRACE_IS_OVER: Final = Deed("time_passes", {"seconds": 60})
 
 
-_IN_THE_CONTAINER: Final = 9  # steps of a run; two fewer, and it stops what an earlier start left
+_IN_THE_CONTAINER: Final = 10  # steps of a run; two fewer, and it stops what an earlier start left
 
 
-_IN_THE_CONTAINER_AGAIN: Final = 7  # steps of its second attempt; as above
+_IN_THE_CONTAINER_AGAIN: Final = 8  # steps of its second attempt; as above
 
 
 _ABOUT_TO_REMOVE: Final = 6  # steps of a run that gives up

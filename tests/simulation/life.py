@@ -29,7 +29,7 @@ LIFE: Final[dict[EventKind, tuple[frozenset[State], State]]] = {
     EventKind.DISPATCHED: (_ANY_OPEN, State.DISPATCHED),
     EventKind.CLAIMED: (_REMOVING | {State.DISPATCHED}, State.CLAIMED),
     EventKind.ATTEMPT: (_CLAIMED, State.CLAIMED),
-    EventKind.STARTED: (_CLAIMED, State.WAITING),
+    EventKind.STARTED: (_CLAIMED | {State.RECOVERED}, State.WAITING),  # it registers at once
     EventKind.ATTEMPT_FAILED: (_CLAIMED, State.CLAIMED),
     EventKind.GIVEN_BACK: (_CLAIMED | _REMOVING, State.WAITING),
     EventKind.GIVING_UP: (_CLAIMED | {State.GIVING_UP}, State.GIVING_UP),
@@ -75,8 +75,9 @@ class Story:
         may_follow, after = LIFE[kind]
         assert self.state in may_follow, f"{kind} follows {self.state}"
         removing = self.state.is_removing and after.is_open
-        self.state = self.state if removing else after
-        self.length += 1
+        moves = self.state.is_open  # else its end was seen before that was written down
+        self.state = after if moves and not removing else self.state
+        self.length += moves
         if kind in IN_A_RUN:
             assert event["run_id"] == self.run_id, f"{kind} by a run that has no claim"
         if kind is EventKind.DISPATCHED:

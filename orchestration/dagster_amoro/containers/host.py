@@ -154,9 +154,10 @@ class _Host:
             self.control.close()
             peer.set_inheritable(False)
             os.setsid()
-            with peer.makefile("rwb") as stream:
+            with peer.makefile("rb") as stream:
                 answer = self._answer(json.loads(stream.readline(LONGEST)))
-                stream.write(json.dumps(answer).encode() + b"\n")
+            peer.sendall(json.dumps(answer).encode())
+            peer.shutdown(socket.SHUT_RDWR)  # whatever else has a copy of it
         finally:
             os._exit(0)
 

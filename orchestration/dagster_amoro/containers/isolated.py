@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import psutil
 
 from dagster_amoro.containers.base import Container, Status
 from dagster_amoro.containers.fences import Fence
-from dagster_amoro.containers.host import LONGEST, MOMENT, PATIENCE
+from dagster_amoro.containers.host import MOMENT, PATIENCE
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.containers.resolve import Containers, build_container
 from dagster_amoro.core import errors
@@ -35,6 +36,7 @@ _BOOT: Final = (
 # Seconds after which a host that ends no call hangs itself: in the constructor of its container if
 # it has never answered, else because the machine is busy, or the host is suspended.
 _SLACK: Final = {False: 0.5, True: 10.0}
+_CHUNK: Final = 65_536  # bytes
 _REMEMBERED: Final = 300.0  # seconds in which a container that hangs is not asked again
 _OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
 _WHAT: Final = {
@@ -157,7 +159,7 @@ class _ContainerHost:
         """What a call returns; a ContainerError says what went wrong, without secrets."""
         request = {
             "call": call,
-            "resource": resource and {**asdict(resource), "properties": dict(resource.properties)},
+            "resource": resource and _plain(resource),
             "fence": fence,
             "version": self._version(),
         }
@@ -185,18 +187,17 @@ class _ContainerHost:
                 worker = self._hand_over(theirs, ends_at)
             patience = PATIENCE + _SLACK[self._has_answered]
             ours.settimeout(max(ends_at + patience - time.monotonic(), _SLACK[False]))
+            text = b""
             try:
-                with ours.makefile("rwb") as stream:
-                    stream.write(request)
-                    stream.flush()
-                    line = stream.readline(LONGEST)
+                ours.sendall(request)
+                while chunk := ours.recv(_CHUNK):
+                    text += chunk
             except TimeoutError:
                 self._discard(worker)
-                line = b""
-            except OSError:  # the call has ended before it was told what to do
-                line = b""
+            except OSError:
+                pass  # it has ended before it was told what to do
         try:
-            answer: Mapping[str, Any] = json.loads(line)
+            answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
             return {"error": "ContainerError", "message": "its process ended without an answer"}
         self._has_answered = True
@@ -216,11 +217,11 @@ class _ContainerHost:
         raise ContainerError(f"the process of container {self._settings.name!r} cannot be reached")
 
     def _start(self) -> tuple[Worker, socket.socket]:
+        asks_version = self._ask_ams_version is not None
+        setup = json.dumps({**_plain(self._settings), "asks_version": asks_version})
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE)  # it takes up more calls than are ever under way
         self._has_answered = False
-        setup = {**asdict(self._settings), "properties": dict(self._settings.properties)}
-        setup["asks_version"] = self._ask_ams_version is not None
         with theirs:
             argv = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno())]
             worker = Worker(
@@ -228,7 +229,8 @@ class _ContainerHost:
             )
         if worker.stdin is not None:
             with suppress(OSError), worker.stdin as pipe:  # if it has ended, its first call says so
-                pipe.write(json.dumps(setup).encode() + b"\n")
+                pipe.write(setup.encode() + b"\n")
+        weakref.finalize(self, ours.close)  # whoever forgets to close this leaves no process
         return worker, ours
 
     def _discard(self, worker: Worker) -> None:
@@ -251,6 +253,12 @@ class _ContainerHost:
         """Ends the process and its calls; the next call would start it again."""
         with self._lock:
             self._end()
+
+
+def _plain(record: Resource | ContainerSettings) -> dict[str, Any]:
+    """A record as JSON can have it."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**values, "properties": dict(record.properties)}
 
 
 def _kill(worker: Worker) -> None:

@@ -37,7 +37,7 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
 
     @dg.resource(description="Restarts the orphans of this run side by side, ahead of the steps.")
     def restarts(context: dg.InitResourceContext) -> Iterator[RestartPool]:
-        pool = RestartPool(restarter, context.run_id or "")
+        pool = RestartPool(restarter, context.run.run_id if context.run else "")
         try:
             yield pool
         finally:

@@ -319,8 +319,9 @@ class _Restart:
         current = self._ledger.incident(self._incident.incident_id)
         if current is None or current.state is not State.RECOVERED:
             return False
-        with self._ledger.transaction(self._incident.fence) as ledger:
-            ledger.add_event(step.event, current)
+        if current.attempts == self._incident.attempts:  # else it came back by a later one
+            with self._ledger.transaction(self._incident.fence) as ledger:
+                ledger.add_event(step.event, current)
         return True
 
     def _undo(self, container: Container, started: Resource) -> RestartResult:
