@@ -2,6 +2,8 @@
 
 import re
 import sqlite3
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
@@ -23,6 +25,9 @@ _PATIENCE: Final = {
     "tcp_user_timeout": "10000",  # ms, until one that does not answer counts as gone
 }
 _WRITES: Final = "dagster_amoro_writes"
+# By file: SQLite has one writer at a time, and whoever asks it for a turn may wait in vain while
+# others take theirs. Threads of one process take turns before they ask.
+_TURNS: Final[defaultdict[str, threading.Lock]] = defaultdict(threading.Lock)
 _CREATION: Final = int.from_bytes(b"amoro")  # the lock under which tables are created
 _UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # what drivers raise for values like that
 _MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
@@ -67,8 +72,23 @@ class Database:
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that writes: committed at the end, rolled back on any error."""
         engine = self.engine.execution_options(**{_WRITES: True})
-        with self._errors("written"), engine.begin() as connection:
+        with self._turn(), self._errors("written"), engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        turn = _TURNS[self.url.database or ""]
+        if not turn.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            raise StoreUnavailableError(
+                f"the {self.name} cannot be written: others do for too long"
+            )
+        try:
+            yield
+        finally:
+            turn.release()
 
     @contextmanager
     def creating(self) -> Iterator[sa.Connection]:

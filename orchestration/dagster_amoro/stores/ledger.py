@@ -16,6 +16,7 @@ from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import Event, EventKind, Incident, ScaleUp, State, Transition
 from dagster_amoro.core.pauses import Pause, Target
 from dagster_amoro.stores import leases, schema
+from dagster_amoro.stores.batching import Batches
 from dagster_amoro.stores.database import Database, insert_unless_there
 from dagster_amoro.stores.migrations import migrate
 from dagster_amoro.stores.schema import INCIDENTS, IS_OPEN, event, incident
@@ -144,6 +145,7 @@ class Ledger:
         self.database = database
         self.dry_run = dry_run
         self._migrated = False
+        self._batches: dict[int | None, Batches[Transition, Incident | None]] = {}  # by lease
         self._identity: str | None = None
 
     @property
@@ -173,8 +175,16 @@ class Ledger:
         Raises a LeaseLostError where it was dispatched under a lease that is not in force.
         """
         fence = transition.before.fence if transition.before else None
-        with self.transaction(fence) as transaction:
-            return transaction.apply([transition])[0]
+        return self._steps(fence).do(transition)
+
+    def _steps(self, fence: int | None) -> Batches[Transition, Incident | None]:
+        """The steps of all threads that act under one lease, a transaction for several of them."""
+
+        def take(steps: Sequence[Transition]) -> list[Incident | None]:
+            with self.transaction(fence) as transaction:
+                return transaction.apply(steps)
+
+        return self._batches.setdefault(fence, Batches(take))
 
     def ensure_lease(self, fence: int) -> None:
         """Raises a LeaseLostError if the lease with this fence is not in force at this moment."""
