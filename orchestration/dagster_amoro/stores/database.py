@@ -82,9 +82,7 @@ class Database:
             return
         turn = _TURNS[self.url.database or ""]
         if not turn.acquire(timeout=LOCK_TIMEOUT_SECONDS):
-            raise StoreUnavailableError(
-                f"the {self.name} cannot be written: others do for too long"
-            )
+            raise StoreUnavailableError(f"the {self.name} cannot be written: others hold its lock")
         try:
             yield
         finally:
