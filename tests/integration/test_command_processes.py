@@ -144,7 +144,7 @@ class Fleet:
             "log-dir": str(self.logs),
             "export.FLEET": self.mark,
             "start-check": "100ms",
-            "stop-timeout": "5s",
+            "termination-grace-period": "5s",
             **{key.replace("_", "-"): value for key, value in changes.items()},
         }
 

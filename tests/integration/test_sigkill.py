@@ -39,7 +39,7 @@ def keeper_at(folder: Path, later: timedelta) -> Services:
             "command": str(command).replace("'", '"'),
             "log-dir": str(folder / "workers"),
             "start-check": "0s",
-            "stop-timeout": "5s",
+            "termination-grace-period": "5s",
             "export.FOLDER_OF_THIS_TEST": str(folder),
         },
     )

@@ -151,7 +151,9 @@ def test_a_command_is_required() -> None:
     [
         ("start-check", "1m", "500ms, 10s or 1min"),
         ("start-check", "", "500ms, 10s or 1min"),
-        ("stop-timeout", "-1s", "500ms, 10s or 1min"),
+        ("termination-grace-period", "-1s", "500ms, 10s or 1min"),
+        ("termination-grace-period", "1min", "less than that"),
+        ("start-check", "2min", "less than that"),
         ("auto-restart", "yes", "true or false"),
         ("log-dir", "", "a path"),
         ("log-dir", "a\0b", "a path"),

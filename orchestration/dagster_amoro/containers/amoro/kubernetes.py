@@ -70,6 +70,7 @@ class KubernetesContainer(OptimizerContainer):
         ConfigError: A property is missing, or Kubernetes' client is not installed.
     """
 
+    libraries = ("kubernetes.client", "kubernetes.config")
     request_timeout: float = 10.0  # seconds for one call of the API
     deletion_timeout: float = 60.0  # seconds for a Deployment and its pods to disappear
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from string import Formatter
 from typing import Final, TypeVar
@@ -29,6 +30,7 @@ from dagster_amoro.containers.command.launches import (
 )
 from dagster_amoro.containers.output import ending, home_folder, opened
 from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch, Worker
+from dagster_amoro.core.container_settings import CALL_PROPERTIES, ContainerSettings
 from dagster_amoro.core.errors import (
     ConfigError,
     ContainerError,
@@ -46,8 +48,10 @@ _PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb"
 _ACCEPTED_PLACEHOLDERS: Final = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
 _KEYS: Final = (
     *("command", "log-dir", "working-directory"),
-    *("start-check", "stop-timeout", "auto-restart"),
+    *("start-check", "termination-grace-period", "auto-restart"),
+    *CALL_PROPERTIES,
 )
+_HERE: Final = "dagster_amoro.CommandContainer"
 _EXPORT: Final = "export."  # Amoro's prefix of environment variables
 _DURATIONS: Final = "a whole number with a unit, such as 500ms, 10s or 1min"
 _COMMANDS: Final = (
@@ -66,7 +70,7 @@ class CommandContainer:
     | `working-directory` | where the workers run | the starter's |
     | `export.X` | environment variable X, on top of what is inherited | |
     | `start-check` | how long a start is watched for an early end; 0: not at all | 1s |
-    | `stop-timeout` | from SIGTERM to SIGKILL | 10s |
+    | `termination-grace-period` | from SIGTERM to SIGKILL | 10s |
     | `auto-restart` | false: orphans are reported and never touched | true |
 
     The placeholders are `{resource_id}`, `{group_name}`, `{thread_count}` and `{memory_mb}`; `{{`
@@ -90,7 +94,9 @@ class CommandContainer:
             "working-directory", "", lambda text: str(_folder(text)) if text else None, "a path"
         )
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
-        self._stop_timeout: Final = given.read("stop-timeout", "10s", _seconds, _DURATIONS)
+        self._patience: Final = given.read("termination-grace-period", "10s", _seconds, _DURATIONS)
+        given.check_below("start-check", self._start_check, "start-timeout")
+        given.check_below("termination-grace-period", self._patience, "stop-timeout")
         switch = given.read("auto-restart", "true", parse_switch, "true or false")
         self.supports_auto_restart: Final = switch
         self.exports: Final = given.exports()
@@ -178,7 +184,7 @@ class CommandContainer:
             if launch.is_elsewhere:
                 host = launch.host
                 problems.append(f"it was started on host {host!r} and cannot be seen from here")
-            elif left := processes.stop(launch, self._stop_timeout):
+            elif left := processes.stop(launch, self._patience):
                 problems.append(f"still running after SIGKILL: {', '.join(map(str, left))}")
         return "; ".join(problems)
 
@@ -243,6 +249,14 @@ class _Given:
         except (ValueError, TypeError, RuntimeError) as error:
             shown = shorten(repr(value), 300)
             raise self._error(key, f" is {shown}: {error}; accepted is {accepted}") from error
+
+    def check_below(self, key: str, seconds: float, timeout: str) -> None:
+        """A part of a call ends before the call does, which would be ended in the middle."""
+        settings = ContainerSettings(name="", implementation=_HERE, properties=self.properties)
+        limit: timedelta = getattr(settings.limits, timeout.replace("-", "_"))
+        if seconds >= limit.total_seconds():
+            shown = f" is {seconds:g} s, and {timeout} is {limit.total_seconds():g} s"
+            raise self._error(key, f"{shown}; accepted is less than that")
 
     def exports(self) -> dict[str, str]:
         found = without_prefix(_EXPORT, self.properties)
