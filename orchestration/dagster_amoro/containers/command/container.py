@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from string import Formatter
 from typing import Final, TypeVar
@@ -253,7 +252,7 @@ class _Given:
     def check_below(self, key: str, seconds: float, timeout: str) -> None:
         """A part of a call ends before the call does, which would be ended in the middle."""
         settings = ContainerSettings(name="", implementation=_HERE, properties=self.properties)
-        limit: timedelta = getattr(settings.limits, timeout.replace("-", "_"))
+        limit = getattr(settings.limits, timeout.replace("-", "_"))
         if seconds >= limit.total_seconds():
             shown = f" is {seconds:g} s, and {timeout} is {limit.total_seconds():g} s"
             raise self._error(key, f"{shown}; accepted is less than that")
