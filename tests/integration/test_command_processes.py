@@ -487,7 +487,7 @@ def test_a_worker_may_end_in_its_own_way(fleet: Fleet) -> None:
 
 def test_a_worker_that_ignores_sigterm_is_killed(fleet: Fleet) -> None:
     """But not before the stop timeout is over."""
-    container = fleet.container(DEAF, stop_timeout="400ms")
+    container = fleet.container(DEAF, termination_grace_period="400ms")
     started = container.request_resource(resource())
     fleet.ready()
     began = time.monotonic()
@@ -580,7 +580,7 @@ def test_the_next_start_ends_the_daemon_of_the_last(fleet: Fleet) -> None:
 
 def test_what_cannot_be_ended_is_an_error(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A release says so, and a start does not make a second process."""
-    container = fleet.container(SLEEP, stop_timeout="0")
+    container = fleet.container(SLEEP, termination_grace_period="0")
     one = resource(properties=container.request_resource(resource()))
     with monkeypatch.context() as patch:
         patch.setattr(processes, "_KILL_WAIT", 0.1)

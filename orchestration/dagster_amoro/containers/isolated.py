@@ -35,7 +35,7 @@ _BOOT: Final = (
 )
 # Seconds after which a host that ends no call hangs itself: in the constructor of its container if
 # it has never answered, else because the machine is busy, or the host is suspended.
-_SLACK: Final = {False: 0.5, True: 10.0}
+_SLACK: Final = {False: 2.0, True: 10.0}
 _CHUNK: Final = 65_536  # bytes
 _REMEMBERED: Final = 300.0  # seconds in which a container that hangs is not asked again
 _OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
@@ -186,7 +186,7 @@ class _ContainerHost:
             with theirs:
                 worker = self._hand_over(theirs, ends_at)
             patience = PATIENCE + _SLACK[self._has_answered]
-            ours.settimeout(max(ends_at + patience - time.monotonic(), _SLACK[False]))
+            ours.settimeout(max(ends_at + patience - time.monotonic(), PATIENCE))
             text = b""
             try:
                 ours.sendall(request)

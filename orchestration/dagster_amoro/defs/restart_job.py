@@ -146,7 +146,9 @@ def _taken_up(incidents: list[Incident]) -> str:
         return "Nothing to do: this dispatch was claimed by another run, or has lapsed."
     ids = ", ".join(incident.resource_id for incident in incidents[:10])
     more = f" and {len(incidents) - 10} more" if len(incidents) > 10 else ""  # noqa: PLR2004
-    return f"Claimed, group {incidents[0].group_name}: {ids}{more}."
+    groups = sorted({incident.group_name for incident in incidents})
+    of = f"group {groups[0]}" if len(groups) == 1 else f"{len(groups)} groups"
+    return f"Claimed, {of}: {ids}{more}."
 
 
 def _metadata(result: RestartResult, policy: RestartPolicy) -> dict[str, str]:

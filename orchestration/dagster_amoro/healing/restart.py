@@ -107,7 +107,8 @@ class Restarter:
                 won = ledger.apply([transitions.claim(i, run_id, until, now) for i in dispatched])
         except LeaseLostError:
             return []
-        return [incident for incident in won if incident is not None]
+        mine = [incident for incident in won if incident is not None]
+        return sorted(mine, key=lambda incident: incident.setbacks > 0)  # what is sick comes last
 
     def restart(self, incident_id: int, run_id: str) -> RestartResult:
         """Does what is right for one incident now, if this run still holds it.
