@@ -82,13 +82,14 @@ def settings(implementation: type, properties: Mapping[str, str]) -> ContainerSe
 
 
 def processes_of(mark: str) -> list[psutil.Process]:
-    """The processes with this mark, and our descendants."""
-    found = psutil.Process().children(recursive=True)
+    """The living processes with this mark on their command line or in their environment."""
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if mark in process.cmdline():
+            marked = mark in process.cmdline() or process.environ().get("HANGING_MARK") == mark
+            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-    return [each for each in found if each.is_running() and each.status() != "zombie"]
+    return found
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -166,13 +167,13 @@ def test_a_call_that_ends_its_process_is_a_failed_start() -> None:
         assert calls.stop(container, WELL, "it").notes == ("could not stop it: RuntimeError: ***",)
 
 
-def test_a_host_that_is_killed_is_replaced(tmp_path: Path) -> None:
+def test_a_host_that_is_killed_is_replaced(mark: str, tmp_path: Path) -> None:
     """As by the kernel, where memory is short."""
     with closing(built(tmp_path, "never", "in_python")) as container:
         before = container.request_resource(WELL)
-        for host in psutil.Process().children():
-            host.kill()
-            host.wait()
+        (host,) = processes_of(mark)
+        host.kill()
+        host.wait()
         assert container.request_resource(WELL) != before
 
 
@@ -211,9 +212,9 @@ def test_two_calls_for_one_resource_are_never_under_way(tmp_path: Path) -> None:
             first.result()
 
 
-def test_classes_of_ours_are_asked_here(tmp_path: Path) -> None:
+def test_classes_of_ours_are_asked_here(mark: str, tmp_path: Path) -> None:
     """No process is started to find out whether a container is there."""
     entry = settings(CommandContainer, {"command": '["true"]', "log-dir": str(tmp_path)})
     with closing(IsolatedContainers({"c": entry})) as containers:
         assert containers.obstacle("c") is None
-        assert not psutil.Process().children()
+        assert not processes_of(mark)
