@@ -19,6 +19,7 @@ from dagster_amoro.healing.restart_pool import RestartPool
 _ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
 _LOUD = {Outcome.FAILED, Outcome.GIVEN_UP, Outcome.KEPT}  # what somebody should hear of
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
+_POOL = "restart_pool"  # the resource
 _LONGEST_STEP_NAME = 40  # characters of what it is about
 
 
@@ -33,65 +34,14 @@ class Dispatch(dg.Config):
 
 def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     """The job that the sensor requests; its retries are those of the restart policy."""
-    policy = restarter.policy
-
-    @dg.resource(description="Restarts the orphans of this run side by side, ahead of the steps.")
-    def restarts(context: dg.InitResourceContext) -> Iterator[RestartPool]:
-        pool = RestartPool(restarter, context.run.run_id if context.run else "")
-        try:
-            yield pool
-        finally:
-            pool.close()
-
-    @dg.op(
-        # Nothing is handed on but the names of the steps: a value would be a file for each of them.
-        out=dg.DynamicOut(dg.Nothing, description="An incident that this run may act on."),
-        required_resource_keys={"restarts"},
-        description="Claims what was dispatched to this run; fans out to one step per orphan.",
-    )
-    def claim_orphans(
-        context: dg.OpExecutionContext, config: Dispatch
-    ) -> Iterator[dg.DynamicOutput[None]]:
-        incidents = restarter.claim(config.dispatch, context.run_id)
-        context.resources.restarts.begin(incidents)
-        context.log.info(_taken_up(incidents))
-        for incident in incidents:
-            name = step_name(incident.resource_id, f"incident_{incident.incident_id}")
-            yield dg.DynamicOutput(None, mapping_key=name)
-
-    @dg.op(
-        ins={"claimed": dg.In(dg.Nothing)},
-        out={},
-        required_resource_keys={"restarts"},
-        retry_policy=dg.RetryPolicy(
-            max_retries=policy.max_retries, delay=policy.grace_period.total_seconds()
-        ),
-        description=(
-            "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
-            "or removes it where others took its place. A start that failed is tried again after "
-            "the grace period. Success means that the start was accepted; the next ticks see "
-            "whether an optimizer registers."
-        ),
-    )
-    def restart_orphan(context: dg.OpExecutionContext) -> Iterator[dg.AssetObservation]:
-        result = context.resources.restarts.collect(incident_of(context.get_mapping_key() or ""))
-        metadata = _metadata(result, policy)
-        if result.incident is None or result.outcome not in _ACTED:
-            context.log.info(result.message)
-        else:  # the only event of its own that the step stores, with all there is to say
-            group = partition_key(result.incident.group_name)
-            yield dg.AssetObservation(
-                HISTORY, partition=group, metadata={"result": result.message, **metadata}
-            )
-        if result.outcome in _LOUD:
-            raise _failure(result, metadata, policy, restarter.clock())
+    claim_orphans, restart_orphan = _claim_orphans(restarter), _restart_orphan(restarter)
 
     @dg.job(
         executor_def=dg.in_process_executor,
-        resource_defs={"restarts": restarts},
+        resource_defs={_POOL: _pool(restarter)},
         tags={
             "dagster/max_retries": "0",  # which would multiply the attempts of the ledger
-            "dagster/max_runtime": str(longest_run(restarter)),
+            "dagster/max_runtime": str(longest_run(restarter.policy)),
         },
         description=(
             "Restarts orphans side by side: one step each. Requested by orphan_sensor; started by "
@@ -105,13 +55,76 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
     return restart_orphans
 
 
-def longest_run(restarter: Restarter) -> int:
-    """After how many seconds a run must be over, whatever hangs in it: a day at least.
+def _pool(restarter: Restarter) -> dg.ResourceDefinition:
+    @dg.resource(description="Restarts the orphans of a run side by side, ahead of its steps.")
+    def pool(context: dg.InitResourceContext) -> Iterator[RestartPool]:
+        made = RestartPool(restarter, context.run.run_id if context.run else "")
+        try:
+            yield made
+        finally:
+            made.close()
+
+    return pool
+
+
+def _claim_orphans(restarter: Restarter) -> dg.OpDefinition:
+    @dg.op(
+        # Nothing is handed on but the names of the steps: a value would be a file for each of them.
+        out=dg.DynamicOut(dg.Nothing, description="An incident that this run may act on."),
+        required_resource_keys={_POOL},
+        description="Claims what was dispatched to this run; fans out to one step per orphan.",
+    )
+    def claim_orphans(
+        context: dg.OpExecutionContext, config: Dispatch
+    ) -> Iterator[dg.DynamicOutput[None]]:
+        incidents = restarter.claim(config.dispatch, context.run_id)
+        getattr(context.resources, _POOL).begin(incidents)
+        context.log.info(_taken_up(incidents))
+        for incident in incidents:
+            name = step_name(incident.resource_id, f"incident_{incident.incident_id}")
+            yield dg.DynamicOutput(None, mapping_key=name)
+
+    return claim_orphans
+
+
+def _restart_orphan(restarter: Restarter) -> dg.OpDefinition:
+    policy = restarter.policy
+
+    @dg.op(
+        ins={"claimed": dg.In(dg.Nothing)},
+        out={},
+        required_resource_keys={_POOL},
+        retry_policy=dg.RetryPolicy(
+            max_retries=policy.max_retries, delay=policy.grace_period.total_seconds()
+        ),
+        description=(
+            "Looks again at one orphan and restarts it, gives it up when its attempts are used up, "
+            "or removes it where others took its place. A start that failed is tried again after "
+            "the grace period. Success means that the start was accepted; the next ticks see "
+            "whether an optimizer registers."
+        ),
+    )
+    def restart_orphan(context: dg.OpExecutionContext) -> Iterator[dg.AssetObservation]:
+        pool: RestartPool = getattr(context.resources, _POOL)
+        result = pool.collect(incident_of(context.get_mapping_key() or ""))
+        metadata = _metadata(result, policy)
+        if result.incident is None or result.outcome not in _ACTED:
+            context.log.info(result.message)
+        else:  # the only event of its own that the step stores, with all there is to say
+            group, shown = result.incident.group_name, {"result": result.message, **metadata}
+            yield dg.AssetObservation(HISTORY, partition=partition_key(group), metadata=shown)
+        if result.outcome in _LOUD:
+            raise _failure(result, metadata, policy, restarter.clock())
+
+    return restart_orphan
+
+
+def longest_run(policy: RestartPolicy) -> int:
+    """After how many seconds Dagster's run monitoring may end a run, since it cannot be at work.
 
     Calls of containers have deadlines, and pauses are bounded. What is left is a bug, or a host
-    that stands still; Dagster's run monitoring then ends the run.
+    that stands still.
     """
-    policy = restarter.policy
     pause = max(policy.grace_period, policy.backoff_cap)
     return round((2 * (policy.max_retries + 1) * pause + timedelta(days=1)).total_seconds())
 

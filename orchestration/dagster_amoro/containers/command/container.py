@@ -254,8 +254,9 @@ class _Given:
         settings = ContainerSettings(name="", implementation=_HERE, properties=self.properties)
         limit = getattr(settings.limits, timeout.replace("-", "_"))
         if seconds >= limit.total_seconds():
-            shown = f" is {seconds:g} s, and {timeout} is {limit.total_seconds():g} s"
-            raise self._error(key, f"{shown}; accepted is less than that")
+            flaw = f"not less than {timeout}, which is {limit.total_seconds():g} s"
+            value = self.properties.get(key, f"{seconds:g} s")
+            raise self._error(key, f" is {value!r}: {flaw}; accepted is less than that")
 
     def exports(self) -> dict[str, str]:
         found = without_prefix(_EXPORT, self.properties)
