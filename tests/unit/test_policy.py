@@ -734,3 +734,15 @@ def test_an_operator_does_not_wait_for_the_next_dispatch() -> None:
             ordered = value._replace(operator_request=request)
             assert decided(ordered, policy(), not_before=soon).verdict is not Verdict.WAIT
         assert decided(value, policy(), not_before=NOW).verdict is not Verdict.WAIT
+
+
+def test_an_orphan_is_due_when_no_more_than_the_lead_is_left() -> None:
+    """Not a microsecond before; the lead of a run itself is nothing."""
+    lead = timedelta(seconds=30)
+    left = {lead: Verdict.RESTART, lead + MICROSECOND: Verdict.WAIT}
+    for until, verdict in left.items():
+        one = incident(detected=GRACE - until)
+        found = decide(one, obstacle=None, policy=policy(), claimed=False, now=NOW, lead=lead)
+        assert found.verdict is verdict
+        alone = decide(one, obstacle=None, policy=policy(), claimed=False, now=NOW)
+        assert alone.verdict is Verdict.WAIT

@@ -225,7 +225,11 @@ class _ContainerHost:
         with theirs:
             argv = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno())]
             worker = Worker(
-                argv, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
+                argv,
+                bufsize=0,  # what it did not read is not written once more at its end
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
         if worker.stdin is not None:
             with suppress(OSError), worker.stdin as pipe:  # if it has ended, its first call says so

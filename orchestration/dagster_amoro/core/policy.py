@@ -56,6 +56,9 @@ class TickSettings:
     max_keeping_attempts: int = 3  # rounds in a row in which a group gets a new resource
     # Groups whose orphans are restarted although they are under dynamic allocation.
     dynamic_groups: frozenset[str] = frozenset()
+    # How long before its pause is over an orphan is dispatched. Its run waits for the rest: a run
+    # takes some seconds to come up, and the next tick may be far away.
+    lead: timedelta = timedelta(0)
 
 
 class Verdict(StrEnum):
@@ -183,6 +186,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
     paused: str | None = None,
     not_before: datetime | None = None,
     replacement: Callable[[], Replacement] = lambda: Replacement.NONE,
+    lead: timedelta = timedelta(0),
 ) -> Decision:
     """The decision on an open incident; the first row that applies.
 
@@ -203,7 +207,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
 
     An obstacle is an unknown container, one that opts out, or properties that cannot be read.
     `paused` says by whom and why; `not_before` is `next_dispatch_at`. What came to its group since
-    is asked only where it matters.
+    is asked only where it matters. A pause counts as over when no more than `lead` is left of it.
     """
     removing = incident.state.is_removing
     unwanted = incident.operator_request == OperatorRequest.GIVE_UP
@@ -231,7 +235,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
         why = "its attempts are used up, and keeper.on-exhausted is keep"
         return Decision(Verdict.HOLD, why)
     due = due_at(incident, policy)
-    if now < due:
+    if now + lead < due:
         return Decision(Verdict.WAIT, "in its grace period", due)
     match replacement():
         case Replacement.LIVE:

@@ -211,7 +211,7 @@ def _decide(
     if orphan is not None:
         # Seen before and not due, it rests: its properties were read, and will be again.
         waits = incident.state is State.WAITING and incident.detected_at < inputs.now
-        resting = waits and inputs.now < due_at(incident, inputs.policy)
+        resting = waits and inputs.now + inputs.settings.lead < due_at(incident, inputs.policy)
         obstacle = of_group(orphan.group_name)
         if obstacle is None and resting:
             obstacle = inputs.obstacle(orphan.container_name)
@@ -228,6 +228,7 @@ def _decide(
         paused=str(pause) if pause else None,
         not_before=next_dispatch_at(incident, timeout) if inputs.is_of_lease(incident) else None,
         replacement=partial(replacements.of, incident),
+        lead=inputs.settings.lead,
     )
 
 

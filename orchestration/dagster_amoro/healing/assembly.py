@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Self
+from typing import Final, Self
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
@@ -25,6 +25,8 @@ from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
+
+_LONGEST_LEAD: Final = timedelta(seconds=30)  # a run that waits holds a place that others need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,7 @@ class Services:
                 max_restarts_per_run=settings.max_restarts_per_run,
                 max_keeping_attempts=settings.max_keeping_attempts,
                 dynamic_groups=settings.dynamic_groups,
+                lead=min(settings.check_interval, _LONGEST_LEAD),
             ),
             max_concurrent_starts=settings.max_concurrent_starts,
             limits=settings.limits,

@@ -1,5 +1,7 @@
 """How are the orphans of a run restarted side by side, so that none waits for a sick one?"""
 
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -24,11 +26,16 @@ class RestartPool:
         self._threads: Final[dict[str, ThreadPoolExecutor]] = {}  # by container
         self._under_way: Final[dict[int, Future[RestartResult]]] = {}  # by incident
         self._failed: Final[dict[int, Incident]] = {}  # what is to be tried again
+        self._closing: Final = threading.Event()
 
     def begin(self, incidents: Sequence[Incident]) -> None:
-        """Begins to restart these, in this order."""
+        """Begins to restart these, in this order, each when its pause is over."""
         for incident in incidents:
-            self._begin(incident.incident_id, incident.container_name)
+            left = due_at(incident, self._restarter.policy) - self._restarter.clock()
+            left = min(left, self._restarter.settings.lead)  # more is left to the next tick
+            is_asked = incident.operator_request is not None
+            pause = 0 if is_asked else left.total_seconds()
+            self._begin(incident.incident_id, incident.container_name, pause)
 
     def collect(self, incident_id: int) -> RestartResult:
         """What came of a restart, once it is over.
@@ -40,13 +47,19 @@ class RestartPool:
         """
         if incident_id not in self._under_way:
             self._begin_again(incident_id)
-        result = self._under_way.pop(incident_id).result()
+        restart = self._under_way[incident_id]
+        try:
+            result = restart.result()
+        finally:  # interrupted, it goes on until it is closed
+            if restart.done():
+                del self._under_way[incident_id]
         if result.outcome is Outcome.FAILED and result.incident is not None:
             self._failed[incident_id] = result.incident
         return result
 
     def close(self) -> None:
         """Ends what is under way, and waits until that is written down."""
+        self._closing.set()
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         if not all(each.done() for each in self._under_way.values()):
@@ -64,10 +77,15 @@ class RestartPool:
             failed = self._failed.pop(incident_id, None)
             self._begin(incident_id, failed.container_name if failed else "")
 
-    def _begin(self, incident_id: int, container_name: str) -> None:
+    def _begin(self, incident_id: int, container_name: str, pause: float = 0) -> None:
         if container_name not in self._threads:
             containers, most = self._restarter.containers, self._restarter.max_concurrent_starts
             most = concurrent_starts(containers, container_name) or most
             self._threads[container_name] = ThreadPoolExecutor(most, "restart")
-        threads, restart = self._threads[container_name], self._restarter.restart
-        self._under_way[incident_id] = threads.submit(restart, incident_id, self._run_id)
+        threads = self._threads[container_name]
+        due = time.monotonic() + pause
+        self._under_way[incident_id] = threads.submit(self._restart, incident_id, due)
+
+    def _restart(self, incident_id: int, due: float) -> RestartResult:
+        self._closing.wait(max(due - time.monotonic(), 0))
+        return self._restarter.restart(incident_id, self._run_id)

@@ -1,0 +1,88 @@
+"""The restarts of a run, side by side."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from dagster_amoro.core.model import Resource
+from dagster_amoro.healing.restart import Outcome
+from dagster_amoro.healing.restart_pool import RestartPool
+from tests.helpers.fleet import Fleet, fleet
+
+NAMES = [f"w-{number}" for number in range(4)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet with four orphans that were just detected."""
+    with fleet(tmp_path) as made:
+        for name in NAMES:
+            made.worker(name)
+        made.tick()
+        yield made
+
+
+def test_as_many_as_may_are_started_at_once(world: Fleet) -> None:
+    """Not one more, and not one after the other."""
+    (request,) = world.later().tick()
+    under_way = threading.Semaphore(3)
+    meeting = threading.Barrier(2)
+    crowds = []
+
+    def together(_resource: Resource) -> None:
+        crowds.append(under_way.acquire(blocking=False))
+        meeting.wait(60)  # broken, and so an error, unless there are two
+        under_way.release()
+
+    world.container.during_request = together
+    restarter = replace(world.services.restarter, max_concurrent_starts=2)
+    pool = RestartPool(restarter, "run")
+    incidents = world.claim(request, "run")
+    pool.begin(incidents)
+    results = [pool.collect(incident.incident_id) for incident in incidents]
+    pool.close()
+    assert [result.outcome for result in results] == [Outcome.STARTED] * 4
+    assert crowds == [True] * 4
+
+
+def test_what_is_dispatched_ahead_is_started_when_it_is_due(world: Fleet) -> None:
+    """Its run waits for the rest of the pause; a run that is closed waits for nothing."""
+    grace, lead = world.services.policy.grace_period, timedelta(seconds=5)
+    world.services = replace(world.services, settings=replace(world.services.settings, lead=lead))
+    assert world.later(grace - lead - timedelta(microseconds=1)).tick() == []
+    (request,) = world.later(timedelta(microseconds=1)).tick()
+    (_, *rest) = incidents = world.claim(request, "run")
+    pool = RestartPool(world.services.restarter, "run")
+    pool.begin(incidents)
+    assert not world.container.requested
+    pool.close()  # they look again and see that it is too early
+    assert not world.container.requested
+    pool = RestartPool(world.services.restarter, "run")
+    world.now += lead
+    (request,) = world.tick()
+    again = world.claim(request, "run")
+    pool.begin(again)
+    assert {pool.collect(each.incident_id).outcome for each in again} == {Outcome.STARTED}
+    assert len(rest) + 1 == len(world.container.requested)
+    pool.close()
+
+
+def test_a_retry_takes_all_others_along(world: Fleet) -> None:
+    """Whoever is asked for first brings back all whose pause is over, side by side."""
+    (request,) = world.later().tick()
+    incidents = world.claim(request, "run")
+    pool = RestartPool(world.services.restarter, "run")
+    world.container.fail_starts(times=len(incidents))
+    pool.begin(incidents)
+    failed = [pool.collect(incident.incident_id) for incident in incidents]
+    assert [result.outcome for result in failed] == [Outcome.FAILED] * 4
+    world.later()
+    assert pool.collect(incidents[0].incident_id).outcome is Outcome.STARTED
+    others = [pool.collect(incident.incident_id).outcome for incident in incidents[1:]]
+    pool.close()
+    assert others == [Outcome.STARTED] * 3
+    assert len(world.container.requested) == 8
