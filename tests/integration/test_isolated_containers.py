@@ -171,6 +171,7 @@ def test_a_host_that_is_killed_is_replaced(mark: str, tmp_path: Path) -> None:
     """As by the kernel, where memory is short."""
     with closing(built(tmp_path, "never", "in_python")) as container:
         before = container.request_resource(WELL)
+        wait_until(lambda: len(processes_of(mark)) == 1)  # the call has ended, the host has not
         (host,) = processes_of(mark)
         host.kill()
         host.wait()

