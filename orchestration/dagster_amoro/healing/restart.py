@@ -304,11 +304,14 @@ class _Restart:
         return False
 
     def _is_ours(self) -> bool:
-        """Whether no other run has it; a tick may have seen it recovered in the meantime."""
-        current = self._ledger.incident(self._incident.incident_id)
-        return current is not None and (
-            current.claimed_by == self._run_id or current.state is State.RECOVERED
+        """Whether no other run has it; a tick may have seen it recovered by this very attempt."""
+        current, attempts = (
+            self._ledger.incident(self._incident.incident_id),
+            self._incident.attempts,
         )
+        if current is None or current.state is not State.RECOVERED:
+            return current is not None and current.claimed_by == self._run_id
+        return current.attempts == attempts
 
     def _note_start(self, step: Transition) -> bool:
         """Writes down that it was started; False: another run has it by now.
