@@ -17,6 +17,7 @@ from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core import transitions
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import (
+    ContainerError,
     KeeperError,
     LeaseLostError,
     OverdueError,
@@ -382,7 +383,7 @@ class _Restart:
         try:
             container = self._containers.get(orphan.container_name or "")
             return self._stop(container, resource_of(orphan), "what was left of it").notes
-        except KeeperError as error:
+        except (ContainerError, PropertiesError) as error:  # a store that is away may come back
             return (f"could not stop what was left of it: {error}",)
 
     def _story(self, *, removed: bool = True) -> str:
