@@ -29,6 +29,7 @@ class Step:
 
     outcome: StartOutcome = StartOutcome.STARTS
     refuses: bool = False  # the container cannot stop anything
+    hangs: bool = False  # a call of the container is ended at its deadline, whatever came of it
     fails_in: int | None = None  # statements until the store fails; a commit is one
     answer_is_lost: bool = False  # the store fails after it has committed
 

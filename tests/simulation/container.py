@@ -3,12 +3,21 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from datetime import timedelta
+from typing import Any, Final, NoReturn, Protocol
 
 from dagster_amoro.containers.base import Container
-from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
+from dagster_amoro.core.container_settings import CallLimits
+from dagster_amoro.core.errors import (
+    ContainerError,
+    OverdueError,
+    ReleaseFailedError,
+    StartFailedError,
+)
 from dagster_amoro.core.model import Resource
 from tests.simulation.actors import Stage, StartOutcome
+
+TIMEOUT: Final = timedelta(minutes=1)  # of a start, and of a stop
 
 
 @dataclass(kw_only=True)
@@ -39,11 +48,15 @@ class Watcher(Protocol):
     def note_launch(self, launch: Launch) -> None:
         """After a worker was started."""
 
+    def hang(self, span: timedelta) -> None:
+        """Returns when so much time has passed."""
+
 
 class FakeContainer:
     """Starts made-up workers, and stops the one that a resource's properties name."""
 
     supports_auto_restart = True
+    limits = CallLimits(start_timeout=TIMEOUT, stop_timeout=TIMEOUT)
 
     def __init__(self, history: Watcher) -> None:
         self._history: Final = history
@@ -60,7 +73,10 @@ class FakeContainer:
         """Takes its time, then does what the step of the history says."""
         self._history.check_request(resource)
         self._history.stage.pause()
-        outcome = self._history.stage.step.outcome
+        step = self._history.stage.step
+        outcome = step.outcome
+        if step.hangs and outcome is not StartOutcome.STARTS:
+            self._hang()
         if outcome is StartOutcome.FAILS:
             raise StartFailedError("told to fail")
         if outcome is StartOutcome.EXITS:
@@ -68,8 +84,10 @@ class FakeContainer:
         if outcome is StartOutcome.FAILS_UNSPEAKABLY:
             raise OSError("half a character \ud800 and a NUL \0")
         new = self.launch(resource.resource_id, resource.group_name, resource.thread_count)
-        new.is_lost = outcome is StartOutcome.STARTS_AND_FAILS
+        new.is_lost = outcome is StartOutcome.STARTS_AND_FAILS or step.hangs
         self._history.note_launch(new)
+        if step.hangs:
+            self._hang()
         if outcome is StartOutcome.STARTS_AND_FAILS:
             raise OSError("no answer after the start")
         startup: dict[str, Any] = {"launch": new.launch_id}
@@ -80,14 +98,21 @@ class FakeContainer:
     def release_resource(self, resource: Resource) -> None:
         """Ends the worker that the properties name, and takes its time afterwards."""
         self._history.stage.check_alive()
+        step = self._history.stage.step
         for launch in self.launches:
             if launch.launch_id == resource.properties.get("launch"):
                 self._history.check_release(launch)
-                if self._history.stage.step.refuses:
-                    launch.is_lost = True
+                launch.is_lost = launch.is_lost or step.refuses
+                if step.refuses and not step.hangs:
                     raise ReleaseFailedError("told to fail")
-                launch.is_alive = False
+                launch.is_alive = step.refuses and launch.is_alive
+        if step.hangs:
+            self._hang()
         self._history.stage.pause()
+
+    def _hang(self) -> NoReturn:
+        self._history.hang(TIMEOUT)
+        raise OverdueError("told to hang")
 
 
 class FakeContainers:

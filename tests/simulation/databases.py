@@ -12,6 +12,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
+from dagster_amoro.core.model import Incident, Transition
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry
@@ -89,6 +90,20 @@ def _forget_durability(connection: Any, _record: object) -> None:  # noqa: ANN40
     connection.execute("PRAGMA synchronous = OFF")
 
 
+class StagedLedger(Ledger):
+    """A real ledger in which nobody's step waits for that of an actor who pauses."""
+
+    def apply(self, transition: Transition) -> Incident | None:
+        """As in production, in a transaction of its own."""
+        fence = transition.before.fence if transition.before else None
+        with self.transaction(fence) as ledger:
+            return ledger.apply([transition])[0]
+
+    def forget(self) -> None:
+        """As if its process had just begun."""
+        self._identity = None
+
+
 class Stores:
     """The database of all histories, emptied before each."""
 
@@ -98,7 +113,7 @@ class Stores:
         self.databases = [StagedDatabase(url, "registry", self.stage) for _ in range(2)]
         self.registries = [Registry(database, None) for database in self.databases]
         self.standalone = [Registry(each, timedelta(days=1000)) for each in self.databases]
-        self.ledgers = [Ledger(database) for database in self.databases]
+        self.ledgers = [StagedLedger(database) for database in self.databases]
         for registry, ledger in zip(self.standalone, self.ledgers, strict=True):
             registry.create()
             ledger.open_incidents()
@@ -107,6 +122,8 @@ class Stores:
 
     def reset(self) -> None:
         """As if nothing had ever happened."""
+        for ledger in self.ledgers:
+            ledger.forget()
         deletes = [f"DELETE FROM {table};" for table in (*TABLES, "sqlite_sequence")]  # noqa: S608
         self.eye.executescript("\n".join(["BEGIN;", *deletes, "COMMIT;"]))
 

@@ -30,7 +30,7 @@ class History(Work):
         max_retries=(0, 1, 2, 3),
         grace=(60, 60, 0),
         claim=(600, 600, 30),
-        most=(1, 2),
+        most=(1, 2, 3),
         heals=BOTH,
         min_parallelism=(0, 0, 1, 2, 3),
         attached=BOTH,
@@ -192,13 +192,26 @@ class History(Work):
         )
         self._go_on(_pick(self.awake(), which), step)
 
+    @can_happen(0, 3, lambda self: self.awake(), which=WHICH, steps=range(1, 16), works=BOTH)
+    def call_hangs(self, which: int, steps: int, *, works: bool) -> None:
+        """A run goes on into a call of the container, which is ended at its deadline.
+
+        It may have started or stopped the worker by then.
+        """
+        actor = _pick(self.awake(), which)
+        outcome = StartOutcome.STARTS if works else StartOutcome.FAILS
+        for _ in range(steps):
+            self._go_on(actor, Step(outcome=outcome, refuses=not works, hangs=True))
+
     @can_happen(1, 1, lambda self: self._actors(), which=WHICH)
     def actor_dies(self, which: int) -> None:
         """The process of a tick or a run is killed, and nobody is told."""
         actor = _pick(self._actors(), which)
-        for launch in self.turns.get(actor.name, (0, [], ""))[1]:
-            launch.is_lost = launch.is_lost or not launch.is_settled
-        self.stage.kill(actor)
+        processes = [run.actors for run in self.runs if actor in run.actors]
+        for each in processes[0] if processes else [actor]:
+            for launch in self.turns.get(each.name, (0, [], ""))[1]:
+                launch.is_lost = launch.is_lost or not launch.is_settled
+            self.stage.kill(each)
         self._sweep()
 
     @can_happen(2, 1, outcome=OUTCOMES, waits=MOSTLY)

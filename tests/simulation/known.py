@@ -23,7 +23,7 @@ _TICK: Final = Deed("ticks", {"keeper": 0, "waits": True, "launches": True})
 _WORKER: Final = Deed("worker_changes", {"which": 0, "lives": True})
 
 
-_LAPSE: Final = Deed("time_passes", {"seconds": 600})
+_LAPSE: Final = Deed("time_passes", {"seconds": 800})
 
 
 _STORE_FAILS: Final = Deed(

@@ -123,7 +123,7 @@ class Rules(World):
         self._note(bool(there), f"{key} is started though its row is gone")
         actor = self.stage.actor
         assert actor is not None
-        run_id, incident_id = actor.name, self.turns[actor.name][0]
+        run_id, incident_id = actor.name.partition("/")[0], self.turns[actor.name][0]
         attempts = self.stores.rows(
             "SELECT * FROM keeper_event WHERE incident_id = ? AND run_id = ? AND kind = ? "
             "ORDER BY event_id DESC LIMIT 1",
@@ -141,13 +141,14 @@ class Rules(World):
             "SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id
         )
         (run,) = (run for run in self.runs if run.run_id == run_id)
-        lapsed = self.now >= moment(attempts[0]["at"]) + self.keepers[0].settings.claim_timeout
+        longest = self.keepers[0].settings.claim_timeout + self.container.limits.longest_restart
+        lapsed = self.now >= moment(attempts[0]["at"]) + longest
         alone = incident["claimed_by"] in {run_id, None}
         self._note(
             alone or lapsed or run.state is RunState.ENDED,
             f"{key} is started by {run_id} while {incident['claimed_by']} has it",
         )
-        late = self.stood.get(run_id, False) and self._is_stood_in(incident)
+        late = self.stood.get(actor.name, False) and self._is_stood_in(incident)
         self._note(not late, f"{key} is started though others took its place")
 
     def _check_scale_up(self, run_id: str, resource: Resource) -> None:

@@ -1,7 +1,6 @@
 """The ticks and runs of a history: what Dagster would start, each step when it is told to."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,21 +65,27 @@ class Work(Rules):
     def _launch(self, run: Run) -> None:
         run.state = RunState.ACTIVE
         work = self._scale_up if run.scale_ups else self._work
-        run.actor = Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))
+        run.actors = [Actor(run.run_id, partial(work, run, self.keepers[run.keeper]))]
 
     def _work(self, run: Run, keeper: Services, actor: Actor) -> None:
-        """What Dagster does with `restart_orphans`: a step for each, tried again after a while."""
+        """What Dagster does with `restart_orphans`: its orphans are restarted side by side."""
         try:
             incidents = keeper.restarter.claim(run.run_key, run.run_id)
         except UnavailableError:
             return
-        turns = [(self.now, 0, incident.incident_id) for incident in incidents]
-        while turns:
-            turns.sort()
-            at, tries, incident_id = turns.pop(0)
-            self._sleep(actor, at)
-            if self._takes_turn(run, keeper, incident_id) and tries < keeper.policy.max_retries:
-                turns.append((self.now + keeper.policy.grace_period, tries + 1, incident_id))
+        for incident in incidents[1:]:
+            work = partial(self._restart, run, keeper, incident.incident_id)
+            run.actors.append(Actor(f"{run.run_id}/{incident.incident_id}", work))
+        if incidents:
+            self._restart(run, keeper, incidents[0].incident_id, actor)
+
+    def _restart(self, run: Run, keeper: Services, incident_id: int, actor: Actor) -> None:
+        """A step, which is tried again after a while."""
+        for tries in range(keeper.policy.max_retries + 1):
+            if tries:
+                self._sleep(actor, self.now + keeper.policy.grace_period)
+            if not self._takes_turn(run, keeper, incident_id, actor):
+                break
 
     def _scale_up(self, run: Run, keeper: Services, actor: Actor) -> None:
         """What Dagster does with `scale_up_groups`: a step for each group."""
@@ -106,17 +111,11 @@ class Work(Rules):
             if is_started:
                 self._check_replaced(scale_up.resource_id)
 
-    def _sleep(self, actor: Actor, until: datetime) -> None:
-        while self.now < until:
-            actor.sleeps_until = until
-            self.stage.pause()
-        actor.sleeps_until = None
-
-    def _takes_turn(self, run: Run, keeper: Services, incident_id: int) -> bool:
+    def _takes_turn(self, run: Run, keeper: Services, incident_id: int, actor: Actor) -> bool:
         """Takes a turn; returns whether it is to be tried again."""
         launches: list[Launch] = []
-        self.turns[run.run_id] = (incident_id, launches, "")
-        self.stood[run.run_id] = self._is_stood_in(
+        self.turns[actor.name] = (incident_id, launches, "")
+        self.stood[actor.name] = self._is_stood_in(
             self.stores.rows("SELECT * FROM keeper_incident WHERE incident_id = ?", incident_id)[0]
         )
         try:
@@ -140,9 +139,9 @@ class Work(Rules):
     def _sweep(self) -> None:
         """Takes from the stage what is over; Dagster sees runs end that end by themselves."""
         for run in self.runs:
-            if run.actor is not None and run.actor.is_over:
-                killed = run.actor.was_killed
-                run.actor = None
+            if run.actors and all(actor.is_over for actor in run.actors):
+                killed = any(actor.was_killed for actor in run.actors)
+                run.actors = []
                 if run.state is RunState.ACTIVE and not killed:
                     run.state = RunState.ENDED
         self.sensing = {
@@ -150,9 +149,11 @@ class Work(Rules):
         }
 
     def _run_everything(self, step: Step) -> None:
-        for actor in self._actors():
-            self._finish(actor, step)
+        self._finish_all(step)
         for run in self._launchable():
             self._launch(run)
-            assert run.actor is not None
-            self._finish(run.actor, step)
+            self._finish_all(step)
+
+    def _finish_all(self, step: Step) -> None:
+        while awake := self.awake():
+            self._finish(awake[0], step)

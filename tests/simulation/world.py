@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +41,8 @@ class Run:
     keeper: int
     scale_ups: bool = False  # it is one of scale_up_groups
     state: RunState | None = RunState.QUEUED  # None: it was deleted
-    actor: Actor | None = None
+    # In its process: one for each incident that it restarts, of which the first one claims.
+    actors: list[Actor] = field(default_factory=list)
 
 
 class World(ABC):
@@ -60,7 +61,7 @@ class World(ABC):
         self.cursors = [0, 0]  # by keeper: how often Dagster kept the result of one of its ticks
         self.wrong: list[str] = []  # seen where nothing can be raised
         self.requested: set[tuple[int, int]] = set()  # incident and attempt
-        # By run: the incident, what was launched for it, and the group that is refilled.
+        # By actor: the incident, what was launched for it, and the group that is refilled.
         self.turns: dict[str, tuple[int, list[Launch], str]] = {}
         self.resources: dict[str, Row] = {}  # as they should be
         self.intact: dict[str, str | None] = {}  # properties before they were broken
@@ -75,7 +76,7 @@ class World(ABC):
         self.new_resources: dict[str, int] = {}  # the newest event when they came, by resource
         self.missing: dict[str, int] = {}  # by refilling run: most threads missing in its turn
         self.starting: dict[str, str] = {}  # what a refilling run is just starting
-        self.stood: dict[str, bool] = {}  # by restarting run: whether its turn began too late
+        self.stood: dict[str, bool] = {}  # by restarting actor: whether its turn began too late
         stores.reset()
 
     @property
@@ -96,12 +97,26 @@ class World(ABC):
         assert self.stage.actor is not None
         self.turns[self.stage.actor.name][1].append(launch)
 
+    def hang(self, span: timedelta) -> None:
+        """Keeps the present actor in the container for so long."""
+        assert self.stage.actor is not None
+        self._sleep(self.stage.actor, self.now + span)
+
+    def _sleep(self, actor: Actor, until: datetime) -> None:
+        while self.now < until:
+            actor.sleeps_until = until
+            self.stage.pause()
+        actor.sleeps_until = None
+
     def awake(self) -> list[Actor]:
         """Ticks and runs that can go on at once."""
         return [actor for actor in self._actors() if not self._is_asleep(actor)]
 
     def _actors(self) -> list[Actor]:
-        return [*self.sensing.values(), *(run.actor for run in self.runs if run.actor)]
+        return [
+            *self.sensing.values(),
+            *(actor for run in self.runs for actor in run.actors if not actor.is_over),
+        ]
 
     def _is_asleep(self, actor: Actor) -> bool:
         return actor.sleeps_until is not None and self.now < actor.sleeps_until
