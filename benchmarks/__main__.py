@@ -6,7 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import attached, history, imports, quiet_tick, restart, survey, thousand, waves
+from benchmarks import (
+    attached,
+    hand_over,
+    history,
+    imports,
+    quiet_tick,
+    restart,
+    side_by_side,
+    stored_events,
+    survey,
+    thousand,
+    waves,
+    workers,
+)
 from benchmarks.figures import Figures, heading
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
@@ -16,6 +29,10 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Figures]]] = {
     "quiet_tick": quiet_tick.figures,
     "restart": restart.figures,
     "thousand": thousand.figures,
+    "side_by_side": side_by_side.figures,
+    "workers": workers.figures,
+    "stored_events": stored_events.figures,
+    "hand_over": hand_over.figures,
     "waves": waves.figures,
     "history": history.figures,
 }

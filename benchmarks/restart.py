@@ -1,6 +1,6 @@
 """What does the restart of one orphan cost, alone and with the step of Dagster around it?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,13 @@ def figures(folder: Path) -> Figures:
     """A restart, alone and in its step, to a mapped step that does nothing."""
     configure(folder)
     services = services_of(folder)
-    with _instance(folder / "dagster") as instance:
+    with instance_in(folder / "dagster") as instance:
         job, empty = build_restart_job(services.restarter), _empty_steps()
         outages = _outages(services)
         sides = (
             lambda: _restarts(services, next(outages)),
-            lambda: _run(job, instance, next(outages)),
-            lambda: _run(empty, instance),
+            lambda: _each(partial(run, job, instance, next(outages))),
+            lambda: _each(partial(run, empty, instance)),
         )
         restart, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
     close(services)
@@ -36,7 +36,8 @@ def figures(folder: Path) -> Figures:
         yield Figure(name=f"{name}, to an empty step", ours=ours, bare=bare, unit="ms")
 
 
-def _instance(home: Path) -> dg.DagsterInstance:
+def instance_in(home: Path) -> dg.DagsterInstance:
+    """A Dagster instance with a home, as it is by default."""
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     return dg.DagsterInstance.from_config(str(home))
@@ -60,16 +61,20 @@ def _restarts(services: Services, run_key: str) -> float:
         for incident in incidents:
             services.restarter.restart(incident.incident_id, run_key)
 
-    return seconds(restart_all)() * 1000 / len(incidents)
+    return _each(restart_all)
 
 
-def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | None = None) -> float:
-    """Milliseconds for each orphan, in a run in this process."""
+def _each(work: Callable[[], object]) -> float:
+    """Milliseconds for each orphan."""
+    return seconds(work)() * 1000 / _ORPHANS
+
+
+def run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | None = None) -> None:
+    """A run in this process, of what was dispatched under a key."""
     config: dict[str, Any] = {**_SILENT}
     if run_key:
         config["ops"] = {"claim_orphans": {"config": {"dispatch": run_key}}}
-    run = partial(job.execute_in_process, run_config=config, instance=instance)
-    return seconds(run)() * 1000 / _ORPHANS
+    job.execute_in_process(run_config=config, instance=instance)
 
 
 def _empty_steps() -> dg.JobDefinition:

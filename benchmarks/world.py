@@ -1,7 +1,6 @@
 """What the benchmarks work on: standalone registries full of rows, and a container."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from benchmarks.stamping import StampingContainer
 from dagster_amoro.config import load_settings
-from dagster_amoro.core.model import Orphan, Resource
+from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.policy import RunState
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.assembly import Services
@@ -27,54 +27,50 @@ _GRACE: Final = timedelta(days=1)  # none ends while a benchmark runs
 _Expression = sa.ColumnElement[Any]
 
 
-class StampingContainer:
-    """Starts nothing; appends a line with the time of each start to a file, for all processes."""
-
-    supports_auto_restart = True
-
-    def __init__(self, name: str, properties: Mapping[str, str]) -> None:
-        self.name: Final = name
-        self._file: Final = Path(properties["file"])
-
-    def request_resource(self, resource: Resource) -> Mapping[str, str]:
-        """Notes the time."""
-        with self._file.open("a") as stamps:
-            stamps.write(f"{time.time()}\n")
-        return {"job-id": resource.resource_id}
-
-    def release_resource(self, resource: Resource) -> None:
-        """There is nothing to stop."""
-
-
 def stamps(folder: Path) -> list[float]:
     """The times of all starts, in their order."""
     file = folder / _STAMPS
     return sorted(map(float, file.read_text().split())) if file.exists() else []
 
 
-def configure(folder: Path, *, url: sa.URL | None = None, max_restarts: int = 200) -> None:
-    """Writes the configuration of a standalone registry: at a URL, or in a file in the folder."""
+def configure(
+    folder: Path,
+    *,
+    url: sa.URL | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    seconds: float = 0,
+    container: Mapping[str, object] | None = None,
+) -> None:
+    """Writes the configuration of a standalone registry.
+
+    Args:
+        folder: Where it is, and where the starts are written down.
+        url: Of the registry; without one it is a file in the folder.
+        settings: What differs in the sections `ams` and `keeper`.
+        seconds: How long a start of the `StampingContainer` takes.
+        container: The class and properties of another container to have in its place.
+    """
     database = {"type": "sqlite", "url": "sqlite:///registry.db"}
     if url:
         database = {"type": "postgres", "url": url.render_as_string(hide_password=False)}
-    container = {
-        "name": CONTAINER,
-        "container-impl": f"{__name__}.{StampingContainer.__name__}",
-        "properties": {"file": str(folder / _STAMPS)},
+    stamping = {
+        "container-impl": f"{StampingContainer.__module__}.{StampingContainer.__name__}",
+        "properties": {"file": str(folder / _STAMPS), "seconds": seconds},
     }
-    settings = {
-        "ams": {
-            "database": database,
-            "optimizer.auto-restart-enabled": True,
-            "optimizer.auto-restart-grace-period": f"{_GRACE.days} d",
-            "optimizer.heart-beat-timeout": "1 d",
-            "optimizer-group.min-parallelism-check-interval": "5 s",
-        },
-        "keeper": {"registry": "standalone", "max-restarts-per-run": max_restarts},
-        "containers": [container],
+    ams = {
+        "database": database,
+        "optimizer.auto-restart-enabled": True,
+        "optimizer.auto-restart-grace-period": f"{_GRACE.days} d",
+        "optimizer.heart-beat-timeout": "1 d",
+        "optimizer-group.min-parallelism-check-interval": "5 s",
     }
+    sections: Mapping[str, Mapping[str, object]]
+    sections = {"ams": ams, "keeper": {"registry": "standalone"}}
+    differs = settings or {}
+    configuration = {name: {**each, **differs.get(name, {})} for name, each in sections.items()}
+    containers = [{"name": CONTAINER, **(container or stamping)}]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(json.dumps(settings))
+    (folder / "config.yaml").write_text(json.dumps({**configuration, "containers": containers}))
 
 
 def services_of(folder: Path) -> Services:

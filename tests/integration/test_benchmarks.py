@@ -17,6 +17,10 @@ SMALL: dict[str, dict[str, object]] = {
     "quiet_tick": {},
     "restart": {"_ORPHANS": 3, "_REPETITIONS": 1},
     "thousand": {"_MANY": 6, "_FEW": 2, "_REPETITIONS": 1},
+    "side_by_side": {"_ORPHANS": 6, "_SECONDS": 0.1, "_CONCURRENCY": 2},
+    "workers": {"_WORKERS": 4, "_FEW": 1, "_REPETITIONS": 1},
+    "stored_events": {"_ORPHANS": 3},
+    "hand_over": {"_REPETITIONS": 1, "_QUIET_SECONDS": 0},
     "waves": {"_ORPHANS": 10, "_WAVE": 2, "_WAVES": 5, "_REPETITIONS": 1},
     "history": {"_INCIDENTS": 2_000, "_LONG": 20},
 }
