@@ -57,7 +57,8 @@ def _ask(path: str) -> None:
 class HangingContainer:
     """Does what its properties say: `hangs-at` start, stop, status or constructor, `hangs` how.
 
-    A resource whose id begins with `sick` hangs; all others are started by writing a file.
+    A resource whose id begins with `sick` hangs; all others are started by writing a file. When it
+    first hangs, it writes one whose name ends with `.hangs`.
     """
 
     supports_auto_restart = True
@@ -67,7 +68,7 @@ class HangingContainer:
         self._at, self._how = properties["hangs-at"], properties["hangs"]
         self._started = Path(properties["folder"])
         if self._at == "constructor":
-            self._hang()
+            self._hang("constructor")
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:
         """Starts it, or hangs."""
@@ -86,8 +87,10 @@ class HangingContainer:
 
     def _hang_at(self, place: str, resource: Resource) -> None:
         if self._at == place and resource.resource_id.startswith("sick"):
-            self._hang()
+            self._hang(resource.resource_id)
 
-    def _hang(self) -> None:
+    def _hang(self, name: str) -> None:
+        with suppress(FileExistsError):
+            (self._started / f"{name}.hangs").touch(exist_ok=False)
         how: Callable[[], None] = globals()[self._how]
         how()

@@ -4,25 +4,21 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
-from uuid import uuid4
 
-import psutil
 import pytest
 
 from dagster_amoro import CommandContainer, ContainerError, Resource, StartFailedError
 from dagster_amoro.containers import calls
 from dagster_amoro.containers.fences import Fence
 from dagster_amoro.containers.isolated import IsolatedContainer, IsolatedContainers
-from dagster_amoro.core.container_settings import ContainerSettings
 from dagster_amoro.core.errors import OverdueError
 from tests.helpers import hanging
+from tests.helpers.hangs import WAYS, marked, processes_of, settings
 from tests.helpers.waiting import wait_until
 
 SICK, WELL = (
@@ -36,35 +32,13 @@ SICK, WELL = (
     )
     for name in ("sick", "well")
 )
-WAYS = ("in_python", "in_a_lock", "in_a_child", "on_a_drip", "on_an_endless_answer")
-
-
-class _Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        """Drips, or pours, without an end."""
-        with suppress(OSError):
-            self.send_response(200)
-            self.end_headers()
-            while True:
-                self.wfile.write(b"x" if self.path == "/drip" else b"x" * 65536)
-                time.sleep(0.05 if self.path == "/drip" else 0)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
 
 
 @pytest.fixture(autouse=True)
-def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+def mark(tmp_path: Path) -> Iterator[str]:
     """What is on the command line of each process that a container starts."""
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    mark = uuid4().hex
-    monkeypatch.setenv("HANGING_MARK", mark)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        server.daemon_threads = True
-        monkeypatch.setenv("HANGING_SERVER", f"http://127.0.0.1:{server.server_address[1]}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield mark
-        server.shutdown()
+    with marked(tmp_path) as made:
+        yield made
 
 
 def built(tmp_path: Path, at: str, how: str, timeout: str = "500ms") -> IsolatedContainer:
@@ -73,23 +47,6 @@ def built(tmp_path: Path, at: str, how: str, timeout: str = "500ms") -> Isolated
     places = ("start", "stop", "status")
     timeouts = {f"{place}-timeout": timeout if place == at else "3min" for place in places}
     return IsolatedContainer(settings(hanging.HangingContainer, {**own, **timeouts}))
-
-
-def settings(implementation: type, properties: Mapping[str, str]) -> ContainerSettings:
-    """The entry of the configuration for a class."""
-    where = f"{implementation.__module__}.{implementation.__qualname__}"
-    return ContainerSettings(name="c", implementation=where, properties=properties)
-
-
-def processes_of(mark: str) -> list[psutil.Process]:
-    """The living processes with this mark on their command line or in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            marked = mark in process.cmdline() or process.environ().get("HANGING_MARK") == mark
-            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @pytest.mark.parametrize("how", WAYS)
