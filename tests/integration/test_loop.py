@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.asset_keys import group_name
 from dagster_amoro.core.errors import StartFailedError
-from dagster_amoro.core.model import State
+from dagster_amoro.core.model import Resource, State
 from dagster_amoro.healing.restart import Outcome
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
 
@@ -98,6 +98,32 @@ def test_a_failing_start_is_retried_by_the_op_and_then_given_up(tmp_path: Path) 
         (incident,) = world.incidents()
         assert (incident.state, incident.attempts) == (State.EXHAUSTED, 3)
         assert incident.last_error == "no such file"
+
+
+def test_a_start_that_a_tick_sees_registered_before_its_end_is_written_down(world: Fleet) -> None:
+    """The worker registers within its start check: the story still says what was started."""
+    world.worker()
+    (request,) = due(world)
+
+    def registers(_: Resource) -> None:
+        world.register()
+        world.tick()
+        assert world.incidents()[0].state is State.RECOVERED
+
+    world.container.during_request = registers
+    assert world.launch(request).success
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
+    events = world.services.ledger.events(incident.incident_id)
+    assert [(str(event.kind), event.attempt) for event in events[3:]] == [
+        ("attempt", 1), ("recovered", 1), ("started", 1),
+    ]  # fmt: skip
+    assert "recording-launch 2" in events[-1].message
+    row = world.services.registry.read_resource("w-1").row
+    assert row is not None
+    assert row["properties"] == '{"recording-launch":"2"}'
+    assert world.container.running == {"w-1"}
+    assert world.later().tick() == []
 
 
 def test_an_orphan_that_comes_back_by_itself_is_left_alone(world: Fleet) -> None:
