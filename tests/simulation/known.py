@@ -50,6 +50,9 @@ _IN_THE_CONTAINER_AGAIN: Final = 8  # steps of its second attempt; as above
 _ABOUT_TO_REMOVE: Final = 6  # steps of a run that gives up
 
 
+_ABOUT_TO_STOP: Final = 12  # steps of such a run, which has removed the row
+
+
 _TO_THE_END: Final = 15
 
 
@@ -104,6 +107,14 @@ KNOWN: Final[dict[str, list[Deed]]] = {
         _goes_on(0, 1),
         _WORKER,
         _goes_on(0, _TO_THE_END),
+    ],
+    "the ledger fails between the removal of a row and the stop of its worker": [
+        _fleet(max_retries=0, missed=0),
+        _WORKER,
+        _TICK,
+        _TICK,
+        _goes_on(0, _ABOUT_TO_STOP),
+        _STORE_FAILS,
     ],
     "a start fails with a text that cannot be stored": [
         _fleet(),
