@@ -145,7 +145,6 @@ def test_an_attempt_is_seen_at_the_history_and_in_its_run(local: Fleet) -> None:
     assert str(metadata.pop("orphaned since")).endswith("UTC")
     assert metadata.pop("recording-launch") == "2"
     assert metadata == {
-        "group": "a/b",
         "resource": "w-1",
         "container": "recording",
         "incident": "1",

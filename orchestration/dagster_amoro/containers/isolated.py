@@ -37,7 +37,9 @@ _BOOT: Final = (
 # it has never answered, else because the machine is busy, or the host is suspended.
 _SLACK: Final = {False: 2.0, True: 10.0}
 _CHUNK: Final = 65_536  # bytes
-_REMEMBERED: Final = 300.0  # seconds in which a container that hangs is not asked again
+# Seconds in which a container is not asked again whether it restarts.
+_ANSWER_HOLDS: Final = 60.0
+_SILENCE_HOLDS: Final = 300.0  # it hangs, and each question takes its whole time
 _OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
 _WHAT: Final = {
     "start": "the start",
@@ -71,7 +73,9 @@ class IsolatedContainer:
         self.name: Final = settings.name
         self._own: Final = own
         self._host: Final = _ContainerHost(settings, ask_ams_version)
-        self._silent_until, self._silence = 0.0, OverdueError()
+        self._asking: Final = threading.Lock()
+        self._said: bool | OverdueError = False
+        self._ask_again_at = 0.0
         try:
             self.limits: Final[CallLimits] = settings.limits
         except ValueError as flaw:
@@ -82,14 +86,20 @@ class IsolatedContainer:
         """What the container says; a ContainerError says why it says nothing."""
         if self._own is not None:  # it was built here, and nothing of ours hangs in it
             return bool(self._own.supports_auto_restart)
-        if time.monotonic() < self._silent_until:
-            raise self._silence
+        with self._asking:
+            if time.monotonic() >= self._ask_again_at:
+                self._ask()
+            if isinstance(self._said, OverdueError):
+                raise self._said
+            return self._said
+
+    def _ask(self) -> None:
         try:
-            return bool(self._host.call("supports", self.limits.status_timeout))
+            self._said = bool(self._host.call("supports", self.limits.status_timeout))
+            self._ask_again_at = time.monotonic() + _ANSWER_HOLDS
         except OverdueError as error:
-            self._silence = OverdueError(f"container {self.name!r}: {error}")
-            self._silent_until = time.monotonic() + _REMEMBERED
-            raise self._silence from error
+            self._said = OverdueError(f"container {self.name!r}: {error}")
+            self._ask_again_at = time.monotonic() + _SILENCE_HOLDS
 
     def request_resource(self, resource: Resource, fence: Fence | None = None) -> Mapping[str, str]:
         """Starts the resource, unless a later attempt than that of `fence` has come before.

@@ -169,7 +169,6 @@ def _metadata(result: RestartResult, policy: RestartPolicy) -> dict[str, str]:
     if incident is None:
         return {}
     metadata = {
-        "group": incident.group_name,
         "resource": incident.resource_id,
         "container": incident.container_name,
         "incident": str(incident.incident_id),
