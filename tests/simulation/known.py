@@ -47,7 +47,7 @@ _IN_THE_CONTAINER: Final = 10  # steps of a run; two fewer, and it stops what an
 _IN_THE_CONTAINER_AGAIN: Final = 8  # steps of its second attempt; as above
 
 
-_ABOUT_TO_REMOVE: Final = 6  # steps of a run that gives up
+_ABOUT_TO_REMOVE: Final = 7  # steps of a run that gives up
 
 
 _ABOUT_TO_STOP: Final = 12  # steps of such a run, which has removed the row

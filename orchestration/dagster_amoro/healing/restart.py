@@ -160,6 +160,7 @@ class _Restart:
         self._containers, self._ams = restarter.containers, restarter.ams
         self._policy, self._settings = restarter.policy, restarter.settings
         self._clock = restarter.clock
+        self._ledger_identity = restarter.ledger.identity  # now: before an act nothing may stall
 
     def run(self) -> RestartResult:
         if silence := silence_of(self._ams):
@@ -251,7 +252,8 @@ class _Restart:
     @property
     def _fence(self) -> Fence:
         """With which the container refuses a call that comes after those of a later attempt."""
-        return Fence(self._ledger.identity, self._incident.incident_id, self._incident.attempts)
+        of = self._incident
+        return Fence(self._ledger_identity, of.incident_id, of.attempts)
 
     def _stop(self, container: Container, resource: Resource, what: str) -> Stop:
         return stop(container, resource, what, self._fence)
