@@ -197,6 +197,16 @@ def is_mysql(dialect: sa.Dialect) -> bool:
     return dialect.name in {"mysql", "mariadb"}
 
 
+def on_mysql(dialect: sa.Dialect, name: str, **options: int) -> sa.types.TypeEngine[Any] | None:
+    """A type of MySQL's own where that is the dialect, which takes long to import; else None."""
+    if not is_mysql(dialect):
+        return None
+    of_mysql: sa.types.TypeEngine[Any] = getattr(import_module("sqlalchemy.dialects.mysql"), name)(
+        **options
+    )
+    return of_mysql
+
+
 def has_tables(database: Database, table: sa.Table) -> bool:
     """Whether a table of ours, or of Amoro's, is there; an SQLite file is not made to find out."""
     file = database.url.database if database.url.get_backend_name() == "sqlite" else None

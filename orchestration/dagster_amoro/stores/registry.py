@@ -12,7 +12,7 @@ from itertools import starmap
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
 
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.groups import Group
@@ -20,21 +20,31 @@ from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.properties import dump_properties, merge_properties
 from dagster_amoro.core.replacement import NewResource
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
-from dagster_amoro.stores.database import Database, utc_now
+from dagster_amoro.stores.database import Database, is_mysql, on_mysql, utc_now
 
 metadata: Final = sa.MetaData()
-_MYSQL: Final[dict[str, Any]] = {  # its defaults may hold neither a transaction nor an emoji
-    f"{dialect}_{option}": value
-    for dialect in ("mysql", "mariadb")
-    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
-}
-_PROPERTIES: Final = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
-# MySQL drops the fraction of a second unless told otherwise; AMS's own tables are without it there.
-_TIME: Final = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 # Every database takes as many bound values; where `resource_id` has no index, each statement
 # reads the whole table, which is why they are not fewer.
 _IDS_PER_STATEMENT: Final = 10_000
 _FEW_GROUPS: Final = 10  # whose rows are quicker to find than all are to read
+
+
+class _Properties(TypeDecorator[str]):
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return on_mysql(dialect, "MEDIUMTEXT") or self.impl_instance
+
+
+class _Time(TypeDecorator[datetime]):
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        # MySQL drops the fraction of a second unless told otherwise; so do AMS's own tables there.
+        return on_mysql(dialect, "DATETIME", fsp=6) or self.impl_instance
+
 
 resource: Final = sa.Table(
     "resource",
@@ -45,10 +55,9 @@ resource: Final = sa.Table(
     sa.Column("group_name", sa.String(100)),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
-    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
-    sa.Column("properties", _PROPERTIES),
+    sa.Column("start_time", _Time, nullable=False, server_default=utc_now()),
+    sa.Column("properties", _Properties),
     sa.Index("resource_resource_group_index", "group_name"),
-    **_MYSQL,
 )
 optimizer: Final = sa.Table(
     "optimizer",
@@ -57,23 +66,21 @@ optimizer: Final = sa.Table(
     sa.Column("resource_id", sa.String(100)),
     sa.Column("group_name", sa.String(100)),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("start_time", _TIME, nullable=False, server_default=utc_now()),
-    sa.Column("touch_time", _TIME, nullable=False, server_default=utc_now()),
+    sa.Column("start_time", _Time, nullable=False, server_default=utc_now()),
+    sa.Column("touch_time", _Time, nullable=False, server_default=utc_now()),
     sa.Column("thread_count", sa.Integer),
     sa.Column("total_memory", sa.BigInteger),
-    sa.Column("properties", _PROPERTIES),
+    sa.Column("properties", _Properties),
     sa.Index("optimizer_resource_group_index", "group_name"),
     sa.Index("optimizer_resource_id_index", "resource_id"),
     sa.Index("optimizer_touch_time_index", "touch_time"),
-    **_MYSQL,
 )
 resource_group: Final = sa.Table(
     "resource_group",
     metadata,
     sa.Column("group_name", sa.String(100), primary_key=True),
     sa.Column("container_name", sa.String(100)),
-    sa.Column("properties", _PROPERTIES),
-    **_MYSQL,
+    sa.Column("properties", _Properties),
 )
 
 _ORPHAN: Final = Orphan._fields[:-1]  # all but `copies`, which no column holds
@@ -149,6 +156,8 @@ class Registry:
         if self._created:
             return
         with self.database.creating() as connection:
+            if is_mysql(connection.dialect):
+                _know_mysql()
             metadata.create_all(connection)
         self._created = True
 
@@ -476,3 +485,15 @@ def _by_group(
 
 def _plain(value: object) -> object:
     return value.isoformat(sep=" ") if isinstance(value, datetime) else value
+
+
+def _know_mysql() -> None:
+    """Its defaults may hold neither a transaction nor an emoji.
+
+    Said only where it is used: SQLAlchemy imports its dialect to check what is said of it.
+    """
+    for table in metadata.tables.values():
+        for name in ("mysql", "mariadb"):
+            table.dialect_kwargs[f"{name}_engine"] = "InnoDB"
+            table.dialect_kwargs[f"{name}_charset"] = "utf8mb4"
+            table.dialect_kwargs[f"{name}_collate"] = "utf8mb4_bin"

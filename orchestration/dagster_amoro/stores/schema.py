@@ -5,12 +5,11 @@ from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
 from dagster_amoro.core.model import Incident, ScaleUpState, State
 from dagster_amoro.core.pauses import Scope
-from dagster_amoro.stores.database import is_mysql
+from dagster_amoro.stores.database import is_mysql, on_mysql
 
 metadata: Final = sa.MetaData()
 
@@ -24,9 +23,12 @@ def _one_of(names: type[StrEnum]) -> sa.Enum:
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware UTC in Python, UTC without a zone in the database, to the microsecond."""
 
-    # MySQL drops the fraction of a second unless told otherwise.
-    impl = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    impl = sa.DateTime
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """MySQL drops the fraction of a second unless told otherwise."""
+        return on_mysql(dialect, "DATETIME", fsp=6) or self.impl_instance
 
     def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
         """Refuses naive times: nobody could say which hour they mean."""
@@ -49,8 +51,12 @@ def _decoded(name: Any) -> str | None:  # noqa: ANN401 - as the driver has it
 class Name(TypeDecorator[str]):
     """A name of up to 100 characters, exactly: for MySQL, "a" and "a " differ only as bytes."""
 
-    impl = sa.String(100).with_variant(mysql.VARBINARY(400), "mysql", "mariadb")
+    impl = sa.String(100)
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Four bytes for a character."""
+        return on_mysql(dialect, "VARBINARY", length=400) or self.impl_instance
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401
         """Bytes for MySQL."""
@@ -67,8 +73,12 @@ class AnyText(TypeDecorator[str]):
     What no database stores is written as an escape: NUL, and half of a character pair.
     """
 
-    impl = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """MySQL's own TEXT ends at 64 KiB."""
+        return on_mysql(dialect, "LONGTEXT") or self.impl_instance
 
     def process_bind_param(self, value: str | None, _dialect: sa.Dialect) -> str | None:
         """A text that can be stored."""
