@@ -1,6 +1,7 @@
 """Which tables does a real AMS have? As its init scripts make them, with rows as it writes them."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 from uuid import uuid4
@@ -85,7 +86,10 @@ def insert_group(
 
 def _insert(url: sa.URL, table: str, values: Mapping[str, object]) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in values]
+    columns: list[sa.ColumnClause[Any]] = [
+        sa.column(name, sa.DateTime() if isinstance(value, datetime) else None)
+        for name, value in values.items()
+    ]
     with engine.begin() as connection:
         connection.execute(sa.insert(sa.table(table, *columns)).values(values))
 

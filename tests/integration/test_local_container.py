@@ -48,7 +48,7 @@ HERE="$(cd "$(dirname "$0")"; pwd -P)"
 MEMORY=$2
 {before}
 ARGS=${{@:3}}
-nohup {python} "$HERE/optimizer.py" "$HERE/got" {arguments} > /dev/null 2>&1 &
+nohup "{python}" "$HERE/optimizer.py" "$HERE/got" {arguments} > /dev/null 2>&1 &
 echo "Amoro Optimizer started in background with PID $!"
 {after}
 """
