@@ -49,6 +49,7 @@ def test_alembic_is_imported_for_a_migration_only(sqlite_url: sa.URL) -> None:
         "assert not {'alembic', 'psycopg', 'psycopg2', 'pymysql'} & sys.modules.keys()\n"
         "database = dagster_amoro.stores.database.Database(sqlalchemy.make_url(sys.argv[1]), 'l')\n"
         "assert dagster_amoro.stores.ledger.Ledger(database).open_incidents() == []\n"
+        "database.close()\n"
         "print('alembic' in sys.modules)\n"
     )
     url = sqlite_url.render_as_string()
