@@ -11,7 +11,7 @@ import pytest
 from dagster_amoro.core.model import Resource
 from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.healing.restart_pool import RestartPool
-from tests.helpers.fleet import Fleet, fleet
+from tests.helpers.fleet import Fleet, fleet, watched
 
 NAMES = [f"w-{number}" for number in range(4)]
 
@@ -86,3 +86,18 @@ def test_a_retry_takes_all_others_along(world: Fleet) -> None:
     pool.close()
     assert others == [Outcome.STARTED] * 3
     assert len(world.container.requested) == 8
+
+
+def test_a_renewal_by_another_thread_takes_nothing_from_a_restart(world: Fleet) -> None:
+    """It extends all claims of the run, between another one's last look and its attempt."""
+    (request,) = world.later().tick()
+    first, *_ = world.claim(request, "run")
+    until = world.now + 2 * world.services.settings.claim_timeout
+
+    def renew(place: str) -> None:
+        if place == "before ledger.apply" and not world.container.requested:
+            world.services.ledger.renew("run", until)
+
+    result = watched(world.services, renew).restarter.restart(first.incident_id, "run")
+    assert result.outcome is Outcome.STARTED
+    assert [i.attempts for i in world.incidents() if i.attempts] == [1]

@@ -75,11 +75,7 @@ class _Call:
 
     def kill(self) -> None:
         """Kills the call and everything that descends from it."""
-        with suppress(psutil.Error):
-            call = psutil.Process(self.pid)
-            for process in [call, *call.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    process.kill()
+        kill_tree(self.pid)
 
 
 @dataclass
@@ -183,6 +179,15 @@ class _Host:
             self.version = AmsVersion(version)
         elif version is not None:
             self.version = ContainerError(version)
+
+
+def kill_tree(pid: int) -> None:
+    """Kills a process of ours and everything that descends from it."""
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -16,11 +16,9 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
 
-import psutil
-
 from dagster_amoro.containers.base import Container, Status
 from dagster_amoro.containers.fences import Fence
-from dagster_amoro.containers.host import MOMENT, PATIENCE
+from dagster_amoro.containers.host import MOMENT, PATIENCE, kill_tree
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.containers.resolve import Containers, build_container
 from dagster_amoro.core import errors
@@ -261,7 +259,8 @@ class _ContainerHost:
         try:
             worker.wait(patience)
         except subprocess.TimeoutExpired:
-            _kill(worker)
+            kill_tree(worker.pid)
+            worker.wait()
 
     def close(self) -> None:
         """Ends the process and its calls; the next call would start it again."""
@@ -273,12 +272,3 @@ def _plain(record: Resource | ContainerSettings) -> dict[str, Any]:
     """A record as JSON can have it."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {**values, "properties": dict(record.properties)}
-
-
-def _kill(worker: Worker) -> None:
-    with suppress(psutil.Error):
-        process = psutil.Process(worker.pid)
-        for each in [process, *process.children(recursive=True)]:
-            with suppress(psutil.Error):
-                each.kill()
-    worker.wait()

@@ -140,6 +140,11 @@ class Incident(NamedTuple):
         """How many attempts of its budget are used up."""
         return self.attempts + self.prior_attempts
 
+    def is_renewal_of(self, before: "Incident") -> bool:
+        """Whether nothing has happened to it since but that its claim was extended."""
+        until, version = before.claimed_until, before.version
+        return self._replace(claimed_until=until, version=version) == before
+
     def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
         """A copy with these fields changed, one version on."""
         return self._replace(version=self.version + 1, **changes)

@@ -236,7 +236,7 @@ class _Restart:
     def _restart(self, orphan: Orphan) -> RestartResult:
         resource = resource_of(orphan)
         container = self._containers.get(resource.container_name)
-        self._step(transitions.begin_attempt(self._incident, *self._until_and_now(container)))
+        self._begin_attempt(container)
         self._look()
         self._ensure_still_ours()
         stopped = self._stop(container, resource, "what an earlier start may have left")
@@ -248,6 +248,17 @@ class _Restart:
             overdue = stopped.is_overdue or isinstance(error.__cause__, OverdueError)
             return self._failed(str(error), overdue=overdue)
         return self._record(container, orphan, startup, stopped)
+
+    def _begin_attempt(self, container: Container) -> None:
+        """Counts the attempt, also where another thread of this run renewed all claims just now."""
+        step = transitions.begin_attempt(self._incident, *self._until_and_now(container))
+        if (moved := self._ledger.apply(step)) is not None:
+            self._incident = moved
+            return
+        current = self._ledger.incident(self._incident.incident_id)
+        if current is not None and current.is_renewal_of(self._incident):
+            self._incident = current
+        self._step(transitions.begin_attempt(self._incident, *self._until_and_now(container)))
 
     @property
     def _fence(self) -> Fence:
@@ -308,13 +319,10 @@ class _Restart:
 
     def _is_ours(self) -> bool:
         """Whether no other run has it; a tick may have seen it recovered by this very attempt."""
-        current, attempts = (
-            self._ledger.incident(self._incident.incident_id),
-            self._incident.attempts,
-        )
+        current = self._ledger.incident(self._incident.incident_id)
         if current is None or current.state is not State.RECOVERED:
             return current is not None and current.claimed_by == self._run_id
-        return current.attempts == attempts
+        return current.attempts == self._incident.attempts
 
     def _note_start(self, step: Transition) -> bool:
         """Writes down that it was started; False: another run has it by now.
@@ -323,12 +331,10 @@ class _Restart:
         """
         if self._ledger.apply(step):
             return True
-        current = self._ledger.incident(self._incident.incident_id)
-        if current is None or current.state is not State.RECOVERED:
+        if not self._is_ours():
             return False
-        if current.attempts == self._incident.attempts:  # else it came back by a later one
-            with self._ledger.transaction(self._incident.fence) as ledger:
-                ledger.add_event(step.event, current)
+        with self._ledger.transaction(self._incident.fence) as ledger:
+            ledger.add_event(step.event, self._incident)
         return True
 
     def _undo(self, container: Container, started: Resource) -> RestartResult:
