@@ -1,6 +1,7 @@
 """How a figure is taken, what it says and how it is printed."""
 
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -67,6 +68,16 @@ def seconds(
         return clock() - start
 
     return timed
+
+
+def peak(work: Callable[[], object]) -> float:
+    """What Python holds at most during some work, in MiB."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
 
 
 Figures = Iterator[Figure]

@@ -14,7 +14,7 @@ from benchmarks.figures import Figure, Figures, interleaved
 from benchmarks.world import configure
 
 _BOUND: Final = 1.2
-_REPETITIONS: Final = 7
+_REPETITIONS: Final = 5
 _QUIET_SECONDS: Final = 15.0  # without a run, so that the refresh of the audit is over
 
 

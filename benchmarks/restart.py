@@ -1,6 +1,6 @@
 """What does the restart of one orphan cost, alone and with the step of Dagster around it?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ import dagster as dg
 from benchmarks.figures import Figure, Figures, interleaved, seconds
 from benchmarks.world import close, configure, neglect, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
-from dagster_amoro.defs.restart_job import build_restart_job
+from dagster_amoro.defs.restart_job import RESTART_POOL, build_restart_job
 from dagster_amoro.healing.assembly import Services
 
 _ORPHANS: Final = 100
@@ -27,7 +27,7 @@ def figures(folder: Path) -> Figures:
         outages = _outages(services)
         sides = (
             lambda: _restarts(services, next(outages)),
-            lambda: _each(partial(run, job, instance, next(outages))),
+            lambda: _each(partial(run, job, instance, of(next(outages)))),
             lambda: _each(partial(run, empty, instance)),
         )
         restart, step, bare = interleaved(*sides, repetitions=_REPETITIONS)
@@ -69,12 +69,16 @@ def _each(work: Callable[[], object]) -> float:
     return seconds(work)() * 1000 / _ORPHANS
 
 
-def run(job: dg.JobDefinition, instance: dg.DagsterInstance, run_key: str | None = None) -> None:
-    """A run in this process, of what was dispatched under a key."""
-    config: dict[str, Any] = {**_SILENT}
-    if run_key:
-        config["ops"] = {"claim_orphans": {"config": {"dispatch": run_key}}}
-    job.execute_in_process(run_config=config, instance=instance)
+def run(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, config: Mapping[str, Any] | None = None
+) -> None:
+    """A run in this process."""
+    job.execute_in_process(run_config={**_SILENT, **(config or {})}, instance=instance)
+
+
+def of(run_key: str) -> Mapping[str, Any]:
+    """The configuration of a run of `restart_orphans` for what was dispatched under a key."""
+    return {"resources": {RESTART_POOL: {"config": {"dispatch": run_key}}}}
 
 
 def _empty_steps() -> dg.JobDefinition:

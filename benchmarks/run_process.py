@@ -13,7 +13,7 @@ from typing import Final
 
 import psutil
 
-from benchmarks.restart import instance_in, run
+from benchmarks.restart import instance_in, of, run
 from benchmarks.world import services_of
 from dagster_amoro.defs.restart_job import build_restart_job
 
@@ -23,7 +23,7 @@ _PEAK: Final = re.compile(r"VmHWM:\s+(\d+) kB")  # unlike getrusage's, it begins
 def main(folder: Path, run_key: str) -> None:
     """Executes what was dispatched under the key."""
     with closing(services_of(folder)) as services, instance_in(folder / run_key) as instance:
-        run(build_restart_job(services.restarter), instance, run_key)
+        run(build_restart_job(services.restarter), instance, of(run_key))
         hosts = psutil.Process().children()
         print(json.dumps([_peak(os.getpid()), sum(_peak(host.pid) for host in hosts)]))
 

@@ -28,6 +28,16 @@ def postgresql(folder: Path) -> Iterator[sa.URL]:
         yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
 
+def of_each_kind(folder: Path) -> Iterator[tuple[str, sa.URL | None]]:
+    """The kinds of databases, each with the server of it that runs meanwhile; SQLite has none."""
+    yield "SQLite", None
+    with postgresql(folder / "server") as url:
+        yield "PostgreSQL", url
+    if mariadb_is_here():
+        with mariadb() as url:
+            yield "MariaDB", url
+
+
 def mariadb_is_here() -> bool:
     """Whether there is a MariaDB to start, and a driver for it."""
     return shutil.which("mariadbd") is not None and find_spec("pymysql") is not None

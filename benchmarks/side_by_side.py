@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from benchmarks.daemons import DEFAULT, QUICK_QUEUE, Location, daemon
 from benchmarks.figures import Figure, Figures, seconds
-from benchmarks.restart import instance_in, run
+from benchmarks.restart import instance_in, of, run
 from benchmarks.servers import postgresql
 from benchmarks.world import configure, neglect, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
@@ -67,7 +67,7 @@ def _heal(folder: Path, orphans: int) -> float:
 
         def heal() -> None:
             for run_key in dispatches():
-                run(job, instance, run_key)
+                run(job, instance, of(run_key))
 
         neglect(services, orphans, 1)
         heal()  # loads what is loaded once, and starts the container's process

@@ -1,15 +1,15 @@
 """How much does a run store in Dagster for each orphan?"""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import dagster as dg
 
 from benchmarks.figures import Figure, Figures
-from benchmarks.restart import instance_in, run
+from benchmarks.restart import instance_in, of, run
 from benchmarks.world import configure, neglect, no_runs, services_of
 from dagster_amoro.asset_keys import HISTORY, partition_key
 from dagster_amoro.core.ams_restart import AmsRestartDetector
@@ -36,26 +36,35 @@ def figures(folder: Path) -> Figures:
     """The job as it is, to one whose steps hand on values, and say all in two events."""
     configure(folder)
     with closing(services_of(folder)) as services:
-        ours = _stored(services, folder / "ours", build_restart_job(services.restarter))
+        ours = _stored(services, folder / "ours", build_restart_job(services.restarter), of)
         home = folder / "talkative"
-        talkative = _stored(services, home, _talkative(services.restarter, home))
+        talkative = _stored(services, home, _talkative(services.restarter, home), _of_talkative)
     for unit, *values in zip(("events", "bytes"), ours, talkative, strict=True):
         each = [value / _ORPHANS for value in values]
         name = f"stored {unit} for each orphan, to a talkative job"
         yield Figure(name=name, ours=each[0], bare=each[1], unit=unit, bound=_BOUND)
 
 
-def _stored(services: Services, home: Path, job: dg.JobDefinition) -> _Stored:
+def _stored(
+    services: Services,
+    home: Path,
+    job: dg.JobDefinition,
+    configuration: Callable[[str], Mapping[str, Any]],
+) -> _Stored:
     """Restarts some orphans by a job, in an instance of its own."""
     neglect(services, len(services.ledger.open_incidents()), _ORPHANS)
     (dispatch,) = services.ticker.tick(no_runs, AmsRestartDetector()).dispatches
     with instance_in(home) as instance:
-        run(job, instance, dispatch.run_key)
+        run(job, instance, configuration(dispatch.run_key))
     # The log of the run. SQLite alone has a copy of some in an index, other databases have none.
     (file,) = (each for each in home.glob("history/runs/*.db") if each.stem != "index")
     with closing(sqlite3.connect(file)) as connection:
         query = "SELECT count(*), coalesce(sum(length(event)), 0) FROM event_logs"
         return _Stored(*connection.execute(query).fetchone())
+
+
+def _of_talkative(run_key: str) -> Mapping[str, Any]:
+    return {"ops": {"claim_orphans": {"config": {"dispatch": run_key}}}}
 
 
 def _talkative(restarter: Restarter, home: Path) -> dg.JobDefinition:

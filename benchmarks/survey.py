@@ -1,7 +1,6 @@
 """What does a tick cost beside the one statement that it cannot do without?"""
 
 import sqlite3
-import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from benchmarks.figures import Figure, Figures, interleaved, seconds
+from benchmarks.figures import Figure, Figures, interleaved, peak, seconds
 from benchmarks.servers import postgresql
 from benchmarks.world import close, configure, fill, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
@@ -100,18 +99,12 @@ def _memory(folder: Path, large: Services) -> Figure:
     """Ten times the resources, as many orphans."""
     few, many = _REPETITIONS
     small = _surveyed(folder, few, orphans=many // 100)
-    sides = [partial(_peak, services) for services in (large, small)]
+    sides = [partial(peak, partial(_tick, services)) for services in (large, small)]
     ours, bare = interleaved(*sides, repetitions=3)
     close(small)
     name = f"memory of a tick, {many // 100:,} orphans of {many:,} and of {few:,}"
     return Figure(name=name, ours=ours, bare=bare, unit="MiB", bound=_MEMORY_BOUND)
 
 
-def _peak(services: Services) -> float:
-    """What Python holds at most during a tick, in MiB."""
-    tracemalloc.start()
-    try:
-        services.ticker.tick(no_runs, AmsRestartDetector())
-        return tracemalloc.get_traced_memory()[1] / 2**20
-    finally:
-        tracemalloc.stop()
+def _tick(services: Services) -> None:
+    services.ticker.tick(no_runs, AmsRestartDetector())

@@ -1,7 +1,6 @@
 """What does it cost to restart a thousand orphans in waves of fifty?"""
 
 import shutil
-import tracemalloc
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from benchmarks.figures import Figure, Figures, seconds
+from benchmarks.figures import Figure, Figures, peak, seconds
 from benchmarks.world import close, configure, fill, no_runs, services_of
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.limits import Limits
@@ -88,7 +87,7 @@ def figures(folder: Path) -> Figures:
     configure(template)
     _open(services_of(template))
     times = _medians(template, folder / "times", _seconds, _REPETITIONS)
-    peaks = _medians(template, folder / "peaks", _peak, 1)
+    peaks = _medians(template, folder / "peaks", peak, 1)
     for number, (ours, bare) in enumerate(zip(*times, strict=True), start=1):
         name = f"tick with wave {number} of {_WAVES}"
         yield Figure(name=name, ours=ours, bare=bare, unit="s CPU", bound=_BOUND_OF_EACH)
@@ -161,13 +160,3 @@ def _growth(name: str, rounds: _Rounds, unit: str) -> Figure:
 
 def _seconds(work: Callable[[], object]) -> float:
     return seconds(work, process_time)()
-
-
-def _peak(work: Callable[[], object]) -> float:
-    """What Python holds at most meanwhile, in MiB."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1] / 2**20
-    finally:
-        tracemalloc.stop()

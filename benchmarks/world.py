@@ -52,7 +52,8 @@ def configure(
     """
     database = {"type": "sqlite", "url": "sqlite:///registry.db"}
     if url:
-        database = {"type": "postgres", "url": url.render_as_string(hide_password=False)}
+        kind = "postgres" if url.get_backend_name() == "postgresql" else "mysql"
+        database = {"type": kind, "url": url.render_as_string(hide_password=False)}
     stamping = {
         "container-impl": f"{StampingContainer.__module__}.{StampingContainer.__name__}",
         "properties": {"file": str(folder / _STAMPS), "seconds": seconds},
@@ -73,6 +74,18 @@ def configure(
     (folder / "config.yaml").write_text(json.dumps({**configuration, "containers": containers}))
 
 
+def services_on(server: sa.URL | None, folder: Path, **options: Any) -> Services:  # noqa: ANN401 - of `configure`
+    """Services with a database of their own on a server, named after the folder; None: a file."""
+    if server is not None:
+        name = f"of_{folder.name}"
+        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        server = server.set(database=name)
+    configure(folder, url=server, **options)
+    return services_of(folder)
+
+
 def services_of(folder: Path) -> Services:
     """The services that the configuration in a folder describes."""
     return Services.connect(load_settings(folder, {}))
@@ -89,7 +102,14 @@ def no_runs(_owners: Sequence[str]) -> Mapping[str, RunState]:
     return {}
 
 
-def fill(services: Services, resources: int, *, one_in: int, in_order: bool = False) -> None:
+def fill(
+    services: Services,
+    resources: int,
+    *,
+    one_in: int,
+    in_order: bool = False,
+    groups: int = _GROUPS,
+) -> None:
     """Makes a registry of so many resources, one in so many an orphan, each heartbeat of now.
 
     Args:
@@ -98,6 +118,7 @@ def fill(services: Services, resources: int, *, one_in: int, in_order: bool = Fa
         one_in: For one resource in so many there is no optimizer.
         in_order: Whether their ids ascend with their rows, which is the quickest to join;
             otherwise they are as random as Amoro's.
+        groups: In how many groups they are, in turn.
     """
     services.registry.create()
     database = services.registry.database
@@ -106,22 +127,45 @@ def fill(services: Services, resources: int, *, one_in: int, in_order: bool = Fa
     with database.writing() as connection:
         if database.engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA cache_size = -500000")  # of this connection; KiB
-        connection.execute(_groups())
-        connection.execute(_resources(ids(number), number))
+        connection.execute(_groups(groups))
+        connection.execute(_resources(ids(number), number, groups))
         connection.execute(_optimizers(one_in))
     close(services)
+
+
+def fill_small(services: Services, resources: int, *, groups: int, one_in: int) -> None:
+    """The same for few resources, in any database, in groups of the names of `ledgers.fill`."""
+    names = [f"group-{number}" for number in range(groups)]
+    shared = {"container_name": CONTAINER, "thread_count": 4, "properties": PROPERTIES}
+    rows = [
+        {**shared, "resource_id": f"resource-{number:06}", "group_name": names[number % groups]}
+        for number in range(resources)
+    ]
+    started = {"total_memory": 2048, "start_time": _long_ago()}
+    alive = [row | {"token": row["resource_id"]} for n, row in enumerate(rows, 1) if n % one_in]
+    groups_of = [{"group_name": name, "container_name": CONTAINER} for name in names]
+    services.registry.create()
+    with services.registry.database.writing() as connection:
+        connection.execute(sa.insert(resource_group), groups_of)
+        connection.execute(sa.insert(resource), [row | started for row in rows])
+        connection.execute(sa.insert(optimizer), alive)
 
 
 def neglect(services: Services, first: int, count: int) -> None:
     """Adds orphans to one group whose incidents have been open for longer than their grace."""
     orphans = [_orphan(number) for number in range(first, first + count)]
     detected = datetime.now(UTC) - 2 * _GRACE
-    rows = [orphan._asdict() for orphan in orphans]
+    rows = [orphan._asdict() | {"start_time": _long_ago()} for orphan in orphans]
     services.registry.create()
     services.ledger.open_incidents()  # makes its tables
     with services.ledger.database.writing() as connection:  # one file: a tick sees all or nothing
         connection.execute(sa.insert(resource), rows)
         LedgerTransaction(connection).apply(detect(orphan, detected) for orphan in orphans)
+
+
+def _long_ago() -> datetime:
+    """When the resources were started: none of them is a newborn."""
+    return (datetime.now(UTC) - 3 * _GRACE).replace(tzinfo=None)
 
 
 def _orphan(number: int) -> Orphan:
@@ -152,18 +196,19 @@ _RANDOM: Final = {
 }
 
 
-def _groups() -> sa.Insert:
-    names = sa.select(_group_name(_numbers(_GROUPS)), sa.literal(CONTAINER))
+def _groups(groups: int) -> sa.Insert:
+    names = sa.select(_group_name(_numbers(groups)), sa.literal(CONTAINER))
     return sa.insert(resource_group).from_select(["group_name", "container_name"], names)
 
 
-def _resources(resource_id: _Expression, number: _Expression) -> sa.Insert:
+def _resources(resource_id: _Expression, number: _Expression, groups: int) -> sa.Insert:
     values = {
         resource.c.resource_id: resource_id,
-        resource.c.group_name: _group_name((number + number // _GROUPS) % _GROUPS + 1),
+        resource.c.group_name: _group_name((number + number // groups) % groups + 1),
         resource.c.container_name: sa.literal(CONTAINER),
         resource.c.thread_count: sa.literal(4),
         resource.c.total_memory: sa.literal(2048),
+        resource.c.start_time: sa.literal(_long_ago(), resource.c.start_time.type),
         resource.c.properties: sa.literal(PROPERTIES),
     }
     return sa.insert(resource).from_select(list(values), sa.select(*values.values()))
