@@ -5,6 +5,7 @@
 # make engines  Flink, Spark and a Kubernetes API for the tests; needs Java 11, npm and 600 MB
 # make test-lowest  some tests on the lowest versions that pyproject.toml allows
 # make lint     ruff, mypy, import-linter
+# make vulnerabilities  what is known against the versions in uv.lock, where that can be asked
 # make bench    the benchmarks, which print ratios
 
 FOLDER := .dagster-amoro
@@ -26,7 +27,7 @@ export UV_SYSTEM_CERTS := true
 # Where it is set, each of the many processes would compile all of Dagster anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run chaos test test-all test-lowest engines lint bench clean
+.PHONY: run chaos test test-all test-lowest engines lint vulnerabilities bench clean
 
 run: $(VENV)/ready
 	@$(BIN)/python -m dagster_amoro.demo run --folder $(FOLDER)
@@ -54,6 +55,9 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+vulnerabilities: $(VENV)/ready
+	@scripts/vulnerabilities.sh $(BIN)/uv
 
 bench: $(VENV)/ready
 	@$(BIN)/python -m benchmarks

@@ -1,17 +1,14 @@
-"""What would people rather look at than read? The audit's charts, as images for Dagster's UI.
+"""What would people rather look at than read? The audit's charts, as images.
 
-The UI shows an image at its own size, in a dialog some 1,000 pixels wide, on white or, in its dark
-theme, on almost black. No colour of text has enough contrast on both, so a chart brings a card of
-its own, light in either theme.
+They are looked at on white or, in a dark theme, on almost black. No colour of text has enough
+contrast on both, so a chart brings a card of its own, light in either theme.
 """
 
-import base64
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any, Final
 
-import dagster as dg
 import matplotlib.dates as mdates
 import numpy as np
 import pandas as pd
@@ -48,6 +45,7 @@ _ADVISED: Final = {  # of each column of the advice: what it is called, and whos
     "unneeded_restarts": ("restarted in vain", LATER),
     "given_up": ("given up", "given up"),
     "otherwise": ("ended otherwise", "superseded"),
+    "open": ("still open", "still open"),
     "unknown": ("not known", "released"),
 }
 _WIDTH: Final = 9.6  # inches, of 100 pixels
@@ -84,7 +82,7 @@ def timeline(incidents: pd.DataFrame, events: pd.DataFrame, now: datetime) -> by
     thinnest = max(float(right.max() - left.min()), _MINUTE) * _THINNEST
     width = np.maximum(right - left, thinnest)  # never so short that it cannot be seen
     heights = shown["resource"].map(rows).to_numpy()
-    for kind, its in _by_kind(shown).items():
+    for kind, its in by_kind(shown).items():
         axes.barh(heights[its], width[its], left=left[its], height=0.62, **_fill(kind))
     _mark_attempts(axes, events[events["incident"].isin(shown["incident"])], rows)
     hidden = incidents["resource"].nunique() - len(rows)
@@ -131,7 +129,7 @@ def recovery_times(incidents: pd.DataFrame, grace: timedelta) -> bytes | None:
     longest = max(seconds.max(), patience, 100) * 1.5
     low = max(each for each in _SECONDS if each <= shortest)
     high = min((each for each in _SECONDS if each >= longest), default=longest)
-    kinds = _by_kind(back)
+    kinds = by_kind(back)
     figure, axes = _card(2.9)
     axes.hist(
         [seconds[its] for its in kinds.values()],
@@ -164,13 +162,14 @@ def outcomes_per_day(incidents: pd.DataFrame, now: datetime) -> bytes | None:
     detected = recent["detected"].dt.floor("D")
     figure, axes = _card(2.9)
     bottom = np.zeros(_DAYS)
-    for kind, its in _by_kind(recent).items():
+    for kind, its in by_kind(recent).items():
         counts = detected[its].value_counts().reindex(index, fill_value=0).to_numpy()
         axes.bar(range(_DAYS), counts, bottom=bottom, width=0.8, **_fill(kind))
         bottom += counts
     ticks = range(4, _DAYS, 5)  # more labels would run into each other
     axes.set_xticks(ticks, [f"{index[tick]:%d %b}" for tick in ticks])
     axes.set_xlim(-0.6, _DAYS - 0.4)
+    axes.set_xlabel("day of the detection, UTC")
     _count_axis(axes, "incidents")
     return _png(figure)
 
@@ -203,14 +202,6 @@ def advice_chart(advice: pd.DataFrame) -> bytes | None:
     return _png(figure)
 
 
-def markdown(title: str, png: bytes | None) -> dg.MarkdownMetadataValue:
-    """A chart as metadata; a sentence, where there is nothing to show."""
-    if png is None:
-        return dg.MetadataValue.md(f"*{title}: nothing to show yet*")
-    data = base64.b64encode(png).decode()
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
-
-
 def printable(text: str) -> str:
     """A name as a chart can show it: on one line, not too long, with what the font has."""
     line = " ".join(text.split()) or "(no name)"
@@ -239,7 +230,7 @@ def _plain(axes: Axes) -> None:
 def _png(figure: Figure) -> bytes:
     """The image, with its legend above the data, where it hides nothing.
 
-    It has few colours: a third as large, and every refresh stores it once more.
+    It has few colours: a third as large, and every refresh writes it anew.
     """
     shown = [h for axes in figure.axes for h in (*axes.containers, *axes.lines, *axes.collections)]
     figure.axes[0].legend(
@@ -256,8 +247,27 @@ def _png(figure: Figure) -> bytes:
     )
     drawn, stored = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", facecolor=CARD)
-    Image.open(drawn).convert("RGB").quantize(_COLOURS).save(stored, format="png", optimize=True)
+    _with_few_colours(Image.open(drawn).convert("RGB")).save(stored, format="png", optimize=True)
     return stored.getvalue()
+
+
+def _with_few_colours(image: Image.Image) -> Image.Image:
+    """The image with those colours that mean something as they are, and others nearly so."""
+    meant = [
+        int(colour[at : at + 2], 16)
+        for colour in (CARD, TEXT, QUIET_TEXT, _GRID, *COLOURS.values())
+        for at in (1, 3, 5)
+    ]
+    others = image.quantize(_COLOURS - len(meant) // 3).getpalette() or []
+    palette = np.array([*meant, *others], dtype=np.int32).reshape(-1, 3)
+    red, green, blue = np.asarray(image, dtype=np.int32).reshape(-1, 3).T
+    seen, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+    # For each colour that is seen, the nearest one of the palette.
+    parts = np.stack([seen >> 16, seen >> 8 & 255, seen & 255], axis=1)
+    nearest = ((parts[:, None, :] - palette) ** 2).sum(axis=2).argmin(axis=1)
+    few = Image.fromarray(nearest[places].reshape(image.height, image.width).astype(np.uint8), "P")
+    few.putpalette(palette.astype(np.uint8).ravel().tolist())
+    return few
 
 
 def _numbers(times: "pd.Series[Any]") -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -275,7 +285,7 @@ def _thinned(seen: pd.DataFrame) -> pd.DataFrame:
     return seen.loc[[*lowest, seen.index[-1]]]
 
 
-def _by_kind(incidents: pd.DataFrame) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+def by_kind(incidents: pd.DataFrame) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Which incidents ended how, in the words of the legend and in its order."""
     back = incidents["attempts"].clip(upper=2).map({0: ITSELF, 1: FIRST, 2: LATER})
     ended = incidents["outcome"].fillna("still open").replace("exhausted", "given up")

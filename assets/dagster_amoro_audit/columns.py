@@ -23,20 +23,25 @@ def types_of(columns: Columns) -> dict[str, str]:
 
 
 INCIDENTS: Final = _columns(
+    ("group", "string", "The optimizer group."),
     ("incident", "int64", "The ledger's number of the incident."),
     ("resource", "string", "The id of the resource that was orphaned."),
     ("container", "string", "The container that starts it."),
     ("threads", "int64", "Its thread count: the capacity that was missing."),
     ("detected", _MOMENT, "When it was first seen orphaned."),
     ("attempts", "int64", "Starts that were decided on."),
+    ("cause", "string", "Why its worker died, in a few words; empty: nobody could be asked."),
+    ("death", "string", "The same in a sentence."),
     ("last_error", "string", "Why the last attempt failed; empty if it did not."),
     ("outcome", "string", "recovered, exhausted (given up), released, superseded; empty: open."),
     ("closed", _MOMENT, "When the outcome was seen; empty while it is open."),
     ("time_to_recover", _SPAN, "From detection to recovery. Outside pandas: whole microseconds."),
+    ("seconds_to_recover", "float64", "The same in s, for what knows no spans of time."),
     ("grace_seconds", "float64", "The grace period at its detection in s; empty: not noted."),
     ("max_retries", "Int64", "Attempts it was allowed at its detection; empty: not noted."),
 )
 EVENTS: Final = _columns(
+    ("group", "string", "The optimizer group."),
     ("event", "int64", "The ledger's number of the event; events are in this order."),
     ("incident", "Int64", "The incident it belongs to; empty: it is the group's, like a pause."),
     ("resource", "string", "The id of the resource that was orphaned; empty where none was."),
@@ -60,8 +65,9 @@ RELIABILITY: Final = _columns(
     ("released", "int64", "Ended because somebody removed the resource."),
     ("superseded", "int64", "Ended because the group was scaled up without it."),
     ("open", "int64", "Without an outcome yet."),
-    ("median_seconds", "float64", "Time to recover in s, median of those recovered."),
-    ("p95_seconds", "float64", "Time to recover in s that 95 % did not exceed."),
+    ("causes", "string", "Why workers died, the most frequent first, with their counts."),
+    ("median_seconds", "float64", "Time to recover in s, median; of all within 1 % and 0.01 s."),
+    ("p95_seconds", "float64", "Time to recover in s that 95 % did not exceed; as the median."),
     ("full_strength", "float64", "Share of the time, 0 to 1, in which no thread was missing."),
     (
         "strength",
@@ -71,11 +77,11 @@ RELIABILITY: Final = _columns(
             "container, averaged over the time; empty where none were wanted or nobody noted it."
         ),
     ),
-    ("last_errors", "string", "The most frequent last errors, each with its count."),
+    ("last_errors", "string", "The most frequent last errors with their counts; of all: a week's."),
     (
         "flapping",
         "string",
-        "Resources with three incidents or more, with their number, worst first.",
+        "Resources with three incidents or more, with their number, worst first; of all: a week's.",
     ),
 )
 ADVICE: Final = _columns(
@@ -89,7 +95,8 @@ ADVICE: Final = _columns(
     ("restarted", "int64", "Back after attempts."),
     ("unneeded_restarts", "int64", "Restarted, though they were coming back by themselves."),
     ("given_up", "int64", "Given up."),
-    ("otherwise", "int64", "Released, superseded or open at the end of the record."),
+    ("otherwise", "int64", "Released or superseded."),
+    ("open", "int64", "Open at the end of the record."),
     ("unknown", "int64", "The record does not say how they would have ended."),
     ("attempts", "int64", "Starts, as far as they are known."),
     ("median_wait", "float64", "Until the first attempt in s, median."),

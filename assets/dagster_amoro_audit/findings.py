@@ -1,8 +1,10 @@
 """Is there anything that a person should look at? What each check concludes, and what it says."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -12,15 +14,16 @@ from dagster_amoro.core import messages
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.formatting import clock_time, counted, duration
 from dagster_amoro.core.limits import CountResources, Limits, blocked_groups
+from dagster_amoro.core.looks import Look
 from dagster_amoro.core.model import Incident, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Pauses
-from dagster_amoro.core.policy import ON_ITS_WAY, Backoff, RestartPolicy, Verdict
+from dagster_amoro.core.policy import ON_ITS_WAY, Backoff, RestartPolicy, Verdict, due_at
+from dagster_amoro.healing.losses import Ended
 
-SENSOR: Final = "orphan_sensor"
-NEWEST_END: Final = "newest end in s since 1970"  # metadata from which the next check goes on
 _NAMED: Final = 10  # resources that a message names; more are counted
 _SHORTEST_SILENCE: Final = timedelta(minutes=1)  # the daemon itself needs some seconds
 _LONGEST_ERROR: Final = 200  # characters that a message quotes
+_ANSWER: Final = 16  # hexadecimal digits that tell one answer from another
 _MOST_DOUBLINGS: Final = 64  # of a pause; more would be longer than any cap
 _LOST: Final = {  # states of a resource that needs a person, and what they are called
     State.EXHAUSTED: "given up and removed",
@@ -36,21 +39,13 @@ class Finding(NamedTuple):
     description: str  # which resources, and what is to be done
     metadata: Mapping[str, float] = {}  # plotted over time
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+    about: frozenset[str] = frozenset()  # all that it names, without ages, numbers and errors
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """An incident that is over, or kept without attempts left, as far as checks need it."""
-
-    resource_id: str
-    group_name: str
-    state: State
-    attempts: int
-    closed_at: datetime  # of one that is kept: when its attempts were used up
-
-    def __str__(self) -> str:
-        """As a message names it."""
-        return f"{self.resource_id} (group {self.group_name})"
+    @property
+    def answer(self) -> str:
+        """What it comes to: the same as before as long as nobody has to hear of it again."""
+        parts = [self.passed, self.severity.value, sorted(self.about)]
+        return sha256(json.dumps(parts).encode()).hexdigest()[:_ANSWER]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,32 +59,24 @@ class BlockedRestarts:
     pauses: Sequence[Pause]  # those that hold: what is paused is not blocked
 
 
-def given_up(ended: Iterable[Ended], mark: float) -> Finding:
-    """Whether something was given up, or kept without attempts left, since the check before.
-
-    Ends are compared, not beginnings: an incident can end after one that began later. `ended` is
-    what ended within a day, `mark` the newest end that a check before reported, in s since 1970.
-    """
-    lost = [e for e in ended if e.state in _LOST]
-    new = [e for e in lost if e.closed_at.timestamp() > mark]
-    by_state = {state: [e for e in new if e.state is state] for state in _LOST}
-    message = "nothing was given up since the last check"
-    if lost:
-        message += f"; within a day {_names(lost)}"
-    if new:
+def given_up(lost: Iterable[Ended]) -> Finding:
+    """Whether nothing was given up, or kept without attempts left, that nobody has seen to yet."""
+    found = [*lost]
+    by_state = {state: [each for each in found if each.state is state] for state in _LOST}
+    message = "nothing was given up that nobody has seen to"
+    if found:
         each = "; ".join(
             f"{counted(len(ends), 'resource')} {_LOST[state]}: {_names(ends)}"
             for state, ends in by_state.items()
             if ends
         )
-        kept = "Removed rows are kept in the ledger; the runs of restart_orphans say what was tried"
-        message = f"{each}. {kept}"
+        message = f"{each}. Find out why, then restore each, or acknowledge it"
     numbers = {
         "given up": len(by_state[State.EXHAUSTED]),
         "kept": len(by_state[State.KEPT]),
-        NEWEST_END: max([mark, *(e.closed_at.timestamp() for e in lost)]),
     }
-    return Finding(not new, message, numbers)
+    about = frozenset(f"{e.resource_id} {e.closed_at.timestamp()}" for e in found)
+    return Finding(not found, message, numbers, about=about)
 
 
 def overdue(
@@ -101,6 +88,7 @@ def overdue(
         i
         for i in incidents
         if now - i.detected_at > allowed
+        and now > due_at(i, policy)  # its starts may take long
         and policy.enabled
         and not i.dry_run
         and i.state is not State.KEPT
@@ -116,7 +104,7 @@ def overdue(
         orphans = counted(len(late), "orphan")
         message = f"{orphans} open for longer than {duration(allowed)}: {names}"
     numbers = {"overdue": len(late), messages.OPEN_INCIDENTS: len(incidents)}
-    return Finding(not late, message, numbers)
+    return Finding(not late, message, numbers, about=frozenset(i.resource_id for i in late))
 
 
 def unblocked(found: BlockedRestarts) -> Finding:
@@ -130,7 +118,7 @@ def unblocked(found: BlockedRestarts) -> Finding:
         "groups not scaled up": len(found.stopped),
         messages.PAUSED: len(found.pauses),
     }
-    return Finding(not reasons, message, numbers)
+    return Finding(not reasons, message, numbers, about=_blocked(found))
 
 
 def restarts(ended: Iterable[Ended], least: float) -> Finding:
@@ -143,7 +131,8 @@ def restarts(ended: Iterable[Ended], least: float) -> Finding:
     message = f"{share:.0%} of {counted(len(tried), 'restarted resource')} came back within a day"
     if share < least:
         message += f", fewer than {least:.0%}; not {_names(e.resource_id for e in failed)}"
-    return Finding(share >= least, message, {"success": share}, _WARN)
+    about = frozenset(e.resource_id for e in failed) if share < least else frozenset[str]()
+    return Finding(share >= least, message, {"success": share}, _WARN, about)
 
 
 def flapping(begun: Mapping[str, int], most: int) -> Finding:
@@ -154,7 +143,8 @@ def flapping(begun: Mapping[str, int], most: int) -> Finding:
         names = _names(f"{resource} ({number} times)" for number, resource in found)
         resources = counted(len(found), "resource")
         message = f"{resources} orphaned again and again within a day: {names}"
-    return Finding(not found, message, {"flapping": len(found)}, _WARN)
+    about = frozenset(resource for _, resource in found)
+    return Finding(not found, message, {"flapping": len(found)}, _WARN, about)
 
 
 def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str, int]) -> Finding:
@@ -166,10 +156,27 @@ def below_min_parallelism(min_parallelisms: Mapping[str, int], live: Mapping[str
             f"{name} ({live.get(name, 0)} of {least} threads)" for name, least in short.items()
         )
         message = f"{counted(len(short), 'group')} below min-parallelism: {names}"
-    return Finding(not short, message, {"groups below": len(short)})
+    return Finding(not short, message, {"groups below": len(short)}, about=frozenset(short))
 
 
-def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: datetime) -> Finding:
+def doubled(looks: Iterable[Look]) -> Finding:
+    """Whether a group has more threads than it must have, since it was refilled and healed."""
+    found = [each for each in looks if each.surplus]
+    message = "no group was refilled by AMS and healed as well"
+    if found:
+        names = _names(f"{each.group_name} ({counted(each.surplus, 'thread')})" for each in found)
+        groups = counted(len(found), "group")
+        message = f"{groups} above min-parallelism since AMS refilled what came back: {names}"
+    about = frozenset(each.group_name for each in found)
+    return Finding(not found, message, {"groups above": len(found)}, _WARN, about)
+
+
+def freshness(
+    ticks: Sequence[tuple[datetime, str]],
+    interval: timedelta,
+    now: datetime,
+    sensor: str = "orphan_sensor",
+) -> Finding:
     """Whether a survey was completed within three check intervals, here or by whoever acts.
 
     Each tick of the sensor, the newest first, says why it completed no survey; empty: it did.
@@ -179,7 +186,7 @@ def freshness(ticks: Sequence[tuple[datetime, str]], interval: timedelta, now: d
     age = None if last is None else now - last[0]
     in_vain = len(list(takewhile(lambda tick: tick[1].startswith(messages.ABSTAINED), ticks)))
     if age is None or age > allowed:
-        message = _silence(ticks, allowed, now, age)
+        message = _silence(ticks, allowed, now, age, sensor)
     elif last and last[1]:
         message = f"on standby, {duration(age)} ago: {last[1]}"
     else:
@@ -225,14 +232,18 @@ def blocked_restarts(
 
 
 def _silence(
-    ticks: Sequence[tuple[datetime, str]], allowed: timedelta, now: datetime, age: timedelta | None
+    ticks: Sequence[tuple[datetime, str]],
+    allowed: timedelta,
+    now: datetime,
+    age: timedelta | None,
+    sensor: str,
 ) -> str:
     """For how long no survey was completed, and why, as far as a new tick says it."""
     since = "in its newest ticks" if age is None else f"for {duration(age)}"
     reason = "it has no newer tick; is the sensor running, and the daemon?"
     if ticks and now - ticks[0][0] <= allowed:
         reason = ticks[0][1]
-    return f"{SENSOR} completed no survey {since}, allowed are {duration(allowed)}: {reason}"
+    return f"{sensor} completed no survey {since}, allowed are {duration(allowed)}: {reason}"
 
 
 def _all_attempts(policy: RestartPolicy) -> timedelta:
@@ -262,6 +273,18 @@ def _reasons(found: BlockedRestarts) -> Iterator[str]:
             for each in found.stopped
         ]
         yield f"{counted(len(groups), 'group')} could not be scaled up: {_names(groups)}"
+
+
+def _blocked(found: BlockedRestarts) -> frozenset[str]:
+    """Each thing that is not restarted now, with why in a word."""
+    return frozenset(
+        [
+            *(f"limited {name}" for name in found.limited),
+            *(f"failed {incident.resource_id}" for incident in found.failed),
+            *(f"stopped {each.group_name}" for each in found.stopped),
+            *(f"paused {pause.target}" for pause in found.pauses),
+        ]
+    )
 
 
 def _newest_error(error: str | None) -> str:

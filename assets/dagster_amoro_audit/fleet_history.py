@@ -3,6 +3,7 @@
 Whatever reads raises StoreUnavailableError where the ledger does not answer.
 """
 
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import pandas as pd
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.model import EventKind
 from dagster_amoro.healing.tick import uncollected
-from dagster_amoro.stores import audit_queries
+from dagster_amoro.stores import audit_queries, day_sums
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event, incident
 from dagster_amoro_audit.columns import EVENTS, INCIDENTS, types_of
@@ -18,11 +19,13 @@ from dagster_amoro_audit.frames import with_details
 from dagster_amoro_audit.what_if.advice import KINDS
 
 REPLAYED: Final = 20_000  # newest incidents that advice is based on: a second or two of work
-_CHUNK: Final = 100_000  # rows that are read at once
-_LONGEST_ERROR: Final = 200  # characters that are read; fewer are shown
+MOMENT: Final = timedelta(microseconds=1)  # the shortest that the ledger knows
+_MONTH: Final = timedelta(days=30)
+_MOST_CHARTED: Final = 4_000  # newest incidents of a chart of all groups: a MiB to draw
+_CHUNK: Final = 2_000  # rows that are held as the driver has them, which takes most memory
 _TYPES: Final[dict[str, Any]] = types_of(EVENTS) | types_of(INCIDENTS)  # others are texts
 _DETAILS: Final = sa.type_coerce(event.c.details, sa.Text).label("details")
-_DRY_RUN: Final = '%"dry_run": true}'  # how the ledger ends the details of a dry run's events
+_DRY_RUN: Final = "%dry_run_: true}"  # how the ledger ends the details of a dry run's events
 
 
 def read_incidents(
@@ -32,22 +35,52 @@ def read_incidents(
 
     Those of a dry run are left out: what it did not do says nothing about a group.
     """
-    error = sa.func.substr(incident.c.last_error, 1, _LONGEST_ERROR).label("last_error")
-    columns = (incident.c.group_name.label("group"), *audit_queries.INCIDENT, error)
-    newest_first = incident.c.incident_id.desc()
-    query = sa.select(*columns).where(incident.c.dry_run == 0).order_by(newest_first)
+    query = day_sums.incidents().order_by(incident.c.incident_id.desc())
     if group is not None:
         query = query.where(incident.c.group_name == group)
-    frame = _read(ledger, query.limit(newest)).iloc[::-1].reset_index(drop=True)
+    return read_found(ledger, query.limit(newest)).iloc[::-1].reset_index(drop=True)
+
+
+def read_live(ledger: Ledger, since: datetime) -> pd.DataFrame:
+    """The incidents that are open, or ended from a moment on."""
+    return read_found(ledger, day_sums.live(since))
+
+
+def read_recent(ledger: Ledger, now: datetime) -> pd.DataFrame:
+    """How the incidents of the last month went, or of its newest days if they are many."""
+    found = read_found(ledger, day_sums.newest(now - _MONTH, _MOST_CHARTED))
+    whole = found[found["detected"] >= found["detected"].min().ceil("D")]
+    return found if len(found) < _MOST_CHARTED or whole.empty else whole
+
+
+def read_found(ledger: Ledger, query: "sa.Select[Any] | sa.CompoundSelect[Any]") -> pd.DataFrame:
+    """The incidents that one of the queries of `day_sums` finds."""
+    frame = _read(ledger, query)
     return frame.assign(outcome=frame.pop("state").where(frame["closed"].notna()))
 
 
-def read_capacity(ledger: Ledger) -> pd.DataFrame:
-    """The threads of the groups as ticks noted them: group, at, wanted and live."""
-    kinds = EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.SUPERSEDED
-    group, at = event.c.group_name.label("group"), audit_queries.naive(event.c.at).label("at")
-    query = sa.select(group, at, _DETAILS).where(event.c.kind.in_(kinds)).order_by(event.c.event_id)
-    return _read(ledger, query, "wanted", "live")
+def read_notes(ledger: Ledger, since: datetime, until: datetime) -> pd.DataFrame:
+    """What ticks noted from a moment on, and before another: group, at, event, wanted and live."""
+    notes = _read(ledger, day_sums.notes(since, until), "wanted", "live")
+    notes = notes.dropna(subset=["wanted"]).astype({"wanted": "float64"})
+    return notes.sort_values("event", ignore_index=True)
+
+
+def read_standing_notes(
+    ledger: Ledger, capacity: pd.DataFrame, since: datetime, until: datetime
+) -> pd.DataFrame:
+    """The same, after the notes that stood at the beginning, as if they were made just then.
+
+    Those of the moment `until` are among them. `capacity` is what is settled of the groups, as in
+    `keeper_capacity`.
+    """
+    notes = read_notes(ledger, since, until + MOMENT)
+    first = int(notes["event"].min()) if len(notes) else 0
+    settled = capacity[capacity["noted_at"] < since].reset_index()[["group", "wanted"]]
+    before = _read(ledger, day_sums.noted_before(since, first), "wanted", "live")
+    standing = pd.concat([settled, before[["group", "wanted"]].astype({"wanted": "float64"})])
+    standing = standing.assign(at=pd.Timestamp(since)).dropna(subset=["wanted"])
+    return pd.concat([standing, notes], ignore_index=True)
 
 
 def read_record(
@@ -61,6 +94,7 @@ def read_record(
     first = int(incidents["incident"].min()) if len(incidents) else 0
     query = (
         sa.select(
+            event.c.event_id.label("event"),
             event.c.incident_id.label("incident"),
             event.c.kind,
             audit_queries.naive(event.c.at).label("at"),
@@ -69,18 +103,19 @@ def read_record(
         )
         .where(event.c.incident_id >= first, event.c.kind.in_([EventKind.DETECTED, *KINDS]))
         .where(sa.or_(event.c.kind == EventKind.DETECTED, _DETAILS.not_like(_DRY_RUN)))
-        .order_by(event.c.event_id)
     )
     if group is not None:
         query = query.where(event.c.group_name == group)
     policy = ["grace_seconds", "max_retries"]
-    events = _read(ledger, query, *policy)
+    events = _read(ledger, query, *policy).sort_values("event", ignore_index=True)
     detected = events[events["kind"] == EventKind.DETECTED].drop_duplicates("incident")
     return incidents.join(detected.set_index("incident")[policy], on="incident"), events
 
 
 @uncollected()
-def _read(ledger: Ledger, query: "sa.Select[Any]", *details: str) -> pd.DataFrame:
+def _read(
+    ledger: Ledger, query: "sa.Select[Any] | sa.CompoundSelect[Any]", *details: str
+) -> pd.DataFrame:
     """All rows of a query, in chunks: of their details only these numbers are held in memory."""
     names = [*(c.name for c in query.selected_columns if c.name != _DETAILS.name), *details]
     types = {name: _TYPES.get(name, "string") for name in names}

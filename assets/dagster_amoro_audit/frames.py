@@ -25,7 +25,13 @@ def incidents_frame(rows: pd.DataFrame) -> pd.DataFrame:
     detected = pd.to_datetime(rows["detected"], utc=True)
     outcome = rows["state"].where(closed.notna())
     took = (closed - detected).where(outcome == State.RECOVERED)
-    frame = rows.assign(closed=closed, detected=detected, outcome=outcome, time_to_recover=took)
+    frame = rows.assign(
+        closed=closed,
+        detected=detected,
+        outcome=outcome,
+        time_to_recover=took,
+        seconds_to_recover=took.dt.total_seconds(),
+    )
     return typed(with_details(frame, "grace_seconds", "max_retries"), INCIDENTS)
 
 

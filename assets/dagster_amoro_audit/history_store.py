@@ -105,13 +105,19 @@ class HistoryFolder:
         Returns:
             The new position; how many incidents are new, and how many events.
         """
+        corrected = self._correct_days(increment.incidents, f"{now:%Y-%m-%d}")
         events = list(self._merge(_EVENTS, increment.events, oldest))
         incidents = list(self._merge(_INCIDENTS, increment.incidents, oldest))
         counts = {day.name: _outcomes(day.rows) for day in incidents}
         position = _advanced(position, increment.events, now)
-        position = replace(position, incidents={**position.incidents, **counts})
+        numbers = {**position.incidents, **corrected, **counts}
+        position = replace(position, incidents=numbers)
         self._keep(position)
         return position, sum(day.added for day in incidents), sum(day.added for day in events)
+
+    def old(self, oldest: str) -> int:
+        """How many files there are of days before `oldest`."""
+        return sum(day < oldest for table in (_INCIDENTS, _EVENTS) for day in self._days(table))
 
     def expire(self, position: Position, oldest: str) -> Position:
         """Deletes the files of days before `oldest` (`YYYY-MM-DD`; "": none) and their numbers."""
@@ -131,7 +137,7 @@ class HistoryFolder:
         for table in (_INCIDENTS, _EVENTS):
             for day in self._days(table):
                 file = self._file(table, day)
-                _write(aside / table.name / file.name, file.read_bytes())
+                write_whole(aside / table.name / file.name, file.read_bytes())
                 file.unlink()
         (self.path / _POSITION).unlink(missing_ok=True)
 
@@ -159,7 +165,7 @@ class HistoryFolder:
 
     def _keep(self, position: Position) -> None:
         """Writes the position; the rows that it stands for were written before."""
-        _write(self.path / _POSITION, json.dumps(asdict(position)).encode())
+        write_whole(self.path / _POSITION, json.dumps(asdict(position)).encode())
 
     def _merge(self, table: _Table, frame: pd.DataFrame, oldest: str) -> Iterator[_Day]:
         there = self._days(table)
@@ -171,15 +177,29 @@ class HistoryFolder:
                 new = rows.filter(pc.equal(midnights, midnight))
                 yield self._put(table, day, new, is_there=day in there)
 
+    def _correct_days(self, incidents: pd.DataFrame, today: str) -> dict[str, dict[str, int]]:
+        """Takes incidents out of days to come, and says how many are left there, by outcome.
+
+        A clock was wrong when they were detected; by now the ledger says another day.
+        """
+        numbers, keys = {}, pa.array(incidents[_INCIDENTS.key].to_numpy())
+        for day in (each for each in self._days(_INCIDENTS) if each > today):
+            before = self._read(_INCIDENTS, [day])
+            left = before.filter(pc.invert(pc.is_in(before[_INCIDENTS.key], value_set=keys)))
+            if left.num_rows < before.num_rows:
+                write_whole(self._file(_INCIDENTS, day), _parquet(left))
+                numbers[day] = _outcomes(left)
+        return numbers
+
     def _put(self, table: _Table, day: str, new: pa.Table, *, is_there: bool) -> _Day:
         if not is_there:
-            _write(self._file(table, day), _parquet(new))
+            write_whole(self._file(table, day), _parquet(new))
             return _Day(day, new, new.num_rows)
         before = self._read(table, [day])
         untouched = pc.invert(pc.is_in(before[table.key], value_set=new[table.key]))
         merged = pa.concat_tables([before.filter(untouched), new]).sort_by(table.key)
         if not merged.equals(before):  # what is read again is there, most of the time
-            _write(self._file(table, day), _parquet(merged))
+            write_whole(self._file(table, day), _parquet(merged))
         return _Day(day, merged, merged.num_rows - before.num_rows)
 
     def _read(self, table: _Table, days: list[str]) -> pa.Table:
@@ -223,7 +243,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: UPath, content: bytes) -> None:
+def write_whole(path: UPath, content: bytes) -> None:
     """Writes a file at once or not at all, which an object store does by itself."""
     if path.protocol not in {"", "file", "local"}:
         path.write_bytes(content)

@@ -3,6 +3,7 @@
 pandas, pyarrow and fsspec are loaded when a frame is stored or read, not with the definitions.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import dagster as dg
@@ -51,6 +52,11 @@ class FrameIOManager(dg.UPathIOManager):
 
     extension = ".parquet"
 
+    def pictures(self, asset: dg.AssetKey) -> "UPath":
+        """The folder of an asset's charts, beside its file."""
+        *parents, name = asset.path
+        return self._base_path.joinpath(*parents, f"{name}.pictures")
+
     def dump_to_path(self, context: dg.OutputContext, obj: "pd.DataFrame", path: "UPath") -> None:
         """Writes one frame."""
         with path.open("wb") as file:
@@ -62,6 +68,29 @@ class FrameIOManager(dg.UPathIOManager):
 
         with path.open("rb") as file:
             return pd.read_parquet(file)
+
+    def keep(self, name: str, frame: "pd.DataFrame") -> None:
+        """Writes a frame that is no asset beside those that are."""
+        path = self._base_path / f"{name}{self.extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            frame.to_parquet(file)
+
+    def kept(self, name: str) -> "pd.DataFrame | None":
+        """Such a frame; None: there is none, or none that can be read."""
+        import pandas as pd
+
+        try:
+            with (self._base_path / f"{name}{self.extension}").open("rb") as file:
+                return pd.read_parquet(file)
+        except (OSError, ValueError):  # a write was cut off
+            return None
+
+
+MANAGERS: Final[Mapping[str, type[dg.UPathIOManager]]] = {
+    HISTORY_STORE: HistoryIOManager,
+    FRAME_STORE: FrameIOManager,
+}
 
 
 def io_manager(kind: type[dg.UPathIOManager], base: str | None = None) -> dg.IOManagerDefinition:

@@ -2,38 +2,50 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from dagster_amoro.core.model import State
+from dagster_amoro.core.post_mortem import UNKNOWN
 from dagster_amoro_audit.columns import RELIABILITY
 from dagster_amoro_audit.frames import typed
+from dagster_amoro_audit.settling import (
+    BY_CAUSE,
+    KEYS,
+    Settled,
+    added,
+    by_cause,
+    known_by,
+    missing,
+    most_frequent,
+    not_before,
+    seconds_of,
+    spans_of,
+    summed,
+)
 
-WINDOWS: Final[Mapping[str, timedelta | None]] = {  # None: since the first record of the group
+WINDOWS: Final[Mapping[str, timedelta]] = {
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
     "week": timedelta(weeks=1),
-    "all": None,
 }
+ALL: Final = "all"  # the window from the first record of a group on
 FLAPPING: Final = 3  # incidents of one resource in a window
-_Times: TypeAlias = "pd.Series[pd.Timestamp]"
-_KEYS: Final = ["group", "container"]
-_OUTCOMES: Final = {
-    State.EXHAUSTED: "given_up",
-    State.RELEASED: "released",
-    State.SUPERSEDED: "superseded",
-}
 _MOST_ERRORS: Final = 3
+_MOST_CAUSES: Final = 10
 _MOST_RESOURCES: Final = 10
 _LONGEST_ERROR: Final = 120  # characters; those that agree so far count as one
 
 
 def reliability(
     incidents: pd.DataFrame,
-    capacity: pd.DataFrame,
+    notes: pd.DataFrame,
+    settled: Settled,
     now: datetime,
-    windows: Mapping[str, timedelta | None] = WINDOWS,
+    windows: Mapping[str, timedelta] = WINDOWS,
 ) -> pd.DataFrame:
     """The figures of `RELIABILITY`, a row per group, container and window.
 
@@ -41,140 +53,186 @@ def reliability(
     the window's start. Its outcome counts if it closed by `now`; else it is open. One that seems to
     have closed before its detection (clocks of two hosts) took no time.
 
-    Incidents and capacity, which is what ticks saw, are those of all groups, as in `fleet_history`.
-    What a tick saw holds until the next one, and what the first one saw holds before it too.
-    Nothing later than `now` is counted, from which the windows go back.
+    The window `ALL` is the sum of what is settled and of what came later. Its percentiles are those
+    of buckets, and its frequent errors and resources are those of the longest other window: what a
+    long past has of them is not bounded.
+
+    Args:
+        incidents: Those that were open at the start of the longest window, or at the end of what is
+            settled if that is earlier, and all later ones; as in `fleet_history`.
+        notes: What ticks noted since then, after the last note before it.
+        settled: The sums of the days that are over.
+        now: From here the windows go back; nothing later is counted.
+        windows: How far they go back.
     """
     until = pd.Timestamp(now).tz_convert("UTC")
-    known = _known(incidents, until)
-    if known.empty:
+    known, notes = known_by(incidents, until), notes[notes["at"] <= until]
+    keys = [known[KEYS].drop_duplicates(), settled.incidents.index.to_frame(index=False)]
+    every = pd.MultiIndex.from_frame(pd.concat(keys).drop_duplicates())
+    if every.empty:
         return typed(pd.DataFrame(columns=[column.name for column in RELIABILITY]), RELIABILITY)
-    wanted = capacity.dropna(subset=["wanted"])
-    wanted = wanted[wanted["at"] <= until].sort_values("at", kind="stable")
-    frames = [
-        _window(known, wanted, span, until).assign(window=name, nth=nth)
-        for nth, (name, span) in enumerate(windows.items())
-    ]
-    rows = pd.concat(frames).reset_index()
-    return typed(rows.sort_values([*_KEYS, "nth"], ignore_index=True), RELIABILITY)
+    frames = {
+        name: _window(known, notes, until - span, until, every) for name, span in windows.items()
+    }
+    often = frames[max(windows, key=lambda name: windows[name])][["last_errors", "flapping"]]
+    frames[ALL] = _ever(known, notes, settled, until, every).join(often)
+    rows = pd.concat([
+        frame.assign(window=name, nth=nth) for nth, (name, frame) in enumerate(frames.items())
+    ])  # fmt: skip
+    rows = rows.rename_axis(KEYS).reset_index()
+    return typed(rows.sort_values([*KEYS, "nth"], ignore_index=True), RELIABILITY)
 
 
-def _known(incidents: pd.DataFrame, until: pd.Timestamp) -> pd.DataFrame:
-    """What is known by `until`, with when each `end`s and how many `seconds` it takes by then."""
-    rows = incidents[incidents["detected"] <= until]
-    closed = rows["closed"].where(~(rows["closed"] < rows["detected"]), rows["detected"])
-    closed = closed.where(closed <= until)
-    end = closed.fillna(until)
-    outcome = rows["outcome"].where(closed.notna())
-    seconds = (end - rows["detected"]).dt.total_seconds()
-    return rows.assign(closed=closed, end=end, outcome=outcome, seconds=seconds)
+def reads_since(settled: Settled, now: datetime) -> datetime:
+    """From which moment on `reliability` needs what the ledger has."""
+    since = now - max(WINDOWS.values())
+    return since if settled.until is None else min(since, settled.until.to_pydatetime())
 
 
 def _window(
-    known: pd.DataFrame, wanted: pd.DataFrame, span: timedelta | None, until: pd.Timestamp
+    known: pd.DataFrame,
+    notes: pd.DataFrame,
+    since: pd.Timestamp,
+    until: pd.Timestamp,
+    every: pd.MultiIndex,
 ) -> pd.DataFrame:
-    since = _since(known, wanted, span, until)
-    rows = known if span is None else known[~(known["closed"] <= until - span)]
-    every = pd.MultiIndex.from_frame(known[_KEYS].drop_duplicates())
+    rows = known[~(known["closed"] <= since)]
     errors = rows.assign(last_error=rows["last_error"].str.slice(0, _LONGEST_ERROR))
-    figures: list[pd.DataFrame] = [
-        _counts(rows).reindex(every, fill_value=0),
-        _recovery(rows),
-        _strength(rows, wanted, since, until, every),
-        _most(errors, "last_error", 1, _MOST_ERRORS, "; ").to_frame("last_errors"),
-        _most(rows, "resource", FLAPPING, _MOST_RESOURCES, ", ").to_frame("flapping"),
+    groups = every.get_level_values("group")
+    seconds = pd.Series((until - since).total_seconds(), index=every)
+    wanted = _thread_seconds(notes, since, until).reindex(groups).set_axis(every)
+    figures = [
+        _counted(by_cause(rows), rows, every),
+        _recovery(rows).reindex(every),
+        _strength(missing(spans_of(rows, since, until)), seconds, wanted),
+        _most(_numbers(errors, "last_error"), 1, _MOST_ERRORS, "; ")
+        .reindex(every)
+        .to_frame("last_errors"),
+        _most(_numbers(rows, "resource"), FLAPPING, _MOST_RESOURCES, ", ")
+        .reindex(every)
+        .to_frame("flapping"),
     ]
-    frame = pd.concat([part.reindex(every) for part in figures], axis="columns")
-    return frame.fillna({"last_errors": "", "flapping": ""})
+    return pd.concat(figures, axis="columns").fillna({"last_errors": "", "flapping": ""})
 
 
-def _since(
-    known: pd.DataFrame, wanted: pd.DataFrame, span: timedelta | None, until: pd.Timestamp
-) -> _Times:
-    """When the window begins for each group."""
-    detected = known.groupby("group")["detected"].min()
-    noted = wanted.groupby("group")["at"].min().reindex(detected.index)
-    first = noted.where(noted < detected, detected)
-    return first if span is None else first.where(first.isna(), until - span)
+def _ever(
+    known: pd.DataFrame,
+    notes: pd.DataFrame,
+    settled: Settled,
+    until: pd.Timestamp,
+    every: pd.MultiIndex,
+) -> pd.DataFrame:
+    rows = known
+    if settled.until is not None:
+        rows = known[~(known["closed"] < settled.until)]
+        notes = notes[notes["at"] >= settled.until]
+    sums = added(settled, summed(rows, notes, settled.capacity, settled.until, until))
+    groups = every.get_level_values("group")
+    capacity = sums.capacity.reindex(groups).set_axis(every)
+    seconds = (until - capacity["first_at"]).dt.total_seconds()
+    later = (until - capacity["noted_at"]).dt.total_seconds() * capacity["wanted"]
+    figures = [
+        _counted(sums.causes, rows, every),
+        _percentiles(sums.recovery).reindex(every),
+        _strength(sums.incidents, seconds, capacity["thread_seconds"] + later),
+    ]
+    return pd.concat(figures, axis="columns")
 
 
-def _counts(rows: pd.DataFrame) -> pd.DataFrame:
-    recovered = rows["outcome"] == State.RECOVERED
-    attempts = rows["attempts"]
-    flags = pd.DataFrame({
-        "incidents": True,
-        "self_recovered": recovered & (attempts == 0),
-        "recovered_first": recovered & (attempts == 1),
-        "recovered_later": recovered & (attempts > 1),
-        **{name: rows["outcome"] == outcome for outcome, name in _OUTCOMES.items()},
-        "open": rows["outcome"].isna(),
-    }, index=rows.index)  # fmt: skip
-    flags = flags.fillna(value=False).astype("int64")
-    return flags.groupby([rows[key] for key in _KEYS]).sum()
+def _counted(ended: pd.DataFrame, rows: pd.DataFrame, every: pd.MultiIndex) -> pd.DataFrame:
+    """How many ended how, how many of the rows are open, and why the workers of all of them died.
+
+    Those that ended are counted by their causes.
+    """
+    counts = ended.groupby(level=KEYS).sum().reindex(every, fill_value=0)
+    causes = with_open(ended, rows)
+    going_on = causes["open"].groupby(level=KEYS).sum().reindex(every, fill_value=0)
+    often = _most(causes.sum(axis="columns"), 1, _MOST_CAUSES, ", ").reindex(every).fillna("")
+    number = counts.sum(axis="columns") + going_on
+    return counts.assign(open=going_on, incidents=number, causes=often)
+
+
+def with_open(ended: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """What `by_cause` counts of those that ended, beside those of the rows that are open."""
+    going_on = rows[rows["outcome"].isna()]
+    cause = going_on["cause"].fillna(UNKNOWN)
+    number = going_on.groupby([*(going_on[key] for key in KEYS), cause]).size().rename("open")
+    both = pd.concat([ended, number], axis="columns").fillna(0).astype("int64")
+    return both.rename_axis(BY_CAUSE)
+
+
+def causes_of_death(incidents: pd.DataFrame, settled: Settled, now: datetime) -> pd.DataFrame:
+    """Why workers ever died: by group, container and cause how many ended how, or are open.
+
+    The arguments are those of `reliability`. The most frequent come first.
+    """
+    known = known_by(incidents, pd.Timestamp(now).tz_convert("UTC"))
+    rows = known if settled.until is None else known[~(known["closed"] < settled.until)]
+    ended = most_frequent(settled.causes.add(by_cause(rows), fill_value=0))
+    counts = with_open(ended, rows)
+    number = counts.sum(axis="columns")
+    frame = counts.assign(incidents=number).reset_index()
+    return frame.sort_values("incidents", ascending=False, kind="stable", ignore_index=True)
 
 
 def _recovery(rows: pd.DataFrame) -> pd.DataFrame:
     recovered = rows[rows["outcome"].eq(State.RECOVERED).fillna(value=False)]
-    by_key = recovered.groupby(_KEYS)["seconds"]
+    took = (recovered["closed"] - recovered["detected"]).dt.total_seconds()
+    by_key = took.groupby([recovered[key] for key in KEYS])
     median, p95 = by_key.quantile(0.5), by_key.quantile(0.95)
     return pd.DataFrame({"median_seconds": median, "p95_seconds": p95})
 
 
+def _percentiles(recovery: "pd.Series[Any]") -> pd.DataFrame:
+    """The same from the numbers of times in buckets."""
+    by_key = recovery.sort_index().groupby(level=KEYS)
+    median, p95 = (by_key.agg(partial(_quantile, share=share)) for share in (0.5, 0.95))
+    return pd.DataFrame({"median_seconds": median, "p95_seconds": p95})
+
+
+def _quantile(numbers: "pd.Series[Any]", share: float) -> float:
+    """Between the two times that are next to it, in proportion; of so many in each bucket."""
+    up_to = numbers.cumsum().to_numpy()
+    place = share * (up_to[-1] - 1)
+    found = np.searchsorted(up_to, [np.floor(place), np.ceil(place)], side="right")
+    low, high = seconds_of(numbers.index.get_level_values("bucket")[found])
+    return float(low + (high - low) * (place % 1))
+
+
 def _strength(
-    rows: pd.DataFrame,
-    wanted: pd.DataFrame,
-    since: _Times,
-    until: pd.Timestamp,
-    every: pd.MultiIndex,
+    lacking: pd.DataFrame, seconds: "pd.Series[float]", wanted: "pd.Series[float]"
 ) -> pd.DataFrame:
-    lacking = rows[rows["threads"] > 0].sort_values("detected")
-    start = _later(lacking["detected"], lacking["group"].map(since))
-    spans = lacking[[*_KEYS, "threads"]].assign(start=start, end=lacking["end"])
-    groups = every.get_level_values("group")
-    missing = _missing(spans).reindex(every, fill_value=0.0)
-    all_wanted = _thread_seconds(wanted, since, until).reindex(groups).to_numpy()
-    length = (until - since).dt.total_seconds().reindex(groups).to_numpy()
-    strength = (1 - missing["thread_seconds"] / all_wanted).clip(0, 1)
-    return pd.DataFrame({"full_strength": 1 - missing["seconds"] / length, "strength": strength})
+    lacking = lacking.reindex(seconds.index).fillna(0.0)
+    strength = (1 - lacking["missing_thread_seconds"] / wanted).clip(0, 1)
+    return pd.DataFrame({
+        "full_strength": 1 - lacking["missing_seconds"] / seconds, "strength": strength
+    })  # fmt: skip
 
 
-def _missing(spans: pd.DataFrame) -> pd.DataFrame:
-    """By group and container: thread-seconds that were missing, and seconds in which any were.
-
-    Args:
-        spans: From `start` to `end` so many `threads` were missing; in the order of `start`.
-    """
-    latest = spans.groupby(_KEYS)["end"].cummax()
-    before = latest.groupby([spans[key] for key in _KEYS]).shift()
-    fresh = _later(spans["start"], before.fillna(spans["start"]))
-    alone = (spans["end"] - fresh).dt.total_seconds().clip(lower=0)
-    each = (spans["end"] - spans["start"]).dt.total_seconds() * spans["threads"]
-    sums = spans[_KEYS].assign(seconds=alone, thread_seconds=each)
-    return sums.groupby(_KEYS)[["seconds", "thread_seconds"]].sum()
+def _thread_seconds(
+    notes: pd.DataFrame, since: pd.Timestamp, until: pd.Timestamp
+) -> "pd.Series[float]":
+    """By group: the integral of what was wanted over the window."""
+    rows = notes.sort_values("at", kind="stable")
+    by_group = rows.groupby("group")["at"]
+    start = not_before(rows["at"].where(by_group.cumcount() > 0, since), since)
+    end = not_before(by_group.shift(-1).fillna(until), since)
+    passed = (end - start).dt.total_seconds() * rows["wanted"].astype("float64")
+    sums: pd.Series[float] = passed.groupby(rows["group"]).sum()
+    return sums
 
 
-def _thread_seconds(wanted: pd.DataFrame, since: _Times, until: pd.Timestamp) -> "pd.Series[float]":
-    """By group: the integral of `wanted` over the window; `wanted` in the order of `at`."""
-    rows = wanted[wanted["group"].isin(since.index)]
-    by_group = rows.groupby("group")
-    begins = rows["group"].map(since)
-    start = rows["at"].where(by_group.cumcount() > 0, begins)
-    end = by_group["at"].shift(-1).fillna(until)
-    seconds = (_later(end, begins) - _later(start, begins)).dt.total_seconds()
-    return (seconds * rows["wanted"].astype("float64")).groupby(rows["group"]).sum()
+def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[int]":
+    """How often each value of a column is there, by group and container."""
+    numbers: pd.Series[int] = rows.groupby([*KEYS, column]).size()
+    return numbers
 
 
-def _later(one: _Times, other: _Times) -> _Times:
-    return one.where(one > other, other)
-
-
-def _most(
-    rows: pd.DataFrame, column: str, least: int, most: int, separator: str
-) -> "pd.Series[str]":
+def _most(numbers: "pd.Series[int]", least: int, most: int, separator: str) -> "pd.Series[str]":
     """By group and container: the most frequent values, each with its number, as one text."""
-    counts = rows.groupby([*_KEYS, column]).size().rename("number").reset_index()
+    counts = numbers.rename_axis([*KEYS, "value"]).rename("number").reset_index()
     counts = counts[counts["number"] >= least]
-    counts = counts.sort_values(["number", column], ascending=[False, True])
-    top = counts.groupby(_KEYS).head(most)
-    texts = top[column] + " (" + top["number"].astype("string") + ")"
-    return texts.groupby([top[key] for key in _KEYS]).agg(separator.join)
+    counts = counts.sort_values(["number", "value"], ascending=[False, True])
+    top = counts.groupby(KEYS).head(most)
+    texts = top["value"].astype("string") + " (" + top["number"].astype("string") + ")"
+    return texts.groupby([top[key] for key in KEYS]).agg(separator.join)

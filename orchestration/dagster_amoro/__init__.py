@@ -11,10 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from dagster_amoro.code_location import build_definitions
+    from dagster_amoro.asset_keys import Translation
+    from dagster_amoro.code_location import build_alert_sensor, build_definitions
+    from dagster_amoro.component import KeeperComponent
     from dagster_amoro.config import Settings, load_settings
     from dagster_amoro.containers.base import Container
     from dagster_amoro.containers.command.container import CommandContainer
+    from dagster_amoro.core.alerts import Alert
     from dagster_amoro.core.errors import (
         AmsUnavailableError,
         ConfigError,
@@ -26,32 +29,40 @@ if TYPE_CHECKING:
         ReleaseFailedError,
         StartFailedError,
         StoreUnavailableError,
+        UnansweredCommitError,
         UnknownTargetError,
     )
     from dagster_amoro.core.model import Resource
+    from dagster_amoro.core.post_mortem import PostMortem
     from dagster_amoro.healing.fleet import declare, declare_group, scale_out
     from dagster_amoro.worker import Heartbeat
 
     __version__: str
 
 __all__ = [
+    "Alert",
     "AmsUnavailableError",
     "CommandContainer",
     "ConfigError",
     "Container",
     "ContainerError",
     "Heartbeat",
+    "KeeperComponent",
     "KeeperError",
     "LeaseLostError",
     "OverdueError",
+    "PostMortem",
     "PropertiesError",
     "ReleaseFailedError",
     "Resource",
     "Settings",
     "StartFailedError",
     "StoreUnavailableError",
+    "Translation",
+    "UnansweredCommitError",
     "UnknownTargetError",
     "__version__",
+    "build_alert_sensor",
     "build_definitions",
     "declare",
     "declare_group",
@@ -62,10 +73,15 @@ __all__ = [
 _HOMES: Final = {  # of the public names; errors are in `core.errors`
     **dict.fromkeys(("Settings", "load_settings"), "config"),
     **dict.fromkeys(("declare", "declare_group", "scale_out"), "healing.fleet"),
+    "Alert": "core.alerts",
     "CommandContainer": "containers.command.container",
     "Container": "containers.base",
     "Heartbeat": "worker",
+    "KeeperComponent": "component",
+    "PostMortem": "core.post_mortem",
     "Resource": "core.model",
+    "Translation": "asset_keys",
+    "build_alert_sensor": "code_location",
     "build_definitions": "code_location",
 }
 

@@ -12,9 +12,6 @@ def defs() -> dg.Definitions:
     from dagster_amoro.code_location import build_definitions  # noqa: PLC0415 - see above
     from dagster_amoro.config import load_settings  # noqa: PLC0415
 
-    settings = load_settings()
-    for warning in settings.warnings:
-        dg.get_dagster_logger("dagster-amoro").warning(warning)
-    built = build_definitions(settings)
+    built = build_definitions(load_settings())
     # One process per asset run: a process per step would take longer than the step itself.
     return dg.Definitions.merge(built, dg.Definitions(executor=dg.in_process_executor))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,19 +24,33 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser
 
 from dagster_amoro.core.model import Event, Incident, State
+from dagster_amoro.core.texts import CONTINUED
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.demo.fleet import processes
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer
-from tests.helpers.browser import THEMES, browser, viewer
+from tests.helpers.browser import SIZES, THEMES, browser, viewer
 
 pytestmark = [pytest.mark.crash_loop, pytest.mark.xdist_group("demo")]  # one demo for all
 GRACE = timedelta(seconds=15)
 RETRIES = 3
+WORKERS = 6  # of the demo that register: the one of `legacy` never does
 RUNS = """
 query ($run: String!) {
   runsOrError(filter: {runIds: [$run]}) { ... on Runs { results { runId status } } }
+}
+"""
+PAGES = """
+{
+  assetOrError(assetKey: {path: ["amoro", "fleet_status"]}) {
+    ... on Asset {
+      assetMaterializations(limit: 50) {
+        timestamp
+        metadataEntries { label ... on MarkdownMetadataEntry { mdStr } }
+      }
+    }
+  }
 }
 """
 FAILURES = """
@@ -60,6 +75,7 @@ CHECKS = (
     "restarts_are_not_refused",
     "no_resource_flaps",
     "groups_at_min_parallelism",
+    "groups_not_doubled",
     "survey_is_fresh",
 )
 T = TypeVar("T")
@@ -92,10 +108,17 @@ class Demo:
             )
         return self.ledger.incident(number) if number else None
 
-    def closed(self, resource_id: str) -> Incident | None:
-        """The last incident of a resource, once it has its outcome."""
+    def closed(self, resource_id: str, after: int = 0) -> Incident | None:
+        """The last incident of a resource, of those after one, once it has its outcome."""
         found = self.incident_of(resource_id)
-        return found if found is not None and not found.is_open else None
+        if found is None or found.is_open or found.incident_id <= after:
+            return None
+        return found
+
+    def incidents(self) -> int:
+        """The number of the newest incident; 0: there is none."""
+        with self.ledger.reading() as connection:
+            return connection.scalar(sa.text("SELECT max(incident_id) FROM keeper_incident")) or 0
 
     def events(self, incident: Incident, kind: str) -> list[Event]:
         """The events of one kind in an incident's story."""
@@ -118,7 +141,7 @@ def until(what: str, look: Callable[[], T | None], seconds: float = 300) -> T:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
-        if found is not None:
+        if found is not None and not (isinstance(found, list) and not found):
             return found
         time.sleep(0.5)
     raise AssertionError(f"{what}: not within {seconds} s")
@@ -164,6 +187,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         until("a run under way", lambda: before.ask(UNDER_WAY)["results"] or None)
     with running(folder) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for both themes."""
+    with browser() as running:
+        yield running
+
+
+def test_what_it_says_of_itself_is_not_taken_for_a_text_of_others(demo: Demo) -> None:
+    """Its lines are ours, and stand where a line begins."""
+    said = (demo.folder / "said").read_text()
+    assert "\n  stop    Ctrl-C\n" in said
+    assert CONTINUED not in said
 
 
 def test_it_is_reachable_from_this_machine_only(demo: Demo) -> None:
@@ -270,13 +307,6 @@ def test_the_audit_is_there_within_five_minutes(demo: Demo) -> None:
     assert time.monotonic() - demo.started < 300
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for both themes."""
-    with browser() as running:
-        yield running
-
-
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.browser
 def test_the_pages_tell_what_happened(
@@ -299,18 +329,70 @@ def test_the_pages_tell_what_happened(
         ui.click("sensor-tick", "0 runs requested", "6 resources, 0 orphans")
         step = f"{name.replace('-', '_')}_incident_{incident.incident_id}"
         ui.open("run", f"/runs/{attempt.run_id}", ["Success", "claim_orphans", step])
-        ui.open("history", history, [name, "recovered", took, "chart: timeline"])
-        ui.open_charts("history", 4)
+        ui.open("history", history, [name, "recovered", took, "last day", "pictures"])
+        ui.see_sketches(3)
         ui.open("given-up", given_up, ["legacy-1", "exhausted"])
-        reliability = ["recommendation", "chart: grace periods compared"]
+        reliability = ["recommendation", "outcomes of two weeks", "pictures"]
         ui.open("reliability", "/assets/group_reliability?view=events", reliability)
-        ui.open_charts("reliability", 3)
+        ui.see_sketches(1)
         upstream = "/assets/group_reliability?view=lineage&lineageScope=upstream&lineageDepth=5"
         assets = ["group_reliability", "orphan_history", "orphan_events", "resource", "optimizer"]
         ui.open("lineage", upstream, assets)
-        ui.open("checks", "/assets/orphan_history?view=checks", CHECKS)
+        ui.open("checks", "/assets/amoro/resource?view=checks", CHECKS)
         ui.page.get_by_text("nothing_given_up").first.click()
-        ui.wait_for("check-given-up", "legacy-1 (group legacy)")
+        ui.wait_for("check-given-up", "legacy-1 (group legacy")
+
+
+def kill(demo: Demo) -> str:
+    """Kills a worker, once all are there, as one is told to; its name."""
+    until("all workers", lambda: True if len(demo.registered()) >= WORKERS else None)
+    until("that none is an orphan", lambda: None if _restarting(demo) else True)
+    said = subprocess.run(
+        [sys.executable, "-m", "dagster_amoro.demo", "chaos", "--folder", str(demo.folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    victim = re.search(r"Killed (\S+) ", said)
+    assert victim is not None, said
+    return victim.group(1)
+
+
+@pytest.mark.browser
+def test_the_link_that_is_printed_tells_at_a_glance_who_died_why_and_what_is_next(
+    demo: Demo, chromium: Browser, tmp_path: Path
+) -> None:
+    """In both themes and in windows of two sizes, without a click and without scrolling.
+
+    The page that names the worker first says why it died already: one tick found it, and one
+    refresh asked. Every page after it does as well, until the worker is back.
+    """
+    link = re.search(r"look +(http\S+)", (demo.folder / "said").read_text())
+    assert link is not None
+    looks = [*product(THEMES, SIZES)]
+    for _ in range(len(looks)):  # a worker may be back before everybody has looked
+        before, killed_at = demo.incidents(), time.time()
+        name = kill(demo)
+        until(f"a page about {name}", partial(_pages, demo, name, killed_at))
+        for look in list(looks):
+            theme, (width, height) = look
+            with viewer(chromium, demo.address, theme, tmp_path, (width, height)) as ui:
+                text = ui.glance(link[1], f"{name} of group")
+                ui.picture(f"fleet-{width}")
+            if text is None and demo.closed(name, before):
+                break
+            assert text is not None, look
+            assert "killed by SIGKILL" in text
+            assert re.search(rf"next: attempt \d of {RETRIES} (after|at|by a run)", text), text
+            assert "history of" in text
+            looks.remove(look)
+        until(f"the end of {name}", partial(demo.closed, name, before))
+        told = _pages(demo, name, killed_at)
+        assert told
+        assert all("killed by SIGKILL" in page and "next: " in page for page in told), told
+        if not looks:
+            return
+    raise AssertionError(f"nobody saw it in time: {looks}")
 
 
 def _reported(demo: Demo, group: str, outcome: str) -> None:
@@ -322,6 +404,20 @@ def _reported(demo: Demo, group: str, outcome: str) -> None:
         return True if outcome in message else None
 
     until(f"{outcome} in the history of {group}", look)
+
+
+def _pages(demo: Demo, name: str, since: float) -> list[str]:
+    """The pages of the fleet since then that tell of an orphan, without Markdown's signs."""
+    every = demo.ask(PAGES)["assetMaterializations"]
+    made = [each for each in every if float(each["timestamp"]) / 1000 > since]
+    texts = [e["mdStr"] for each in made for e in each["metadataEntries"] if e["label"] == "now"]
+    plain = (text.replace("\\", "") for text in texts)
+    return [text for text in plain if f"**{name}** of group" in text]
+
+
+def _restarting(demo: Demo) -> bool:
+    """Whether some worker that can come back is on its way."""
+    return any(each.resource_id != "legacy-1" for each in demo.ledger.open_incidents())
 
 
 def _recovered(demo: Demo) -> str | None:

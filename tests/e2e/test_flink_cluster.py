@@ -104,6 +104,9 @@ def test_dies_and_comes_back(cluster: FlinkSession, ams: AmsLookAlike) -> None:
 
     ask(cluster, "PATCH", f"/jobs/{job_id}?mode=cancel")
     wait_until(lambda: flink.status(first) == "ended")
+    found = flink.post_mortem(first)
+    assert found is not None
+    assert found[:2] == ("killed", f"its last Flink job {job_id} is CANCELED")
     flink.release_resource(first)  # nothing is left of it, which is no error
     second = first.with_properties(flink.request_resource(first))
     assert registered(ams, 2).resource_id == "r1"

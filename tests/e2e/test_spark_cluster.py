@@ -120,6 +120,10 @@ def test_a_driver_is_started_lost_started_again_and_released(world: World, mode:
         if number == 1:
             kill(world.driver())
             wait_until(lambda: container.status(resource) == "ended")  # noqa: B023 - here and now
+            found = container.post_mortem(resource)
+            assert found is not None
+            assert found.cause == ("failed" if mode == "cluster" else "unknown")
+            assert found.text.startswith("its last driver ")
     registration = world.ams.registrations[-1]
     assert (registration.group, registration.threads) == (GROUP, 2)
     assert registration.properties["job-id"].startswith("app-")

@@ -31,7 +31,7 @@ from thriftpy2.transport.memory import TMemoryBuffer
 
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.stores.database import Database
-from dagster_amoro.stores.registry import optimizer, resource_group
+from dagster_amoro.stores.registry import optimizer, resource, resource_group
 
 Behaviour = Literal["answers", "refuses", "hangs", "talks nonsense", "drips"]
 
@@ -90,7 +90,9 @@ class AmsLookAlike:
     is there or not.
     """
 
-    heartbeat_timeout: float = 60.0  # seconds; after a longer absence all rows go, see `start`
+    # Whether it deletes all rows when it starts, as a real one was seen to do. It does not always:
+    # its code keeps those that it hears of in time.
+    forgets: bool = True
 
     def __init__(
         self, url: sa.URL | None = None, version: str = "0.9.0-incubating(abc1234)"
@@ -137,13 +139,12 @@ class AmsLookAlike:
             self._servers.append(_Server(self.thrift_port, self._thrift_handler()))
 
     def start(self) -> None:
-        """Comes back; after a long absence it has forgotten everybody before the port opens."""
-        away = 0.0 if self._left_at is None else time.monotonic() - self._left_at
+        """Comes up, or back; it has forgotten everybody before the port opens."""
         self._left_at = None
         known = self._tokens()
         now = time.monotonic()
         self._touched = {token: self._touched.get(token, now) for token in known}
-        if away > self.heartbeat_timeout:
+        if self.forgets:
             self._delete(known)
         if self.behaviour != "refuses":
             self._servers.append(_Server(self.thrift_port, self._thrift_handler()))
@@ -229,6 +230,16 @@ class AmsLookAlike:
             self._touched.pop(token, None)
         return len(tokens)
 
+    def _release(self, resource_id: str) -> tuple[int, str]:
+        """What its REST does to remove an optimizer: it knows those alone that are registered."""
+        found = sa.select(optimizer.c.token).where(optimizer.c.resource_id == resource_id)
+        with self._writing() as connection:
+            if connection is None or not (tokens := list(connection.scalars(found))):
+                return 500, "Index 0 out of bounds for length 0"
+            connection.execute(sa.delete(resource).where(resource.c.resource_id == resource_id))
+        self._delete(tokens)
+        return 200, "success to release optimizer"
+
     def _close(self, port: int) -> None:
         for server in [each for each in self._servers if each.port == port]:
             self._servers.remove(server)
@@ -278,11 +289,21 @@ class AmsLookAlike:
             def do_GET(self) -> None:
                 known = self.path in {"/api/ams/v1/versionInfo", "/ams/v1/versionInfo"}
                 result = {"version": ams.version, "commitTime": "UNKNOWN"}
-                body = {"message": "success", "code": 200, "result": result}
-                self.send_response(200 if known else 404)
+                self._say({"message": "success", "code": 200, "result": result} if known else None)
+
+            def do_DELETE(self) -> None:
+                head, _, resource_id = self.path.rpartition("/")
+                code, message = ams._release(resource_id)
+                known = head == "/api/ams/v1/optimize/optimizers"
+                self._say({"message": message, "code": code} if known else None)
+
+            def _say(self, body: Mapping[str, Any] | None) -> None:
+                self.send_response(
+                    200 if body else 404
+                )  # of an error, too: its code is in the body
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
-                self.wfile.write(json.dumps(body).encode() if known else b"Not Found")
+                self.wfile.write(json.dumps(body).encode() if body else b"Not Found")
 
             def log_message(self, *_: object) -> None:
                 """Nothing is written to the tests' output."""

@@ -21,25 +21,26 @@ from dagster_amoro.stores.registry import optimizer, resource, resource_group
 from dagster_amoro.testing import RecordingContainer
 from tests.helpers.amoro_schema import create_amoro
 from tests.helpers.ams import AmsLookAlike
-from tests.helpers.fleet import Fleet
+from tests.helpers.fleet import LONG_AGO, Fleet
+from tests.helpers.installation import install
 
+_CHECKOUT: Final = Path(__file__).parents[2]
 LOCAL: Final = "org.apache.amoro.server.manager.LocalOptimizerContainer"
-_OPTIMIZER_SH: Final = """#!/bin/bash
-[ "$1" = start ] || exit 64
-nohup "{python}" "{program}" "${{@:3}}" > /dev/null 2> "{folder}/$OPTIMIZER_LOG_DIR_NAME.err" &
-echo "Amoro Optimizer started in background with PID $!"
-"""
+# As Amoro's optimizers do it, one that is told to end drains: it completes its first registration
+# even then, sends heartbeats, and ends after a while.
 _OPTIMIZER: Final = """
-import argparse, sys, time
+import argparse, signal, sys, time
+ends_at = []
+signal.signal(signal.SIGTERM, lambda *_: ends_at.append(time.monotonic() + 0.5))
 sys.path[:0] = {path!r}
 from tests.helpers.ams import register, touch
 options = argparse.ArgumentParser()
 for name in ("-a", "-p", "-g", "-hb", "-id"):
     options.add_argument(name)
-given = options.parse_args()
+given, _ = options.parse_known_args()
 port = int(given.a.rpartition(":")[2])
 token = register(port, given.id, given.g, int(given.p), {{"resource-id": given.id}})
-while True:
+while not ends_at or time.monotonic() < ends_at[0]:
     touch(port, token)
     time.sleep(0.2)
 """
@@ -62,7 +63,7 @@ class Amoro:
         return self
 
     def resources(self, *ids: str, group: str = "g", **properties: str) -> None:
-        """AMS asked a container for these."""
+        """AMS asked a container for these, long ago."""
         rows = [
             {
                 "resource_id": each,
@@ -70,6 +71,7 @@ class Amoro:
                 "group_name": group,
                 "thread_count": 2,
                 "total_memory": 0,
+                "start_time": LONG_AGO,
                 "properties": json.dumps(
                     {"memory": "64", **properties}, ensure_ascii=False, separators=(",", ":")
                 ),
@@ -114,9 +116,9 @@ def amoro(
 ) -> Iterator[Amoro]:
     """An Amoro with the group `g`, and a keeper that was configured by its conf folder."""
     create_amoro(url, upgraded=upgraded)
-    home = install(folder / "amoro")
+    home = install(folder / "amoro", _OPTIMIZER.format(path=[str(_CHECKOUT), *sys.path]))
     with AmsLookAlike(url) as ams:
-        conf = configuration(url, ams, **settings)
+        conf = configuration(url, ams, home, **settings)
         (home / "conf/config.yaml").write_text(yaml.safe_dump(conf))
         keeper = Services.connect(load_settings(environ={"AMORO_CONF_DIR": str(home / "conf")}))
         with dg.DagsterInstance.local_temp(str(folder)) as instance:
@@ -131,7 +133,12 @@ def amoro(
 
 
 def configuration(
-    url: sa.URL, ams: AmsLookAlike, *, grace: timedelta = timedelta(seconds=30), **ams_keys: object
+    url: sa.URL,
+    ams: AmsLookAlike,
+    home: Path,
+    *,
+    grace: timedelta = timedelta(seconds=30),
+    **ams_keys: object,
 ) -> Mapping[str, object]:
     """A config.yaml of Amoro, as its operator has it, with what turns restarts on."""
     kind = "postgres" if url.get_backend_name() == "postgresql" else "mysql"
@@ -149,17 +156,11 @@ def configuration(
             },
             **ams_keys,
         },
-        "containers": [{"name": "local", "container-impl": LOCAL}],
+        "containers": [
+            {
+                "name": "local",
+                "container-impl": LOCAL,
+                "properties": {"export.JAVA_HOME": str(home / "jdk")},
+            }
+        ],
     }
-
-
-def install(home: Path) -> Path:
-    """An AMS home whose `optimizer.sh` starts a real process, as the real one does."""
-    (home / "bin").mkdir(parents=True)
-    (home / "conf").mkdir()
-    program = home / "optimizer.py"
-    program.write_text(_OPTIMIZER.format(path=[str(Path(__file__).parent), *sys.path]))
-    script = home / "bin/optimizer.sh"
-    script.write_text(_OPTIMIZER_SH.format(python=sys.executable, program=program, folder=home))
-    script.chmod(0o755)
-    return home

@@ -2,21 +2,26 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
 import dagster as dg
-from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteJobOrigin
+from dagster._core.remote_origin import (
+    CodeLocationOrigin,
+    InProcessCodeLocationOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+)
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster._core.workspace.load_target import WorkspaceLoadTarget
 from dagster._daemon import sensor
-from dagster._daemon.asset_daemon import AssetDaemon
-from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
 from dagster_amoro.asset_keys import EVENTS, GROUPS
@@ -29,7 +34,23 @@ run_launcher:
   module: dagster._core.test_utils
   class: MockedRunLauncher
 """
+# Whoever stops the code servers waits for their ends.
+_WAITS: Final = """\
+code_servers:
+  wait_for_local_processes_on_shutdown: true
+"""
 _LOGGER: Final = logging.getLogger(__name__)
+
+
+@dataclass
+class _Locations(WorkspaceLoadTarget):
+    """Code locations, however they are served."""
+
+    origins: Sequence[CodeLocationOrigin]
+
+    def create_origins(self) -> Sequence[CodeLocationOrigin]:
+        """All of them."""
+        return self.origins
 
 
 @dataclass
@@ -45,14 +66,6 @@ class Daemons:
         for group in groups:
             event = dg.AssetMaterialization(EVENTS, partition=group)
             self.instance.report_runless_asset_event(event)
-
-    def automate(self) -> None:
-        """The audit's sensor is evaluated; backfills make their runs."""
-        daemon = AssetDaemon(settings={}, pre_sensor_interval_seconds=0)
-        daemon._run_iteration_impl(  # a whole iteration, without threads
-            self.workspace, threadpool_executor=None, amp_tick_futures={}, debug_crash_flags={}
-        )
-        list(execute_backfill_iteration(self.workspace, _LOGGER))
 
     def submit(self, world: Fleet, request: dg.RunRequest) -> dg.DagsterRun:
         """A run that the sensor of a fleet requests goes into the queue."""
@@ -75,6 +88,18 @@ class Daemons:
             for error in sensor.execute_sensor_iteration(self.workspace, _LOGGER, None, None):
                 assert error is None, error
 
+    def stop(self, location: str, name: str) -> None:
+        """Somebody turns a sensor off."""
+        context = self.workspace.create_request_context()
+        (repository,) = context.get_code_location(location).get_repositories().values()
+        found = repository.get_sensor(name)
+        self.instance.stop_sensor(found.get_remote_origin_id(), found.selector_id, found)
+
+    def passed(self, check: dg.AssetCheckKey) -> bool:
+        """Whether a check passed when it was reported last."""
+        found = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([check])
+        return found[check].status.value == "SUCCEEDED"
+
     def dequeue(self) -> list[str]:
         """The ids of all runs that were launched so far, in this order."""
         list(QueuedRunCoordinatorDaemon(interval_seconds=1).run_iteration(self.workspace))
@@ -82,16 +107,27 @@ class Daemons:
 
 
 @contextmanager
-def daemons(folder: Path) -> Iterator[Daemons]:
-    """Dagster with the demo's dagster.yaml and definitions; the environment is the caller's."""
+def daemons(
+    folder: Path, files: Mapping[str, Path] | None = None, *, served: bool = False
+) -> Iterator[Daemons]:
+    """Dagster with the demo's dagster.yaml and definitions; the environment is the caller's.
+
+    Or with a code location for each of these files, by name. Each is in this process, or `served`
+    by a code server of its own, as everywhere outside of tests.
+    """
     settings = (demo.CONF / "dagster.yaml").read_text()
-    (folder / "dagster.yaml").write_text(settings + _NO_LAUNCHES)
-    target = LoadableTargetOrigin(
-        executable_path=sys.executable, module_name="dagster_amoro.definitions", attribute="defs"
-    )
-    origin = InProcessCodeLocationOrigin(target, location_name="dagster-amoro")
-    with (
-        dg.DagsterInstance.from_config(str(folder)) as instance,
-        WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)) as workspace,
-    ):
-        yield Daemons(instance, workspace)
+    (folder / "dagster.yaml").write_text(settings + _NO_LAUNCHES + _WAITS)
+    target = partial(LoadableTargetOrigin, executable_path=sys.executable, attribute="defs")
+    targets = {"dagster-amoro": target(module_name="dagster_amoro.definitions")}
+    if files is not None:
+        targets = {name: target(python_file=str(file)) for name, file in files.items()}
+    kind = ManagedGrpcPythonEnvCodeLocationOrigin if served else InProcessCodeLocationOrigin
+    origins = [kind(each, location_name=name) for name, each in targets.items()]
+    with warnings.catch_warnings():
+        # Dagster's own, of every schedule that it looks at.
+        warnings.filterwarnings("ignore", ".*environment_vars", DeprecationWarning)
+        with (
+            dg.DagsterInstance.from_config(str(folder)) as instance,
+            WorkspaceProcessContext(instance, _Locations(origins)) as workspace,
+        ):
+            yield Daemons(instance, workspace)

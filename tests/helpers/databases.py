@@ -67,16 +67,18 @@ def postgresql_url_of(server: PostgresServer) -> sa.URL:
 
 
 @contextmanager
-def running_mariadb() -> Iterator[sa.URL]:
-    """A MariaDB server on a unix socket, with a data directory of its own."""
+def running_mariadb(port: int | None = None) -> Iterator[sa.URL]:
+    """A MariaDB server on a unix socket, or also on a port, with a data directory of its own."""
     with _data_folder() as folder:
         user = ["--user=root"] if os.geteuid() == 0 else []
-        data = ["--no-defaults", f"--datadir={folder / 'data'}", *user]
+        # A folder of its own for temporary tables: servers that start together share no name.
+        data = ["--no-defaults", f"--datadir={folder / 'data'}", f"--tmpdir={folder}", *user]
         once = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
         _run("mariadb-install-db", *data, *once)
         socket = folder / "socket"
         durable = ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0"]
-        listening = ["--skip-networking", f"--socket={socket}", f"--pid-file={folder / 'pid'}"]
+        network = ["--bind-address=127.0.0.1", f"--port={port}"] if port else ["--skip-networking"]
+        listening = [*network, f"--socket={socket}", f"--pid-file={folder / 'pid'}"]
         command = [_which("mariadbd"), *data, *durable, *listening]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -11,6 +11,7 @@ from uuid import uuid4
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -19,7 +20,7 @@ from dagster._core.remote_origin import (
 )
 from upath import UPath
 
-from dagster_amoro.asset_keys import HISTORY
+from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.code_location import definitions_of
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.errors import ContainerError
@@ -28,7 +29,7 @@ from dagster_amoro.core.policy import RestartPolicy, TickSettings
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores import schema
-from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, optimizer, resource
 from dagster_amoro.testing import RecordingContainer
@@ -45,6 +46,12 @@ LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - the registry's times have no z
 # Where the code of a queued run is; only Dagster's own daemon makes such records.
 _ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__")
 _POINTER = ModuleCodePointer("dagster_amoro.definitions", "defs")
+
+
+def age(registry: Registry) -> None:
+    """Makes all resources old enough to be orphans, where time is real."""
+    with registry.database.writing() as connection:
+        connection.execute(sa.update(resource).values(start_time=LONG_AGO))
 
 
 class Shelf:
@@ -65,6 +72,9 @@ class Shelf:
             return f"container {name!r} is not configured"
         return None if self._containers[name].supports_auto_restart else "it opts out"
 
+    def tend(self) -> None:
+        """Nothing is to be done from time to time."""
+
     def close(self) -> None:
         """Nothing is under way when a call has returned."""
 
@@ -78,7 +88,10 @@ class Fleet:
     instance: dg.DagsterInstance
     now: datetime = START
     cursor: str | None = None
+    audit_cursor: str | None = None
     audit_storage: str | None = None
+    names: Names = DEFAULT
+    shared: dg.Definitions | None = None  # the code location where it is not the only one in it
     messages: list[str] = field(default_factory=list)
     _loaded: tuple[object, dg.Definitions] | None = field(default=None, init=False, repr=False)
 
@@ -101,7 +114,13 @@ class Fleet:
 
     def aged(self) -> None:
         """All resources were recorded long ago."""
-        self.execute(sa.update(resource).values(start_time=LONG_AGO))
+        age(self.services.registry)
+
+    def born(self, at: datetime, resource_id: str = "w-1") -> None:
+        """Its row was recorded at this moment."""
+        chosen = resource.c.resource_id == resource_id
+        naive = at.replace(tzinfo=None)
+        self.execute(sa.update(resource).where(chosen).values(start_time=naive))
 
     def register(
         self, resource_id: str | None = "w-1", group: str | None = None, threads: int | None = None
@@ -111,6 +130,11 @@ class Fleet:
         told = {"resource_id": resource_id, "group_name": group, "thread_count": threads}
         self.execute(sa.insert(optimizer).values(token=token, **told))
         return token
+
+    def touch(self, resource_id: str = "w-1") -> None:
+        """Its optimizer shows that it lives."""
+        mine = optimizer.c.resource_id == resource_id
+        self.execute(sa.update(optimizer).where(mine).values(touch_time=utc_now()))
 
     def dies(self, resource_id: str = "w-1") -> None:
         """Its heartbeats end, and expire."""
@@ -141,20 +165,34 @@ class Fleet:
     @property
     def definitions(self) -> dg.Definitions:
         """The code location of these services, loaded again where they were replaced."""
+        if self.shared is not None:
+            return self.shared
         parts = (self.services, self.audit_storage)
         if self._loaded is None or self._loaded[0] != parts:
             audit = AuditSettings(storage=self.audit_storage)
-            self._loaded = (parts, definitions_of(self.services, audit))
+            self._loaded = (parts, definitions_of(self.services, audit, self.names))
         return self._loaded[1]
 
     def tick(self) -> list[dg.RunRequest]:
         """One real evaluation of the sensor, its effects applied as the daemon does."""
+        result = self._evaluate(self.names.of("orphan_sensor"), self.cursor)
+        self.cursor = result.cursor
+        self.messages.append(result.skip_message or "")
+        return list(result.run_requests or [])
+
+    def audit(self) -> tuple[dict[str, dg.AssetCheckEvaluation], list[dg.RunRequest]]:
+        """One real evaluation of the audit's sensor: what it told, by check, and its requests."""
+        result = self._evaluate(self.names.of("audit_sensor"), self.audit_cursor)
+        self.audit_cursor = result.cursor
+        told = [each for each in result.asset_events if isinstance(each, dg.AssetCheckEvaluation)]
+        return {each.check_name: each for each in told}, list(result.run_requests or [])
+
+    def _evaluate(self, name: str, cursor: str | None) -> SensorExecutionData:
         definitions = self.definitions
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, definitions=definitions
+            instance=self.instance, cursor=cursor, definitions=definitions
         )
-        sensor = definitions.resolve_sensor_def("orphan_sensor")
-        result = sensor.evaluate_tick(context)
+        result = definitions.resolve_sensor_def(name).evaluate_tick(context)
         for request in result.dynamic_partitions_requests or []:
             assert isinstance(request, dg.AddDynamicPartitionsRequest)
             self.instance.add_dynamic_partitions(
@@ -162,9 +200,7 @@ class Fleet:
             )
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
-        self.cursor = result.cursor
-        self.messages.append(result.skip_message or "")
-        return list(result.run_requests or [])
+        return result
 
     def launch(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         """A real run of the job for a request."""
@@ -198,7 +234,14 @@ class Fleet:
         self, *partitions: str, retention: timedelta | None = None
     ) -> dg.ExecuteInProcessResult:
         """A real run of the audit asset for a group, or for a range of them."""
-        asset = build_orphan_history(self.services.ledger, lambda: self.now, GRACE, retention)
+        asset = build_orphan_history(
+            self.services.ledger,
+            self.services.post_mortems,
+            self.services.status,
+            lambda: self.now,
+            GRACE,
+            retention=retention,
+        )
         ends = {
             "dagster/asset_partition_range_start": partitions[0],
             "dagster/asset_partition_range_end": partitions[-1],
@@ -212,11 +255,23 @@ class Fleet:
             selection=["orphan_history"],
         )
 
+    def refreshed(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """A real run that the audit's sensor requests."""
+        made = self.definitions
+        return dg.materialize(
+            list(made.assets or ()),  # type: ignore[arg-type]
+            selection=list(request.asset_selection or ()),
+            tags=request.tags,
+            instance=self.instance,
+            resources=made.resources,
+        )
+
     def check(
         self, *, raise_on_error: bool = True, **alerts: float
     ) -> dict[str, dg.AssetCheckEvaluation]:
         """One real run of all checks; what each of them found, by its name."""
-        made = definitions_of(self.services, AuditSettings(**alerts))  # type: ignore[arg-type]
+        settings = AuditSettings(**alerts)  # type: ignore[arg-type]
+        made = definitions_of(self.services, settings, self.names)
         (checks,) = made.asset_checks or ()
         assert isinstance(checks, dg.AssetChecksDefinition)
         result = dg.materialize(
@@ -232,12 +287,12 @@ class Fleet:
     def folder(self, partition: str) -> HistoryFolder:
         """Where the audit keeps the history of a group."""
         base = UPath(self.audit_storage or self.instance.storage_directory())
-        return HistoryIOManager(base).folder(HISTORY, partition)
+        return HistoryIOManager(base).folder(self.names.history, partition)
 
     def history(self, partition: str) -> History:
         """The history of a group as whoever reads the asset gets it."""
         loaded = self.definitions.load_asset_value(
-            HISTORY, partition_key=partition, instance=self.instance
+            self.names.history, partition_key=partition, instance=self.instance
         )
         assert isinstance(loaded, History)
         return loaded
@@ -324,6 +379,7 @@ def fleet_services(  # noqa: PLR0913 - what tests vary
         policy=RestartPolicy(enabled=enabled, max_retries=max_retries, grace_period=grace),
         settings=TickSettings(
             check_interval=timedelta(seconds=5),
+            round_interval=timedelta(seconds=5),
             claim_timeout=timedelta(minutes=10),
             max_restarts_per_run=max_restarts_per_run,
         ),

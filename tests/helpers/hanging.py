@@ -85,6 +85,12 @@ class HangingContainer:
         self._hang_at("status", resource)
         return "running"
 
+    def post_mortem(self, resource: Resource) -> tuple[str, str, str]:
+        """What nobody wants to show, or it hangs."""
+        self._hang_at("post_mortem", resource)
+        secret = resource.properties.get("password", "")
+        return "odd\x1b[31m", f"{secret} was it, " * 100, f"password={secret}\n" * 100_000
+
     def _hang_at(self, place: str, resource: Resource) -> None:
         if self._at == place and resource.resource_id.startswith("sick"):
             self._hang(resource.resource_id)
@@ -94,3 +100,19 @@ class HangingContainer:
             (self._started / f"{name}.hangs").touch(exist_ok=False)
         how: Callable[[], None] = globals()[self._how]
         how()
+
+
+class SilentContainer:
+    """The least that a container is."""
+
+    supports_auto_restart = True
+
+    def __init__(self, _name: str, _properties: Mapping[str, str]) -> None:
+        pass
+
+    def request_resource(self, _resource: Resource) -> Mapping[str, str]:
+        """Starts nothing."""
+        return {}
+
+    def release_resource(self, _resource: Resource) -> None:
+        """Stops nothing."""

@@ -16,6 +16,7 @@ NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE: Final = timedelta(minutes=5)
 SETTINGS: Final = TickSettings(
     check_interval=timedelta(seconds=5),
+    round_interval=timedelta(seconds=5),
     claim_timeout=timedelta(minutes=10),
     max_restarts_per_run=100,
 )

@@ -22,7 +22,9 @@ from tests.helpers.suites import LEFT_OUT, LEFT_TO_REST
 TALLY: Final = "DAGSTER_AMORO_TALLY"  # a file that the counts of this run are added to
 _EVERY_SECONDS: Final = 10
 _SHOWN: Final = 2  # tests under way that are named
+_NAME: Final = 120  # characters of it: some are parametrized with very long texts
 _OUTCOMES: Final = ("passed", "failed", "error", "skipped")
+_LAST_LINES: Final = 30  # of a failure, which the tally keeps: they say what was wrong
 _WORKER_LEFT_OUT: Final = "left_out"
 
 
@@ -53,6 +55,7 @@ class Progress:
         self._total = 0
         self._counts: Counter[str] = Counter()
         self._running: dict[str, float] = {}  # since when, by test
+        self._failures: Final[list[str]] = []
         self._left_out: Mapping[str, int] = {}
         self._over: Final = threading.Event()
         self._lock: Final = threading.Lock()  # of the terminal
@@ -77,6 +80,8 @@ class Progress:
         """A failure is shown at once, and once more at the end."""
         if report.failed:
             self._counts["failed"] += 1
+            end = "\n".join(report.longreprtext.splitlines()[-_LAST_LINES:])
+            self._failures.append(f"{report.nodeid} failed ({report.when}):\n{end}")
             with self._lock:
                 self._show(report)
 
@@ -110,7 +115,7 @@ class Progress:
             }
             counts["seconds"] = time.monotonic() - self._began
             with Path(os.environ[TALLY]).open("a") as file:
-                file.write(json.dumps(counts) + "\n")
+                file.write(json.dumps({**counts, "failures": self._failures}) + "\n")
 
     def _tell(self) -> None:
         while not self._over.wait(_EVERY_SECONDS):
@@ -120,7 +125,7 @@ class Progress:
     def _line(self) -> str:
         now = time.monotonic()
         longest = sorted(self._running.copy().items(), key=lambda each: each[1])[:_SHOWN]
-        under_way = ", ".join(f"{name} ({now - since:.0f} s)" for name, since in longest)
+        under_way = ", ".join(f"{name[:_NAME]} ({now - since:.0f} s)" for name, since in longest)
         done, failed = self._counts["done"], self._counts["failed"]
         share = done / self._total if self._total else 0
         return (
@@ -136,16 +141,20 @@ class Progress:
             self._terminal.write_line(text)
 
 
-def closing_line(tally: Path) -> str:
-    """The sum of several runs, in the words of pytest's own closing line."""
+def closing(tally: Path) -> str:
+    """The ends of all failures of several runs; then their sum, in pytest's own words.
+
+    Whoever is shown the last lines of a long run alone sees what failed in its first hour.
+    """
     runs = [json.loads(line) for line in tally.read_text().splitlines()]
     total = {name: sum(run[name] for run in runs) for name in (*_OUTCOMES, "seconds")}
     failed = total["failed"] + total["error"]
-    return (
+    counts = (
         f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped "
         f"in {total['seconds']:.0f} s"
     )
+    return "\n\n".join([*(failure for run in runs for failure in run["failures"]), counts])
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{closing_line(Path(sys.argv[1]))}\n")
+    sys.stdout.write(f"{closing(Path(sys.argv[1]))}\n")

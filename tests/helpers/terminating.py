@@ -16,7 +16,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-MARK: Final = "DAGSTER_AMORO_TEST_RUN"  # the ids of the runs that a process belongs to
+# The ids of the runs that a process belongs to. Workers inherit nothing of ours but what says how
+# programs run on this host; the name is that of a locale, which is such a thing.
+MARK: Final = "LC_DAGSTER_AMORO_TEST_RUN"
 _CLEANUP_SECONDS: Final = 60  # that workers of pytest get to stop their databases
 _END_SECONDS: Final = 10  # that a killed process needs to be gone
 

@@ -4,12 +4,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
+import requests
 import sqlalchemy as sa
 from thriftpy2.thrift import TApplicationException
 from thriftpy2.transport import TTransportException
 
 from dagster_amoro.stores.database import Database
-from dagster_amoro.stores.registry import metadata, optimizer, resource_group
+from dagster_amoro.stores.registry import metadata, optimizer, resource, resource_group
 from tests.helpers.ams import IDL, AmsLookAlike, client, register, touch
 from tests.helpers.waiting import PATIENCE
 
@@ -95,8 +96,9 @@ def test_expiry(database: Database) -> None:
 
 
 def test_short_absence(database: Database) -> None:
-    """A restart in time keeps rows and tokens; in between nobody answers."""
+    """A restart in time can keep rows and tokens; in between nobody answers."""
     with AmsLookAlike(database.url) as ams:
+        ams.forgets = False
         token = register(ams.thrift_port, "w-1", "g")
         ams.stop()
         with pytest.raises(TTransportException):
@@ -106,12 +108,12 @@ def test_short_absence(database: Database) -> None:
         touch(ams.thrift_port, token)
 
 
-def test_long_absence(database: Database) -> None:
-    """After more than the heartbeat timeout all rows are gone before the port opens."""
+def test_it_forgets_everybody_when_it_starts(database: Database) -> None:
+    """All rows are gone before the port opens; who lives registers again, with a new token."""
     with AmsLookAlike(database.url) as ams:
         token = register(ams.thrift_port, "w-1", "g")
         ams.stop()
-        ams.heartbeat_timeout = 0
+        assert len(rows(database)) == 1
         ams.start()
         assert rows(database) == []
         assert code(touch, ams.thrift_port, token) == 2006
@@ -120,11 +122,36 @@ def test_long_absence(database: Database) -> None:
 
 
 def test_next_process(database: Database) -> None:
-    """Another AMS on the same database knows the tokens of the one before."""
+    """Another AMS on the same database has forgotten those of the one before."""
     with AmsLookAlike(database.url) as ams:
         token = register(ams.thrift_port, "w-1", "g")
     with AmsLookAlike(database.url) as ams:
-        touch(ams.thrift_port, token)
+        assert rows(database) == []
+        assert code(touch, ams.thrift_port, token) == 2006
+
+
+def test_its_rest_removes_what_is_registered_and_no_orphan(database: Database) -> None:
+    """An orphan is code 500 in a body, below status 200: no optimizer row has its id."""
+    with database.writing() as connection:
+        row = {"container_name": "flink", "group_name": "g", "thread_count": 1, "properties": "{}"}
+        rows_of = [{"resource_id": name, "total_memory": 0, **row} for name in ("alive", "dead")]
+        connection.execute(sa.insert(resource), rows_of)
+    with AmsLookAlike(database.url) as ams:
+        register(ams.thrift_port, "alive", "g")
+        assert removed(ams, "dead") == 500
+        assert removed(ams, "alive") == 200
+        assert rows(database) == []
+    with database.reading() as connection:
+        assert list(connection.scalars(sa.select(resource.c.resource_id))) == ["dead"]
+
+
+def removed(ams: AmsLookAlike, resource_id: str) -> int:
+    """The code with which AMS answers to the removal of an optimizer."""
+    where = f"http://127.0.0.1:{ams.http_port}/api/ams/v1/optimize/optimizers/{resource_id}"
+    answer = requests.delete(where, timeout=PATIENCE)
+    assert answer.status_code == 200
+    found: int = answer.json()["code"]
+    return found
 
 
 def test_database_gone(sqlite_url: sa.URL) -> None:

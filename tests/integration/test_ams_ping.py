@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dagster_amoro.ams.leader import Server
 from dagster_amoro.ams.ping import ping
 from dagster_amoro.core.errors import AmsUnavailableError
+from dagster_amoro.core.texts import harmless
 from tests.helpers.ams import AmsLookAlike, Canned
 from tests.helpers.waiting import PATIENCE
 
@@ -36,6 +37,7 @@ def refused(port: int, host: str = "127.0.0.1", timeout: float = 5.0) -> str:
     with pytest.raises(AmsUnavailableError) as caught:
         ping(server(port, host), timeout)
     text = str(caught.value)
+    host = harmless(host)
     assert text.startswith(f"[{host}]:{port} " if ":" in host else f"{host}:{port} ")
     return text
 

@@ -9,8 +9,9 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from dagster_amoro.containers.amoro.local import processes_of
 from dagster_amoro.core.model import Resource, State
-from dagster_amoro.stores.registry import optimizer, resource
+from dagster_amoro.stores.registry import optimizer, resource, resource_group
 from tests.helpers.ams import Behaviour, register
 from tests.helpers.attached import Amoro, amoro
 from tests.helpers.databases import BACKENDS
@@ -64,6 +65,66 @@ def test_an_optimizer_that_died_comes_back_under_its_own_id(running: Amoro) -> N
         assert running.rows("resource") == before
     finally:
         container = world.services.containers.get("local")
+        container.release_resource(_resource(name))
+
+
+def boots_for_ever(running: Amoro) -> str:
+    """Optimizers register no sooner than they are told to end; returns the program before."""
+    program = running.folder / "optimizer.py"
+    before = program.read_text()
+    boots = "while not ends_at:\n    time.sleep(0.05)\ntoken = register("
+    program.write_text(before.replace("token = register(", boots))
+    return before
+
+
+@pytest.mark.long
+def test_an_optimizer_that_registers_while_it_is_stopped_has_not_recovered(running: Amoro) -> None:
+    """A real process: it boots for too long, completes its registration as it ends, and is gone."""
+    world, name = running.world, uuid4().hex
+    running.resources(name)
+    world.tick()
+    program = boots_for_ever(running)
+    container = world.services.containers.get("local")
+    try:
+        for _ in range(2):
+            (request,) = world.later().tick()
+            assert world.launch(request).success
+        assert len(running.ams.registrations) == 1
+        assert processes_of(_resource(name)) == []
+        assert world.later().tick() == []
+        assert "an optimizer registered that may have been stopped" in world.message
+        assert world.incidents()[0].is_open
+        running.forget(name)  # its heartbeats expire
+        (running.folder / "optimizer.py").write_text(program)
+        (request,) = world.tick()
+        assert world.launch(request).success
+        wait_until(lambda: len(running.ams.registrations) == 2)
+        world.tick()
+        (incident,) = world.incidents()
+        assert (incident.state, incident.attempts_used) == (State.RECOVERED, 2)
+        assert len(processes_of(_resource(name))) == 1
+    finally:
+        container.release_resource(_resource(name))
+
+
+@pytest.mark.long
+def test_a_row_that_is_removed_while_its_optimizer_boots_leaves_no_process(running: Amoro) -> None:
+    """AMS has forgotten it, and would let it register and work for ever."""
+    world, name = running.world, uuid4().hex
+    running.resources(name)
+    world.tick()
+    boots_for_ever(running)
+    container = world.services.containers.get("local")
+    try:
+        (request,) = world.later().tick()
+        assert world.launch(request).success
+        assert len(processes_of(_resource(name))) == 1
+        running.execute(sa.delete(resource).where(resource.c.resource_id == name))
+        (request,) = world.tick()
+        assert world.launch(request).success
+        assert processes_of(_resource(name)) == []
+        assert [incident.state for incident in world.incidents()] == [State.RELEASED]
+    finally:
         container.release_resource(_resource(name))
 
 
@@ -257,3 +318,71 @@ def _turns(world: Fleet, incident_id: int) -> None:
         world.services.restarter.restart(incident_id, incident.claimed_by)
         world.later(GRACE)
         incident = world.services.ledger.incident(incident_id)
+
+
+# What AMS would refuse.
+
+
+def drop_group(running: Amoro) -> None:
+    """As AMS's REST does, while resources of it stay."""
+    running.execute(sa.delete(resource_group).where(resource_group.c.group_name == "g"))
+
+
+def test_resources_of_a_group_that_was_dropped_are_left_alone_until_it_is_back(
+    running: Amoro,
+) -> None:
+    """Reported once, for as long as it takes; no start in vain, and no row is removed."""
+    world = running.world
+    running.resources("a")
+    drop_group(running)
+    before = running.rows("resource")
+    for _ in range(10):
+        assert world.tick() == []
+        world.later(timedelta(hours=1))
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.UNSUPPORTED, 0)
+    assert incident.note == (
+        "its group g is not in resource_group, so that AMS would refuse its registration"
+    )
+    assert world.kinds("a") == ["detected", "reported"]
+    assert running.rows("resource") == before
+    running.execute(sa.insert(resource_group), {"group_name": "g", "container_name": "local"})
+    assert len(world.tick()) == 1
+
+
+def test_a_group_that_is_dropped_before_the_run_begins_is_no_attempt(running: Amoro) -> None:
+    """The run looks again, and reports it."""
+    world = running.world
+    running.resources("a")
+    world.tick()
+    (request,) = world.later(GRACE).tick()
+    drop_group(running)
+    assert world.launch(request).success
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.UNSUPPORTED, 0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "why"),
+    [
+        (
+            "60000",
+            "its heart-beat-interval, 60 s, is not below the heart-beat-timeout of AMS, 60 s",
+        ),
+        ("10s", "its heart-beat-interval is no number of milliseconds"),
+        ("59999", None),
+        (None, None),
+    ],
+)
+def test_heartbeats_that_ams_refuses_are_no_attempt(
+    running: Amoro, interval: str | None, why: str | None
+) -> None:
+    """AMS would not register such an optimizer, however often it is started."""
+    world = running.world
+    running.resources("a", **({"heart-beat-interval": interval} if interval else {}))
+    world.tick()
+    requests = world.later(GRACE).tick()
+    (incident,) = world.incidents()
+    assert len(requests) == (why is None)
+    assert (incident.note or "").startswith(why or "")
+    assert (incident.state is State.UNSUPPORTED) == (why is not None)

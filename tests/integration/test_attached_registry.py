@@ -147,7 +147,7 @@ def test_a_look_keeps_the_whole_row_of_ams(attached: Registry, amoro_url: sa.URL
     assert seen_resource.orphan == attached.read_snapshot().orphans["r"]
     insert_optimizer(amoro_url, "r")
     assert attached.read_resource("r").registered
-    assert attached.read_resource("gone") == ResourceSnapshot(row=None, registered=False)
+    assert attached.read_resource("gone") == ResourceSnapshot()
 
 
 def test_startup_properties_are_saved_and_orphans_removed(
@@ -320,19 +320,32 @@ def test_transactions_read_what_is_committed(attached: Registry, amoro_url: sa.U
             assert connection.scalar(count) == (before or 0) + 1
 
 
+def work_of_ams(url: sa.URL) -> None:
+    """Heartbeats, a registration, a new resource and an expiry, as AMS writes them."""
+    execute(url, "UPDATE optimizer SET touch_time = '2026-01-01'")
+    insert_optimizer(url, None)
+    insert_resource(url, "new")
+    execute(url, "DELETE FROM optimizer")
+
+
+def test_ams_is_not_held_up_by_a_rehearsal(attached: Registry, amoro_url: sa.URL) -> None:
+    """Its row is locked for a moment, which AMS waits for; all others are not."""
+    insert_resource(amoro_url, "r")
+    insert_optimizer(amoro_url, "another")
+
+    sa.event.listen(attached.database.engine, "rollback", lambda _: work_of_ams(amoro_url))
+    assert attached.rehearse("r", "{}")
+    assert len(stored(amoro_url)) == 2
+    execute(amoro_url, "DELETE FROM resource WHERE resource_id = 'r'")
+
+
 @pytest.mark.parametrize("act", ["save", "remove"])
 def test_ams_is_not_held_up(attached: Registry, amoro_url: sa.URL, act: str) -> None:
     """Right before a write of ours is committed, heartbeats and registrations go on."""
     insert_resource(amoro_url, "r")
     insert_optimizer(amoro_url, "another")
 
-    def meanwhile(_connection: sa.Connection) -> None:
-        execute(amoro_url, "UPDATE optimizer SET touch_time = '2026-01-01'")
-        insert_optimizer(amoro_url, None)
-        insert_resource(amoro_url, "new")
-        execute(amoro_url, "DELETE FROM optimizer")
-
-    sa.event.listen(attached.database.engine, "commit", meanwhile)
+    sa.event.listen(attached.database.engine, "commit", lambda _: work_of_ams(amoro_url))
     saved = act == "save" and attached.save_startup("r", "{}", {"pid": "7"})
     assert saved or attached.remove_orphan("r", "{}")
     assert len(stored(amoro_url)) == (2 if saved else 1)
@@ -432,6 +445,24 @@ def test_the_check_names_the_rights_that_are_missing(amoro_url: sa.URL, attached
     assert all("denied" in reason for reason in refused.values())
 
 
+@pytest.mark.parametrize("right", ["UPDATE", "DELETE"])
+def test_a_right_that_a_restart_may_need_is_missed_before_anything_is_done(
+    amoro_url: sa.URL, attached: Registry, right: str
+) -> None:
+    """Nothing to act on is read without it, and no restart begins; what is only shown, is."""
+    insert_resource(amoro_url, "r")
+    assert attached.read_snapshot(to_act=True).orphans.keys() == {"r"}
+    assert attached.rehearse("r", "{}")
+    of_column = " (properties)" if right == "UPDATE" else ""
+    execute(amoro_url, f"REVOKE {right}{of_column} ON resource FROM keeper")
+    attached.database.close()
+    for look in (lambda: attached.read_snapshot(to_act=True), lambda: attached.rehearse("r", "{}")):
+        with pytest.raises(StoreUnavailableError, match=r"cannot be written: .*denied"):
+            look()
+    assert attached.read_snapshot().orphans.keys() == {"r"}
+    assert attached.read_resource("r").orphan is not None
+
+
 @pytest.mark.parametrize("right", registry_module._RIGHTS)
 def test_the_check_changes_nothing(attached: Registry, amoro_url: sa.URL, right: str) -> None:
     """Even if somebody committed what it does; there are rows that it could have touched."""
@@ -441,3 +472,31 @@ def test_the_check_changes_nothing(attached: Registry, amoro_url: sa.URL, right:
     with attached.database.writing() as connection:
         connection.execute(registry_module._RIGHTS[right])
     assert stored(amoro_url) == before
+
+
+def test_the_owner_of_amoro_s_tables_may_grant_what_is_needed(
+    postgresql_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """No superuser, but one who may create roles, as the page says."""
+    create_amoro(postgresql_url)
+    tables = ", ".join(table.name for table in metadata.sorted_tables)
+    execute(
+        postgresql_url,
+        "CREATE ROLE owner_of_amoro LOGIN CREATEROLE",
+        "ALTER DATABASE postgres OWNER TO owner_of_amoro",
+        "ALTER SCHEMA public OWNER TO pg_database_owner",  # as in any new database
+        *(f"ALTER TABLE {name} OWNER TO owner_of_amoro" for name in tables.split(", ")),
+    )
+    owner = postgresql_url.set(username="owner_of_amoro")
+    try:
+        execute(owner, *documented_grants("postgresql", "postgres"))
+        keeper = postgresql_url.set(username="keeper", password=_PASSWORD)
+        assert registry_module.missing_rights(open_database(keeper)) == {}
+        execute(owner, *_REVOKED["postgresql"])
+    finally:
+        execute(
+            postgresql_url,
+            "ALTER DATABASE postgres OWNER TO postgres",
+            "DROP OWNED BY owner_of_amoro CASCADE",
+            "DROP ROLE owner_of_amoro",
+        )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from dagster_amoro.core.model import State
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.stores.registry import resource_group
-from tests.helpers.fleet import GRACE, fleet
+from tests.helpers.fleet import GRACE, Fleet, fleet
 
 NAMES = {
     "nothing_given_up",
@@ -19,6 +19,7 @@ NAMES = {
     "restarts_succeed",
     "no_resource_flaps",
     "groups_at_min_parallelism",
+    "groups_not_doubled",
     "survey_is_fresh",
 }
 
@@ -40,65 +41,76 @@ def test_a_fleet_that_is_well_but_for_the_sensor_that_never_ran(tmp_path: Path) 
         assert "is the sensor running, and the daemon?" in message["survey_is_fresh"]
 
 
-def test_what_was_given_up_is_told_once(tmp_path: Path) -> None:
-    """The next run of the check knows what the last one told."""
-    with fleet(tmp_path, max_retries=0) as world:
-        world.worker("lost")
-        world.tick()
-        (request,) = world.later().tick()
-        world.launch(request)
-        first = world.check()
-        assert "lost (group g)" in failed(first)["nothing_given_up"]
-        assert first["nothing_given_up"].severity is dg.AssetCheckSeverity.ERROR
-        assert "nothing_given_up" not in failed(world.check())
-        assert "nothing_given_up" not in failed(world.check())
+def lose(world: Fleet, name: str) -> None:
+    """A worker dies and is given up, or kept, without any attempt."""
+    world.worker(name)
+    world.tick()
+    (request,) = world.later().tick()
+    world.launch(request)
 
 
-def test_what_began_first_and_ended_last_is_told_too(tmp_path: Path) -> None:
-    """A later incident was given up, and told, before it."""
-    with fleet(tmp_path, max_retries=0) as world:
-        world.worker("first")
-        world.tick()
-        (late,) = world.later().tick()
-        world.worker("second")
-        world.tick()
-        (soon,) = world.later().tick()
-        world.launch(soon)
-        assert "second (group g)" in failed(world.check())["nothing_given_up"]
-        world.later(timedelta(seconds=1)).launch(late)
-        message = failed(world.check())["nothing_given_up"]
-        assert message.startswith("1 resource given up and removed: first (group g)")
-
-
-def test_what_is_kept_without_attempts_left_is_told_once(
+def test_what_was_given_up_is_red_until_somebody_has_seen_to_it(
     tmp_path: Path, database_url: sa.URL
 ) -> None:
-    """It stays open, and a person is needed; neither is it overdue, nor told once it is back."""
+    """It is restored, or acknowledged, or a day old."""
+    by = {"author": "ann", "reason": "looking into it"}
+    with fleet(tmp_path, url=database_url, max_retries=0) as world:
+        for name in ("first", "second", "third"):
+            lose(world, name)
+        for _ in range(2):
+            found = failed(world.check())["nothing_given_up"]
+            assert found.startswith("3 resources given up and removed: ")
+        assert world.check()["nothing_given_up"].severity is dg.AssetCheckSeverity.ERROR
+        world.services.operations.acknowledge("first", **by)
+        message = failed(world.check())["nothing_given_up"]
+        assert message.startswith("2 resources given up and removed: second (group g), third (gro")
+        world.services.operations.restore("second", **by)
+        message = failed(world.check())["nothing_given_up"]
+        assert message.startswith("1 resource given up and removed: third (group g). ")
+        world.later(timedelta(days=1))
+        assert world.check()["nothing_given_up"].passed
+
+
+def test_what_is_given_up_again_is_red_again(tmp_path: Path) -> None:
+    """Whoever has seen to it the first time may not know of the second."""
+    by = {"author": "ann", "reason": "looking into it"}
+    with fleet(tmp_path, max_retries=0) as world:
+        lose(world, "lost")
+        world.services.operations.acknowledge("lost", **by)
+        world.services.operations.restore("lost", **by)
+        assert world.check()["nothing_given_up"].passed
+        (request,) = world.later().tick()
+        world.launch(request)
+        assert "lost (group g)" in failed(world.check())["nothing_given_up"]
+
+
+def test_what_is_kept_without_attempts_left_is_red_until_somebody_has_seen_to_it(
+    tmp_path: Path, database_url: sa.URL
+) -> None:
+    """It stays open, and a person is needed; it is not overdue, nor red once it is back."""
     with fleet(tmp_path, url=database_url, max_retries=1) as world:
         policy = replace(world.services.policy, on_exhausted=OnExhausted.KEEP)
         world.services = replace(world.services, policy=policy)
-        world.worker("stuck")
+        for name in ("stuck", "other"):
+            world.worker(name)
         world.tick()
         for _ in range(2):
             for request in world.later().tick():
                 world.launch(request)
-        assert world.incidents()[0].state is State.KEPT
+        assert {each.state for each in world.incidents()} == {State.KEPT}
         first = failed(world.check())
-        assert first["nothing_given_up"].startswith(
-            "1 resource out of attempts and kept: stuck (group g). "
-        )
-        assert "0% of 1 restarted resource" in first["restarts_succeed"]
-        second = world.check()
-        assert second["nothing_given_up"].passed
-        assert "stuck" in (second["nothing_given_up"].description or "")
+        assert first["nothing_given_up"].startswith("2 resources out of attempts and kept: ")
+        assert "0% of 2 restarted resources" in first["restarts_succeed"]
+        world.services.operations.acknowledge("other", author="ann", reason="it is old")
+        message = failed(world.check())["nothing_given_up"]
+        assert message.startswith("1 resource out of attempts and kept: stuck (group g). ")
         world.later(timedelta(hours=2)).tick()
         third = world.check()
         assert third["no_incident_overdue"].passed
-        assert third["no_incident_overdue"].metadata["open incidents"].value == 1
+        assert third["no_incident_overdue"].metadata["open incidents"].value == 2
         world.register("stuck")
         world.tick()
-        message = world.check()["nothing_given_up"].description
-        assert message == "nothing was given up since the last check"
+        assert world.check()["nothing_given_up"].passed
 
 
 def test_what_a_dry_run_did_not_do_alarms_nobody(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
 from tests.helpers.commands import command_runner
+from tests.helpers.fleet import age
 
 CONFIG = """
 ams:
@@ -35,6 +37,8 @@ containers:
   - {name: recording, container-impl: dagster_amoro.testing.RecordingContainer}
 """
 BY = ("--reason", "a move", "--author", "ann")
+USER = pwd.getpwuid(os.getuid()).pw_name
+ANN = f"ann ({USER})"  # as typed, and as the system knows
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Site:
         """A resource that nobody stands for."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
         add(self.services.registry, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
+        age(self.services.registry)
 
     def tick(self) -> None:
         """The sensor looks, and a run does what is due."""
@@ -111,20 +116,21 @@ def test_pause_and_resume(site: Site) -> None:
     """What is paused is held until it is resumed, and both are in the ledger with who and why."""
     told = site.says("pause", "--group", "g", *BY)
     assert told == (
-        "group g is paused until somebody resumes it, by ann: a move. Nothing is started or "
+        f"group g is paused until somebody resumes it, by {ANN}: a move. Nothing is started or "
         "removed there; a start under way is finished.\n"
     )
     (pause,) = site.services.ledger.pauses()
     assert (pause.target, pause.until) == (Target(scope=Scope.GROUP, name="g"), None)
     (paused,) = site.events(EventKind.PAUSED)
-    by = {"author": "ann", "reason": "a move", "target": "group g", "until": None}
+    by = {"author": ANN, "reason": "a move", "target": "group g", "until": None}
     assert paused.details == by
     told = site.says("resume", "--group", "g", "--author", "bob", "--reason", "moved")
-    assert told.startswith("group g is resumed, by bob: moved; before, group g is paused by ann")
+    resumption = f"group g is resumed, by bob ({USER}): moved; before, group g is paused by {ANN}"
+    assert told.startswith(resumption)
     assert "at most 5 s from now" in told
     assert site.services.ledger.pauses() == []
     (resumed,) = site.events(EventKind.RESUMED)
-    assert resumed.details == {**by, "author": "bob", "reason": "moved"}
+    assert resumed.details == {**by, "author": f"bob ({USER})", "reason": "moved"}
 
 
 def test_a_pause_ends_when_it_was_told_to(site: Site) -> None:
@@ -134,9 +140,9 @@ def test_a_pause_ends_when_it_was_told_to(site: Site) -> None:
     (pause,) = site.services.ledger.pauses()
     assert pause.until is not None
     assert timedelta() <= pause.until - before - timedelta(minutes=90) < timedelta(minutes=1)
-    assert f"resource w-1 is paused until {pause.until:%Y-%m-%d %H:%M:%S} UTC, by ann" in told
+    assert f"resource w-1 is paused until {pause.until:%Y-%m-%d %H:%M:%S} UTC, by {ANN}" in told
     told = site.says("pause", *BY, "--until", "2126-03-29T08:00:00+02:00")
-    assert told.startswith("everything is paused until 2126-03-29 06:00:00 UTC, by ann: a move.")
+    assert told.startswith(f"everything is paused until 2126-03-29 06:00:00 UTC, by {ANN}: a move.")
 
 
 def test_a_time_without_a_zone_is_the_machines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +175,7 @@ def test_restart_now(site: Site) -> None:
     told = site.says("restart-now", "w-1", *BY)
     assert told.startswith("w-1 is to be restarted (attempt 1 of 5): the next tick hands it to a ")
     (operator_request,) = site.events(EventKind.RESTART_NOW)
-    assert operator_request.details == {"author": "ann", "reason": "a move"}
+    assert operator_request.details == {"author": ANN, "reason": "a move"}
     site.tick()
     assert site.incident("w-1").attempts == 1
     assert site.incident("w-2").attempts == 0
@@ -185,7 +191,7 @@ def test_reset(site: Site) -> None:
     assert site.says("reset", "--group", "g", *BY).startswith("w-2 has all 5 attempts again.")
     assert [site.incident(name).attempts_used for name in ("w-1", "w-2", "x-1")] == [0, 0, 1]
     events = site.events(EventKind.RESET)
-    assert [each.details for each in events] == [{"author": "ann", "reason": "a move"}] * 2
+    assert [each.details for each in events] == [{"author": ANN, "reason": "a move"}] * 2
 
 
 def test_give_up_and_restore(site: Site) -> None:
@@ -195,13 +201,14 @@ def test_give_up_and_restore(site: Site) -> None:
     assert site.says("give-up", "w-1", *BY).startswith("w-1 is to be given up: the next tick ")
     site.tick()
     assert site.row("w-1") == []
+    assert site.says("acknowledge", "w-1", *BY).startswith("w-1: acknowledged, by ")
     told = site.says("restore", "w-1", *BY)
     assert told.startswith("w-1: its resource row is back as it was when it was exhausted at ")
     assert site.row("w-1") == row != []
     assert site.incident("w-1").attempts == 0
-    for kind in (EventKind.GIVE_UP, EventKind.RESTORED):
+    for kind in (EventKind.GIVE_UP, EventKind.ACKNOWLEDGED, EventKind.RESTORED):
         (told_of,) = site.events(kind)
-        assert (told_of.details["author"], told_of.details["reason"]) == ("ann", "a move")
+        assert (told_of.details["author"], told_of.details["reason"]) == (ANN, "a move")
 
 
 def test_status(site: Site) -> None:
@@ -209,7 +216,7 @@ def test_status(site: Site) -> None:
     site.tick()
     site.says("pause", "--group", "h", *BY)
     table = site.says("status")
-    for shown in ("w-1", "x-1", "group h is paused by ann: a move"):
+    for shown in ("w-1", "x-1", f"group h is paused by {ANN}: a move"):
         assert shown in table
     told = json.loads(site.says("status", "--json", "--group", "g"))
     assert {each["resource_id"] for each in told["orphans"]} == {"w-1", "w-2"}
@@ -235,6 +242,7 @@ def test_status(site: Site) -> None:
             "there is nothing to reset: nothing of group g counts now, nor",
         ),
         (["give-up", "x"], "there is no resource 'x'; orphans are w-1, w-2, x-1"),
+        (["acknowledge", "w-1"], "'w-1' was not given up, nor is it out of attempts and kept: "),
         (["restore", "w-1"], "'w-1' cannot be restored: the ledger has no removed row of it; nor "),
     ],
 )
@@ -289,5 +297,5 @@ def test_the_installed_command_does_it(site: Site) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("group g is paused until somebody resumes it, by ann: a move.")
+    assert done.stdout.startswith(f"group g is paused until somebody resumes it, by {ANN}: a move.")
     assert len(site.services.ledger.pauses()) == 1

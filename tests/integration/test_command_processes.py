@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,7 +22,12 @@ import pytest
 
 from dagster_amoro import CommandContainer
 from dagster_amoro.containers import processes
-from dagster_amoro.containers.command.launches import LaunchFiles, Record, properties_of
+from dagster_amoro.containers.command.launches import (
+    LaunchFiles,
+    Record,
+    new_launch_id,
+    properties_of,
+)
 from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch
 from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
@@ -30,6 +36,12 @@ HOSTILE = "a b'\";$(touch x)`x`\n{group_name}{{}}\\ *~|&>\U0001f600"
 PYTHON = [sys.executable, "-I", "-S", "-c"]  # without site-packages it starts at once
 SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+# As programs do that set the title of their process: nothing is left of the environment.
+MARKLESS = """
+import os, sys
+argv = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)", sys.argv[1]]
+os.execve(argv[0], argv, {})
+"""
 # Two generations: the leader sleeps, its child and grandchild do too.
 FAMILY = """
 import os, time
@@ -54,20 +66,23 @@ STARTER = """
 import json, os, signal, sys, time
 from dagster_amoro import CommandContainer
 from dagster_amoro.containers import processes
+from dagster_amoro.containers.command import witnessed
 from dagster_amoro.containers.command.launches import LaunchFiles
 from dagster_amoro.core.model import Resource
 
 properties, resource, point, files = map(json.loads, sys.argv[1:])
 for _ in range(files):
     os.set_inheritable(os.open("/", os.O_RDONLY), True)
-spawn, write, writes = processes.spawn, LaunchFiles.write, []
+spawn, told, write = processes.spawn, witnessed.spawn, LaunchFiles.write
 
 def die(*args, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def spawn_and_die(*args, **keywords):
-    spawn(*args, **keywords)
-    die()
+def then_die(call):
+    def called(*args, **keywords):
+        call(*args, **keywords)
+        die()
+    return called
 
 def write_or_die(files, record):
     if record.launch.pid is not None:
@@ -78,8 +93,10 @@ if point == "without SIGCHLD":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 elif point == "before the process":
     processes.spawn = die
+elif point == "before its witness is told":
+    processes.spawn = then_die(spawn)
 elif point == "right after the process":
-    processes.spawn = spawn_and_die
+    witnessed.spawn = then_die(told)
 elif point == "before its pid is recorded":
     LaunchFiles.write = write_or_die
 started = CommandContainer("local", properties).request_resource(Resource(**resource))
@@ -91,6 +108,7 @@ if point == "later":
 """
 POINTS = [
     "before the process",
+    "before its witness is told",
     "right after the process",
     "before its pid is recorded",
     "before it is saved",
@@ -207,7 +225,8 @@ class Fleet:
             process.communicate()
         while pids := self.pids():
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its witness has collected it meanwhile
+                    os.kill(pid, signal.SIGKILL)
         processes.reap()
 
 
@@ -322,8 +341,9 @@ def test_a_worker_that_is_forgotten_is_not_warned_of(fleet: Fleet) -> None:
         gc.collect()
     processes._children.clear()
     gc.collect()
+    witness = psutil.Process(pid).ppid()
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    os.waitpid(witness, 0)
 
 
 def test_files_are_for_their_owner_only(fleet: Fleet) -> None:
@@ -342,7 +362,8 @@ def test_any_id_has_a_log_in_the_folder(fleet: Fleet, resource_id: str) -> None:
     container = fleet.container("print('hello')", start_check="10s")
     container.request_resource(resource(resource_id))
     assert fleet.log(resource_id) == "hello\n"
-    assert len(list(fleet.logs.iterdir())) == 3
+    suffixes = {path.suffix for path in fleet.logs.iterdir()}
+    assert suffixes == {".log", ".json", ".lock", ".end"}
     assert list(fleet.logs.parent.iterdir()) == [fleet.logs]
 
 
@@ -358,7 +379,7 @@ def test_an_early_end_shows_exit_code_and_log(fleet: Fleet) -> None:
             container.request_resource(resource())
     message = str(caught.value)
     assert message.startswith("the worker ended at once with exit code 3; the end of its log /")
-    assert message.endswith(".log:\nthe reason second")
+    assert message.endswith(".log:\n  | the reason second")
     assert "first" not in message
     assert fleet.log() == "the reason first\nthe reason second\n"
 
@@ -605,7 +626,7 @@ def test_a_process_with_a_used_pid_is_left_alone(fleet: Fleet, later: float) -> 
     """Neither properties nor record can make it ours, though it leads a session too."""
     stranger = psutil.Process(fleet.run([*PYTHON, SLEEP]).pid)
     launch = Launch(
-        launch_id="x",
+        launch_id=new_launch_id("r1"),
         host=socket.gethostname(),
         pid=stranger.pid,
         started_at=stranger.create_time() + later,
@@ -624,12 +645,66 @@ def test_a_process_with_a_used_pid_is_left_alone(fleet: Fleet, later: float) -> 
 def test_a_process_that_leads_no_session_is_left_alone(fleet: Fleet) -> None:
     """Workers always do, so that even pid and start time are not taken on trust."""
     stranger = psutil.Process(fleet.run([*PYTHON, SLEEP], detached=False).pid)
-    launch = Launch(launch_id="x", pid=stranger.pid, started_at=stranger.create_time())
+    launch = Launch(
+        launch_id=new_launch_id("r1"), pid=stranger.pid, started_at=stranger.create_time()
+    )
     container = fleet.container(SLEEP)
     one = resource(properties={**properties_of(launch), "command-host": ""})
     assert container.status(one) == "ended"
     container.release_resource(one)
     assert is_alive(stranger.pid)
+
+
+@pytest.mark.parametrize(
+    "launch_id",
+    ["", "x", new_launch_id("r1"), new_launch_id("r2")],
+    ids=["none", "any", "own", "r2"],
+)
+def test_a_row_cannot_have_a_process_of_others_ended(fleet: Fleet, launch_id: str) -> None:
+    """It names pid and start time of one that leads a session: refused, and that is said."""
+    stranger = psutil.Process(fleet.run([*PYTHON, SLEEP]).pid)
+    named = Launch(launch_id=launch_id, pid=stranger.pid, started_at=stranger.create_time())
+    container = fleet.container(SLEEP)
+    one = resource(properties={**properties_of(named), "command-host": socket.gethostname()})
+    told = f"process {stranger.pid}, which its row names, is somebody else's"
+    assert container.status(one) == "ended"
+    with pytest.raises(ReleaseFailedError, match=told):
+        container.release_resource(one)
+    with pytest.raises(StartFailedError, match=told):
+        container.request_resource(one)
+    assert is_alive(stranger.pid)
+    assert fleet.pids() == set()
+
+
+def test_a_row_cannot_have_the_worker_of_another_resource_ended(fleet: Fleet) -> None:
+    """Though its launch is one of ours, and the row knows all of it."""
+    container = fleet.container(SLEEP)
+    started = container.request_resource(resource("r2"))
+    thief = resource("r1", properties=started)
+    for call in (container.release_resource, container.request_resource):
+        with pytest.raises((ReleaseFailedError, StartFailedError), match="is somebody else's"):
+            call(thief)
+    assert is_alive(int(started["command-pid"]))
+    container.release_resource(resource("r2", properties=started))
+    assert not is_alive(int(started["command-pid"]))
+
+
+def test_a_worker_that_hides_its_mark_is_known_by_our_record(fleet: Fleet) -> None:
+    """Programs that set their titles overwrite their environment; without a record it is left."""
+    container = fleet.container(MARKLESS, fleet.mark)
+    one = resource(properties=container.request_resource(resource()))
+    pid = int(one.properties["command-pid"])
+    until(lambda: LAUNCH_VARIABLE not in psutil.Process(pid).environ())
+    record = fleet.files().record
+    kept = record.read_bytes()
+    record.unlink()
+    with pytest.raises(ReleaseFailedError, match="is somebody else's"):
+        container.release_resource(one)
+    assert is_alive(pid)
+    record.write_bytes(kept)
+    record.chmod(0o600)
+    container.release_resource(one)
+    assert not is_alive(pid)
 
 
 def test_a_worker_is_known_though_the_clock_was_set(fleet: Fleet) -> None:
@@ -645,16 +720,16 @@ def test_a_worker_is_known_though_the_clock_was_set(fleet: Fleet) -> None:
 
 
 def test_a_zombie_is_dead(fleet: Fleet) -> None:
-    """Also one whose parent does not care for it."""
-    starter = fleet.start_elsewhere(fleet.properties(SLEEP), resource(), "later")
-    one = resource(properties=answer(starter))
-    dead = psutil.Process(int(one.properties["command-pid"]))
+    """Also one whose parent does not care for it; that one is ended with the launch."""
+    container = fleet.container(SLEEP)
+    one = resource(properties=container.request_resource(resource()))
+    dead = psutil.Process(pid_of(one.properties))
+    psutil.Process(dead.ppid()).suspend()
     dead.kill()
     until(lambda: dead.status() == psutil.STATUS_ZOMBIE)
-    container = fleet.container(SLEEP)
     assert container.status(one) == "ended"
     container.release_resource(one)
-    assert dead.status() == psutil.STATUS_ZOMBIE
+    until(lambda: not dead.is_running())
     container.request_resource(one)
     assert len(fleet.pids()) == 1
 
@@ -711,7 +786,7 @@ def test_a_killed_start_is_seen_and_released(fleet: Fleet, point: str) -> None:
     container = fleet.container(SLEEP)
     one = resource(properties=container.request_resource(resource()))
     fleet.start_elsewhere(fleet.properties(SLEEP), one, point).communicate()
-    began = point != "before the process"
+    began = point not in {"before the process", "before its witness is told"}
     assert container.status(one) == ("running" if began else "ended")
     assert len(fleet.pids()) == int(began)
     container.release_resource(one)

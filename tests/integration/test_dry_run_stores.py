@@ -203,7 +203,7 @@ def test_what_would_have_been_removed_is_not_there(dry: DryRunRegistry, removed:
     assert (
         set(dry.read_snapshot().orphans) == set(dry.read_group_snapshot("g").orphans) == {"silent"}
     )
-    assert dry.read_resource("orphan") == ResourceSnapshot(row=None, registered=False)
+    assert dry.read_resource("orphan") == ResourceSnapshot()
     assert dry.present(["orphan", "silent", "alive", "gone"]) == {"silent", "alive"}
 
 

@@ -10,6 +10,8 @@ import socket
 import socketserver
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +29,12 @@ from dagster_amoro.containers.amoro.flink_rest import FlinkRest
 from dagster_amoro.containers.amoro.kubernetes_api import Deployments, client_of
 from dagster_amoro.containers.amoro.rest import LARGEST_ANSWER, RestError
 from dagster_amoro.containers.amoro.spark_rest import SparkRest
-from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
+from dagster_amoro.core.errors import AmsUnavailableError, KeeperError, describe
 from dagster_amoro.core.secrets import Mask
+from tests.helpers.attacks import ANSWERS, acts
 from tests.helpers.certificates import self_signed
 
+CHECKOUT: Final = Path(__file__).parents[2]
 DEADLINE: Final = 0.2  # seconds
 AMPLE: Final = 120.0  # seconds; not what the test is about
 SLACK: Final = 5.0  # seconds that a busy machine may take on top of a deadline
@@ -257,6 +261,7 @@ def test_a_redirect_is_not_followed(who: str, status: int) -> None:
     assert (server.requests, other.requests) == (1 if who != "ams" else 2, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["flink", "spark", "kubernetes"])
 def test_nothing_is_decompressed(who: str) -> None:
     """Some bytes of gzip can become any number of them."""
@@ -269,6 +274,39 @@ def test_an_answer_that_is_nested_too_deeply(who: str) -> None:
     """It is none that anybody can read."""
     with talking(answering("200 OK", b"[" * 1_000_000)) as server:
         assert len(problem(ASKING[who], server.url, AMPLE)) < 2_000
+
+
+@pytest.mark.long
+@everybody
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_that_means_ill_is_an_error(who: str, answer: tuple[str, bytes]) -> None:
+    """In time, and in a text that is short, that acts on nothing and holds no secret."""
+    head, body = answer
+    begin = time.monotonic()
+    with talking(answering(f"{head}\r\nContent-Length: {len(body)}", body)) as server:
+        said = describe(KeeperError(problem(ASKING[who], server.url, AMPLE)))
+    assert time.monotonic() - begin < AMPLE / 2
+    assert acts(said) == []
+    assert "hunter2" not in said
+    assert len(said) < 5000
+
+
+@pytest.mark.long
+@everybody
+def test_no_answer_takes_all_the_memory(who: str) -> None:
+    """The largest that is read, of the smallest things that there are."""
+    body = b"[" + b"[]," * (LARGEST_ANSWER // 3 - 1000) + b"[]]"
+    code = (
+        "import resource, sys\n"
+        "from tests.integration.test_endless_answers import ASKING, AMPLE, KeeperError\n"
+        "try:\n    ASKING[sys.argv[1]](sys.argv[2], AMPLE)\n"
+        "except KeeperError:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    with talking(answering(f"200 OK\r\nContent-Length: {len(body)}", body)) as server:
+        argv = [sys.executable, "-c", code, who, server.url]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    assert int(done.stdout) < 1024  # MiB, Python and Dagster's libraries included
 
 
 def test_a_slow_answer_of_the_largest_size_is_read() -> None:

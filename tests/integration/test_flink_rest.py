@@ -272,7 +272,7 @@ class TestFailedStart:
             (
                 RUN,
                 Answer({"errors": ["Internal server error.", TRACE]}, 500),
-                "RestHandlerException: Could not execute.\nCaused by: java.lang.ClassNotFoundExc",
+                "RestHandlerException: Could not execute.\n  | Caused by: java.lang.ClassNotFound",
             ),
             (RUN, Answer({"errors": ["hunter2hunter2 is wrong"]}, 400), "400: *** is wrong"),
             (RUN, Answer({}), "without 'jobid'"),
@@ -432,6 +432,24 @@ def test_status(session: FlinkContainer, flink: Flink, answer: Answer, status: s
     """Only what Flink says counts."""
     flink.answers_with("GET /v1/jobs/:id", answer)
     assert session.status(STARTED) == status
+
+
+def test_why_its_job_ended(session: FlinkContainer, flink: Flink) -> None:
+    """As Flink says it, without its stack trace and without secrets."""
+    assert session.post_mortem(resource()) == ("never started", "its row names no Flink job", "")
+    trace = "java.lang.IllegalStateException: no space left, hunter2hunter2\n\tat a.b.C(D.java:1)\n"
+    flink.answers_with("GET /v1/jobs/:id", Answer({"name": NAME, "state": "FAILED"}))
+    flink.answers_with("GET /v1/jobs/:id/exceptions", Answer({"root-exception": trace}))
+    found = session.post_mortem(STARTED)
+    assert found is not None
+    assert found.cause == "failed"
+    why = "java.lang.IllegalStateException: no space left, ***"
+    assert found.text == f"its last Flink job {JOB} is FAILED: {why}"
+    assert found.log == why
+    flink.answers_with("GET /v1/jobs/:id", Answer({"errors": ["Job not found"]}, 404))
+    found = session.post_mortem(STARTED)
+    text = f"Flink does not know its last job {JOB} any more"
+    assert found == ("unknown", text, "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -12,23 +13,25 @@ import pytest
 import sqlalchemy as sa
 from upath import UPath
 
-from dagster_amoro.asset_keys import GROUPS, HISTORY
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import State
-from dagster_amoro.core.policy import Backoff
+from dagster_amoro.core.policy import Backoff, RestartPolicy
 from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro_audit.fleet_history import (
-    read_capacity,
     read_incidents,
+    read_live,
+    read_notes,
     read_record,
 )
 from dagster_amoro_audit.group_reliability import KEY, build_group_reliability
 from dagster_amoro_audit.io_managers import FRAME_STORE, FrameIOManager
+from dagster_amoro_audit.settling import settle
 from dagster_amoro_audit.what_if.advice import records
 from dagster_amoro_audit.what_if.job import build_what_if_job
+from dagster_amoro_audit.what_if.kept_advice import up_to_date
 from dagster_amoro_audit.what_if.replay import Recorded, Replayed, replay
-from tests.helpers.fleet import START, Fleet, fleet
+from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
 
 @pytest.fixture
@@ -40,7 +43,10 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
 
 def refresh(world: Fleet) -> dg.ExecuteInProcessResult:
     """A real run of the asset."""
-    asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
+    services = world.services
+    asset = build_group_reliability(
+        services.ledger, services.status, services.policy, lambda: world.now
+    )
     store = FrameIOManager(UPath(world.instance.storage_directory()))
     return dg.materialize([asset], instance=world.instance, resources={FRAME_STORE: store})
 
@@ -215,7 +221,7 @@ def test_the_asset_shows_figures_and_advice(world: Fleet) -> None:
     assert made.metadata["dagster/row_count"].value == 4
     assert str(made.metadata["recommendation"].value).startswith("The grace period of 30 s suits")
     assert made.metadata["policy in force"].value == "3 attempts, grace period 30 s"
-    for name, rows in {"reliability": 4, "other grace periods": 16}.items():
+    for name, rows in {"reliability": 4, "other grace periods": 8}.items():
         table = made.metadata[name]
         assert isinstance(table, dg.TableMetadataValue)
         assert len(table.records) == rows
@@ -229,6 +235,39 @@ def test_the_asset_of_an_empty_ledger_is_empty(world: Fleet) -> None:
     assert made.metadata["recommendation"].value == (
         "Too little history: 0 closed incidents, 10 needed."
     )
+    assert "other grace periods" not in made.metadata
+
+
+def test_advice_is_computed_anew_when_what_it_rests_on_has_changed(world: Fleet) -> None:
+    """By a tenth of its incidents, by the policy in force, or within a day; not for less."""
+    healed(world, 30)
+    folder = UPath(world.instance.storage_directory())
+    store, asked = FrameIOManager(folder), []
+
+    def advise(policy: RestartPolicy) -> bool:
+        """Whether it was computed anew."""
+        before = store.kept("grace_period_advice")
+        found = up_to_date(store, world.services.ledger, policy, world.now)
+        asked.append(found)
+        return before is None or before.attrs != found.attrs
+
+    policy = world.services.policy
+    assert [advise(policy), advise(policy)] == [True, False]
+    pd.testing.assert_frame_equal(asked[0], asked[1])
+    for name, is_new in (("g-3", False), ("g-4", False), ("g-5", False), ("g-6", True)):
+        world.dies(name)
+        world.tick()
+        assert advise(policy) is is_new
+    assert not advise(policy)
+    assert advise(replace(policy, max_retries=1))
+    assert advise(policy)
+    world.later(timedelta(days=1))
+    assert not advise(policy)  # there are no news
+    world.register("g-3")
+    world.tick()
+    assert advise(policy)
+    (folder / "grace_period_advice.parquet").write_bytes(b"cut o")
+    assert advise(policy)
 
 
 def test_what_if_answers_in_a_sentence_and_a_table(world: Fleet) -> None:
@@ -288,14 +327,23 @@ def test_what_is_read_has_the_types_of_the_audit(tmp_path: Path, database_url: s
         assert incidents["detected"].min() == pd.Timestamp(START)
         for column in ("detected", "closed"):
             assert str(incidents[column].dtype) == "datetime64[us, UTC]"
-        (last,) = read_capacity(ledger).tail(1).to_dict("records")
+        notes = read_notes(ledger, START, world.now + GRACE).drop(columns="event")
+        (last,) = notes.tail(1).to_dict("records")
         assert last == {"group": "h", "at": world.now, "wanted": 4, "live": 0}
         _, events = read_record(ledger, incidents, group="h")
         assert events["kind"].tolist() == ["detected", "detected", "attempt"]
         assert events["grace_seconds"].tolist()[:2] == [30, 30]
 
 
-@pytest.mark.parametrize("read", [read_incidents, read_capacity])
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_incidents,
+        partial(read_live, since=START),
+        partial(read_notes, since=START, until=START + GRACE),
+        lambda ledger: settle(ledger, START, print),
+    ],
+)
 def test_a_ledger_that_does_not_answer_is_said_to_be_unavailable(
     world: Fleet, read: Callable[[Ledger], pd.DataFrame]
 ) -> None:
@@ -306,32 +354,3 @@ def test_a_ledger_that_does_not_answer_is_said_to_be_unavailable(
     with pytest.raises(StoreUnavailableError, match="the ledger cannot be read") as failure:
         read(world.services.ledger)
     assert "SELECT" not in str(failure.value)
-
-
-def test_it_refreshes_when_any_group_changed_and_every_hour(world: Fleet) -> None:
-    """Though a group was never refreshed, and right after a refresh of its own."""
-    asset = build_group_reliability(world.services.ledger, world.services.policy, lambda: world.now)
-    definitions = dg.Definitions(
-        assets=[dg.AssetSpec(HISTORY, partitions_def=GROUPS), asset],
-        resources={FRAME_STORE: FrameIOManager(UPath(world.instance.storage_directory()))},
-    )
-    world.instance.add_dynamic_partitions(GROUPS.name or "", ["a", "b"])
-    cursor = None
-    requested = []
-    for minutes, changed in [(0, ""), (1, "a"), (1, "b"), (1, ""), (1, "ab"), (1, ""), (60, "")]:
-        for group in changed:
-            world.instance.report_runless_asset_event(
-                dg.AssetMaterialization(HISTORY, partition=group)
-            )
-        result = dg.evaluate_automation_conditions(
-            definitions,
-            world.instance,
-            asset_selection=dg.AssetSelection.assets(KEY),
-            evaluation_time=world.later(timedelta(minutes=minutes)).now,
-            cursor=cursor,
-        )
-        cursor = result.cursor
-        requested.append(result.get_num_requested(KEY))
-        if requested[-1]:
-            world.instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
-    assert requested == [1, 1, 1, 0, 1, 0, 1]

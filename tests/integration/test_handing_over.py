@@ -1,6 +1,7 @@
 """What happens between a tick and its run: ticks that are cut off, and launches that take long."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,8 @@ from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.healing.tick import TickResult
 from dagster_amoro.stores import schema
-from dagster_amoro.stores.ledger import LedgerTransaction
+from dagster_amoro.stores.ledger import Ledger, LedgerTransaction
+from tests.helpers.cutting import CutDatabase, cut_database
 from tests.helpers.daemons import Daemons, daemons
 from tests.helpers.fleet import GRACE, Fleet, fleet, with_settings
 
@@ -44,7 +46,7 @@ def world(tmp_path: Path) -> Iterator[Fleet]:
 def cut_off(world: Fleet) -> TickResult:
     """A tick whose process ends after its commit: Dagster gets neither requests nor a cursor."""
     return world.services.ticker.tick(
-        lambda owners: run_states(world.instance, owners),
+        lambda owners: run_states(world.instance, owners, world.services.ledger.identity),
         AmsRestartDetector(),
         token=parse_cursor(world.cursor).token,
     )
@@ -109,24 +111,57 @@ def test_runs_that_were_launched_before_the_tick_was_cut_off_are_not_requested_a
     assert [request.run_key for request in world.tick()] == [second.run_key]
 
 
-def test_a_commit_whose_answer_is_lost_is_made_good_for(world: Fleet) -> None:
-    """The tick abstains, since it cannot know; Dagster keeps its cursor, with the old token."""
+@pytest.fixture
+def cut(tmp_path: Path, database_url: sa.URL) -> Iterator[tuple[Fleet, CutDatabase]]:
+    """A fleet whose ledger can lose the answers to its commits."""
+    with fleet(tmp_path, url=database_url) as made, cut_database(database_url) as database:
+        made.services = replace(made.services, ledger=Ledger(database))
+        yield made, database
+
+
+def test_a_commit_whose_answer_is_lost_is_made_good_for(cut: tuple[Fleet, CutDatabase]) -> None:
+    """The tick says that it does not know; the next one requests the run at once, and it alone."""
+    world, database = cut
     world.worker()
     world.tick()
     world.later()
-    given = LedgerTransaction.apply
+    database.cuts = True
+    assert world.tick() == []
+    database.cuts = False
+    assert world.message.startswith("Abstained, and the next tick finds out what was changed: ")
+    assert "nothing was changed" not in world.message
+    (incident,) = world.incidents()
+    assert incident.state is State.DISPATCHED
+    (request,) = world.tick()
+    assert request.run_key == incident.claimed_by
+    assert world.launch(request).success
+    assert world.container.requested == ["w-1"]
+    assert world.tick() == []
 
-    def lost(self: LedgerTransaction, steps: Sequence[object]) -> object:
-        given(self, steps)  # type: ignore[arg-type]
-        self.connection.commit()
-        raise StoreUnavailableError("the answer is lost")
 
-    with patch.object(LedgerTransaction, "apply", lost):
-        assert world.tick() == []
-    assert "Abstained" in world.message
+def test_so_is_that_of_a_tick_without_a_cursor(cut: tuple[Fleet, CutDatabase]) -> None:
+    """It left a cursor, by which the next one knows what it gave out."""
+    world, database = cut
+    world.worker()
+    world.tick()
+    world.later().cursor = None
+    database.cuts = True
+    assert world.tick() == []
+    database.cuts = False
+    assert "the next tick finds out" in world.message
     (request,) = world.tick()
     assert world.launch(request).success
     assert world.container.requested == ["w-1"]
+
+
+def test_a_commit_that_was_not_made_changed_nothing(world: Fleet) -> None:
+    """The store failed before it."""
+    world.worker()
+    world.tick()
+    world.later()
+    with patch.object(LedgerTransaction, "apply", side_effect=StoreUnavailableError):
+        assert world.tick() == []
+    assert world.message.startswith("Abstained, nothing was changed: ")
 
 
 def test_what_a_lost_cursor_knew_of_lapses(world: Fleet) -> None:
@@ -184,7 +219,7 @@ def test_dagster_requests_what_a_tick_gave_out_whose_answer_came_too_late(
         for number, answers in enumerate([True, False, False, True, True]):
             add(services.registry, worker(f"w-{number}"))
             (Daemons.sense if answers else too_late)(dagster)
-        runs = dagster.instance.get_runs()
+        runs = dagster.instance.get_runs(dg.RunsFilter(job_name="restart_orphans"))
     given = {incident.claimed_by for incident in services.ledger.open_incidents()}
     assert len(services.ledger.open_incidents()) == 5
     assert sorted(run.tags["dagster/run_key"] for run in runs) == sorted(map(str, given))

@@ -1,6 +1,7 @@
 """Runs of the job with orphans whose containers hang: the others do not wait for them."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -134,32 +135,52 @@ def test_stops_that_hang_come_last_then_alone_and_are_given_up(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_constructor_that_hangs_in_a_run_holds_up_nothing(tmp_path: Path, how: str) -> None:
-    """Its orphan is left with the reason; in the next tick, too, the others go on."""
-    own = {"hangs-at": "never", "hangs": how, "folder": str(tmp_path)}
-    well = settings(HangingContainer, own, "well")
-    good, bad = (
-        settings(HangingContainer, {**own, "hangs-at": at, "status-timeout": f"{TIMEOUT}s"}, "sick")
-        for at in ("never", "constructor")
-    )
-    with marked(tmp_path) as mark, fleet(tmp_path) as world:
+def test_a_constructor_that_hangs_holds_up_nothing_and_is_given_up(
+    tmp_path: Path, how: str
+) -> None:
+    """Each try of a start is ended in time; the others are started meanwhile."""
+    own = {"hangs": how, "folder": str(tmp_path)}
+    limits = {f"{call}-timeout": "500ms" for call in ("start", "stop", "status")}
+    sick_one = {**own, **limits, "hangs-at": "constructor"}
+    entries = {
+        "sick": settings(HangingContainer, sick_one, "sick"),
+        "well": settings(HangingContainer, {**own, "hangs-at": "never"}, "well"),
+    }
+    with (
+        marked(tmp_path) as mark,
+        fleet(tmp_path, max_retries=MAX_RETRIES, grace=timedelta(0)) as world,
+    ):
         for name in ("sick", "well-1", "well-2"):
             world.worker(name, container_name=name.partition("-")[0])
-        for entry in (good, bad):
-            with closing(IsolatedContainers({"sick": entry, "well": well})) as made:
-                world.services = replace(world.services, containers=made)
-                if entry is good:
-                    world.tick()
-                    (request,) = world.later().tick()
-                else:
-                    assert world.launch(request).success
-                    began = (tmp_path / "constructor.hangs").stat().st_mtime
-                    for name in ("well-1", "well-2"):
-                        assert (tmp_path / name).stat().st_mtime < began + TIMEOUT
-                    (incident,) = sick(world)
-                    assert (incident.state, incident.attempts) == (State.UNSUPPORTED, 0)
-                    assert f"was not over within {TIMEOUT} s and was ended" in str(incident.note)
-                    (request,) = world.later().tick()
-                    assert order_of(world.launch(request)) == ["well", "well"]
+        with closing(IsolatedContainers(entries)) as made:
+            world.services = replace(world.services, containers=made)
+            (request,) = world.tick()
+            began = time.time()
+            assert not world.launch(request).success  # it gives up
+            for name in ("well-1", "well-2"):
+                assert (tmp_path / name).stat().st_mtime < began + TIMEOUT
+            (incident,) = sick(world)
+            failed = messages(world, incident, EventKind.ATTEMPT_FAILED)
+            assert len(failed) == incident.attempts == MAX_RETRIES
+            why = "the start was not over within 0.5 s and was ended"
+            assert all(why in message for message in failed)
+            assert (incident.state, incident.setbacks) == (State.EXHAUSTED, MAX_RETRIES)
         wait_until(lambda: not processes_of(mark))
         assert_nothing_is_left(world)
+
+
+def test_constructors_that_hang_are_asked_side_by_side(tmp_path: Path) -> None:
+    """However many they are, a tick waits for one of them; the next one waits for none."""
+    made = containers(tmp_path, "constructor", "status-timeout")
+    with marked(tmp_path) as mark, fleet(tmp_path) as world:
+        for how in WAYS:
+            world.worker(how, container_name=how)
+        with closing(made):
+            world.services = replace(world.services, containers=made)
+            began = time.monotonic()
+            world.tick()
+            took = time.monotonic() - began
+            assert TIMEOUT <= took < (len(WAYS) - 1) * TIMEOUT
+            world.tick()
+            assert time.monotonic() - began - took < TIMEOUT
+        wait_until(lambda: not processes_of(mark))

@@ -59,6 +59,14 @@ def test_status_loads_nothing_heavy(tmp_path: Path, options: tuple[str, ...]) ->
     assert ("rich" in loaded) is not bool(options)
 
 
+@pytest.mark.parametrize("options", [(), ("--file", "amoro.prom")])
+def test_metrics_load_nothing_heavy(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """They are asked for again and again."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    named = [str(tmp_path / each) if each.endswith(".prom") else each for each in options]
+    assert loaded_by("--conf-dir", str(tmp_path), "metrics", *named).isdisjoint((*HEAVY, "rich"))
+
+
 def test_definitions_load_nothing_heavy_before_it_is_used(tmp_path: Path) -> None:
     """Neither Dagster nor we load what draws charts, holds frames, migrates, starts or pings."""
     (tmp_path / "config.yaml").write_text(CONFIG)

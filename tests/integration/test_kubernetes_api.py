@@ -89,6 +89,14 @@ class Cluster:
         found: list[dict[str, Any]] = self.get(f"{group}/namespaces/amoro/{kind}")["items"]
         return found
 
+    def says_of(self, pod: str, status: dict[str, Any]) -> None:
+        """Writes down what a kubelet would say of a pod."""
+        url, headers = (
+            f"http://127.0.0.1:{self.port}/says/{pod}",
+            {"Authorization": f"Bearer {TOKEN}"},
+        )
+        requests.post(url, headers=headers, json=status, timeout=10).raise_for_status()
+
     def uid(self) -> str:
         """Which Deployment it is that is there."""
         (only,) = self.items("deployments")
@@ -217,6 +225,30 @@ def test_an_optimizer_that_crashes_is_not_called_running(cluster: Cluster, tmp_p
     own.request_resource(resource())
     wait_until(lambda: bool(cluster.items("pods")))
     assert own.status(resource()) == "unknown"
+    wait_until(lambda: own.post_mortem(resource()).cause == "exit 1")
+
+
+@pytest.mark.engine
+def test_how_its_pod_ended(cluster: Cluster, kubernetes: KubernetesContainer) -> None:
+    """As the kubelet wrote it down; before, there is nothing to say."""
+    assert kubernetes.post_mortem(resource()).text.startswith("there is no pod of Deployment ")
+    row = resource()
+    row = row.with_properties(kubernetes.request_resource(row))
+    wait_until(lambda: kubernetes.status(row) == "running")
+    assert kubernetes.post_mortem(row).cause == "unknown"
+    (pod,) = cluster.items("pods")
+    name, at = pod["metadata"]["name"], "2026-03-29T01:00:00Z"
+    for reason, code, cause in (("OOMKilled", 137, "out of memory"), ("Error", 3, "exit 3")):
+        ended = {"exitCode": code, "reason": reason, "message": "its heap", "finishedAt": at}
+        states = [{"name": "optimizer", "lastState": {"terminated": ended}}]
+        cluster.says_of(name, {"containerStatuses": states})
+        text = f"its last pod {name} ended with exit code {code}, {reason}, at {at}"
+        assert kubernetes.post_mortem(row) == (cause, text, "its heap")
+    waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
+    states = [{"name": "optimizer", "state": {"waiting": waiting}}]
+    cluster.says_of(name, {"containerStatuses": states})
+    text = f"its last pod {name} waits, ImagePullBackOff: no such image"
+    assert kubernetes.post_mortem(row) == ("never started", text, "")
 
 
 @pytest.mark.engine

@@ -338,13 +338,14 @@ def test_the_first_deployment_acts_and_says_nothing(keeper: Services) -> None:
 def test_another_deployment_watches_and_says_who_acts(keeper: Services) -> None:
     """With the time from which on it takes over."""
     keeper.preconditions.hold_lease("one")
-    change(keeper.ledger, expires_at=datetime(2099, 1, 2, 3, 4, 5, tzinfo=UTC))
+    until = keeper.ledger.clock() + timedelta(hours=3)
+    change(keeper.ledger, expires_at=until)
     green = replace(keeper, deployment="green")
     with pytest.raises(StandbyError) as caught:
         green.preconditions.hold_lease("two")
     told = str(caught.value)
     assert told.startswith("blue (one) acts, and its lease runs until ")
-    assert "03:04:05" in told
+    assert f"{until:%H:%M:%S}" in told
     assert told.endswith("; green (two) takes over if it is not renewed by then")
     assert notes(keeper) == []
 

@@ -121,7 +121,7 @@ def resource(resource_id: str = "abc", group: str = GROUP, **properties: str) ->
 
 
 def test_a_start_runs_the_script_as_ams_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its arguments, the name of the log folder and what is inherited."""
+    """With its arguments and the name of the log folder, and nothing of Dagster's environment."""
     monkeypatch.setenv("INHERITED", "1")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     assert home.container.request_resource(resource(heart_beat_interval="9000")) == {}
@@ -130,16 +130,19 @@ def test_a_start_runs_the_script_as_ams_does(home: Home, monkeypatch: pytest.Mon
         *("-a", URI, "-p", "2", "-g", GROUP, "-hb", "9000", "-id", "abc", "-Xmx1024m")
     ]
     assert got["OPTIMIZER_LOG_DIR_NAME"] == f"optimizer-{GROUP}-abc"
-    assert got["INHERITED"] == "1"
+    assert got["INHERITED"] is None
     assert got["JAVA_HOME"] is None
     assert [process.pid for process in started_with({"-id": "abc", "-g": GROUP})] == [got["pid"]]
 
 
 def test_exports_are_honoured(home: Home) -> None:
     """AMS documents them for this container and ignores them."""
-    home.extra = {"export.JAVA_HOME": "/usr/lib/jvm/java 17"}
+    java = home.folder / "java 17"
+    (java / "bin").mkdir(parents=True)
+    (java / "bin" / "java").touch()
+    home.extra = {"export.JAVA_HOME": str(java)}
     home.container.request_resource(resource())
-    assert home.starts()[0]["JAVA_HOME"] == "/usr/lib/jvm/java 17"
+    assert home.starts()[0]["JAVA_HOME"] == str(java)
 
 
 def test_a_life(home: Home) -> None:
@@ -168,6 +171,19 @@ def test_others_are_let_be(home: Home) -> None:
         home.container.request_resource(row)
     home.container.release_resource(rows[0])
     assert [home.container.status(row) for row in rows] == ["ended", *["running"] * 3]
+
+
+def test_another_program_with_these_options_is_let_be(home: Home) -> None:
+    """A row says which options are looked for; it cannot make an optimizer of what is none."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "-g", GROUP, "-id", "abc"]
+    with subprocess.Popen(command) as process:
+        try:
+            wait_until(lambda: found({"-g": GROUP, "-id": "abc"}) == [process.pid])
+            home.container.release_resource(resource())
+            assert home.container.status(resource()) == "ended"
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 def test_a_start_is_not_refused_because_of_an_old_one(home: Home) -> None:
@@ -277,19 +293,39 @@ def test_a_script_that_fails_is_a_failed_start(home: Home) -> None:
     with pytest.raises(StartFailedError) as caught:
         home.container.request_resource(resource(**{"fs.s3a.access.key": "swordfish"}))
     assert re.fullmatch(
-        r"optimizer\.sh ended with exit code 3; the end of its output:\nno jars in \S+ for \*\*\*",
+        r"optimizer\.sh ended with exit code 3; the end of its output:\n"
+        r"  \| no jars in \S+ for \*\*\*\n"
+        rf"  \| its logs in {home.folder}/logs/optimizer-{GROUP}-abc say nothing",
         str(caught.value),
     )
 
 
 def test_an_optimizer_that_dies_at_once_is_a_failed_start(home: Home) -> None:
-    """The error says where its own output went, and what the script said."""
+    """The error says where its logs are, and what the script said."""
     home.script(arguments='"${@:3}" dies', after="echo token=abc")
     with pytest.raises(StartFailedError) as caught:
         home.container.request_resource(resource())
-    assert f"optimizer.log.err in the folder optimizer-{GROUP}-abc of Amoro's" in str(caught.value)
-    assert re.search(r"background with PID \d+\ntoken=\*\*\*$", str(caught.value))
+    told = r"background with PID \d+\n  \| token=\*\*\*\n  \| its logs in "
+    assert re.search(told, str(caught.value))
     assert "blanks" not in str(caught.value)
+
+
+def test_its_logs_may_say_why_it_ended(home: Home) -> None:
+    """Nobody waits for a process that a script has left in the background."""
+    home.container.request_resource(resource())
+    wait_until(lambda: home.starts() != [])
+    found = home.container.post_mortem(resource())
+    assert found is not None
+    assert found.text.startswith("its last optimizer, process ")
+    home.container.release_resource(resource())
+    folder = home.folder / "logs" / f"optimizer-{GROUP}-abc"
+    folder.mkdir(parents=True)
+    (folder / "optimizer.log.err").write_text("java.lang.OutOfMemoryError: Java heap space\n")
+    found = home.container.post_mortem(resource())
+    assert found is not None
+    assert found.cause == "unknown"
+    assert found.text == "its last optimizer is gone from this host; its log may say why"
+    assert "java.lang.OutOfMemoryError: Java heap space" in found.log
 
 
 def test_values_that_amoro_s_script_splits_are_hinted_at(home: Home) -> None:

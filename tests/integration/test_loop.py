@@ -1,6 +1,6 @@
 """The loop from detection to outcome: real ticks and real runs on a real instance."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from dagster_amoro.asset_keys import group_name
 from dagster_amoro.core.errors import StartFailedError
 from dagster_amoro.core.model import Resource, State
+from dagster_amoro.core.pauses import Scope, Target
 from dagster_amoro.healing.restart import Outcome
-from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet
+from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, watched
 
 
 @pytest.fixture
@@ -108,22 +109,153 @@ def test_a_start_that_a_tick_sees_registered_before_its_end_is_written_down(worl
     def registers(_: Resource) -> None:
         world.register()
         world.tick()
-        assert world.incidents()[0].state is State.RECOVERED
+        assert world.incidents()[0].is_open  # it may be of what the attempt has stopped
 
     world.container.during_request = registers
     assert world.launch(request).success
+    world.tick()
     (incident,) = world.incidents()
     assert (incident.state, incident.attempts) == (State.RECOVERED, 1)
     events = world.services.ledger.events(incident.incident_id)
     assert [(str(event.kind), event.attempt) for event in events[3:]] == [
-        ("attempt", 1), ("recovered", 1), ("started", 1),
+        ("attempt", 1), ("started", 1), ("recovered", 1),
     ]  # fmt: skip
-    assert "recording-launch 2" in events[-1].message
+    assert "recording-launch 2" in events[4].message
     row = world.services.registry.read_resource("w-1").row
     assert row is not None
     assert row["properties"] == '{"recording-launch":"2"}'
     assert world.container.running == {"w-1"}
     assert world.later().tick() == []
+
+
+def test_what_registers_while_it_is_stopped_is_no_recovery(world: Fleet) -> None:
+    """A worker that boots for too long is told to stop, and registers; its row expires."""
+    world.worker()
+    (first,) = due(world)
+    assert world.launch(first).success
+    (second,) = world.later().tick()
+    stops = watched(world.services, on_stop(world.register))
+    (incident,) = stops.restarter.claim(second.run_key or "", "run")
+    result = stops.restarter.restart(incident.incident_id, "run")
+    assert result.outcome is Outcome.LEFT
+    assert world.container.requested == ["w-1"]
+    for _ in range(2):
+        assert world.later().tick() == []
+        assert "an optimizer registered that may have been stopped" in world.message
+    world.dies()
+    (third,) = world.tick()
+    assert world.launch(third).success
+    world.register()
+    world.tick()
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts, incident.attempts_used) == (State.RECOVERED, 3, 2)
+    assert world.container.running == {"w-1"}
+
+
+def test_what_registers_while_it_is_stopped_and_lives_on_has_recovered(world: Fleet) -> None:
+    """It is touched again; it is not started a second time."""
+    world.worker()
+    (request,) = due(world)
+    stops = watched(world.services, on_stop(world.register))
+    (incident,) = stops.restarter.claim(request.run_key or "", "run")
+    assert stops.restarter.restart(incident.incident_id, "run").outcome is Outcome.LEFT
+    world.tick()
+    assert world.incidents()[0].is_open
+    world.touch()
+    world.tick()
+    assert world.incidents()[0].state is State.RECOVERED
+    assert world.container.requested == []
+
+
+def on_stop(act: Callable[[], object]) -> Callable[[str], None]:
+    """Does something right after a run has stopped what an earlier start may have left."""
+
+    def at(place: str) -> None:
+        if place == "after container.release_resource":
+            act()
+
+    return at
+
+
+def killed_within_its_attempt(world: Fleet, request: dg.RunRequest) -> None:
+    """A run that dies in the middle of a start."""
+
+    def is_killed(_: Resource) -> None:
+        raise KeyboardInterrupt
+
+    world.container.during_request = is_killed
+    (incident,) = world.claim(request, "run")
+    with pytest.raises(KeyboardInterrupt):
+        world.services.restarter.restart(incident.incident_id, "run")
+    world.container.during_request = None
+
+
+def test_a_run_lost_within_its_attempt_leaves_doubt(world: Fleet) -> None:
+    """Nobody knows whether it had stopped what registered: it counts when it is touched again."""
+    world.worker()
+    (request,) = due(world)
+    killed_within_its_attempt(world, request)
+    world.register()
+    assert world.later(world.services.settings.claim_timeout).tick() == []
+    assert world.later().tick() == []
+    assert world.incidents()[0].is_open
+    world.touch()
+    assert world.tick() == []
+    assert world.incidents()[0].state is State.RECOVERED
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["booting", "its run was killed"])
+def test_a_row_removed_while_its_worker_boots_leaves_nothing_running(
+    world: Fleet,
+    within: bool,  # noqa: FBT001 - an attempt
+) -> None:
+    """Nobody but the ledger knows what was started; a run releases it, killed once on its way."""
+    world.worker(properties={"a": "1"})
+    (request,) = due(world)
+    assert world.launch(request).success
+    if within:
+        (again,) = world.later().tick()
+        (incident,) = world.claim(again, "run")
+        with pytest.raises(KeyboardInterrupt):
+            watched(world.services, killed).restarter.restart(incident.incident_id, "run")
+        world.later(world.services.settings.claim_timeout)
+    world.release()
+    (release,) = world.tick()
+    assert world.incidents()[0].state is State.RELEASING
+    (incident,) = world.claim(release, "another run")
+    with pytest.raises(KeyboardInterrupt):
+        watched(world.services, killed).restarter.restart(incident.incident_id, "another run")
+    assert world.container.running == {"w-1"}
+    (again,) = world.later(world.services.settings.claim_timeout).tick()
+    assert world.launch(again).success
+    assert world.container.running == frozenset()
+    last = world.container.calls[-1].resource
+    assert (last.container_name, last.thread_count) == ("recording", 2)
+    assert last.properties == {"a": "1", "recording-launch": "2"}
+    assert [incident.state for incident in world.incidents()] == [State.RELEASED]
+    assert world.later().tick() == []
+
+
+def killed(place: str) -> None:
+    """The process is killed right before it stops something."""
+    if place == "before container.release_resource":
+        raise KeyboardInterrupt
+
+
+def test_a_row_that_is_removed_and_comes_back_is_an_orphan_as_before(world: Fleet) -> None:
+    """Before anything was released: then nothing is."""
+    world.worker()
+    (request,) = due(world)
+    assert world.launch(request).success
+    row = world.services.registry.read_resource("w-1").row or {}
+    world.release()
+    (release,) = world.tick()
+    assert world.services.registry.restore(row)
+    before = len(world.container.released)
+    assert world.launch(release).success
+    assert len(world.container.released) == before
+    (incident,) = world.incidents()
+    assert (incident.state, incident.attempts) == (State.WAITING, 1)
 
 
 def test_an_orphan_that_comes_back_by_itself_is_left_alone(world: Fleet) -> None:
@@ -186,8 +318,8 @@ def test_a_second_death_soon_after_the_first_continues_its_count(
     assert second.state is State.RECOVERED
 
 
-def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> None:
-    """Three starts, each of which helped for a while; then it is removed and nothing follows."""
+def test_a_crash_loop_is_left_to_a_person_after_its_attempts_in_total(world: Fleet) -> None:
+    """Three starts, each of which helped for a while: nothing follows, and nothing is removed."""
     with_stability(world)
     world.worker()
     for _ in range(3):
@@ -195,22 +327,44 @@ def test_a_crash_loop_is_given_up_after_its_attempts_in_total(world: Fleet) -> N
         world.later(STABLE_AFTER / 2)
         world.dies()
     (request,) = due(world)
-    assert not world.launch(request).success
+    result = world.launch(request)
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    told = failure.step_failure_data.user_failure_data
+    assert told is not None
+    assert "3 attempts before, after which it came back" in (told.description or "")
+    assert "did not bring it back" not in (told.description or "")
     assert world.container.requested == ["w-1"] * 3
     assert [(i.state, i.attempts, i.prior_attempts) for i in world.incidents()] == [
         (State.RECOVERED, 1, 0),
         (State.RECOVERED, 1, 1),
         (State.RECOVERED, 1, 2),
-        (State.EXHAUSTED, 0, 3),
+        (State.KEPT, 0, 3),
     ]
-    assert world.services.registry.read_resource("w-1").row is None
-    assert world.services.ledger.removed_row(4) is not None
+    assert world.services.registry.read_resource("w-1").row is not None
     for _ in range(3):
         assert world.later(STABLE_AFTER).tick() == []
-    # Whoever makes it again means it: it begins anew.
-    world.worker()
-    comes_back(world)
-    assert world.incidents()[-1].prior_attempts == 0
+    assert "it came back and was orphaned again" in world.message
+    # Whoever resets it means it: it begins anew.
+    target = Target(scope=Scope.RESOURCE, name="w-1")
+    world.services.operations.reset(target, author="ann", reason="mended")
+    (request,) = world.tick()
+    assert world.launch(request).success
+
+
+def test_an_attempt_that_a_restart_of_ours_interrupted_does_not_count(tmp_path: Path) -> None:
+    """One is allowed, the run is killed within it, and another one is made."""
+    with fleet(tmp_path, max_retries=1) as world:
+        world.worker()
+        (request,) = due(world)
+        killed_within_its_attempt(world, request)
+        (again,) = world.later(world.services.settings.claim_timeout).tick()
+        assert world.launch(again).success
+        (incident,) = world.incidents()
+        assert (incident.attempts, incident.attempts_used) == (2, 1)
+        (last,) = world.later().tick()
+        assert not world.launch(last).success
+        assert world.incidents()[0].state is State.EXHAUSTED
 
 
 def test_grace_and_retries_of_zero_give_up_at_once(tmp_path: Path) -> None:
@@ -362,6 +516,8 @@ def test_runs_are_filled_across_groups(tmp_path: Path) -> None:
             ("2", None, "2"),
             ("1", "b", "1"),
         ]
+        about = [request.tags["amoro/about"] for request in requests]
+        assert about == ["2 orphans of a", "2 orphans of 2 groups", "b-1, attempt 1"]
         for request in requests:
             assert world.launch(request).success
         assert sorted(world.container.requested) == ["a-0", "a-1", "a-2", "b-0", "b-1"]

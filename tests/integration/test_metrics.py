@@ -34,6 +34,7 @@ from dagster_amoro.core.pauses import EVERYTHING, Pause, Scope, Target
 from dagster_amoro.stores import schema
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro_audit import inspection
 from tests.helpers.fleet import START, Fleet, fleet, watched, with_settings
 
 INTERVAL = timedelta(minutes=1)
@@ -101,6 +102,15 @@ def fails_with(world: Fleet, error: Exception) -> None:
 def checked(world: Fleet) -> Mapping[str, dg.AssetCheckEvaluation]:
     """One run of all checks, by name; those that failed to run are missing."""
     return world.check(raise_on_error=False)
+
+
+def test_a_sensor_of_this_name_in_another_location_looks_after_another_fleet(world: Fleet) -> None:
+    """Its ticks say nothing of ours; where it is not known where we are, all count."""
+    evaluate(world)
+    assert inspection._ticks(world.instance, "orphan_sensor", "elsewhere") == []
+    ours = inspection._ticks(world.instance, "orphan_sensor", "dagster-amoro")
+    assert len(ours) == 1
+    assert inspection._ticks(world.instance, "orphan_sensor", None) == ours
 
 
 def freshness(world: Fleet) -> dg.AssetCheckEvaluation:

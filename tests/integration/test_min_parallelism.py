@@ -20,9 +20,9 @@ from dagster_amoro.core.policy import Replacement, RestartPolicy, is_coming
 from dagster_amoro.core.replacement import Replacements
 from dagster_amoro.core.transitions import detect
 from dagster_amoro.healing.reading import newcomers_of
-from tests.helpers.fleet import GRACE, Fleet, fleet
+from tests.helpers.fleet import GRACE, Fleet, fleet, with_settings
 
-INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper
+INTERVAL = timedelta(seconds=5)  # between two ticks of the fleet's keeper, and two rounds
 LONG = timedelta(hours=1)
 
 
@@ -154,6 +154,14 @@ def test_the_tick_tells_of_the_pause_between_two_rounds(world: Fleet) -> None:
     _launch_all(world)
     world.later(INTERVAL).tick()
     assert world.message.endswith("g has 0 of 4 threads, round 1 of 3 was begun")
+
+
+def test_looking_more_often_does_not_shorten_the_pauses_between_rounds(world: Fleet) -> None:
+    """What a round started needs its time to register, however often the sensor looks."""
+    world.services = with_settings(world.services, check_interval=timedelta(seconds=1))
+    world.group(min_parallelism="1")
+    world.tick()
+    assert world.services.ledger.scale_ups()["g"].next_at == world.now + 2 * INTERVAL
 
 
 def test_another_floor_begins_anew(world: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from urllib.error import URLError
 
 import pytest
 import sqlalchemy as sa
+import yaml
 
 from dagster_amoro.config import load_settings
 from dagster_amoro.core import transitions
@@ -33,6 +35,7 @@ from dagster_amoro.demo.fleet import MARKER, stop_all
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.schema import event
+from tests.helpers.fleet import age
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.web_server, pytest.mark.xdist_group("site")]  # one server for all
@@ -50,7 +53,9 @@ run_coordinator: {module: dagster.core.run_coordinator, class: DefaultRunCoordin
 """
 SELECTOR = {"repositoryLocationName": "dagster-amoro", "repositoryName": "__repository__"}
 BY = {"author": "ann", "reason": "a move"}
-VERBS = ("status", "pause", "resume", "restart_now", "reset", "give_up", "restore")
+USER = pwd.getpwuid(os.getuid()).pw_name
+KEPT = {**BY, "author": f"ann ({USER})"}  # as typed, and as the system knows
+VERBS = ("status", "pause", "resume", "restart_now", "reset", "give_up", "restore", "acknowledge")
 LAUNCH = """
 mutation ($of: ExecutionParams!) {
   launchRun(executionParams: $of) {
@@ -84,6 +89,16 @@ query ($run: ID!) {
       }
     }
   }
+}
+"""
+DEFAULTS = """
+query ($of: PipelineSelector!) {
+  pipelineOrError(params: $of) { ... on Pipeline { presets { runConfigYaml } } }
+}
+"""
+VALID = """
+query ($of: PipelineSelector!, $config: RunConfigData) {
+  isPipelineConfigValid(pipeline: $of, mode: "default", runConfigData: $config) { __typename }
 }
 """
 JOB = """
@@ -189,6 +204,7 @@ class Site:
         """An orphan that a tick has seen."""
         fields = {"container_name": "recording", "thread_count": 2, "memory_mb": 0}
         add(self.services.registry, Resource(resource_id=resource_id, group_name=group, **fields))  # type: ignore[arg-type]
+        age(self.services.registry)
         self.services.ticker.tick(lambda _: {}, AmsRestartDetector())
 
     def tried(self, resource_id: str) -> None:
@@ -290,17 +306,19 @@ class World:
 @pytest.fixture(scope="module")
 def world(site: Site) -> World:
     """An orphan for each verb; a run of each."""
-    for name in ("now", "spent", "hopeless", "removed"):
+    for name in ("now", "spent", "hopeless", "removed", "lost"):
         site.worker(name)
     site.worker("elsewhere", "h")
     site.tried("spent")
     row = site.removed("removed")
+    site.removed("lost")
     of = {
         "pause": {"group": "h", "until": "2126-03-29T08:00:00+02:00"},
         "restart_now": {"resource": "now"},
         "reset": {"group": "g"},
         "give_up": {"resource": "hopeless"},
         "restore": {"resource": "removed"},
+        "acknowledge": {"resource": "lost"},
     }
     with ThreadPoolExecutor(2) as pool:  # a launch takes as long as its process to begin
         runs = {verb: pool.submit(site.launch, verb, **BY, **config) for verb, config in of.items()}
@@ -312,14 +330,16 @@ def world(site: Site) -> World:
 def test_pause_and_resume(site: Site, world: World) -> None:
     """Both are in the ledger with who and why; an end is shown in UTC."""
     message = site.said(world.runs["pause"])
-    assert message.startswith("group h is paused until 2126-03-29 06:00:00 UTC, by ann: a move.")
+    assert message.startswith(
+        f"group h is paused until 2126-03-29 06:00:00 UTC, by ann ({USER}): a move."
+    )
     (pause,) = site.services.ledger.pauses()
     assert pause.until == datetime(2126, 3, 29, 6, tzinfo=UTC)
-    details = {**BY, "target": "group h", "until": "2126-03-29T06:00:00+00:00"}
+    details = {**KEPT, "target": "group h", "until": "2126-03-29T06:00:00+00:00"}
     assert site.last_event(EventKind.PAUSED) == (None, "h", details)
     message = site.said(site.launch("resume", **BY, group="h"))
     assert message.startswith(
-        "group h is resumed, by ann: a move; before, group h is paused by ann"
+        f"group h is resumed, by ann ({USER}): a move; before, group h is paused by ann"
     )
     assert site.services.ledger.pauses() == []
     assert site.last_event(EventKind.RESUMED) == (None, "h", {**details, "until": None})
@@ -333,7 +353,7 @@ def test_restart_now(site: Site, world: World) -> None:
     )
     incident = site.incident("now")
     assert incident.operator_request == OperatorRequest.RESTART
-    assert site.last_event(EventKind.RESTART_NOW) == (incident.incident_id, "g", BY)
+    assert site.last_event(EventKind.RESTART_NOW) == (incident.incident_id, "g", KEPT)
 
 
 def test_reset(site: Site, world: World) -> None:
@@ -342,7 +362,7 @@ def test_reset(site: Site, world: World) -> None:
     assert message.startswith("spent has all 5 attempts again. The next tick goes on with that")
     incident = site.incident("spent")
     assert (incident.attempts, incident.attempts_used) == (1, 0)
-    assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", BY)
+    assert site.last_event(EventKind.RESET) == (incident.incident_id, "g", KEPT)
 
 
 def test_give_up(site: Site, world: World) -> None:
@@ -353,7 +373,7 @@ def test_give_up(site: Site, world: World) -> None:
     )
     incident = site.incident("hopeless")
     assert incident.operator_request == OperatorRequest.GIVE_UP
-    assert site.last_event(EventKind.GIVE_UP) == (incident.incident_id, "g", BY)
+    assert site.last_event(EventKind.GIVE_UP) == (incident.incident_id, "g", KEPT)
 
 
 def test_restore(site: Site, world: World) -> None:
@@ -367,7 +387,16 @@ def test_restore(site: Site, world: World) -> None:
     assert incident.state is State.WAITING
     number, group, details = site.last_event(EventKind.RESTORED)
     assert (number, group) == (incident.incident_id, "g")
-    assert {key: details[key] for key in BY} == BY
+    assert {key: details[key] for key in KEPT} == KEPT
+
+
+def test_acknowledge(site: Site, world: World) -> None:
+    """It is in the story of the incident with which it was given up."""
+    message = site.said(world.runs["acknowledge"])
+    assert message.startswith(f"lost: acknowledged, by ann ({USER}): a move. The check ")
+    lost = site.services.ledger.last_removed("lost")
+    assert lost is not None
+    assert site.last_event(EventKind.ACKNOWLEDGED) == (lost.incident_id, "g", KEPT)
 
 
 def test_what_is_refused_fails_its_run(site: Site, world: World) -> None:
@@ -398,6 +427,21 @@ def test_the_launchpad_describes_every_field(site: Site) -> None:
         assert [each["name"] for each in fields if not each["description"]] == []
         required = {each["name"] for each in fields if each["isRequired"]}
         assert required - {"resource"} == (set() if verb == "status" else {"author", "reason"})
+
+
+def test_the_launchpad_opens_with_what_can_be_launched_and_does_nothing(site: Site) -> None:
+    """All fields are there to be filled in; what nobody filled in is refused, and said."""
+    for verb in VERBS:
+        (preset,) = site.ask(DEFAULTS, of={"pipelineName": f"keeper_{verb}", **SELECTOR})["presets"]
+        config = yaml.safe_load(preset["runConfigYaml"])["ops"][verb]["config"]
+        assert config.get("author", "launchpad") == "launchpad"
+        of = {"pipelineName": f"keeper_{verb}", **SELECTOR}
+        valid = site.ask(VALID, of=of, config={"ops": {verb: {"config": config}}})
+        assert valid["__typename"] == "PipelineConfigValidationValid"
+        if verb in {"pause", "restore"}:
+            done = site.wait(site.submit(verb, config)["run"]["runId"])
+            assert done.status == "FAILURE"
+            assert config["group" if verb == "pause" else "resource"] in done.failure
 
 
 def test_a_launch_without_who_and_why_is_not_accepted(site: Site) -> None:

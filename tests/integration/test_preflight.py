@@ -1,10 +1,14 @@
 """`dagster-amoro check`: what it shows, what it hides, and that it changes nothing."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -14,6 +18,7 @@ from dagster_amoro.cli import UNUSABLE, main
 from dagster_amoro.stores.registry import resource_group
 from tests.helpers.attached import Amoro, amoro
 from tests.helpers.commands import command_runner
+from tests.helpers.waiting import wait_until
 
 SECRET = "hunter2-s3cret"  # noqa: S105 - it is what must not be seen
 FLINK = "org.apache.amoro.server.manager.FlinkOptimizerContainer"
@@ -58,6 +63,9 @@ def test_it_shows_what_would_be_restarted_with_which_command(running: Amoro) -> 
     """Per group: the orphans, else an example; and that all is well."""
     result = check(running)
     assert result.exit_code == 0, result.output
+    java, conf = running.folder / "jdk", running.folder / "conf"
+    log = "OPTIMIZER_LOG_DIR_NAME=optimizer-g-dead"
+    sets = f"{log} AMORO_CONF_DIR={conf} JAVA_HOME={java}"
     script = running.folder / "bin/optimizer.sh"
     address = f"thrift://127.0.0.1:{running.ams.thrift_port}"
     for line in (
@@ -65,13 +73,84 @@ def test_it_shows_what_would_be_restarted_with_which_command(running: Amoro) -> 
         "ok       version of AMS: 0.9.0-incubating(abc1234)",
         "group g: 1 resource, 1 orphan",
         "  orphan dead would be started with",
-        f"    {script} start 128 -a {address} -p 2 -g g -id dead",
+        f"    {sets} {script} start 128 -a {address} -p 2 -g g -id dead",
+        "    unlike AMS: AMS would not set JAVA_HOME: it gives local optimizers no export.*",
         "group h: 1 resource, 0 orphans",
         "  if it died, alive would be started with",
         "group empty: 0 resources, 0 orphans",
         "nothing to be put right; nothing was changed",
     ):
         assert line in result.output.splitlines(), result.output
+
+
+def test_it_names_what_programs_get_and_shows_no_value(
+    running: Amoro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And which Java that is, compared with AMS's own where AMS runs here."""
+    monkeypatch.setenv("https_proxy", f"http://u:{SECRET}@proxy")
+    monkeypatch.setenv("AMS_OTHER", SECRET)
+    output = check(running).output
+    (line,) = (each for each in output.splitlines() if "its programs get" in each)
+    assert line.startswith("ok       container local: its programs get AMORO_CONF_DIR, ")
+    assert {"HOME", "JAVA_HOME", "PATH", "https_proxy"} <= set(re.split(r"[, ]+", line))
+    assert "AMS_OTHER" not in line
+    assert SECRET not in output
+    java = running.folder / "jdk/bin/java"
+    assert f"container local: Java is {java}; no process of AMS can be read here" in output
+
+
+def test_the_java_of_ams_is_compared(running: Amoro) -> None:
+    """A process of AMS hands its environment on to its optimizers, so that one is looked at."""
+    ours, theirs = running.folder / "jdk", running.folder / "other"
+    (theirs / "bin").mkdir(parents=True)
+    main = "org.apache.amoro.server.AmoroServiceContainer"
+    argv = [sys.executable, "-c", "import time; time.sleep(120)", main]
+    for home, grade in ((ours, "ok"), (theirs, "warning")):
+        amoro_home = {"AMORO_HOME": str(running.folder)}  # that of an AMS of another test differs
+        with subprocess.Popen(argv, env={"JAVA_HOME": str(home), **amoro_home}) as ams:
+            wait_until(lambda: main in psutil.Process(ams.pid).cmdline())
+            output = check(running).output
+            ams.kill()
+        line = f"{grade:8} container local: Java is {ours}/bin/java; AMS (process {ams.pid}) gives"
+        assert f"{line} its own {home}/bin/java" in output, output
+
+
+def test_a_java_home_without_java_is_warned_of(
+    running: Amoro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of AMS's own file; the good one that is there is kept."""
+    monkeypatch.setenv("JAVA_HOME", str(running.folder / "jdk"))
+    properties = {"export.JAVA_HOME": "/opt/no-java"}
+    reconfigure(running, lambda conf: conf["containers"][0].update(properties=properties))
+    result = check(running)
+    note = "JAVA_HOME of export.JAVA_HOME is left out: there is no /opt/no-java/bin/java"
+    assert f"warning  container local: {note}" in result.output
+    assert f"container local: Java is {running.folder}/jdk/bin/java" in result.output
+    assert "unlike AMS" not in result.output
+    assert result.exit_code == 0
+
+
+def test_what_a_shell_would_make_of_a_command_is_told(running: Amoro) -> None:
+    """AMS quotes nothing; here each value stays one argument."""
+    running.resources("odd", group="empty", **{"shutdown-timeout-ms": "1;reboot"})
+    output = check(running).output
+    assert "unlike AMS: AMS's shell would not pass on as they stand: '1;reboot'" in output
+    entry = {
+        "name": "local",
+        "container-impl": FLINK,
+        "properties": {"flink-home": "/opt/flink", "flink-conf.a": "$b"},
+    }
+    reconfigure(running, lambda conf: conf.update(containers=[entry]))
+    output = check(running).output
+    assert "unlike AMS: AMS's shell would expand the options a" in output
+    assert "unlike AMS: AMS would start nothing: without any export.* its command line" in output
+
+
+def test_a_dry_run_shows_the_same(running: Amoro) -> None:
+    """What it would do were it none: that is what one looks for before one ends it."""
+    before = check(running).output.partition("ok       registry")
+    reconfigure(running, lambda conf: conf.update(keeper={"mode": "dry-run"}))
+    assert check(running).output.partition("ok       registry") == before
 
 
 def test_it_changes_nothing(running: Amoro) -> None:
@@ -128,6 +207,7 @@ def test_a_database_that_is_away_is_a_problem(running: Amoro) -> None:
 
 def test_secrets_are_hidden(running: Amoro) -> None:
     """In commands, requests, errors and addresses."""
+    running.execute(sa.insert(resource_group), {"group_name": "s", "container_name": "local"})
     running.resources("s", group="s", **{"flink-conf.s3.secret-key": SECRET})
     entry = {
         "name": "local",
@@ -182,3 +262,12 @@ def test_a_standalone_fleet_that_never_ran_is_well(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "the first tick creates" in result.output
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_what_ams_would_refuse_is_left_alone(running: Amoro) -> None:
+    """The check says it, as a tick would."""
+    running.execute(sa.delete(resource_group).where(resource_group.c.group_name == "g"))
+    lines = check(running).output.splitlines()
+    why = "its group g is not in resource_group, so that AMS would refuse its registration"
+    assert f"  orphan dead would be left alone: {why}" in lines
+    assert "  if it died, alive would be started with" in lines

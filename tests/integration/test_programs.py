@@ -60,13 +60,16 @@ def test_arguments_arrive_as_they_are() -> None:
     assert run(python(code, *arguments), PATIENCE) == f"{arguments}\n"
 
 
-def test_variables_come_on_top_of_what_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And go before it."""
-    monkeypatch.setenv("INHERITED", "1")
-    monkeypatch.setenv("BOTH", "1")
-    program = sh('echo "$INHERITED$BOTH$GIVEN"')
-    given = Program(argv=program.argv, exports={"BOTH": "2", "GIVEN": "x y"})
-    assert run(given, PATIENCE) == "12x y\n"
+def test_a_program_gets_its_environment_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default what this host gives its programs; nothing of ours in any case."""
+    monkeypatch.setenv("AMS_DATABASE_PASSWORD", "hunter2")
+    monkeypatch.setenv("LC_TIME", "C")
+    argv = ["/usr/bin/env"]
+    assert run(Program(argv=argv, environment={"GIVEN": "x y"}), PATIENCE) == "GIVEN=x y\n"
+    passed = run(Program(argv=argv), PATIENCE)
+    assert f"PATH={os.environ['PATH']}\n" in passed
+    assert "LC_TIME=C\n" in passed
+    assert "hunter2" not in passed
 
 
 def test_input_is_what_was_given() -> None:
@@ -84,7 +87,7 @@ def test_bytes_that_are_no_text_are_marked() -> None:
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("echo why; exit 3", "sh ended with exit code 3; the end of its output:\nwhy"),
+        ("echo why; exit 3", "sh ended with exit code 3; the end of its output:\n  | why"),
         ("exit 1", "sh ended with exit code 1 without any output"),
         ("kill -KILL $$", "sh was ended by SIGKILL without any output"),
         ("kill -40 $$", "sh was ended by signal 40 without any output"),
@@ -252,11 +255,11 @@ def test_what_cannot_be_started_is_one_kind_of_error(kind: str, tmp_path: Path, 
         launch(program, log=log, line=STARTED, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("exports", [{"A=B": "x"}, {"A": "\0"}, {"A\0": "x"}])
-def test_variables_that_cannot_be_set_are_the_same_error(exports: dict[str, str]) -> None:
+@pytest.mark.parametrize("environment", [{"A=B": "x"}, {"A": "\0"}, {"A\0": "x"}])
+def test_variables_that_cannot_be_set_are_the_same_error(environment: dict[str, str]) -> None:
     """A name that is none, or a value with NUL."""
     with pytest.raises(ProgramError, match="could not be started: "):
-        run(Program(argv=["env"], exports=exports), PATIENCE)
+        run(Program(argv=["env"], environment=environment), PATIENCE)
 
 
 def test_a_log_that_cannot_be_is_the_same_error(tmp_path: Path) -> None:
@@ -277,7 +280,9 @@ def test_no_place_for_the_output_is_the_same_error(monkeypatch: pytest.MonkeyPat
 def test_too_long_a_program_is_killed_with_its_children(marker: str) -> None:
     """Also those that do not heed SIGTERM."""
     code = f"trap '' TERM; echo working; {shlex.quote(sys.executable)} -c '{SLEEPER}' -id {marker}"
-    with pytest.raises(ProgramError, match=r"not over after 0\.5 s; .*:\nworking\nworking$"):
+    with pytest.raises(
+        ProgramError, match=r"not over after 0\.5 s; .*:\n  \| working\n  \| working$"
+    ):
         run(sh(f"{code} & {code}"), 0.5)
     wait_until(lambda: not started_with({"-id": marker}))
 
@@ -415,7 +420,7 @@ def test_a_launch_that_fails_says_how(code: str, log: Path) -> None:
     launch(sh("echo earlier"), log=log, line=STARTED, timeout=PATIENCE)
     with pytest.raises(ProgramError, match=r"^sh (ended with exit code 4|was ended by SIGTERM); "):
         launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=PATIENCE)
-    with pytest.raises(ProgramError, match=r"output:\nwhy$"):
+    with pytest.raises(ProgramError, match=r"output:\n  \| why$"):
         launch(sh(f"echo why; {code}"), log=log, line=STARTED, timeout=PATIENCE)
 
 

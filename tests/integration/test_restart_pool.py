@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dagster_amoro.core.model import Resource
+from dagster_amoro.core.model import Resource, State
+from dagster_amoro.core.pauses import Scope, Target
 from dagster_amoro.healing.restart import Outcome
 from dagster_amoro.healing.restart_pool import RestartPool
 from tests.helpers.fleet import Fleet, fleet, watched
@@ -101,3 +102,29 @@ def test_a_renewal_by_another_thread_takes_nothing_from_a_restart(world: Fleet) 
     result = watched(world.services, renew).restarter.restart(first.incident_id, "run")
     assert result.outcome is Outcome.STARTED
     assert [i.attempts for i in world.incidents() if i.attempts] == [1]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_came_of_an_attempt_is_kept_whatever_moved_it_meanwhile(
+    world: Fleet, *, works: bool
+) -> None:
+    """Another thread renews its claim, and an operator gives it a fresh budget."""
+    (request,) = world.later().tick()
+    first, *_ = world.claim(request, "run")
+    until = world.now + 2 * world.services.settings.claim_timeout
+
+    def meanwhile(_resource: Resource) -> None:
+        world.services.ledger.renew("run", until)
+        target = Target(scope=Scope.RESOURCE, name=first.resource_id)
+        world.services.operations.reset(target, author="ann", reason="it was the disk")
+
+    world.container.during_request = meanwhile
+    world.container.fail_starts(times=0 if works else 1)
+    result = world.services.restarter.restart(first.incident_id, "run")
+    assert result.outcome is (Outcome.STARTED if works else Outcome.FAILED)
+    (found,) = (each for each in world.incidents() if each.attempts)
+    assert found == result.incident
+    assert not found.is_attempting
+    assert found.attempt_ends_at == world.now
+    assert (found.state is State.WAITING, found.last_error is None) == (works, works)
+    assert (found.attempts, found.attempts_used) == (1, 1)

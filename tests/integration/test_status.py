@@ -251,7 +251,7 @@ def test_a_run_has_a_claim_until_it_lapses(world: Fleet) -> None:
     until = world.now + world.services.settings.claim_timeout
     orphan = only(world)
     assert (orphan.state, orphan.next_at) == (State.DISPATCHED, until)
-    assert orphan.next.startswith(f"with a run until {clock_time(until)}")
+    assert orphan.next == f"attempt 1 of 3 by a run until {clock_time(until)}"
     world.claim(request, "run")
     assert only(world).state is State.CLAIMED
     orphan = only(world.later(world.services.settings.claim_timeout))
@@ -280,12 +280,12 @@ def test_what_follows_the_last_attempt_is_said(world: Fleet) -> None:
     world.later()
     assert only(world).next == "given up at the next tick: its row moves to the ledger"
     change(world, on_exhausted=OnExhausted.KEEP)
-    assert only(world).next == "left to a person at the next tick: its attempts are used up"
+    assert only(world).next == "left to a person at the next tick: no more attempts are made"
     for request in world.tick():
         world.launch(request)
     orphan = only(world)
     assert orphan.state is State.KEPT
-    assert orphan.next == "held: its attempts are used up, and keeper.on-exhausted is keep"
+    assert orphan.next == "held: 1 attempt did not help, and keeper.on-exhausted is keep"
     assert orphan.next_at is None
 
 
@@ -502,7 +502,7 @@ def test_a_claim_of_an_earlier_lease_is_void(world: Fleet) -> None:
     world.worker()
     world.tick()
     assert world.later().tick()
-    assert only(world).next.startswith("with a run until ")
+    assert only(world).next.startswith("attempt 1 of 3 by a run until ")
     with world.services.ledger.transaction() as ledger:
         ledger.connection.execute(sa.text("UPDATE keeper_lease SET fence = fence + 1"))
     assert only(world).next == "attempt 1 of 3 at the next tick"

@@ -1,26 +1,33 @@
-"""What `status` says of each orphan is what the next tick does, in many situations."""
+"""What `status` says is what the next tick does, and what one counts in the tables oneself."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.errors import UnknownTargetError
 from dagster_amoro.core.limits import Limits
-from dagster_amoro.core.model import Incident, OperatorRequest
+from dagster_amoro.core.model import EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro.core.transitions import order
 from dagster_amoro.healing.status import OrphanStatus
 from dagster_amoro.healing.tick import TickResult
 from dagster_amoro.stores.registry import optimizer
+from dagster_amoro_audit.findings import Finding
+from dagster_amoro_audit.fleet_status import metadata_of
+from dagster_amoro_audit.summaries import Links
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
 GROUPS: Final = ("a", "b", "sized", "paused")
+GROUP_ROWS: Final = "SELECT group_name FROM resource_group"
 SOON: Final = "at one of the next ticks"
 
 
@@ -68,6 +75,85 @@ def happens(world: Fleet, chance: random.Random) -> None:
     if chance.random() < 0.5:
         world.container.fail_starts("no room", times=chance.choice([1, 3]))
     world.later(GRACE * chance.choice([0, 0.5, 1, 3]))
+
+
+def sees_to(world: Fleet, chance: random.Random) -> None:
+    """An operator restores or acknowledges some of what was lost, as far as that is allowed."""
+    for each in chance.sample([*world.services.status.read().losses], k=1):
+        verbs = world.services.operations
+        verb = chance.choice([verbs.restore, verbs.acknowledge])
+        with suppress(UnknownTargetError):
+            verb(each.resource_id, author="ann", reason="why not")
+
+
+def rows(world: Fleet, query: str) -> list[dict[str, Any]]:
+    """The rows of a query in the words of the database."""
+    with world.services.registry.database.reading() as connection:
+        return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
+
+
+def threads(world: Fleet, table: str) -> Counter[str]:
+    """The threads of each group in a table."""
+    found: Counter[str] = Counter()
+    for row in rows(world, f"SELECT group_name, thread_count FROM {table}"):  # noqa: S608 - ours
+        found[row["group_name"]] += row["thread_count"]
+    return found
+
+
+def lost_by_hand(world: Fleet) -> dict[str, list[Incident]]:
+    """What was given up or is kept of each group and nobody has seen to, told by its story."""
+    there = {row["resource_id"] for row in rows(world, "SELECT resource_id FROM resource")}
+    found: dict[str, list[Incident]] = {}
+    for each in world.incidents():
+        kinds = {event.kind for event in world.services.ledger.events(each.incident_id)}
+        is_gone = each.state is State.EXHAUSTED and each.resource_id not in there
+        if (is_gone or each.state is State.KEPT) and EventKind.ACKNOWLEDGED not in kinds:
+            found.setdefault(each.group_name, []).append(each)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_number_is_what_one_counts_oneself(tmp_path: Path, seed: int) -> None:
+    """Of `status`, and of the page of the fleet, which is made of it."""
+    chance, seen = random.Random(seed), Counter[str]()  # noqa: S311 - a story, told again by its seed
+    with fleet(tmp_path) as world:
+        begins(world, chance)
+        for _ in range(10):
+            status, lost = world.services.status.read(), lost_by_hand(world)
+            wanted, live = threads(world, "resource"), threads(world, "optimizer")
+            # An optimizer may say that it is of a group that nobody knows.
+            there_are = {*wanted, *lost, *(row["group_name"] for row in rows(world, GROUP_ROWS))}
+            assert {group.name for group in status.groups} == there_are
+            for group in status.groups:
+                mine = lost.pop(group.name, [])
+                kept = [each for each in mine if each.state is State.KEPT]
+                numbers = (group.wanted, group.live, group.given_up, group.kept, group.lost_threads)
+                gone, gone_threads = len(mine) - len(kept), sum(each.thread_count for each in mine)
+                by_hand = (wanted[group.name], live[group.name], gone, len(kept), gone_threads)
+                assert numbers == by_hand, group
+                assert group.condition != "ok" or not mine
+                seen.update(given_up=gone, kept=len(kept))
+            assert lost == {}
+            shown = metadata_of(status, Links(), Finding(passed=True, description=""))
+            totals = {
+                "threads wanted": sum(wanted.values()),
+                "threads live": sum(live[name] for name in there_are),
+                "threads lost": sum(each.thread_count for each in all_of(lost_by_hand(world))),
+                "open orphans": len(status.orphans),
+                "resources lost": len(all_of(lost_by_hand(world))),
+            }
+            assert {name: shown[name].value for name in totals} == totals
+            runs(world, world.services.ticker.tick(lambda _: {}, AmsRestartDetector()), chance)
+            if status.losses and chance.random() < 0.3:
+                sees_to(world, chance)
+                seen["seen to"] += 1
+            happens(world, chance)
+    assert seen["given_up"] + seen["kept"] > 0
+
+
+def all_of(lost: Mapping[str, list[Incident]]) -> list[Incident]:
+    """The losses of all groups."""
+    return [each for found in lost.values() for each in found]
 
 
 def runs(world: Fleet, done: TickResult, chance: random.Random) -> None:

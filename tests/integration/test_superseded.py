@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import Server, always
+from dagster_amoro.core.looks import NEVER, Look
 from dagster_amoro.core.model import Incident, State
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.stores.registry import Registry, resource_group
@@ -314,3 +315,146 @@ def _turns(world: Fleet, request: dg.RunRequest) -> None:
             world.services.restarter.restart(current.incident_id, current.claimed_by)
             world.later(GRACE)
             current = world.services.ledger.incident(current.incident_id)
+
+
+# A refill that came before the death was seen.
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_refill_that_came_before_its_death_was_seen_takes_its_place(
+    attached: Attached, *, registered: bool
+) -> None:
+    """It is newer than all that the tick before saw; it may have registered by now."""
+    attached.starts("new", years=1)
+    if registered:
+        attached.registers("new")
+    _dies(attached)
+    assert (attached.of("first").newest_start or "").startswith("2020")
+    attached.registers("new")
+    assert len(attached.tick_and_launch(GRACE)) == 1
+    assert attached.of("first").state is State.SUPERSEDED
+    assert attached.world.container.requested == []
+
+
+def test_of_an_orphan_and_its_refill_that_both_died_one_comes_back(attached: Attached) -> None:
+    """Also where one tick sees both deaths: the older one waits for the younger one."""
+    attached.starts("a-new", years=1)
+    _dies(attached)
+    requests = attached.tick_and_launch(GRACE)
+    assert attached.world.container.requested == ["a-new"]
+    attached.registers("a-new")
+    requests += attached.tick_and_launch(GRACE)
+    assert len(requests) == 2
+    assert attached.of("first").state is State.SUPERSEDED
+    assert attached.world.container.requested == ["a-new"]
+
+
+def test_what_was_there_when_it_lived_does_not_take_its_place(attached: Attached) -> None:
+    """Somebody wants a larger group: what died of it is restarted."""
+    attached.scale_ups("wanted")
+    attached.tick_and_launch()
+    _dies(attached)
+    attached.tick_and_launch(GRACE)
+    assert attached.world.container.requested == ["first"]
+
+
+def test_what_a_person_started_in_a_group_that_had_its_floor_takes_nobodys_place(
+    attached: Attached,
+) -> None:
+    """AMS had no reason to bring it."""
+    attached.scale_ups("third")
+    attached.tick_and_launch()
+    attached.starts("fourth", years=2)
+    attached.registers("fourth")
+    _dies(attached)
+    attached.tick_and_launch(GRACE)
+    assert attached.world.container.requested == ["first"]
+
+
+def test_the_newest_of_a_group_can_die_and_be_refilled(attached: Attached) -> None:
+    """It was the newest one itself when it was alive last."""
+    attached.starts("third", years=1)
+    attached.registers("third")
+    attached.group({"min-parallelism": "6"})
+    attached.tick_and_launch()
+    attached.starts("new", years=2)
+    attached.registers("new")
+    _dies(attached, "third")
+    assert len(attached.tick_and_launch(GRACE)) == 1
+    assert attached.of("third").state is State.SUPERSEDED
+
+
+def test_a_refill_is_known_after_the_keeper_was_away_for_a_day(attached: Attached) -> None:
+    """What it saw last is in the ledger, whatever became of its process and its cursor."""
+    attached.scale_ups("new")
+    attached.world.dies("first")
+    attached.world.cursor = None
+    assert attached.tick_and_launch(timedelta(days=1)) == []
+    assert len(attached.tick_and_launch(GRACE)) == 1
+    assert attached.of("first").state is State.SUPERSEDED
+
+
+def test_what_is_known_of_a_group_is_written_where_it_changed(attached: Attached) -> None:
+    """And forgotten with its min-parallelism."""
+    ledger = attached.world.services.ledger
+    assert ledger.looks()["g"].newest_start.startswith("2020-01-01 00:00:00")
+    commits: list[object] = []
+    sa.event.listen(ledger.database.engine, "commit", commits.append)
+    attached.tick_and_launch()
+    assert commits == []
+    attached.scale_ups("third")
+    attached.tick_and_launch()
+    assert len(commits) == 1
+    assert ledger.looks()["g"].newest_start.startswith("2021-01-01 00:00:00")
+    attached.group({})
+    attached.tick_and_launch()
+    assert ledger.looks() == {}
+
+
+def test_a_group_without_resources_has_been_seen_too(attached: Attached) -> None:
+    """Whatever is there at the next look came since."""
+    insert_group(attached.url, "empty", {"min-parallelism": "4"})
+    attached.tick_and_launch()
+    assert attached.world.services.ledger.looks()["empty"] == Look("empty", NEVER)
+    for name, year in (("b", 1), ("a", 2)):
+        insert_resource(
+            attached.url,
+            name,
+            group_name="empty",
+            container_name="recording",
+            start_time=LONG_AGO.replace(year=2020 + year),
+        )
+    insert_optimizer(attached.url, "a", group_name="empty", thread_count=4)
+    attached.tick_and_launch()
+    attached.tick_and_launch(GRACE)
+    assert attached.of("b").state is State.SUPERSEDED
+
+
+# A refill that comes while an orphan is being restarted cannot be told from one that is needed.
+
+
+def test_a_group_that_was_refilled_during_a_restart_is_shown_until_it_is_smaller(
+    attached: Attached,
+) -> None:
+    """In the message of the tick, the status and a check; the next restart is one too few."""
+    world = attached.world
+    _dies(attached)
+    world.container.during_request = lambda _: attached.scale_ups("new")
+    attached.tick_and_launch(GRACE)
+    attached.registers("first")
+    for _ in range(2):
+        attached.tick_and_launch()
+        text = "g has 2 threads more than its min-parallelism"
+        assert text in world.message
+        (group,) = world.services.status.read().groups
+        assert (group.live, group.trouble) == (6, "above min-parallelism")
+        assert text in (group.message or "")
+        told = world.check()["groups_not_doubled"]
+        assert not told.passed
+        assert "g (2 threads)" in (told.description or "")
+    world.release("second")
+    world.dies("second")
+    attached.tick_and_launch()
+    assert "more than" not in world.message
+    assert world.services.status.read().groups[0].trouble is None
+    assert world.check()["groups_not_doubled"].passed

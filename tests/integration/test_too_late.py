@@ -114,9 +114,13 @@ class World:
         return found
 
     def hosts(self) -> list[psutil.Process]:
-        """The processes of containers."""
-        children = psutil.Process().children()
-        return [p for p in children if p.environ().get("DAGSTER_HOME") == str(self.folder)]
+        """The processes of containers; children of other tests may end meanwhile."""
+        found = []
+        for process in psutil.Process().children():
+            with suppress(psutil.Error):
+                if process.environ().get("DAGSTER_HOME") == str(self.folder):
+                    found.append(process)
+        return found
 
     def named(self) -> int:
         """The process id that the resource's row names."""

@@ -253,8 +253,9 @@ def test_a_step_waits_for_its_retry_as_long_as_its_pause_is(world: Fleet) -> Non
     policy = growing(grace, cap=cap)
     world.services = replace(world.services, policy=policy, clock=lambda: utc_clock() + skipped)
     world.worker()
+    skipped = grace  # until then it is starting
     world.tick()
-    skipped = grace
+    skipped = 2 * grace
     (request,) = world.tick()
     world.container.fail_starts("no such file", times=2)
     result = world.launch(request)

@@ -48,10 +48,14 @@ def environment(folder: Path, wheel: Path, *others: str, locked: bool = True) ->
     """
     run([_UV, "venv", "--quiet", "--python", sys.executable, folder], CHECKOUT)
     pins: list[str | Path] = ["--constraints", _pins(folder)] if locked else []
-    python = folder / "bin" / "python"
-    install = [_UV, "pip", "install", "--quiet", "--python", python, *pins]
-    run([*install, wheel, *others], CHECKOUT)
+    install(folder / "bin", *pins, wheel, *others)
     return folder / "bin"
+
+
+def install(programs: Path, *arguments: str | Path) -> None:
+    """Installs into the environment that has its programs in this folder."""
+    python = programs / "python"
+    run([_UV, "pip", "install", "--quiet", "--python", python, *arguments], CHECKOUT)
 
 
 def _pins(folder: Path) -> Path:

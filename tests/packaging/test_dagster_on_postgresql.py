@@ -15,11 +15,13 @@ from typing import Final
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro.demo.fleet import processes
+from dagster_amoro.demo import fleet as demo
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import optimizer
+from tests.helpers.databases import administering
+from tests.helpers.locations import location, lose_a_worker
 from tests.helpers.waiting import wait_until
-from tests.packaging.environments import build, clean_environment, environment, run
+from tests.packaging.environments import build, clean_environment, environment, install, run
 
 pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
 
@@ -69,11 +71,11 @@ def test_a_killed_worker_is_healed(tmp_path: Path, programs: Path, postgresql: s
     home.mkdir(parents=True)
     url = postgresql.render_as_string(hide_password=False)
     (home / "dagster.yaml").write_text(_DAGSTER_YAML.format(url=url))
-    demo: list[str | Path] = [programs / "python", "-m", "dagster_amoro.demo"]
+    commands: list[str | Path] = [programs / "python", "-m", "dagster_amoro.demo"]
     said = tmp_path / "said"
     with said.open("w") as output:
         process = subprocess.Popen(
-            [*map(str, demo), "run", "--folder", str(folder), "--port", "0"],
+            [*map(str, commands), "run", "--folder", str(folder), "--port", "0"],
             cwd=tmp_path,
             env=clean_environment(),
             stdout=output,
@@ -85,7 +87,7 @@ def test_a_killed_worker_is_healed(tmp_path: Path, programs: Path, postgresql: s
         wait_until(lambda: len(registered(database)) >= 5 or process.poll() is not None)
         assert process.poll() is None, said.read_text()
         before = registered(database)
-        killed = re.search(r"Killed (\S+)", run([*demo, "chaos", "--folder", folder], tmp_path))
+        killed = re.search(r"Killed (\S+)", run([*commands, "chaos", "--folder", folder], tmp_path))
         assert killed is not None
         name = killed[1]
         wait_until(lambda: registered(database).get(name, before[name]) != before[name])
@@ -94,15 +96,86 @@ def test_a_killed_worker_is_healed(tmp_path: Path, programs: Path, postgresql: s
         process.send_signal(signal.SIGINT)
         process.wait(120)
         database.close()
-    assert list(processes(folder)) == []
+    assert list(demo.processes(folder)) == []
     assert runs(postgresql) >= 1
 
 
-def runs(url: sa.URL) -> int:
-    """How many runs of restart_orphans that succeeded Dagster has in PostgreSQL."""
+@pytest.fixture
+def fleets(postgresql_server: sa.URL) -> Iterator[dict[str, sa.URL]]:
+    """A database each for the keepers east and west: registry and ledger."""
+    names = ("east", "west")
+    with administering(postgresql_server) as connection:
+        for name in names:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield {name: postgresql_server.set(database=name) for name in names}
+    with administering(postgresql_server) as connection:
+        for name in names:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_two_keepers_in_two_code_locations(
+    tmp_path: Path, programs: Path, postgresql: sa.URL, fleets: dict[str, sa.URL]
+) -> None:
+    """The same resource of the same group dies in both; Dagster and both fleets are in PostgreSQL.
+
+    A daemon with its queue starts a code server for each, and a process for each run.
+    """
+    install(programs, "psycopg[binary]")
+    home = tmp_path / "dagster"
+    home.mkdir()
+    url = postgresql.render_as_string(hide_password=False)
+    (home / "dagster.yaml").write_text(_DAGSTER_YAML.format(url=url))
+    lines = ["load_from:"]
+    for name, database in fleets.items():
+        started = tmp_path / f"started-in-{name}-{{resource_id}}"
+        file = location(tmp_path, name, database, "touch", str(started))
+        lines.append(f"  - python_file: {{relative_path: {file}, location_name: {name}}}")
+        lose_a_worker(database)
+    (tmp_path / "workspace.yaml").write_text("\n".join(lines))
+    variables = demo.environment(tmp_path)
+    del variables["AMORO_CONF_DIR"]
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [str(programs / "dagster-daemon"), "run", "-w", str(tmp_path / "workspace.yaml")],
+            cwd=tmp_path,
+            env=clean_environment(**variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    jobs = ("east_restart_orphans", "west_restart_orphans")
+    try:
+        wait_until(lambda: all(runs(postgresql, job) for job in jobs) or process.poll() is not None)
+        assert process.poll() is None, said.read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(120)
+        finally:
+            demo.stop_all(tmp_path)
+    for name, database in fleets.items():
+        assert (tmp_path / f"started-in-{name}-w-1").exists()
+        assert attempts(database) == [1]
+
+
+def attempts(url: sa.URL) -> list[int]:
+    """Those of each incident in a ledger."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        found = connection.scalars(sa.text("SELECT attempts FROM keeper_incident")).all()
+    engine.dispose()
+    return list(found)
+
+
+def runs(url: sa.URL, job: str = "restart_orphans") -> int:
+    """How many runs of a job that succeeded Dagster has in PostgreSQL."""
     engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+    if not sa.inspect(engine).has_table("runs"):  # Dagster is only about to make it
+        engine.dispose()
+        return 0
     query = "SELECT count(*) FROM runs WHERE pipeline_name = :job AND status = :status"
     with engine.connect() as connection:
-        found = connection.scalar(sa.text(query), {"job": "restart_orphans", "status": "SUCCESS"})
+        found = connection.scalar(sa.text(query), {"job": job, "status": "SUCCESS"})
     engine.dispose()
     return int(found or 0)

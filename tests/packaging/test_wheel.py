@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 from typing import Final
 
@@ -107,6 +108,19 @@ def test_links_of_the_readme_work_where_there_are_no_files_beside_it(wheel: Path
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links
     assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_an_index_is_told_what_it_is(wheel: Path) -> None:
+    """Its licence, where it lives, and the versions of Python that it is for, which are typed."""
+    (about,) = (name for name in names(wheel) if name.endswith("/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        told = message_from_bytes(archive.read(about))
+    assert told["License-Expression"] == "Apache-2.0"
+    links = {link.partition(",")[0] for link in told.get_all("Project-URL", ())}
+    assert links == {"Homepage", "Repository", "Documentation", "Changelog", "Issues"}
+    classifiers = set(told.get_all("Classifier", ()))
+    versions = {f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)}
+    assert versions | {"Typing :: Typed"} <= classifiers
 
 
 def test_a_project_with_packages_of_its_own_merges_the_definitions(

@@ -23,12 +23,28 @@ class StartOutcome(Enum):
     STARTS_UNSTORABLY = auto()
 
 
+class Telling(Enum):
+    """What a container says of how a worker ended."""
+
+    KILLED = auto()
+    FAILED = auto()
+    LOST_HOST = auto()
+    UNKNOWN = auto()
+    NOTHING = auto()
+    HANGS = auto()
+    RAISES = auto()
+    SECRET = auto()
+    CONTROLS = auto()
+    HUGE = auto()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What happens to a tick or a run on its way to the next pause."""
 
     outcome: StartOutcome = StartOutcome.STARTS
     refuses: bool = False  # the container cannot stop anything
+    is_slow: bool = False  # a start takes long, and works
     hangs: bool = False  # a call of the container is ended at its deadline, whatever came of it
     fails_in: int | None = None  # statements until the store fails; a commit is one
     answer_is_lost: bool = False  # the store fails after it has committed

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn, Protocol
 
 from dagster_amoro.containers.base import Container
@@ -15,9 +15,24 @@ from dagster_amoro.core.errors import (
     StartFailedError,
 )
 from dagster_amoro.core.model import Resource
-from tests.simulation.actors import Stage, StartOutcome
+from dagster_amoro.core.post_mortem import PostMortem
+from tests.simulation.actors import Stage, StartOutcome, Telling
 
 TIMEOUT: Final = timedelta(minutes=1)  # of a start, and of a stop
+SECRET: Final = "hunter2"  # noqa: S105 - it opens nothing
+ENDS: Final = {
+    Telling.KILLED: PostMortem("killed", "it was killed", "ready"),
+    Telling.FAILED: PostMortem("exit 3", "it ended with exit code 3"),
+    Telling.LOST_HOST: PostMortem("lost host", "its host is gone"),
+    Telling.UNKNOWN: PostMortem("unknown", "nobody saw it"),
+    Telling.NOTHING: None,
+    Telling.SECRET: PostMortem(
+        f"password={SECRET}", f"sasl.key={SECRET}", f"--db-password {SECRET}"
+    ),
+    Telling.CONTROLS: PostMortem("\x1b[2J", "w\u202e\0\ud800\n9999-12-31 forged", "\x1b]0;x\x07"),
+    Telling.HUGE: PostMortem("c" * 9_999, "t " * 99_999, "l\n" * 99_999),
+}
+SLOW: Final = timedelta(seconds=50)  # a start that takes nearly as long
 
 
 @dataclass(kw_only=True)
@@ -32,12 +47,17 @@ class Launch:
     is_alive: bool = True
     is_settled: bool = False  # the turn that started it has ended with that
     is_lost: bool = False  # nobody can know of it any more
+    is_ending: bool = False  # it was told to end, and somebody waits for that
+    has_registered: bool = False  # at any time
+    registered_dying: bool = False  # its row is there, and nobody will touch it
+    returned_at: datetime | None = None  # when the call that started it was over
 
 
 class Watcher(Protocol):
     """Who sees each start and stop, and says how it ends."""
 
     stage: Stage
+    now: datetime
 
     def check_request(self, resource: Resource) -> None:
         """Before each start."""
@@ -61,6 +81,7 @@ class FakeContainer:
     def __init__(self, history: Watcher) -> None:
         self._history: Final = history
         self.launches: Final[list[Launch]] = []
+        self.tells = Telling.NOTHING
 
     def launch(self, resource_id: str, group: str, threads: int = 1) -> Launch:
         """A new worker."""
@@ -90,6 +111,9 @@ class FakeContainer:
             self._hang()
         if outcome is StartOutcome.STARTS_AND_FAILS:
             raise OSError("no answer after the start")
+        if step.is_slow:
+            self._history.hang(SLOW)
+        new.returned_at = self._history.now
         startup: dict[str, Any] = {"launch": new.launch_id}
         if outcome is StartOutcome.STARTS_UNSTORABLY:
             startup["odd"] = "half a character \ud800"
@@ -99,16 +123,29 @@ class FakeContainer:
         """Ends the worker that the properties name, and takes its time afterwards."""
         self._history.stage.check_alive()
         step = self._history.stage.step
-        for launch in self.launches:
-            if launch.launch_id == resource.properties.get("launch"):
-                self._history.check_release(launch)
-                launch.is_lost = launch.is_lost or step.refuses
-                if step.refuses and not step.hangs:
-                    raise ReleaseFailedError("told to fail")
-                launch.is_alive = step.refuses and launch.is_alive
-        if step.hangs:
-            self._hang()
-        self._history.stage.pause()
+        named = [x for x in self.launches if x.launch_id == resource.properties.get("launch")]
+        for launch in named:
+            launch.is_ending = launch.is_alive and not step.refuses
+            self._history.check_release(launch)
+            launch.is_lost = launch.is_lost or step.refuses
+            if step.refuses and not step.hangs:
+                raise ReleaseFailedError("told to fail")
+            launch.is_alive = step.refuses and launch.is_alive
+        try:
+            if step.hangs:
+                self._hang()
+            self._history.stage.pause()
+        finally:
+            for launch in named:
+                launch.is_ending = False
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """What the history has it tell of all ends."""
+        if self.tells is Telling.HANGS:
+            raise OverdueError("told to hang")
+        if self.tells is Telling.RAISES:
+            raise RuntimeError(f"{resource.resource_id}: token={SECRET}")
+        return ENDS[self.tells]
 
     def _hang(self) -> NoReturn:
         self._history.hang(TIMEOUT)
@@ -131,6 +168,9 @@ class FakeContainers:
     def obstacle(self, name: str | None) -> str | None:
         """Whether it opts out."""
         return f"container {name!r} opts out" if self.opts_out or name != "c" else None
+
+    def tend(self) -> None:
+        """Nothing is to be done from time to time."""
 
     def close(self) -> None:
         """Calls end with the step in which they are made."""

@@ -1,7 +1,7 @@
 """The real stores, whose transactions wait for their actor and fail when they are told to."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -28,6 +28,9 @@ TABLES: Final = (
     "keeper_event",
     "keeper_removed_row",
     "keeper_scale_up",
+    "keeper_look",
+    "keeper_day",
+    "keeper_capacity",
 )
 
 
@@ -44,9 +47,17 @@ class StagedDatabase(Database):
         sa.event.listen(self.engine, "commit", self._count)
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
+    def reading(
+        self, where: Sequence[sa.Executable] = (), **options: str
+    ) -> Iterator[sa.Connection]:
         """As in production, when its turn has come."""
-        with self._staged(), super().reading() as connection:
+        with self._staged(), super().reading(where, **options) as connection:
+            yield connection
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[sa.Connection]:
+        """As in production, when its turn has come."""
+        with self._staged(), super().rehearsing() as connection:
             yield connection
 
     @contextmanager
@@ -125,6 +136,7 @@ class Stores:
         for ledger in self.ledgers:
             ledger.forget()
         deletes = [f"DELETE FROM {table};" for table in (*TABLES, "sqlite_sequence")]  # noqa: S608
+        deletes.append("UPDATE keeper_ledger SET settled = NULL;")
         self.eye.executescript("\n".join(["BEGIN;", *deletes, "COMMIT;"]))
 
     def rows(self, query: str, *values: object) -> list[Row]:

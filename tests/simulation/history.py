@@ -1,6 +1,7 @@
 """Everything that can happen to a fleet, and how its history ends."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -8,12 +9,18 @@ from typing import TypeVar
 
 from dagster_amoro.core.errors import StoreUnavailableError as UnavailableError
 from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings
+from dagster_amoro.core.post_mortem import UNKNOWN
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.tick import TickResult
-from tests.simulation.actors import Actor, StartOutcome, Step
+from dagster_amoro.stores import day_sums
+from dagster_amoro_audit.fleet_history import read_live
+from dagster_amoro_audit.reliability import causes_of_death
+from dagster_amoro_audit.settling import settle, settled_from
+from tests.simulation.actors import Actor, StartOutcome, Step, Telling
+from tests.simulation.databases import Row
 from tests.simulation.deeds import BOTH, MOSTLY, OUTCOMES, WHICH, Act, Mishap, can_happen
 from tests.simulation.work import Work
-from tests.simulation.world import BROKEN, SECOND, Answering
+from tests.simulation.world import BROKEN, DAY, SECOND, START, Answering
 
 _T = TypeVar("_T")
 
@@ -34,6 +41,7 @@ class History(Work):
         heals=BOTH,
         min_parallelism=(0, 0, 1, 2, 3),
         attached=BOTH,
+        stable=BOTH,
     )
     def begins(  # noqa: PLR0913 - what differs from history to history
         self,
@@ -48,6 +56,7 @@ class History(Work):
         heals: bool,
         min_parallelism: int,
         attached: bool,
+        stable: bool,
     ) -> None:
         """A fleet, some of whose workers have died, and two daemons that look after it."""
         self.heals = heals
@@ -61,10 +70,14 @@ class History(Work):
                 ledger=ledger,
                 containers=self.containers,
                 policy=RestartPolicy(
-                    enabled=True, max_retries=max_retries, grace_period=grace * SECOND
+                    enabled=True,
+                    max_retries=max_retries,
+                    grace_period=grace * SECOND,
+                    stable_after=3600 * SECOND * stable,
                 ),
                 settings=TickSettings(
                     check_interval=SECOND,
+                    round_interval=SECOND,
                     claim_timeout=claim * SECOND,
                     max_restarts_per_run=most,
                 ),
@@ -80,11 +93,12 @@ class History(Work):
             self._write_floors()
         for number in range(size):
             self.names.append(f"r{number}")
-            self._declare(f"r{number}", f"g{number % groups}")
+            self._declare(f"r{number}", f"g{number % groups}", age=DAY)
             launch = self.container.launch(f"r{number}", f"g{number % groups}")
             launch.is_settled = True
             self._set_properties(f"r{number}", json.dumps({"launch": launch.launch_id}))
             launch.is_alive = number >= missed
+            launch.has_registered = True
             if launch.is_alive:
                 self._register(launch)
 
@@ -203,6 +217,42 @@ class History(Work):
         for _ in range(steps):
             self._go_on(actor, Step(outcome=outcome, refuses=not works, hangs=True))
 
+    @can_happen(0, 3, lambda self: self.awake(), which=WHICH, steps=range(1, 16))
+    def start_is_slow(self, which: int, steps: int) -> None:
+        """A run goes on into a start that takes nearly as long as it may, and works."""
+        for _ in range(steps):
+            if awake := self.awake():
+                self._go_on(_pick(awake, which), Step(is_slow=True))
+
+    @can_happen(2, 2, keeper=range(2), tells=tuple(Telling))
+    def audit_asks(self, keeper: int, tells: Telling) -> None:
+        """A refresh of the audit asks why workers died, which changes nothing else.
+
+        From now on the container says this of all ends, to attempts too.
+        """
+        self.container.tells = tells
+        before = self.stores.dump()
+        groups = {row["group_name"] for row in before["keeper_incident"]}
+        asked = {each["incident_id"] for each in before["keeper_incident"] if _is_new(each)}
+        learned = self.keepers[keeper].post_mortems.learn(sorted(groups))
+        after = self.stores.dump()
+        changed = [each for each in after["keeper_incident"] if each["cause"] is not None]
+        changed = [each for each in changed if each["incident_id"] in asked]
+        assert learned == len(changed), "causes are not counted right"
+        for each in changed:
+            each.update(cause=None, death=None)
+        assert after == before, "to ask why a worker died has changed something"
+
+    @can_happen(2, 2)
+    def workers_beat(self) -> None:
+        """All workers that live show it."""
+        self._beat()
+
+    @can_happen(0, 6, lambda self: self._ending(), which=WHICH)
+    def stopped_worker_registers(self, which: int) -> None:
+        """A worker that was told to end while it boots registers, and ends."""
+        self._register(_pick(self._ending(), which))
+
     @can_happen(1, 1, lambda self: self._actors(), which=WHICH)
     def actor_dies(self, which: int) -> None:
         """The process of a tick or a run is killed, and nobody is told."""
@@ -237,6 +287,7 @@ class History(Work):
         key = _pick(self.names, which)
         if key not in self.resources:
             self._declare(key, "g0")
+            self._lose(key)
             self.redeclared.add(key)
             return
         text = self.resources[key]["properties"]
@@ -285,6 +336,24 @@ class History(Work):
         self._goes_quiet()
         self.rules_hold()
         self._nothing_is_stuck()
+        self._causes_are_counted()
+
+    def _causes_are_counted(self) -> None:
+        """The figures count causes as is done row by row: now, and from the sums of a day later."""
+        expected: Counter[tuple[str, str, bool]] = Counter()
+        for row in self.stores.rows("SELECT * FROM keeper_incident"):
+            key = row["group_name"], row["cause"] or UNKNOWN, row["closed_at"] is None
+            expected[key] += 1
+        ledger, later = self.stores.ledgers[0], self.now + 2 * DAY
+        nothing = settled_from(day_sums.Sums(None, [], []))
+        sums = settle(ledger, later, lambda _: None)
+        for settled, now in ((nothing, self.now), (sums, later)):
+            incidents = read_live(ledger, (settled.until or START - DAY))
+            found: Counter[tuple[str, str, bool]] = Counter()
+            for of in causes_of_death(incidents, settled, now).to_dict("records"):
+                found[of["group"], of["cause"], True] += of["open"]
+                found[of["group"], of["cause"], False] += of["incidents"] - of["open"]
+            assert +found == expected, f"causes of death are {found}, and not {expected}"
 
     def clear(self) -> None:
         """Nobody is left at work."""
@@ -305,6 +374,7 @@ class History(Work):
             self._run_everything(Step())
             for launch in self._unregistered() if self.heals else []:
                 self._register(launch)
+            self._beat()
             self.now += self.policy.grace_period + self.keepers[0].settings.claim_timeout + SECOND
 
     def _nothing_is_stuck(self) -> None:
@@ -320,6 +390,11 @@ class History(Work):
             assert reached or self.containers.opts_out, (
                 f"{group} does not reach its min-parallelism"
             )
+
+
+def _is_new(incident: Row) -> bool:
+    """Whether it is open, nobody tried to heal it, and nobody asked why its worker died."""
+    return (incident["closed_at"], incident["cause"], incident["attempts"]) == (None, None, 0)
 
 
 def _keys(done: TickResult) -> list[str]:

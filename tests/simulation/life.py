@@ -6,7 +6,12 @@ from typing import Final
 
 from dagster_amoro.core.model import EventKind, State
 from dagster_amoro.core.policy import RestartPolicy
+from tests.simulation.container import FakeContainer
 from tests.simulation.databases import Row
+
+LONGEST: Final = FakeContainer.limits.longest_restart
+"""A restart whose end nobody knows is over by then."""
+
 
 _ANY_OPEN: Final = frozenset(state for state in State if state.is_open)
 
@@ -35,8 +40,12 @@ LIFE: Final[dict[EventKind, tuple[frozenset[State], State]]] = {
     EventKind.GIVING_UP: (_CLAIMED | {State.GIVING_UP}, State.GIVING_UP),
     EventKind.SUPERSEDING: (_CLAIMED | {State.SUPERSEDING}, State.SUPERSEDING),
     EventKind.REPLACED: (WORKING, State.WAITING),
+    EventKind.KEPT: (_CLAIMED, State.KEPT),
+    EventKind.RELEASING: (_NOT_REMOVING, State.RELEASING),
+    EventKind.ROW_IS_BACK: (frozenset({State.RELEASING}), State.WAITING),
+    EventKind.DOUBTED: (_ANY_OPEN, State.WAITING),  # but see `Story`
     EventKind.RECOVERED: (_ANY_OPEN, State.RECOVERED),
-    EventKind.RELEASED: (_NOT_REMOVING, State.RELEASED),
+    EventKind.RELEASED: (_NOT_REMOVING | {State.RELEASING}, State.RELEASED),
     EventKind.EXHAUSTED: (frozenset({State.GIVING_UP}), State.EXHAUSTED),
     EventKind.SUPERSEDED: (frozenset({State.SUPERSEDING}), State.SUPERSEDED),
 }
@@ -51,6 +60,7 @@ IN_A_RUN: Final = {
     EventKind.EXHAUSTED,
     EventKind.SUPERSEDING,
     EventKind.SUPERSEDED,
+    EventKind.KEPT,
 }
 
 
@@ -62,7 +72,9 @@ class Story:
     detected_at: datetime
     state: State = State.WAITING
     attempts: int = 0
-    attempted_at: datetime | None = None
+    ended_at: datetime | None = None  # of the last attempt, at the latest
+    is_attempting: bool = False
+    interrupted: int = 0
     dispatches: int = 0
     claims: int = 0
     run_id: str | None = None
@@ -74,7 +86,10 @@ class Story:
         kind = EventKind(event["kind"])
         may_follow, after = LIFE[kind]
         assert self.state in may_follow, f"{kind} follows {self.state}"
-        removing = self.state.is_removing and after.is_open
+        if kind is EventKind.DOUBTED:
+            after = self.state
+        is_back = kind is EventKind.ROW_IS_BACK
+        removing = self.state.is_removing and after.is_open and not is_back
         moves = self.state.is_open  # else its end was seen before that was written down
         self.state = after if moves and not removing else self.state
         self.length += moves
@@ -89,17 +104,26 @@ class Story:
         elif kind is EventKind.ATTEMPT:
             self._attempt(event)
         elif kind is EventKind.GIVING_UP:
-            assert self.attempts == self.policy.max_retries
+            assert self.attempts - self.interrupted == self.policy.max_retries
             assert removing or moment(event["at"]) >= self._due_at()
+        elif kind is EventKind.DOUBTED:
+            self.interrupted += self.is_attempting
+            self.ended_at, self.is_attempting = moment(event["at"]), False
+        elif kind in {EventKind.STARTED, EventKind.ATTEMPT_FAILED} and moves:
+            # What a tick took for interrupted was only slow.
+            self.interrupted -= not self.is_attempting
+            self.ended_at, self.is_attempting = moment(event["at"]), False
 
     def _attempt(self, event: Row) -> None:
-        self.attempts += 1
-        assert event["attempt"] == self.attempts <= self.policy.max_retries
         assert moment(event["at"]) >= self._due_at(), "an attempt within the grace period"
-        self.attempted_at = moment(event["at"])
+        self.attempts += 1
+        self.interrupted += self.is_attempting
+        assert event["attempt"] == self.attempts
+        assert self.attempts - self.interrupted <= self.policy.max_retries
+        self.ended_at, self.is_attempting = moment(event["at"]) + LONGEST, True
 
     def _due_at(self) -> datetime:
-        return (self.attempted_at or self.detected_at) + self.policy.grace_period
+        return (self.ended_at or self.detected_at) + self.policy.grace_period
 
 
 def moment(text: str) -> datetime:

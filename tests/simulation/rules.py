@@ -1,13 +1,17 @@
 """The rules that no history may ever break."""
 
 import json
+from typing import Final
 
 from dagster_amoro.core.model import EventKind, Resource, State
 from dagster_amoro.core.policy import RunState
-from tests.simulation.container import Launch
+from tests.helpers.attacks import acts
+from tests.simulation.container import SECRET, Launch
 from tests.simulation.databases import Row
 from tests.simulation.life import WORKING, Story, moment
 from tests.simulation.world import BROKEN, World
+
+MOST_LOST: Final = 5  # attempts without an end, until a person is asked
 
 
 class Rules(World):
@@ -28,12 +32,39 @@ class Rules(World):
         for event in events[len(self.message) :]:
             if event["incident_id"] is None:
                 continue  # it is a group's
+            if event["kind"] == EventKind.ATTEMPT:
+                _check_text(event["message"], 500)
+                _check_text(json.loads(event["details"]).get("log", ""), 2000)
             if event["kind"] == EventKind.DETECTED:
                 assert event["incident_id"] not in self.stories
                 self.stories[event["incident_id"]] = Story(self.policy, moment(event["at"]))
+                self._check_detection(event)
             else:
+                if event["kind"] == EventKind.RECOVERED:
+                    self._check_recovery(event)
                 self.stories[event["incident_id"]].go_on(event)
         self.message = events
+
+    def _resource_of(self, event: Row) -> str:
+        query = "SELECT resource_id FROM keeper_incident WHERE incident_id = ?"
+        found: str = self.stores.rows(query, event["incident_id"])[0]["resource_id"]
+        return found
+
+    def _check_detection(self, event: Row) -> None:
+        """What is young and never registered is no orphan."""
+        key = self._resource_of(event)
+        ever = {launch.resource_id for launch in self.container.launches if launch.has_registered}
+        if key in self.resources and key not in ever:
+            born = moment(self.resources[key]["start_time"])
+            is_young = born <= moment(event["at"]) < born + self.policy.grace_period
+            assert not is_young, f"{key} is just starting"
+
+    def _check_recovery(self, event: Row) -> None:
+        """The registration of what was being stopped, and has ended by now, is no recovery."""
+        key = self._resource_of(event)
+        standing = [launch for launch in self._registered() if launch.resource_id == key]
+        dying = [launch for launch in standing if launch.registered_dying]
+        assert not standing or dying != standing, f"{key} was stopped, and is called recovered"
 
     def _check_incidents(self) -> None:
         incidents = self.stores.rows("SELECT * FROM keeper_incident")
@@ -43,6 +74,8 @@ class Rules(World):
             found = (incident["state"], incident["attempts"], incident["dispatches"])
             assert found == (story.state, story.attempts, story.dispatches), "events tell another"
             assert incident["version"] >= story.length - 1
+            self._check_cause(incident, self.deaths.get(incident["incident_id"], incident))
+            self.deaths[incident["incident_id"]] = incident
             before = self.closed.get(incident["incident_id"], incident)
             assert incident == before, "a closed incident was changed"
             if not story.state.is_open:
@@ -52,6 +85,18 @@ class Rules(World):
                 assert incident["open_resource_id"] is None
         open_ones = [i["resource_id"] for i in incidents if not i["closed_at"]]
         assert len(open_ones) == len(set(open_ones)), "two open incidents of one resource"
+
+    def _check_cause(self, incident: Row, before: Row) -> None:
+        """Why a worker died is replaced only by what says more, and not once another was tried.
+
+        Nothing of it acts on whoever reads it, is secret, or is too long.
+        """
+        old, new = (_certainty(row["cause"]) for row in (before, incident))
+        is_same = [row["cause"] for row in (before, incident)]
+        assert new > old or is_same[0] == is_same[1], f"{is_same[0]} became {is_same[1]}"
+        assert is_same[0] == is_same[1] or not before["attempts"], "the cause of another worker"
+        for text, longest in ((incident["cause"], 40), (incident["death"], 300)):
+            _check_text(text or "", longest)
 
     def _check_workers(self) -> None:
         tokens = {row["token"] for row in self.stores.rows("SELECT token FROM optimizer")}
@@ -111,18 +156,21 @@ class Rules(World):
             self._note(kept == json.loads(after), f"{before} was changed to {after}")
 
     def check_request(self, resource: Resource) -> None:
-        """Before each start: it was counted, it is the only one, and nobody stands there."""
+        """Before each start: it was counted, it is the only one, and nobody stands there.
+
+        It was so at the last look: the step after that asks the ledger whose the orphan is.
+        """
         key = resource.resource_id
         assert self.stage.actor is not None
         if self.stage.actor.name in self.missing:
             self._check_scale_up(self.stage.actor.name, resource)
             return
-        standing = self.stores.rows("SELECT * FROM optimizer WHERE resource_id = ?", key)
-        self._note(not standing, f"{key} is started though an optimizer stands for it")
-        there = self.stores.rows("SELECT * FROM resource WHERE resource_id = ?", key)
-        self._note(bool(there), f"{key} is started though its row is gone")
         actor = self.stage.actor
-        assert actor is not None
+        was_orphan = key in self.orphans[actor.name][0]
+        standing = self.stores.rows("SELECT * FROM optimizer WHERE resource_id = ?", key)
+        self._note(not standing or was_orphan, f"{key} is started though an optimizer stands")
+        there = self.stores.rows("SELECT * FROM resource WHERE resource_id = ?", key)
+        self._note(bool(there) or was_orphan, f"{key} is started though its row is gone")
         run_id, incident_id = actor.name.partition("/")[0], self.turns[actor.name][0]
         attempts = self.stores.rows(
             "SELECT * FROM keeper_event WHERE incident_id = ? AND run_id = ? AND kind = ? "
@@ -168,6 +216,11 @@ class Rules(World):
             launch.resource_id in self.resources.keys() - self.redeclared
         )
         self._note(own or not stands, f"{launch} is stopped though it stands")
+        back = launch.returned_at
+        has_grace = back is not None and self.now < back + self.policy.grace_period
+        is_there = launch.resource_id in self.resources.keys() - self.redeclared
+        is_cut_off = is_there and has_grace and launch.is_settled
+        self._note(own or not is_cut_off, f"{launch} is stopped while its grace period runs")
 
     def _check_replaced(self, new: str) -> None:
         """After a refill: none of those in whose place it came was restarted meanwhile."""
@@ -185,8 +238,10 @@ class Rules(World):
         """The threads that nobody brings to the group of a refilling run, by the raw tables."""
         group = self._group_of(run_id)
         query = """
-            SELECT r.thread_count, i.state, i.last_error, i.attempts, i.claimed_by,
-                   i.claimed_until, coalesce(i.attempted_at, i.detected_at) AS since,
+            SELECT r.thread_count, i.state, i.last_error, i.claimed_by, i.claimed_until,
+                   i.attempts + i.prior_attempts - i.interrupted - i.is_attempting AS attempts,
+                   i.interrupted + i.is_attempting AS lost,
+                   coalesce(i.attempt_ends_at, i.detected_at) AS since,
                    (SELECT kind FROM keeper_event e WHERE e.incident_id = i.incident_id
                     ORDER BY event_id DESC LIMIT 1) AS newest
             FROM resource r LEFT JOIN keeper_incident i ON i.open_resource_id = r.resource_id
@@ -204,7 +259,8 @@ class Rules(World):
             return False
         has_time = self.now < moment(row["since"]) + self.policy.grace_period
         trying = row["newest"] == EventKind.ATTEMPT and self.now < moment(row["claimed_until"])
-        return has_time or trying or row["attempts"] < self.policy.max_retries
+        is_left = row["attempts"] < self.policy.max_retries and row["lost"] < MOST_LOST
+        return has_time or trying or is_left
 
     def _group_of(self, run_id: str) -> str:
         return self.turns[run_id][2]
@@ -221,20 +277,28 @@ class Rules(World):
             if e["incident_id"] == incident["incident_id"]
         ]
         new = told[-1]["message"].split(",")[0] if told else None
-        return new in self.starting.values() or (new in self.resources and self._has_hope(new))
+        if new in self.starting.values():
+            return True
+        # A round brings what is missing, which may be less than what was lost.
+        brings = self.resources[new]["thread_count"] if new in self.resources else 0
+        return bool(new) and brings >= incident["thread_count"] and self._has_hope(new or "")
 
     def _is_outnumbered(self, incident: Row) -> bool:
-        """Whether its group got as many threads after its detection, and has what it must have."""
+        """Whether its group got as many threads after its detection, and has what it must have.
+
+        Where somebody declared it anew meanwhile, only what came after that is in its place.
+        """
         (detected,) = [
             e["event_id"]
             for e in self._events(EventKind.DETECTED)
             if e["incident_id"] == incident["incident_id"]
         ]
         group = incident["group_name"]
+        own = self.resources.get(incident["resource_id"], {}).get("start_time", "")
         newer = [
             self.resources[key]
             for key, at in self.new_resources.items()
-            if at >= detected and key in self.resources and key != incident["resource_id"]
+            if at >= detected and key in self.resources and self.resources[key]["start_time"] > own
         ]
         mine = [
             row
@@ -273,10 +337,13 @@ class Rules(World):
             for incident in self.stores.rows(
                 "SELECT * FROM keeper_incident WHERE closed_at IS NULL"
             )
-            if incident["state"] != State.UNSUPPORTED
-            or not (
-                self.containers.opts_out
-                or self.resources[incident["resource_id"]]["properties"] == BROKEN
+            if incident["state"] != State.KEPT
+            and (
+                incident["state"] != State.UNSUPPORTED
+                or not (
+                    self.containers.opts_out
+                    or self.resources[incident["resource_id"]]["properties"] == BROKEN
+                )
             )
         ]
 
@@ -284,3 +351,15 @@ class Rules(World):
         """The groups whose rounds are not over; where nobody registers, they come to a stop."""
         query = "SELECT * FROM keeper_scale_up WHERE state <> 'stopped'"
         return self.stores.rows(query) if not self.containers.opts_out else []
+
+
+def _certainty(cause: str | None) -> int:
+    """How much a cause says."""
+    return {None: 0, "unknown": 1, "never started": 2, "lost host": 2}.get(cause, 3)
+
+
+def _check_text(text: str, longest: int) -> None:
+    """What a container said of an end, as it is kept."""
+    assert SECRET not in text, f"a secret is shown: {text}"
+    assert acts(text) == [], f"a text acts on whoever reads it: {text!r}"
+    assert len(text) <= longest, f"a text is {len(text)} characters long"

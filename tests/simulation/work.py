@@ -128,6 +128,9 @@ class Work(Rules):
 
     def _go_on(self, actor: Actor, step: Step) -> None:
         if not actor.is_over and not self._is_asleep(actor):
+            standing = {launch.resource_id for launch in self._registered()}
+            _, before = self.orphans.get(actor.name, (set(), set()))
+            self.orphans[actor.name] = before, self.resources.keys() - standing
             self.stage.let(actor, step)
         self._sweep()
 

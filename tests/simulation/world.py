@@ -20,6 +20,8 @@ START: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 SECOND: Final = timedelta(seconds=1)
+MICROSECOND: Final = timedelta(microseconds=1)
+DAY: Final = timedelta(days=1)
 
 
 BROKEN: Final = '{"a":'
@@ -71,11 +73,14 @@ class World(ABC):
         self.stories: dict[int, Story] = {}
         self.message: list[Row] = []  # all events so far
         self.closed: dict[int, Row] = {}
+        self.deaths: dict[int, Row] = {}  # incidents as they were when their cause was looked at
         self.min_parallelisms: dict[str, int] = {}  # of groups that have one
         self.births = 0  # of resources, in the order of their start times
         self.new_resources: dict[str, int] = {}  # the newest event when they came, by resource
         self.missing: dict[str, int] = {}  # by refilling run: most threads missing in its turn
         self.starting: dict[str, str] = {}  # what a refilling run is just starting
+        # By actor: what was an orphan when it made its last step but one, and its last step.
+        self.orphans: dict[str, tuple[set[str], set[str]]] = {}
         self.stood: dict[str, bool] = {}  # by restarting actor: whether its turn began too late
         stores.reset()
 
@@ -135,6 +140,7 @@ class World(ABC):
 
     def _register(self, launch: Launch) -> None:
         self.tokens += 1
+        launch.has_registered, launch.registered_dying = True, not launch.is_alive
         launch.token = f"token-{self.tokens}"
         self._write(
             "INSERT INTO optimizer (token, resource_id, group_name, thread_count) "
@@ -145,6 +151,21 @@ class World(ABC):
             launch.threads,
         )
 
+    def _beat(self) -> None:
+        """All workers that live and have registered touch their rows."""
+        for launch in self._registered():
+            if launch.is_alive:
+                self.tokens += 1  # whatever the clock of the machine says, it is another time
+                touched = "strftime('%Y-%m-%d %H:%M:%S.', 'now') || printf('%06d', ?)"
+                self._write(
+                    f"UPDATE optimizer SET touch_time = {touched} WHERE token = ?",  # noqa: S608
+                    self.tokens,
+                    launch.token,
+                )
+
+    def _ending(self) -> list[Launch]:
+        return [x for x in self.container.launches if x.is_ending and not x.token]
+
     def _unregister(self, launch: Launch) -> None:
         self._write("DELETE FROM optimizer WHERE token = ?", launch.token)
         launch.token = None
@@ -154,7 +175,7 @@ class World(ABC):
             if not launch.is_alive:
                 self._unregister(launch)
 
-    def _declare(self, key: str, group: str, threads: int = 1) -> None:
+    def _declare(self, key: str, group: str, threads: int = 1, age: timedelta = SECOND) -> None:
         self._write(
             "INSERT INTO resource (resource_id, group_name, container_name, thread_count, "
             "total_memory, start_time, properties) VALUES (?, ?, 'c', ?, 0, '', '{}')",
@@ -162,16 +183,16 @@ class World(ABC):
             group,
             threads,
         )
-        self._date(key)
+        self._date(key, age)
         (self.resources[key],) = self.stores.rows(
             "SELECT * FROM resource WHERE resource_id = ?", key
         )
 
-    def _date(self, key: str) -> None:
-        self.births += 1
+    def _date(self, key: str, age: timedelta = SECOND) -> None:
+        self.births += 1  # each is younger than all before it
         self._write(
             "UPDATE resource SET start_time = ? WHERE resource_id = ?",
-            (START + self.births * SECOND).replace(tzinfo=None).isoformat(sep=" "),
+            (self.now - age + self.births * MICROSECOND).replace(tzinfo=None).isoformat(sep=" "),
             key,
         )
 
@@ -179,12 +200,24 @@ class World(ABC):
         del self.resources[key]
         self.intact.pop(key, None)
         self._write("DELETE FROM resource WHERE resource_id = ?", key)
-        self._lose(key)
+        self._lose(key, self._started(key))
 
-    def _lose(self, key: str) -> None:
-        """What runs for a resource is the operator's from now on."""
+    def _started(self, key: str) -> str | None:
+        """What the ledger says that an attempt of the open incident started last."""
+        rows = self.stores.rows(
+            "SELECT content FROM keeper_removed_row JOIN keeper_incident USING (incident_id) "
+            "WHERE open_resource_id = ? ORDER BY removal_id DESC LIMIT 1",
+            key,
+        )
+        found = json.loads(rows[0]["content"])["properties"] if rows else "{}"
+        named: str | None = json.loads(found).get("launch") if found != BROKEN else None
+        return named
+
+    def _lose(self, key: str, but: str | None = None) -> None:
+        """What runs for a resource is the operator's from now on, but for one launch."""
         for launch in self.container.launches:
-            launch.is_lost = launch.is_lost or launch.resource_id == key
+            mine = launch.resource_id == key and launch.launch_id != but
+            launch.is_lost = launch.is_lost or mine
 
     def _set_properties(self, key: str, text: str | None) -> None:
         self._write("UPDATE resource SET properties = ? WHERE resource_id = ?", text, key)

@@ -778,7 +778,7 @@ def query(text: str) -> dict[str, object]:
         ("socketTimeout=2147483647", {"tcp_user_timeout": "2147483647"}),
         ("connectTimeout=99999999999", {}),
         ("ApplicationName=a%26b", {"application_name": "a&b"}),
-        ("options=-c%20x&stringtype=unspecified&applicationName=x", {}),
+        ("stringtype=unspecified&applicationName=x", {}),
     ],
 )
 def test_parameters_of_postgresql_are_kept_where_libpq_has_them(
@@ -901,7 +901,7 @@ def test_no_parameter_leads_to_another_kind_of_error(parameters: str, driver: st
     try:
         parse_url(f"jdbc:{driver}://db/amoro?{parameters}")
     except ValueError as error:
-        assert re.search("several hosts|sslmode|not a URL|@ that", str(error), re.IGNORECASE)  # noqa: PT017 - either outcome is right
+        assert re.search("several|sslmode|Type|not a URL|@ that", str(error), re.IGNORECASE)  # noqa: PT017 - either outcome is right
 
 
 @pytest.mark.parametrize("path", ['"$user",public', "amoro", '"a b",  "c\\d"', '"o\'x"'])

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_amoro.core.looks import Look
 from dagster_amoro.core.model import Incident, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import EVERYTHING, Pause, Pauses
 from dagster_amoro.core.policy import Backoff, RestartPolicy
+from dagster_amoro.healing.losses import Ended
 from dagster_amoro_audit.findings import (
     BlockedRestarts,
-    Ended,
     below_min_parallelism,
+    doubled,
     flapping,
     freshness,
     given_up,
@@ -45,43 +47,32 @@ def opened(number: int, age: timedelta) -> Incident:
     return Incident(number, f"r{number}", "g", "c", 1, NOW - age)
 
 
-def test_what_was_given_up_is_named_once() -> None:
-    """The next check knows of it, by the newest end that the last one told."""
-    first = given_up([ended(1), ended(2, State.RECOVERED), ended(3)], 0)
-    assert not first.passed
-    assert first.severity is dg.AssetCheckSeverity.ERROR
-    assert first.description.startswith(
-        "2 resources given up and removed: r1 (group g), r3 (group g)."
-    )
-    assert first.metadata == {"given up": 2, "kept": 0, "newest end in s since 1970": 3}
-    again = given_up([ended(1), ended(3)], 3)
-    assert again.passed
-    assert again.metadata == {"given up": 0, "kept": 0, "newest end in s since 1970": 3}
-    assert again.description.endswith("within a day r1 (group g), r3 (group g)")
-    assert not given_up([ended(1), ended(3), ended(4)], 3).passed
-
-
-def test_the_mark_stays_when_a_day_has_passed() -> None:
-    """Otherwise an old one would be told again."""
-    assert given_up([], 7).metadata == {"given up": 0, "kept": 0, "newest end in s since 1970": 7}
-
-
-def test_what_is_kept_without_attempts_left_is_told_beside_it() -> None:
-    """A person is needed for both; each is told once."""
-    finding = given_up([ended(1), ended(2, State.KEPT)], 0)
+def test_what_was_given_up_is_named_with_why_it_died() -> None:
+    """As long as nobody has seen to it; a person is needed for what is kept as well."""
+    death = "its last worker was killed by SIGKILL 2 s after its start"
+    finding = given_up([ended(1), replace(ended(3), death=death), ended(2, State.KEPT)])
     assert not finding.passed
-    assert finding.description.startswith(
-        "1 resource given up and removed: r1 (group g); 1 resource out of attempts and kept: "
-        "r2 (group g). "
+    assert finding.severity is dg.AssetCheckSeverity.ERROR
+    assert finding.description == (
+        f"2 resources given up and removed: r1 (group g), r3 (group g; {death}); 1 resource out of "
+        "attempts and kept: r2 (group g). Find out why, then restore each, or acknowledge it"
     )
-    assert finding.metadata == {"given up": 1, "kept": 1, "newest end in s since 1970": 2}
-    assert given_up([ended(1), ended(2, State.KEPT)], 2).passed
-    assert given_up([ended(2, State.KEPT)], 0).description.startswith("1 resource out of attempts")
+    assert finding.metadata == {"given up": 2, "kept": 1}
+    assert finding.answer == given_up([ended(2, State.KEPT), ended(3), ended(1)]).answer
+    assert finding.answer != given_up([ended(1), ended(3)]).answer
+
+
+def test_nothing_is_given_up() -> None:
+    """Or somebody has seen to it."""
+    finding = given_up([])
+    assert finding.passed
+    assert finding.description == "nothing was given up that nobody has seen to"
+    assert finding.metadata == {"given up": 0, "kept": 0}
 
 
 def test_many_names_are_counted() -> None:
     """An alert is not for a thousand names."""
-    message = given_up([ended(n) for n in range(1, 1001)], 0).description
+    message = given_up([ended(n) for n in range(1, 1001)]).description
     assert message.startswith("1,000 resources given up and removed: r1 (group g), r2")
     assert " and 990 more. " in message
     assert len(message) < 500
@@ -227,6 +218,15 @@ def test_a_group_below_its_min_parallelism_is_named_with_its_threads() -> None:
     assert "a (3 of 4 threads), c (0 of 1 threads)" in finding.description
     assert below_min_parallelism({"b": 2}, {"b": 2}).passed
     assert below_min_parallelism({}, {}).passed
+
+
+def test_a_group_that_is_too_large_since_ams_refilled_it_is_named() -> None:
+    """A warning: nothing is broken, and nobody else makes it smaller."""
+    finding = doubled([Look("a", "2026"), Look("b", "2026", 2), Look("c", "2026", 1)])
+    assert (finding.passed, finding.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert finding.description.startswith("2 groups above min-parallelism since AMS refilled")
+    assert finding.description.endswith(": b (2 threads), c (1 thread)")
+    assert doubled([Look("a", "2026")]).passed
 
 
 @pytest.mark.parametrize(("minutes", "passed"), [(0, True), (15, True), (15.1, False)])

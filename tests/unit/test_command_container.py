@@ -18,6 +18,7 @@ from dagster_amoro.containers.command.launches import (
     dump_record,
     launch_of,
     launches_of,
+    new_launch_id,
     parse_record,
     properties_of,
 )
@@ -45,7 +46,17 @@ def resource(resource_id: str = "r1", properties: Mapping[str, str] | None = Non
     )
 
 
-def launch(launch_id: str | None = "new", pid: int | None = 12) -> Launch:
+def of_r1(name: str) -> str:
+    """The id of a launch of resource r1."""
+    return f"{new_launch_id('r1').partition('-')[0]}-{name}"
+
+
+def named_by(properties: Mapping[str, str], resource_id: str = "r1") -> Launch | None:
+    """The launch that a resource with these properties names."""
+    return launch_of(resource(resource_id, properties))
+
+
+def launch(launch_id: str | None = of_r1("new"), pid: int | None = 12) -> Launch:
     """A launch of host h."""
     return Launch(launch_id=launch_id, host="h", pid=pid, started_at=1700000000.120001)
 
@@ -307,15 +318,21 @@ def test_start_up_properties_name_the_launch() -> None:
         "command-pid": "12",
         "command-started-at": "1700000000.120001",
         "command-host": "h",
-        "command-launch-id": "new",
+        "command-launch-id": of_r1("new"),
     }
-    assert launch_of({"memory": "1024", **properties}) == launch()
+    assert named_by({"memory": "1024", **properties}) == launch()
+
+
+def test_the_launch_of_another_resource_is_none_of_this_one() -> None:
+    """Whoever can write a row could have another resource's worker ended by it."""
+    assert named_by(properties_of(launch()), "r2") == launch(launch_id=None)
+    assert new_launch_id("r1") != new_launch_id("r1")
 
 
 @pytest.mark.parametrize("pid", ["", "x", "0", "1", "-1", "1.5", str(2**31), "9" * 5000])
 def test_a_pid_that_makes_no_sense_is_none(pid: str) -> None:
     """Neither init nor whole groups can be named, which -1 and 0 would do."""
-    found = launch_of({**properties_of(launch()), "command-pid": pid})
+    found = named_by({**properties_of(launch()), "command-pid": pid})
     assert found == launch(pid=None)
 
 
@@ -324,9 +341,9 @@ def test_a_launch_needs_an_id_or_a_whole_identity(missing: str) -> None:
     """A process id alone says nothing."""
     properties = properties_of(launch())
     del properties["command-launch-id"]
-    assert launch_of(properties) == launch(launch_id=None)
+    assert named_by(properties) == launch(launch_id=None)
     del properties[missing]
-    assert launch_of(properties) is None
+    assert named_by(properties) is None
 
 
 @pytest.mark.parametrize(
@@ -346,9 +363,11 @@ def test_a_record_belongs_to_the_launch_that_it_followed(
     named: str | None, recorded: str | None, previous: str | None, found: list[str]
 ) -> None:
     """A newer launch is out of reach of one that it overtook."""
-    properties = properties_of(launch(named)) if named else {}
-    record = Record(launch(recorded), previous) if recorded else None
-    assert [each.launch_id for each in launches_of(properties, record)] == found
+    properties = properties_of(launch(of_r1(named))) if named else {}
+    before = of_r1(previous) if previous else None
+    record = Record(launch(of_r1(recorded)), before) if recorded else None
+    found_launches = launches_of(resource(properties=properties), record)
+    assert [each.launch_id for each in found_launches] == list(map(of_r1, found))
 
 
 def test_the_tail_of_a_log_is_of_this_launch_only(tmp_path: Path) -> None:

@@ -617,9 +617,8 @@ def database_text(kind: str | None, url: str | None, **more: str) -> str:
         (
             "postgres",
             "jdbc:postgresql://10.0.0.1:5433/amoro?prepareThreshold=0&options=-c%20x=y",
-            "postgresql+psycopg://10.0.0.1:5433/amoro",
+            "postgresql+psycopg://10.0.0.1:5433/amoro?options=-c x=y",
         ),
-        ("postgres", "jdbc:postgresql://a:1,b:2/amoro", "postgresql+psycopg://a:1/amoro"),
         ("postgres", "jdbc:postgresql://[::1]:5432/amoro", "postgresql+psycopg://[::1]:5432/amoro"),
         ("postgres", "jdbc:postgresql:///amoro", "postgresql+psycopg://localhost/amoro"),
         (

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
-from dagster_amoro.defs.cursor import Cursor, dump_cursor, new_token, parse_cursor
+from dagster_amoro.core.messages import ACTS
+from dagster_amoro.defs.cursor import Cursor, Numbers, dump_cursor, new_token, parse_cursor
 
 detectors = st.builds(
     AmsRestartDetector,
@@ -27,6 +28,10 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.
     st.builds(
         Cursor,
         event=st.integers(0, 2**63 - 1),
+        ledger=st.none() | st.text(min_size=1),
+        event_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+        until=st.integers(0, 2**63 - 1),
+        told_group=st.text(),
         detector=detectors,
         last_served_group=st.none() | st.text(min_size=1),
         abstentions=st.integers(0, 2**63 - 1),
@@ -93,6 +98,8 @@ JSON = st.recursive(
 )
 FIELDS = [
     "event",
+    "ledger",
+    "event_at",
     "sample_tokens",
     "settling_since",
     "last_served_group",
@@ -107,7 +114,7 @@ FIELDS = [
 def test_whatever_stands_in_a_cursor_can_be_worked_with(values: dict[str, object]) -> None:
     """Times can be compared, numbers can be counted on, and what is told can be told again."""
     cursor = parse_cursor(json.dumps(values))
-    for moment in (cursor.completed_at, cursor.detector.settling_since):
+    for moment in (cursor.completed_at, cursor.event_at, cursor.detector.settling_since):
         assert moment is None or moment.tzinfo is not None
     assert 0 <= cursor.abstentions < 2**63
     assert all(isinstance(value, int | float | str) for value in cursor.reported.values())
@@ -127,3 +134,18 @@ def test_a_quiet_fleet_without_an_ams_leaves_little() -> None:
     since = datetime(2026, 1, 1, tzinfo=UTC)
     message = dump_cursor(Cursor(detector=AmsRestartDetector(was_away=True, settling_since=since)))
     assert message == '{"was_away": true, "settling_since": "2026-01-01T00:00:00+00:00"}'
+
+
+@pytest.mark.parametrize(
+    ("reported", "saw"),
+    [
+        ({"orphans": 2, "resources": 40, ACTS: "blue"}, "2 of 40 orphaned"),
+        ({ACTS: "nobody", "abstentions in a row": 3}, "nobody"),
+        ({}, None),
+    ],
+)
+def test_a_cursor_begins_with_what_the_tick_saw(reported: Numbers, saw: str | None) -> None:
+    """The sensor's page shows the beginning of each, and nothing else of a tick without a click."""
+    values = json.loads(dump_cursor(Cursor(event=1, reported=reported)))
+    assert values.get("saw") == saw
+    assert next(iter(values)) == ("saw" if saw else "event")

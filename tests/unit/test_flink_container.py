@@ -15,6 +15,7 @@ from dagster_amoro.containers.amoro.flink_conf import flattened, parse_lines, re
 from dagster_amoro.containers.amoro.flink_rest import essence
 from dagster_amoro.containers.amoro.yarn import end_application
 from dagster_amoro.containers.base import Container
+from dagster_amoro.containers.environment import chosen
 from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.errors import ConfigError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
@@ -553,13 +554,45 @@ class TestReleaseOnKubernetes:
             flink_in(programs, ON_KUBERNETES).release_resource(self.ROW)
 
 
-def report(name: str = NAME, state: str = "RUNNING") -> str:
+def report(name: str = NAME, state: str = "RUNNING", final: str = "UNDEFINED") -> str:
     """What `yarn application -status` prints."""
     return (
         "INFO client.RMProxy: Connecting\nApplication Report : \n"
         f"\tApplication-Id : application_1_2\n\tApplication-Name : {name}\n"
-        f"\tState : {state}\n\tFinal-State : UNDEFINED\n"
+        f"\tState : {state}\n\tFinal-State : {final}\n"
+        "\tDiagnostics : AM Container exited with exitCode: -104\n more of it\n"
     )
+
+
+class TestPostMortemOnYarn:
+    """What YARN says of an application that is over."""
+
+    @pytest.mark.parametrize(
+        ("said", "cause", "text"),
+        [
+            (
+                report(state="FINISHED", final="FAILED"),
+                "failed",
+                "FAILED: AM Container exited with",
+            ),
+            (report(state="KILLED", final="KILLED"), "killed", "KILLED: AM Container exited with"),
+            (report(), "unknown", "RUNNING: AM Container exited with exitCode: -104"),
+            (report(name=f"{NAME}x"), "unknown", "YARN does not know its last application "),
+        ],
+    )
+    def test_ended(self, programs: Programs, said: str, cause: str, text: str) -> None:
+        """Its final state, and why."""
+        programs.add("bin/yarn", said)
+        flink = flink_in(programs, {"export.HADOOP_HOME": str(programs.folder)})
+        found = flink.post_mortem(resource({"yarn-application-id": "application_1_2"}))
+        assert found is not None
+        assert found.cause == cause
+        assert text in found.text
+
+    def test_nothing_started(self, programs: Programs) -> None:
+        """A row without an id names nothing to ask for."""
+        found = flink_in(programs).post_mortem(resource())
+        assert found == ("never started", "its row names no application on YARN", "")
 
 
 class TestReleaseOnYarn:
@@ -631,7 +664,7 @@ class TestReleaseOnYarn:
         """Who has no name to compare ends it all the same."""
         programs.add("yarn", report(name="whatever"))
         monkeypatch.setenv("PATH", str(programs.folder))
-        end_application("application_1_2", None, {}, Mask())
+        end_application("application_1_2", None, chosen(), Mask())
         assert [call.argv[2] for call in programs.calls] == ["-status", "-kill"]
 
 

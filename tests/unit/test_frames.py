@@ -25,6 +25,7 @@ GROUP_NAMES = st.text(max_size=50) | st.text(
 def incident_rows(*rows: dict[str, object]) -> pd.DataFrame:
     """Rows as the ledger's query for incidents returns them; a default for what is left out."""
     default = {
+        "group": "g",
         "incident": 1,
         "resource": "w-1",
         "container": "local",
@@ -32,6 +33,8 @@ def incident_rows(*rows: dict[str, object]) -> pd.DataFrame:
         "detected": NOON,
         "attempts": 0,
         "last_error": None,
+        "cause": None,
+        "death": None,
         "state": "waiting",
         "closed": None,
         "details": None,
@@ -42,6 +45,7 @@ def incident_rows(*rows: dict[str, object]) -> pd.DataFrame:
 def event_rows(*rows: dict[str, object]) -> pd.DataFrame:
     """Rows as the ledger's query for events returns them."""
     default = {
+        "group": "g",
         "event": 1,
         "incident": 1,
         "resource": "w-1",
@@ -110,6 +114,7 @@ def test_the_time_to_recover_is_told_of_what_recovered() -> None:
     assert frame["outcome"].isna().tolist() == [False, False, True]
     assert frame["time_to_recover"].dt.total_seconds().tolist()[0] == 90
     assert frame["time_to_recover"].isna().tolist() == [False, True, True]
+    assert frame["seconds_to_recover"].fillna(-1).tolist() == [90, -1, -1]
 
 
 def test_what_a_tick_noted_is_read_from_the_details() -> None:
@@ -225,9 +230,9 @@ def test_a_file_of_an_older_version_may_lack_a_column(tmp_path: Path) -> None:
     files = folder(tmp_path)
     position, *_ = files.merge(history((1, 1, NOON)), Position(), now=NOON)
     file = files.path / "incidents" / "2026-03-29.parquet"
-    old = pd.read_parquet(BytesIO(file.read_bytes())).drop(columns="max_retries")
+    old = pd.read_parquet(BytesIO(file.read_bytes())).drop(columns=["max_retries", "cause"])
     old.to_parquet(str(file))
-    assert files.load().incidents["max_retries"].isna().all()
+    assert files.load().incidents[["max_retries", "cause"]].isna().all(axis=None)
     files.merge(history((2, 2, NOON)), position, now=NOON)
     assert types(files.load().incidents) == types_of(INCIDENTS)
 

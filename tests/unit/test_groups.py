@@ -1,6 +1,7 @@
 """What groups say about themselves, against the rules of AMS written down as tables."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
 from typing import Final
@@ -10,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core import groups
-from dagster_amoro.core.groups import UNITS, Group, is_dynamic, min_parallelism
+from dagster_amoro.core.groups import (
+    UNITS,
+    Group,
+    absence_obstacle,
+    heartbeat_obstacle,
+    is_dynamic,
+    min_parallelism,
+)
 from dagster_amoro.core.values import parse_duration
+from tests.helpers.inputs import SETTINGS
 
 FLAT: Final = "min-parallelism"
 DYNAMIC: Final = "dynamic-allocation."
@@ -301,3 +310,48 @@ def test_groups_without_such_keys_are_not_parsed(monkeypatch: pytest.MonkeyPatch
     plain = saying({"memory": "1024", f"{DYNAMIC}drain-timeout": "1h"})
     assert min_parallelism(plain) is None
     assert not is_dynamic(plain)
+
+
+# What AMS refuses.
+
+OF_AMS: Final = replace(SETTINGS, ams_heartbeat_timeout=timedelta(minutes=1))
+
+
+def test_a_group_without_a_row_is_an_obstacle_where_there_is_an_ams() -> None:
+    """A fleet of ours asks for no group: whoever writes heartbeats is there."""
+    assert absence_obstacle("g", OF_AMS) == (
+        "its group g is not in resource_group, so that AMS would refuse its registration"
+    )
+    for name in (None, ""):
+        assert str(absence_obstacle(name, OF_AMS)).startswith("it has no group, so that AMS")
+    assert absence_obstacle("g", SETTINGS) is None
+
+
+# An interval as a resource has it, a timeout in seconds, and whether AMS would take it.
+HEARTBEATS: Final[list[tuple[str | None, float, bool]]] = [
+    (None, 60, True),  # 10 s, the default of Amoro's optimizers
+    (None, 10.001, True),
+    (None, 10, False),
+    ("59999", 60, True),
+    ("60000", 60, False),
+    ("60001", 60, False),
+    ("0060000", 60, False),
+    ("+5000", 60, True),
+    ("999999999999999", 60, False),
+    ("9" * 30, 60, False),
+    ("10s", 60, False),
+    ("", 60, False),
+    (" 5000", 60, False),
+    ("5e3", 60, False),
+]
+
+
+@pytest.mark.parametrize(("interval", "timeout", "taken"), HEARTBEATS)
+def test_heartbeats_have_to_come_more_often_than_they_expire(
+    interval: str | None, timeout: float, *, taken: bool
+) -> None:
+    """As AMS compares them; without an AMS nobody does."""
+    properties = {} if interval is None else {"heart-beat-interval": interval}
+    settings = replace(SETTINGS, ams_heartbeat_timeout=timedelta(seconds=timeout))
+    assert (heartbeat_obstacle(properties, settings) is None) == taken
+    assert heartbeat_obstacle(properties, SETTINGS) is None

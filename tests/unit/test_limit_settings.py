@@ -17,12 +17,15 @@ from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import Backoff, OnExhausted
 from dagster_amoro.core.values import DURATION_ACCEPTS
+from dagster_amoro.healing.assembly import Services
 
 GRACE = "ams.optimizer.auto-restart-grace-period"
-CHECK = "ams.optimizer-group.min-parallelism-check-interval"
+CHECK = "keeper.check-interval"
+AMS_CHECK = "ams.optimizer-group.min-parallelism-check-interval"
 PART = "a number more than 0, with which nothing would ever be healed, and up to 1"
 STABLE = f"{DURATION_ACCEPTS}, not shorter than {GRACE} and up to 36500 d, or 0 to switch it off"
 CAP = f"{DURATION_ACCEPTS}, more than 0, not shorter than {GRACE} and up to 36500 d"
+INTERVAL = f"{DURATION_ACCEPTS}, from 1 s, the shortest that Dagster's sensors know, up to 36500 d"
 LEASE = (
     f"{DURATION_ACCEPTS}, at least twice {CHECK}, at least 10 s more than that, and up to 36500 d"
 )
@@ -91,6 +94,10 @@ ACCEPTED: list[tuple[str, object, str, object]] = [
     ("keeper.backoff-jitter", 1, "restart.backoff_jitter", 1.0),
     ("keeper.on-exhausted", "keep", "restart.on_exhausted", OnExhausted.KEEP),
     ("keeper.on-exhausted", "clean-up", "restart.on_exhausted", OnExhausted.CLEAN_UP),
+    ("keeper.check-interval", "1s", "check_interval", timedelta(seconds=1)),
+    ("keeper.check-interval", 59_999, "check_interval", timedelta(seconds=59)),
+    ("keeper.check-interval", "", "check_interval", timedelta(minutes=5)),
+    ("keeper.check-interval", "1s", "round_interval", timedelta(minutes=5)),
     ("keeper.lease-time", "10min", "lease_time", timedelta(minutes=10)),
     ("keeper.lease-time", "", "lease_time", None),
     ("keeper.deployment", "x" * 80, "deployment", "x" * 80),
@@ -119,6 +126,7 @@ def test_values_at_the_edge_are_accepted(
         ("KEEPER_BACKOFF_CAP", "2h", "restart.backoff_cap", timedelta(hours=2)),
         ("KEEPER_BACKOFF_JITTER", "0", "restart.backoff_jitter", 0.0),
         ("KEEPER_ON_EXHAUSTED", "keep", "restart.on_exhausted", OnExhausted.KEEP),
+        ("KEEPER_CHECK_INTERVAL", "10s", "check_interval", timedelta(seconds=10)),
         ("KEEPER_LEASE_TIME", "1h", "lease_time", timedelta(hours=1)),
         ("KEEPER_DEPLOYMENT", " here ", "deployment", "here"),
         ("AMS_OPTIMIZER__GROUP_MAX__KEEPING__ATTEMPTS", "9", "max_keeping_attempts", 9),
@@ -156,6 +164,8 @@ def test_the_environment_sets_them_too(
         ("keeper.backoff-jitter", 1.1, "a number from 0 to 1"),
         ("keeper.backoff-jitter", -0.1, "a number from 0 to 1"),
         ("keeper.on-exhausted", "cleanup", "clean-up or keep"),
+        ("keeper.check-interval", 999, INTERVAL),
+        ("keeper.check-interval", "often", INTERVAL),
         ("keeper.lease-time", 0, LEASE),
         ("keeper.lease-time", "soon", LEASE),
         ("keeper.deployment", "x" * 81, "a text of up to 80 characters"),
@@ -236,19 +246,32 @@ def test_a_cap_of_constant_pauses_is_not_compared(tmp_path: Path) -> None:
     assert "keeper.backoff-cap" in warning(tmp_path, {"keeper.backoff-cap": "1s"})
 
 
+@pytest.mark.parametrize("key", [CHECK, AMS_CHECK])
 @pytest.mark.parametrize(
     ("interval", "shortest"), [("5min", 600), ("10s", 20), ("1s", 11), (1999, 11)]
 )
 def test_a_lease_lasts_two_check_intervals_at_least(
-    tmp_path: Path, interval: object, shortest: int
+    tmp_path: Path, key: str, interval: object, shortest: int
 ) -> None:
     """One that lapses between two ticks, or before a run begins, is of no use."""
-    keys = {CHECK: interval, "keeper.lease-time": f"{shortest}s"}
+    keys = {key: interval, "keeper.lease-time": f"{shortest}s"}
     assert load(tmp_path, keys).lease_time == timedelta(seconds=shortest)
     short = f"{shortest * 1000 - 1}ms"
     assert problem(tmp_path, {**keys, "keeper.lease-time": short}) == (
-        f"keeper.lease-time is '{short}' though {CHECK} is {interval!r}; accepted is {LEASE}"
+        f"keeper.lease-time is '{short}' though {key} is {interval!r}; accepted is {LEASE}"
     )
+
+
+def test_our_own_key_says_how_often_we_look_and_amss_how_often_ams_does(tmp_path: Path) -> None:
+    """Left out, AMS's serves for both; the rounds of a group are paced by AMS's in any case."""
+    settings = load(tmp_path, {AMS_CHECK: "1min"})
+    assert settings.check_interval == settings.round_interval == timedelta(minutes=1)
+    settings = load(tmp_path, {AMS_CHECK: "1min", CHECK: "10s"})
+    assert settings.check_interval == timedelta(seconds=10)
+    assert settings.round_interval == timedelta(minutes=1)
+    parts = Services.connect(settings).settings
+    assert parts.check_interval == timedelta(seconds=10)
+    assert parts.round_interval == timedelta(minutes=1)
 
 
 # --- Groups -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a reader of the UI is told, in the words of the sentences below."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -74,7 +75,8 @@ def line(  # noqa: PLR0913 - all that a tick can tell of
     )
     around = refilled(around, replacement)
     plan = plan_tick(around)
-    return summarize(around, plan, dispatched=plan.dispatches, applied=applied)
+    kinds = Counter(step.event.kind for step in applied)
+    return summarize(around, plan, dispatched=plan.dispatches, applied=kinds)
 
 
 def test_a_healthy_fleet_is_two_numbers() -> None:
@@ -146,7 +148,7 @@ def test_says_what_is_kept_and_that_it_is_held_from_then_on() -> None:
     exhausted = incident(1, attempts=5)
     assert line(exhausted, policy=KEEPING).endswith("1 orphan: 1 out of attempts, to be kept")
     assert line(exhausted._replace(state=State.KEPT), policy=KEEPING).endswith(
-        "1 held (its attempts are used up, and keeper.on-exhausted is keep)"
+        "1 held (5 attempts did not help, and keeper.on-exhausted is keep)"
     )
 
 
@@ -200,7 +202,7 @@ def test_sizes_of_groups_come_last() -> None:
         resources=120, groups=("a", "b"), orphans={}, sized=sized, live={"a": 1}
     )
     around = inputs_of(seen)
-    assert summarize(around, plan_tick(around), dispatched=(), applied=()) == (
+    assert summarize(around, plan_tick(around), dispatched=(), applied={}) == (
         "120 resources, 0 orphans. a has 1 of 2 threads, a new resource of 1 is started; "
         "b has 0 of 2 threads, a new resource of 2 is started"
     )
@@ -226,6 +228,17 @@ def test_says_what_is_new() -> None:
         "120 resources, 0 orphans. New: 2 detected, 1 recovered, 1 released, 2 heartbeats expired"
     )
     assert line(expired=1).endswith(". New: 1 heartbeat expired")
+
+
+def test_says_how_far_it_is() -> None:
+    """Where the time of a tick was over before all was written down."""
+    around = inputs_of(RegistrySnapshot(resources=120, groups=(), orphans={}))
+    plan = replace(plan_tick(around), left=80_000)
+    told = summarize(around, plan, dispatched=(), applied={EventKind.DETECTED: 20_000})
+    assert told == (
+        "120 resources, 0 orphans. New: 20000 detected. "
+        "20,000 of 100,000 changes are written down; the next tick goes on"
+    )
 
 
 def test_says_what_follows_an_attempt() -> None:
@@ -277,9 +290,9 @@ def test_the_story_of_what_is_kept_says_where_its_row_is() -> None:
     """Nothing was removed, and the attempts of a crash loop are told."""
     looping = incident(1, timedelta(0), attempts=2)._replace(prior_attempts=3)
     assert tell_story(looping, [], KEEPING, removed=False) == (
-        "orphaned since 2026-03-01 12:00:00 UTC; 3 attempts before it was orphaned again, and 2 "
-        "attempts, at least 5 min apart, did not bring it back; its row is left where it is "
-        "(keeper.on-exhausted)"
+        "orphaned since 2026-03-01 12:00:00 UTC; 3 attempts before, after which it came back and "
+        "was soon orphaned again; 2 attempts, at least 5 min apart, did not bring it back; its row "
+        "is left where it is"
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core.model import Incident, OperatorRequest, State
 from dagster_amoro.core.policy import (
+    NEARLY,
     NOT_CLAIMED,
     Backoff,
     Decision,
@@ -25,8 +26,10 @@ from dagster_amoro.core.policy import (
     holds_claim,
     next_dispatch_at,
 )
+from dagster_amoro.core.registrations import DOUBTFUL
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+MOST_LOST: Final = 5
 MICROSECOND: Final = timedelta(microseconds=1)
 GRACE: Final = timedelta(minutes=5)
 HOUR: Final = timedelta(hours=1)
@@ -69,6 +72,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
     paused: str | None = None,
     not_before: datetime | None = None,
     replacement: Replacement = Replacement.NONE,
+    doubtful: bool = False,
 ) -> Decision:
     """The decision at `NOW`."""
     return decide(
@@ -80,6 +84,7 @@ def decided(  # noqa: PLR0913 - what the tests vary
         paused=paused,
         not_before=not_before,
         replacement=lambda: replacement,
+        doubtful=doubtful,
     )
 
 
@@ -93,20 +98,42 @@ class Case(NamedTuple):
     paused: str | None = None
     replacement: Replacement = Replacement.NONE
     not_before: datetime | None = None
+    doubtful: bool = False
 
     @property
     def left(self) -> int:
-        """The attempts that are left of its budget; not above zero: none."""
-        return self.policy.max_retries - self.incident.prior_attempts - self.incident.attempts
+        """The attempts that are left of its budget; not above zero: none.
+
+        One of which nobody knows what came of it does not count.
+        """
+        ended = self.incident.attempts - self.lost
+        return self.policy.max_retries - self.incident.prior_attempts - ended
+
+    @property
+    def lost(self) -> int:
+        """The attempts that were interrupted, the last one included."""
+        return self.incident.interrupted + self.incident.is_attempting
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more is tried."""
+        return self.left <= 0 or self.lost >= MOST_LOST
+
+    @property
+    def is_left_to_a_person(self) -> bool:
+        """Whether it is kept where no more is tried."""
+        keeps = self.policy.on_exhausted is OnExhausted.KEEP
+        return keeps or self.left > 0 or self.incident.prior_attempts > 0
 
     @property
     def grace_ends(self) -> datetime:
-        """The last attempt, else the detection, plus the pause; where nothing is left to chance."""
-        attempted = self.incident.attempted_at
+        """The last attempt's end, else the detection, plus the pause, without anything random."""
+        attempted = self.incident.attempt_ends_at or self.incident.attempted_at
         since = self.incident.detected_at if attempted is None else attempted
         if self.policy.backoff is Backoff.CONSTANT:
             return since + self.policy.grace_period
-        used_up = self.incident.attempts + self.incident.prior_attempts
+        own = self.incident.attempts - self.incident.interrupted
+        used_up = own + self.incident.prior_attempts
         return since + pauses(self.policy.grace_period, self.policy.backoff_cap, used_up)[-1]
 
     def decided(self) -> Decision:
@@ -119,6 +146,7 @@ class Case(NamedTuple):
             paused=self.paused,
             not_before=self.not_before,
             replacement=self.replacement,
+            doubtful=self.doubtful,
         )
 
 
@@ -132,16 +160,12 @@ def pauses(grace: timedelta, cap: timedelta, attempts: int) -> list[timedelta]:
 
 def removing(case: Case) -> bool:
     """Whether the incident's removal has begun."""
-    return case.incident.state in {State.GIVING_UP, State.SUPERSEDING}
+    return case.incident.state in {State.GIVING_UP, State.SUPERSEDING, State.RELEASING}
 
 
 def is_kept(case: Case) -> bool:
     """Whether its attempts were used up before, and still are, and it is to be kept."""
-    return (
-        case.incident.state is State.KEPT
-        and case.left <= 0
-        and case.policy.on_exhausted is OnExhausted.KEEP
-    )
+    return case.incident.state is State.KEPT and case.is_over and case.is_left_to_a_person
 
 
 # The documented table, row by row and in its order, not the code's: each row says when it applies
@@ -162,21 +186,23 @@ TABLE: Final[list[tuple[Callable[[Case], bool], Verdict]]] = [
     (
         lambda case: (
             case.not_before is not None
-            and case.not_before > NOW
+            and case.not_before > NOW + NEARLY
             and case.incident.operator_request is None
         ),
         Verdict.WAIT,
     ),
     (lambda case: case.incident.state is State.GIVING_UP, Verdict.GIVE_UP),
     (lambda case: case.incident.state is State.SUPERSEDING, Verdict.SUPERSEDE),
+    (lambda case: case.incident.state is State.RELEASING, Verdict.RELEASE),
+    (lambda case: case.doubtful, Verdict.WAIT),
     (lambda case: case.incident.operator_request is OperatorRequest.GIVE_UP, Verdict.GIVE_UP),
     (lambda case: case.incident.operator_request is OperatorRequest.RESTART, Verdict.RESTART),
     (is_kept, Verdict.HOLD),
     (lambda case: case.grace_ends > NOW, Verdict.WAIT),
     (lambda case: case.replacement is Replacement.LIVE, Verdict.SUPERSEDE),
     (lambda case: case.replacement is Replacement.COMING, Verdict.WAIT),
-    (lambda case: case.left > 0, Verdict.RESTART),
-    (lambda case: case.policy.on_exhausted is OnExhausted.KEEP, Verdict.KEEP),
+    (lambda case: not case.is_over, Verdict.RESTART),
+    (lambda case: case.is_left_to_a_person, Verdict.KEEP),
     (lambda _: True, Verdict.GIVE_UP),
 ]
 
@@ -191,9 +217,9 @@ graces: Final = st.sampled_from([timedelta(0), MICROSECOND, GRACE]) | st.timedel
 )
 
 
-moments: Final = st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]) | st.datetimes(
-    timezones=st.just(UTC)
-)
+moments: Final = st.sampled_from(
+    [near + off for near in (NOW, NOW + NEARLY) for off in (-MICROSECOND, MICROSECOND, 0 * HOUR)]
+) | st.datetimes(timezones=st.just(UTC))
 
 
 @st.composite
@@ -222,6 +248,9 @@ def cases(draw: st.DrawFn) -> Case:
             claimed_by=draw(st.none() | st.just("run")),
             claimed_until=draw(st.none() | st.just(NOW + GRACE)),
             note=draw(st.none() | st.just("as before")),
+            attempt_ends_at=NOW - draw(ages(grace)) if attempts and draw(st.booleans()) else None,
+            is_attempting=bool(attempts) and draw(st.booleans()),
+            interrupted=draw(st.integers(0, max(attempts - 1, 0))),
             prior_attempts=draw(st.integers(-attempts, 4)),
             operator_request=draw(st.none() | st.sampled_from(OperatorRequest)),
         ),
@@ -237,6 +266,7 @@ def cases(draw: st.DrawFn) -> Case:
         paused=draw(st.none() | st.sampled_from(["", "etl is paused by ann"])),
         replacement=draw(st.sampled_from(Replacement)),
         not_before=draw(st.none() | moments),
+        doubtful=draw(st.booleans()),
     )
 
 
@@ -256,10 +286,11 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
         OPEN_STATES,
         [None, *OperatorRequest],
         [-MICROSECOND, timedelta(0)],  # from the end of the grace period
-        [(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, -1, 1)],  # attempts, carried, max retries
+        # Attempts, carried, max retries, interrupted.
+        [*((0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 1, 0), (1, 0, 1, 0), (1, -1, 1, 0)), (9, 0, 5, 5)],
         list(Replacement),
         list(OnExhausted),
-        [None, NOW, NOW + MICROSECOND],  # not before
+        [None, NOW + NEARLY, NOW + NEARLY + MICROSECOND],  # not before
     )
     for (
         enabled,
@@ -274,12 +305,15 @@ def test_decides_what_the_table_says_in_every_corner() -> None:
         after,
         not_before,
     ) in corners:
-        attempts, prior_attempts, most = budget
+        attempts, prior_attempts, most, interrupted = budget
         age = GRACE + over
         value = incident(GRACE * 9, age, attempts) if attempts else incident(age)
         case = Case(
             value._replace(
-                state=state, prior_attempts=prior_attempts, operator_request=operator_request
+                state=state,
+                prior_attempts=prior_attempts,
+                operator_request=operator_request,
+                interrupted=interrupted,
             ),
             obstacle,
             replace(policy(enabled=enabled, max_retries=most), on_exhausted=after),
@@ -308,7 +342,7 @@ def test_says_why_and_until_when(case: Case) -> None:
     elif decision.reason == NOT_CLAIMED:
         assert decision.until == case.not_before
     elif decision.until is None:  # nobody knows how long AMS takes
-        assert case.replacement is Replacement.COMING
+        assert case.doubtful or case.replacement is Replacement.COMING
     else:
         assert decision.until == case.grace_ends == due_at(case.incident, case.policy)
         assert decision.until > NOW
@@ -384,7 +418,11 @@ def test_auto_restart_off_comes_before_everything() -> None:
 
 @pytest.mark.parametrize(
     ("state", "end"),
-    [(State.GIVING_UP, Verdict.GIVE_UP), (State.SUPERSEDING, Verdict.SUPERSEDE)],
+    [
+        (State.GIVING_UP, Verdict.GIVE_UP),
+        (State.SUPERSEDING, Verdict.SUPERSEDE),
+        (State.RELEASING, Verdict.RELEASE),
+    ],
 )
 @given(case=cases())
 def test_a_removal_that_has_begun_is_finished(case: Case, state: State, end: Verdict) -> None:
@@ -393,7 +431,7 @@ def test_a_removal_that_has_begun_is_finished(case: Case, state: State, end: Ver
     So does the pause between dispatches.
     """
     verdict = case._replace(incident=case.incident._replace(state=state)).decided().verdict
-    is_early = case.not_before is not None and case.not_before > NOW
+    is_early = case.not_before is not None and case.not_before > NOW + NEARLY
     waits = case.claimed or (is_early and not case.incident.operator_request)
     expected = end if not waits else Verdict.WAIT
     is_held = case.paused is not None or not case.policy.enabled
@@ -445,8 +483,8 @@ def test_an_operator_cannot_order_what_cannot_be_done() -> None:
     ("attempts", "prior_attempts", "verdict"),
     [
         (0, 4, Verdict.RESTART),
-        (0, 5, Verdict.GIVE_UP),  # a crash loop ends
-        (2, 3, Verdict.GIVE_UP),
+        (0, 5, Verdict.KEEP),  # a crash loop ends; but it did come back
+        (2, 3, Verdict.KEEP),
         (5, -5, Verdict.RESTART),  # after a reset
         (9, -5, Verdict.RESTART),
         (10, -5, Verdict.GIVE_UP),
@@ -460,6 +498,35 @@ def test_attempts_of_earlier_incidents_count_and_those_before_a_reset_do_not(
         prior_attempts=prior_attempts
     )
     assert decided(value, policy()).verdict is verdict
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(4, Verdict.RESTART), (5, Verdict.KEEP)])
+def test_an_attempt_that_was_interrupted_does_not_count(lost: int, verdict: Verdict) -> None:
+    """However few are allowed; but what ends its run again and again is left to a person."""
+    for is_attempting in (False, True):
+        value = incident(GRACE * 9, GRACE, lost)._replace(
+            interrupted=lost - is_attempting, is_attempting=is_attempting
+        )
+        assert decided(value, policy(max_retries=1)).verdict is verdict
+    ended = value._replace(attempts=lost + 1)
+    assert decided(ended, policy(max_retries=1)).verdict is Verdict.GIVE_UP
+
+
+def test_what_may_have_been_stopped_is_waited_for_whatever_anybody_wants() -> None:
+    """Nobody can say yet whether it is back: it is neither started a second time nor removed."""
+    for request in (None, *OperatorRequest):
+        value = incident(GRACE * 9, GRACE, 5)._replace(operator_request=request)
+        assert decided(value, policy(), doubtful=True) == Decision(Verdict.WAIT, DOUBTFUL)
+
+
+def test_the_pause_after_an_attempt_begins_when_its_start_ended() -> None:
+    """However long that took; and of one that was lost, when it is over at the latest."""
+    value = incident(GRACE * 9, GRACE * 2, 1)._replace(attempt_ends_at=NOW - GRACE + MICROSECOND)
+    for is_attempting in (False, True):
+        found = decided(value._replace(is_attempting=is_attempting), policy())
+        assert found == Decision(Verdict.WAIT, "in its grace period", NOW + MICROSECOND)
+    over = value._replace(attempt_ends_at=NOW - GRACE)
+    assert decided(over, policy()).verdict is Verdict.RESTART
 
 
 def test_what_is_kept_is_told_once_and_then_held() -> None:
@@ -662,10 +729,10 @@ def test_a_claim_holds_until_it_lapses_or_its_run_or_its_lease_ends(claim: Claim
     if claim.claimed_by is None or claim.claimed_until is None or is_fenced:
         expected = False
     else:
-        lapsed = claim.claimed_until <= NOW
+        lapsed = claim.claimed_until <= NOW + NEARLY
         expected = {
             RunState.QUEUED: True,
-            RunState.STARTING: NOW - claim.claimed_until < HOUR,
+            RunState.STARTING: NOW + NEARLY - claim.claimed_until < HOUR,
             RunState.ACTIVE: not lapsed,
             RunState.ENDED: False,
             None: not lapsed,  # Dagster does not know the run
@@ -674,9 +741,9 @@ def test_a_claim_holds_until_it_lapses_or_its_run_or_its_lease_ends(claim: Claim
 
 
 @pytest.mark.parametrize("run", [RunState.ACTIVE, None])
-def test_a_claim_of_a_run_that_may_be_dead_lapses_on_the_microsecond(run: RunState | None) -> None:
-    """A claim holds a microsecond before it lapses and no longer at that moment."""
-    value = incident()._replace(claimed_by="run", claimed_until=NOW)
+def test_a_claim_of_a_run_that_may_be_dead_lapses_nearly_at_its_time(run: RunState | None) -> None:
+    """What lapses some milliseconds after a tick does not wait for the next one."""
+    value = incident()._replace(claimed_by="run", claimed_until=NOW + NEARLY)
     runs = {"run": run} if run else {}
     assert holds_claim(value, runs, NOW - MICROSECOND)
     assert not holds_claim(value, runs, NOW)
@@ -724,8 +791,8 @@ def test_no_number_of_unused_dispatches_is_too_large(unused: int, timeout: timed
 
 
 def test_an_operator_does_not_wait_for_the_next_dispatch() -> None:
-    """On the microsecond, and in a removal as well."""
-    soon = NOW + MICROSECOND
+    """In a removal as well; and what is nearly at its time does not wait either."""
+    soon = NOW + NEARLY + MICROSECOND
     for value in (incident(GRACE), incident(GRACE, state=State.GIVING_UP)):
         assert decided(value, policy(), not_before=soon) == Decision(
             Verdict.WAIT, NOT_CLAIMED, soon
@@ -733,7 +800,7 @@ def test_an_operator_does_not_wait_for_the_next_dispatch() -> None:
         for request in OperatorRequest:
             ordered = value._replace(operator_request=request)
             assert decided(ordered, policy(), not_before=soon).verdict is not Verdict.WAIT
-        assert decided(value, policy(), not_before=NOW).verdict is not Verdict.WAIT
+        assert decided(value, policy(), not_before=NOW + NEARLY).verdict is not Verdict.WAIT
 
 
 def test_an_orphan_is_due_when_no_more_than_the_lead_is_left() -> None:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 import pytest
@@ -24,11 +24,13 @@ PAGES: Final = {
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",
         CHECKOUT / "CHANGELOG.md",
+        CHECKOUT / "SECURITY.md",
         *sorted((CHECKOUT / "docs").glob("*.md")),
         CHECKOUT / "benchmarks" / "README.md",
     ]
 }
 OPERATING: Final = PAGES[Path("docs/operations.md")]
+RETENTION: Final = PAGES[Path("docs/retention.md")]
 PUBLIC: Final = {"dagster_amoro", "dagster_amoro.testing"}
 
 
@@ -64,6 +66,27 @@ def test_the_settings_of_dagster_are_those_of_the_demo() -> None:
     (block,) = blocks(OPERATING, "yaml")
     tried = yaml.safe_load((demo.CONF / "dagster.yaml").read_text(encoding="utf-8"))
     assert yaml.safe_load(block).items() <= tried.items()
+
+
+def test_the_advised_retention_is_that_of_the_demo() -> None:
+    """And what deletes old runs does, but none that is new or not over."""
+    _, block = blocks(RETENTION, "yaml")
+    tried = yaml.safe_load((demo.CONF / "dagster.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(block).items() <= tried.items()
+    (code,) = blocks(RETENTION, "python")
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own page
+
+    @dg.job
+    def nothing() -> None:
+        pass
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        nothing.execute_in_process(instance=instance)
+        instance.create_run_for_job(nothing)
+        assert names["delete_old_runs"](instance) == 0
+        assert names["delete_old_runs"](instance, days=-1) == 1
+        assert len(instance.get_runs()) == 1
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +136,8 @@ def test_the_commands_and_jobs_are_there() -> None:
     commands = set(re.findall(r"(?m)(?:^|`)dagster-amoro ([a-z-]+)", README + OPERATING))
     assert commands == set(main.commands)
     jobs = set(re.findall(r"`(keeper_\w+)`", OPERATING))
-    assert jobs == {f"keeper_{name.replace('-', '_')}" for name in main.commands} - {"keeper_check"}
+    verbs = main.commands.keys() - {"check", "beat", "metrics"}  # of a host
+    assert jobs == {f"keeper_{name.replace('-', '_')}" for name in verbs}
 
 
 def test_the_page_on_the_audit_has_every_check() -> None:

@@ -1,7 +1,7 @@
 """Whether others came to a group in the place of an orphan."""
 
-from datetime import UTC, datetime
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -103,6 +103,81 @@ def test_what_will_never_register_takes_nobodys_place() -> None:
     assert came(new_resource(registered=False), lost=lost) is Replacement.NONE
 
 
+def several(
+    *dead: Incident, live: int, came: tuple[NewResource, ...] = (), min_parallelism: int = 8
+) -> list[Replacement]:
+    """What came in the place of each of these, in one group."""
+    found = Replacements(
+        {"g": group(min_parallelism=str(min_parallelism))},
+        dead,
+        scaling_up=frozenset(),
+        policy=INPUTS.policy,
+        attached=True,
+        now=NOW,
+        newcomers=lambda _: Newcomers(came, {"g": live}),
+    )
+    return [found.of(each) for each in dead]
+
+
+def dead(number: int, threads: int = 2, **changes: Any) -> Incident:  # noqa: ANN401
+    """One of several that died."""
+    return orphan(threads)._replace(incident_id=number, resource_id=f"r{number}", **changes)
+
+
+def test_of_those_that_died_around_a_refill_as_many_come_back_as_are_missing() -> None:
+    """AMS refilled for one of two; the other one, it does not matter which, is restarted."""
+    came_for_one = (new_resource(2),)
+    assert several(dead(1), dead(2), live=6, came=came_for_one).count(Replacement.NONE) == 1
+    assert several(dead(1), dead(2), live=8, came=came_for_one) == [Replacement.LIVE] * 2
+    assert several(dead(1), dead(2), live=4, came=came_for_one) == [Replacement.NONE] * 2
+    assert several(dead(1), dead(2), live=4) == [Replacement.NONE] * 2
+
+
+def test_the_last_that_died_comes_back_first() -> None:
+    """For the others AMS had more time to refill already."""
+    later = dead(2, detected_at=NOW + timedelta(minutes=1))
+    found = several(dead(1), later, live=6, came=(new_resource(2),))
+    assert found == [Replacement.COMING, Replacement.NONE]
+
+
+def test_those_in_whose_place_nobody_came_are_restarted_before_others() -> None:
+    """Nobody came for a larger one, and with it the group has its threads."""
+    found = several(dead(1), dead(2, 4), live=4, came=(new_resource(2),))
+    assert found == [Replacement.COMING, Replacement.NONE]
+
+
+def test_of_several_those_come_back_that_fit() -> None:
+    """Two threads are missing, of which one of four would be two too many."""
+    found = several(dead(1, 4), dead(2, 2), live=6, came=(new_resource(4),))
+    assert found == [Replacement.COMING, Replacement.NONE]
+    found = several(dead(1, 4), dead(2, 3), live=6, came=(new_resource(4),))
+    assert found == [Replacement.COMING, Replacement.NONE]
+
+
+def test_one_that_cannot_be_expected_is_not_waited_for() -> None:
+    """Its attempts are used up: the other one comes back."""
+    lost = dead(2, last_error="no room", detected_at=NOW + timedelta(minutes=1))
+    assert several(dead(1), lost, live=6, came=(new_resource(2),))[0] is Replacement.NONE
+
+
+def test_one_that_was_just_restarted_counts() -> None:
+    """It may register at any moment; if it does not until its pause is over, others may."""
+    begun = dead(1, attempts=1, attempted_at=NOW)
+    later = dead(2, detected_at=NOW + timedelta(minutes=1))
+    found = several(begun, later, live=6, came=(new_resource(2),))
+    assert found == [Replacement.NONE, Replacement.COMING]
+    begun = begun._replace(attempted_at=NOW - INPUTS.policy.grace_period)
+    found = several(begun, later, live=6, came=(new_resource(2),))
+    assert found == [Replacement.COMING, Replacement.NONE]
+
+
+def test_of_two_that_came_at_the_same_time_one_waits_for_the_other() -> None:
+    """Neither registered: there is no circle, and one of them is restarted."""
+    came_since = tuple(new_resource(2, registered=False, name=f"r{n}") for n in (1, 2))
+    found = several(dead(1), dead(2), live=6, came=came_since)
+    assert found == [Replacement.COMING, Replacement.NONE]
+
+
 @given(
     threads=st.integers(0, 6),
     came_in=st.lists(
@@ -146,4 +221,4 @@ def test_a_second_reckoning_agrees(
 def test_no_optimizer_comes_of_what_is_left_alone_or_removed() -> None:
     """Of all others one may come."""
     everyone = [orphan()._replace(resource_id=str(state), state=state) for state in State]
-    assert hopeless(everyone) == {"unsupported", "kept", "giving-up", "superseding"}
+    assert hopeless(everyone) == {*("unsupported", "kept", "giving-up", "superseding", "releasing")}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState, State
-from dagster_amoro.core.policy import RestartPolicy, is_coming
+from dagster_amoro.core.policy import NEARLY, RestartPolicy, is_coming
 from dagster_amoro.core.scale_up import ScaleDecision, coming, next_round, scale_decision
 
 NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -16,6 +16,9 @@ MICROSECOND: Final = timedelta(microseconds=1)
 GRACE: Final = timedelta(minutes=5)
 POLICY: Final = RestartPolicy(enabled=True, max_retries=3, grace_period=GRACE)
 ROUND: Final = ScaleUp("g", 8, rounds=1, state=ScaleUpState.STARTED, next_at=NOW)
+
+
+NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def chosen(  # noqa: PLR0913 - what the table depends on
@@ -26,6 +29,7 @@ def chosen(  # noqa: PLR0913 - what the table depends on
     on_its_way: int = 0,
     claimed: bool = False,
     most: int = 3,
+    latest: datetime = NEVER,
     now: datetime = NOW,
 ) -> ScaleDecision:
     """What is to be done for a group that has nothing of eight threads, unless told otherwise."""
@@ -36,6 +40,7 @@ def chosen(  # noqa: PLR0913 - what the table depends on
         coming=on_its_way,
         claimed=claimed,
         max_rounds=most,
+        latest=latest,
         now=now,
     )
 
@@ -65,14 +70,15 @@ def test_a_group_without_a_floor_is_settled() -> None:
 
 def test_the_next_round_begins_on_the_microsecond() -> None:
     """Not one before."""
-    assert chosen(ROUND, now=NOW - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(ROUND, now=NOW - NEARLY - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(ROUND, now=NOW - NEARLY) is not ScaleDecision.WAIT
     assert chosen(ROUND) is ScaleDecision.START
 
 
 def test_the_last_round_gets_its_pause_before_it_is_said_that_it_did_not_help() -> None:
     """And it is said once."""
     last = ROUND._replace(rounds=3)
-    assert chosen(last, now=NOW - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(last, now=NOW - NEARLY - MICROSECOND) is ScaleDecision.WAIT
     assert chosen(last) is ScaleDecision.STOP
     assert chosen(last._replace(state=ScaleUpState.STOPPED)) is ScaleDecision.STOPPED
 
@@ -100,7 +106,7 @@ def test_a_run_that_is_at_it_is_waited_for() -> None:
         st.integers(0, 3),
         rounds=st.integers(0, 4),
         state=st.sampled_from(ScaleUpState),
-        next_at=st.none() | st.sampled_from([NOW - MICROSECOND, NOW, NOW + MICROSECOND]),
+        next_at=st.none() | st.sampled_from([NOW, NOW + NEARLY, NOW + NEARLY + MICROSECOND]),
     ),
     min_parallelism=st.integers(0, 3),
     live=st.integers(0, 4),
@@ -125,7 +131,7 @@ def test_follows_the_table(  # noqa: PLR0913 - what the table depends on
         (min_parallelism <= live + on_its_way, ScaleDecision.REST),
         (min_parallelism != known.min_parallelism, ScaleDecision.START),
         (known.state is ScaleUpState.STOPPED, ScaleDecision.STOPPED),
-        (known.next_at == NOW + MICROSECOND, ScaleDecision.WAIT),
+        (known.next_at == NOW + NEARLY + MICROSECOND, ScaleDecision.WAIT),
         (known.rounds < most, ScaleDecision.START),
         (True, ScaleDecision.STOP),
     ]
@@ -181,7 +187,9 @@ def test_rounds_are_those_of_amoro(most: int, interval: timedelta) -> None:
         assert scale_up is not None
         assert scale_up.next_at is not None
         now = scale_up.next_at
-        assert chosen(scale_up, most=most, now=now - MICROSECOND) is ScaleDecision.WAIT
+        almost = now - NEARLY - MICROSECOND
+        assert chosen(scale_up, most=most, now=almost) is ScaleDecision.WAIT
+        assert chosen(scale_up, most=most, now=now - NEARLY) is not ScaleDecision.WAIT
     attempts, at, expected = 1, timedelta(0), list[tuple[str, timedelta]]()
     while attempts <= most:
         expected.append(("start", at))
@@ -198,7 +206,7 @@ def test_with_amoros_defaults_there_are_rounds_at_0_2_and_5_intervals_and_an_end
         now = NOW + GRACE * at
         assert chosen(scale_up, now=now) is ScaleDecision.START
         scale_up = begun(scale_up, now)
-    assert chosen(scale_up, now=NOW + GRACE * 9 - MICROSECOND) is ScaleDecision.WAIT
+    assert chosen(scale_up, now=NOW + GRACE * 9 - NEARLY - MICROSECOND) is ScaleDecision.WAIT
     assert chosen(scale_up, now=NOW + GRACE * 9) is ScaleDecision.STOP
 
 

@@ -1,11 +1,13 @@
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.secrets import HIDDEN, Mask, hide_assigned, is_secret, without_secrets
+from tests.helpers.attacks import SPELLINGS, WRITINGS
 
 COMMON = {"true", "false", "none", "null", "yes", "no"}
 SECRETS = st.text(min_size=4, max_size=40).filter(
@@ -83,6 +85,7 @@ def test_each_of_several_texts_is_hidden() -> None:
     [
         *("password", "PASSWORD", "db.passwd", "fs.s3a.secret.key", "fs.s3a.access.key"),
         *("fs.azure.account.key.x", "AWS_SECRET_ACCESS_KEY", "api-key", "private key", "sasl.jaas"),
+        *("db.pass", "PGPASS", "bindpw", "sasl.key", "ssl.encryption-key", "cookie"),
         *("kubernetes.token", "client_credential", "X-Amz-Signature", "ssl.key.passphrase"),
     ],
 )
@@ -91,7 +94,9 @@ def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["memory", "key", "ams-home", "spark.master", "access", "pass"])
+@pytest.mark.parametrize(
+    "name", ["memory", "key", "ams-home", "spark.master", "access", "pass", "bypass"]
+)
 def test_names_of_no_secrets(name: str) -> None:
     """What the words only resemble."""
     assert not is_secret(name)
@@ -123,6 +128,35 @@ def test_what_looks_like_a_secret_is_hidden(text: str, hidden: str) -> None:
     assert hide_assigned(text) == hidden
 
 
+@pytest.mark.parametrize("text", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_secret_is_hidden_whatever_its_spelling(text: str) -> None:
+    """Within other texts as well, and what stands beside it stays."""
+    assert "hunter2" not in hide_assigned(text)
+    around = hide_assigned(f"it said:\n{text}\nthat was all")
+    assert "hunter2" not in around
+    assert around.endswith("that was all") or "PRIVATE KEY" in text
+    assert hide_assigned(hide_assigned(text)) == hide_assigned(text)
+
+
+@pytest.mark.parametrize(
+    "secret", ["swordfish", "hunter2/<&\"' %+x", "pässwörd-ünd-so", "aaaaaaaaa"]
+)
+@pytest.mark.parametrize("written", WRITINGS.values(), ids=WRITINGS)
+def test_a_known_secret_is_hidden_however_it_is_written(
+    written: Callable[[str], str], secret: str
+) -> None:
+    """No part of it that says anything is left."""
+    hidden = Mask({"password": secret}).hide(f"before {written(secret)} after")
+    assert HIDDEN in hidden
+    assert not [start for start in range(len(secret) - 5) if secret[start : start + 6] in hidden]
+
+
+def test_each_line_of_a_private_key_is_a_secret() -> None:
+    """A program may print one of them alone."""
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END PRIVATE KEY-----"
+    assert Mask({"private-key": key}).hide("bad line: kqhkiG9w0BAQEF") == "bad line: ***"
+
+
 ORDINARY = """\
 org.apache.flink.client.program.ProgramInvocationException: The main method caused an error: no YARN
 TaskManager memory configuration failed: Sum of configured Heap (128.000mb) exceed total (100.000mb)
@@ -136,6 +170,10 @@ Access denied for user 'root'@'localhost' (using password: YES)
 JsonParseException: Unrecognized token 'flink': was expecting ("true", "false" or "null")
 basic authentication is off, bearer tokens are on
 "-id" is not a valid option
+bypass=1, foreign key: 4, run key: a.b, sort.key=x, compass: north
+docker run -p 8080:80 -v /data:/data image
+postgresql://amoro@db:5432/amoro
+flink run -py job.py -p 4
 thrift://10.0.0.9:1261?connectTimeout=1&socketTimeout=2
 org.apache.hadoop.ipc.RemoteException: Could not obtain delegation token:
 \tat org.apache.hadoop.ipc.Client.call(Client.java:1)
@@ -166,6 +204,9 @@ def test_ordinary_errors_come_back_unchanged(text: str) -> None:
             "//a:b",
         ),
         *("password=", 'password="', "password='x ", 'password=\\"', 'password="\\', "--password "),
+        *("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "MIIEabcd\n", "\n", "\\n"),
+        *("a\n", "mysql ", "-u -p", "-p", "h\nu\nn", "authorization:", "authorization: token "),
+        *("eyJ", "eyJabcdefghi.", "https://a", "?key=", "identified by '"),
         *("password=\\\\'", "api key ", "bearer ", "basic", "password" + " " * 999 + ":", "@:/ "),
     ],
 )

@@ -42,7 +42,12 @@ def test_the_product_stays_small() -> None:
     """Whoever adds a feature looks for what it makes superfluous.
 
     What restarted one orphan after the other, without deadlines, had 17,000 lines. Restarts side by
-    side, isolated calls, fences and deadlines on every answer may have 1,500 more.
+    side, isolated calls, fences and deadlines on every answer may have 1,500 more; what a real AMS
+    taught, and proof against what others write, 2,000. What keeps a deployment of years flat (bulk
+    steps, sums by day, pruning, an audit that takes no run when nothing happens) may have 1,750;
+    why a worker died, 600. What people see and are told at 3 a.m. (the page of the fleet, causes
+    that are known early and counted, alerts, metrics) may have 1,900; a component, and several
+    keepers in one deployment, 900; a heartbeat around programs of any language, 180.
     """
     files = [f for package in ("orchestration", "assets") for f in (ROOT / package).rglob("*.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 18_500
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 26_175

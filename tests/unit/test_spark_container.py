@@ -114,6 +114,25 @@ def test_command_on_yarn_is_that_of_ams() -> None:
     assert built.exports == {"HADOOP_CONF_DIR": "/etc/hadoop/conf/", "HADOOP_USER_NAME": "hadoop"}
 
 
+def test_it_tells_what_a_shell_would_make_of_a_command() -> None:
+    """AMS quotes nothing; a value that is quoted as a whole is the same for it and here."""
+    given = {
+        **BASE,
+        "ams-optimizing-uri": "thrift://h:1261?connectTimeout=1&socketTimeout=2",
+        "export.JVM_ARGS": "-Da=1 -Db=2",
+        "export.HADOOP_CONF_DIR": "'/etc/hadoop'",
+        "spark-conf.spark.app.name": "two words",
+        "spark-conf.spark.yarn.queue": "root.a",
+    }
+    assert SparkContainer("c", given).differences(resource()) == [
+        f"AMS's shell would not pass on as they stand: '{given['ams-optimizing-uri']}'",
+        "AMS's shell would not pass on as they stand: 'spark.app.name=two words'",
+        "AMS's shell would set otherwise: JVM_ARGS",
+    ]
+    exported = {**BASE, "export.HADOOP_USER_NAME": "hadoop"}
+    assert SparkContainer("c", exported).differences(resource()) == []
+
+
 def test_command_on_kubernetes_is_that_of_ams() -> None:
     """Amoro's own example with pod name, labels for driver and executors, and no waiting."""
     built = SparkContainer("c", {**ON_KUBERNETES, "ams-optimizing-uri": "thrift://ams.svc:1261"})
@@ -374,7 +393,7 @@ def test_without_an_application_the_end_of_the_output_is_told(spark: Spark, buil
         built.request_resource(resource())
     assert str(error.value) == (
         "spark-submit ended with exit code 0 and named no application on YARN; "
-        "the end of its output:\nthe queue is closed for ***"
+        "the end of its output:\n  | the queue is closed for ***"
     )
 
 
@@ -554,7 +573,9 @@ def test_a_silent_driver_that_runs_is_well(
 def test_a_driver_that_ends_at_once_is_no_start(spark: Spark, build: Build) -> None:
     """With exit code 0 as well."""
     spark.on("--class", "nothing to do")
-    with pytest.raises(StartFailedError, match="named no application; the end of its output:\nnot"):
+    with pytest.raises(
+        StartFailedError, match="named no application; the end of its output:\n  \\| not"
+    ):
         build(**STANDALONE).request_resource(resource())
 
 

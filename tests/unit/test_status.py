@@ -35,6 +35,10 @@ GROUP = GroupStatus(
     live=4,
     min_parallelism=None,
     orphans=1,
+    starting=0,
+    given_up=0,
+    kept=0,
+    lost_threads=0,
     trouble="orphans",
     message=None,
     scale_up=None,
@@ -51,6 +55,8 @@ def orphan(resource_id: str = "r-1", group: str = "g") -> OrphanStatus:
         orphaned_since=NOW - timedelta(minutes=5),
         attempts_used=2,
         max_attempts=5,
+        cause=None,
+        death=None,
         last_error=None,
         next="attempt 3 of 5 after 2026-03-29 01:00:05 UTC",
         next_at=NOW + timedelta(seconds=5),
@@ -64,9 +70,11 @@ CALM = Status(
     auto_restart=True,
     attached=False,
     silence=None,
+    doubt=None,
     pauses=(),
     groups=(GROUP,),
     orphans=(orphan(),),
+    losses=(),
 )
 
 
@@ -96,10 +104,11 @@ def test_a_table_has_a_line_for_each_group_and_each_orphan() -> None:
         "live",
         "min-parallelism",
         "orphans",
+        "starting",
         "scale-ups",
         "state",
     ] in lines
-    assert ["g", "3", "6", "4", "1", "orphans"] in lines
+    assert ["g", "3", "6", "4", "1", "0", "orphans"] in lines
     assert ["r-1", "waiting", "5 min", "2 of 5", orphan().next] in lines
 
 
@@ -112,6 +121,7 @@ def test_what_is_out_of_the_ordinary_stands_at_the_head() -> None:
         auto_restart=False,
         attached=True,
         silence="no answer",
+        doubt="a standby",
         pauses=(PAUSE,),
         groups=(group,),
     )
@@ -122,9 +132,10 @@ def test_what_is_out_of_the_ordinary_stands_at_the_head() -> None:
         "AMS",
         "does not answer, nothing is concluded before it does: no answer",
     ] in lines
+    assert ["registry", "nothing is concluded from it: a standby"] in lines
     assert ["pause", str(PAUSE)] in lines
     assert ["g", "7 of 9 orphaned, allowed 50%"] in lines
-    assert ["g", "3", "6", "4", "1", "2 of 3", "held"] in lines
+    assert ["g", "3", "6", "4", "1", "0", "2 of 3", "held"] in lines
 
 
 def test_nothing_at_all_can_be_shown() -> None:
@@ -173,8 +184,17 @@ def test_nothing_that_is_shown_drives_the_terminal() -> None:
     evil = replace(orphan("r\x1b[31m\nx[bold]y"), last_error="a\rb\nc\x07 :smile:")
     shown = render(replace(CALM, orphans=(evil,)))
     assert "\x1b" not in shown
-    assert "r [31m x[bold]y" in shown
-    assert "a b c  :smile:" in shown
+    assert r"r\x1b[31m\nx[bold]y" in shown
+    assert r"a\rb\nc\x07 :smile:" in shown
+
+
+def test_why_its_worker_died_stands_beside_what_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sentence; programs get a few words to count by as well."""
+    monkeypatch.setenv("COLUMNS", "250")
+    death = "its last worker was killed by SIGKILL 2 s after its start"
+    found = replace(orphan(), cause="killed", death=death)
+    lines = [cells(line) for line in render(replace(CALM, orphans=(found,))).splitlines()]
+    assert ["r-1", "waiting", "5 min", "2 of 5", orphan().next, death] in lines
 
 
 def test_a_long_error_is_cut_in_the_table_only() -> None:
@@ -205,6 +225,7 @@ def test_programs_get_every_field_under_its_name() -> None:
         "auto_restart": True,
         "attached": False,
         "silence": None,
+        "doubt": None,
         "pauses": [
             {
                 "target": {"scope": "group", "name": "g"},
@@ -222,6 +243,10 @@ def test_programs_get_every_field_under_its_name() -> None:
                 "live": 4,
                 "min_parallelism": None,
                 "orphans": 1,
+                "starting": 0,
+                "given_up": 0,
+                "kept": 0,
+                "lost_threads": 0,
                 "trouble": "orphans",
                 "message": None,
                 "scale_up": {
@@ -242,11 +267,14 @@ def test_programs_get_every_field_under_its_name() -> None:
                 "orphaned_since": "2026-03-29T00:55:00Z",
                 "attempts_used": 2,
                 "max_attempts": 5,
+                "cause": None,
+                "death": None,
                 "last_error": None,
                 "next": "attempt 3 of 5 after 2026-03-29 01:00:05 UTC",
                 "next_at": "2026-03-29T01:00:05Z",
             }
         ],
+        "losses": [],
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_amoro.core.looks import Look
 from dagster_amoro.core.model import (
     EventKind,
     Incident,
@@ -22,6 +23,7 @@ from dagster_amoro.core.model import (
     Transition,
 )
 from dagster_amoro.core.policy import OnExhausted, Replacement, RestartPolicy, RunState, Verdict
+from dagster_amoro.core.registrations import DOUBTFUL
 from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import (
     TickPlan,
@@ -31,13 +33,13 @@ from dagster_amoro.core.tick_plan import (
     reconcile,
     run_plans,
 )
-from tests.helpers.inputs import GRACE, INPUTS, NOW, group, inputs_of, refilled
+from tests.helpers.inputs import EMPTY, GRACE, INPUTS, NOW, SETTINGS, group, inputs_of, refilled
 
 SECOND: Final = timedelta(seconds=1)
 OF_CURSOR: Final = "0123456789abcdef"  # the token of a cursor
 IDS: Final = [f"r{number}" for number in range(6)]
 OPEN_STATES: Final = [state for state in State if state.is_open]
-REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING}
+REMOVING: Final = {State.GIVING_UP, State.SUPERSEDING, State.RELEASING}
 
 
 def orphan(resource_id: str = "r0", properties: str | None = "{}") -> Orphan:
@@ -124,8 +126,14 @@ def test_a_new_orphan_opens_an_incident() -> None:
 
 def test_a_known_orphan_opens_nothing() -> None:
     """An orphan whose incident is open goes on being the same incident."""
-    for state in OPEN_STATES:
+    for state in set(OPEN_STATES) - {State.RELEASING}:
         assert steps_of(survey(orphan()), [incident(state=state)], set()) == []
+
+
+def test_a_resource_whose_row_is_back_is_an_orphan_as_before() -> None:
+    """What its attempt started is no longer to be released."""
+    (step,) = steps_of(survey(orphan()), [incident(state=State.RELEASING, attempts=1)], set())
+    assert (step.after.state, step.after.attempts) == (State.WAITING, 1)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +160,50 @@ def test_a_resource_whose_row_is_gone_was_released() -> None:
     for state in set(OPEN_STATES) - REMOVING:
         (step,) = steps_of(survey(), [incident(state=state)], set())
         assert step.after.state is State.RELEASED
+
+
+def test_what_an_attempt_started_is_released_where_its_row_is_gone() -> None:
+    """By a run; not while a run has it, which sees it by itself."""
+    for state in set(OPEN_STATES) - REMOVING:
+        known = incident(state=state, attempts=1)
+        (step,) = steps_of(survey(), [known], set())
+        assert step.after.state is State.RELEASING
+        plan = planned(survey(), [step.after])
+        assert list(plan.verdicts.values()) == [Verdict.RELEASE]
+    held = known._replace(state=State.CLAIMED, claimed_by="run", claimed_until=NOW + GRACE)
+    assert steps_of(survey(), [held], set()) == []
+    (dry,) = steps_of(survey(), [known._replace(dry_run=True)], set())
+    assert dry.after.state is State.RELEASED  # nothing was started
+
+
+def registered(known: Incident, tokens: dict[str, str]) -> list[Transition]:
+    """The steps where these optimizers stand for a resource, when each was touched last."""
+    base = inputs_of(survey(), [known], present={"r0"})
+    assert base.changes is not None
+    return reconcile(replace(base, changes=replace(base.changes, registrations={"r0": tokens})))
+
+
+def test_a_registration_that_may_have_been_stopped_counts_once_it_is_touched_again() -> None:
+    """So does one that was not there then."""
+    known = incident(attempts=1)._replace(doubted='{"old": "12:00"}')
+    assert registered(known, {"old": "12:00"}) == []
+    assert registered(known, {}) == []
+    for tokens in ({"old": "12:01"}, {"old": "12:00", "new": "12:00"}):
+        (step,) = registered(known, tokens)
+        assert step.after.state is State.RECOVERED
+    plan = plan_tick(inputs_of(survey(), [known], present={"r0"}))
+    assert plan.due == ()
+    assert [decision.reason for _, decision in plan.waiting] == [DOUBTFUL]
+
+
+def test_a_registration_is_doubted_where_a_run_was_lost_within_its_attempt() -> None:
+    """It may have stopped just that; as long as the run has it, the run itself looks."""
+    lost = incident(attempts=1, state=State.CLAIMED)._replace(is_attempting=True)
+    (step,) = registered(lost, {"one": "12:00"})
+    assert (step.after.state, step.after.doubted) == (State.CLAIMED, '{"one": "12:00"}')
+    assert (step.after.is_attempting, step.after.attempts_used) == (False, 0)
+    held = lost._replace(claimed_by="run", claimed_until=NOW + GRACE)
+    assert registered(held, {"one": "12:00"}) == []
 
 
 def test_a_resource_that_we_are_removing_is_not_taken_for_released() -> None:
@@ -187,7 +239,9 @@ def test_every_resource_gets_at_most_one_step_and_the_right_one(
     states = {known.resource_id: known.state for known in incidents}
     for key in IDS:
         if key in seen.orphans:
-            expected = None if key in states else EventKind.DETECTED
+            is_back = states.get(key) is State.RELEASING
+            known = EventKind.ROW_IS_BACK if is_back else None
+            expected = known if key in states else EventKind.DETECTED
         elif key not in states:
             expected = None
         elif key in present:
@@ -245,24 +299,26 @@ def no_obstacle(_: str | None) -> str | None:
 
 def test_a_readable_row_of_a_willing_container_can_be_restarted() -> None:
     """Also where the row has no properties, no memory and no group."""
-    assert obstacle_of(orphan(), no_obstacle) is None
-    assert obstacle_of(Orphan("r0", None, "c", 1, None, None), no_obstacle) is None
+    assert obstacle_of(orphan(), no_obstacle, SETTINGS) is None
+    assert obstacle_of(Orphan("r0", None, "c", 1, None, None), no_obstacle, SETTINGS) is None
 
 
 def test_the_obstacle_of_its_container_is_the_orphans() -> None:
     """The container is asked by the name that the row has, NULL too, and has the first word."""
     bad = Orphan("r0", "g", None, None, None, "{")
-    assert obstacle_of(bad, lambda name: f"no container {name!r}") == "no container None"
+    assert obstacle_of(bad, lambda name: f"no container {name!r}", SETTINGS) == "no container None"
 
 
 def test_a_row_that_cannot_be_read_is_an_obstacle() -> None:
     """What cannot be read cannot be passed to a container."""
-    assert "properties cannot be read" in (obstacle_of(orphan(properties="{"), no_obstacle) or "")
+    assert "properties cannot be read" in (
+        obstacle_of(orphan(properties="{"), no_obstacle, SETTINGS) or ""
+    )
 
 
 def test_a_row_without_a_thread_count_is_an_obstacle() -> None:
     """Nobody knows how large it should be."""
-    obstacle = obstacle_of(orphan()._replace(thread_count=None), no_obstacle)
+    obstacle = obstacle_of(orphan()._replace(thread_count=None), no_obstacle, SETTINGS)
     assert obstacle == "its thread_count is NULL"
 
 
@@ -710,3 +766,17 @@ def test_a_dispatch_that_nobody_claims_again_and_again_waits_longer() -> None:
     assert planned(seen, [over], inputs()).due == (over,)
     other = replace(inputs(), fence=7)  # another deployment's trouble
     assert planned(seen, [lapsed], other).due == (lapsed,)
+
+
+def test_what_is_starting_does_not_count_as_seen_alive() -> None:
+    """If it never registers, what came after it came in its place."""
+    sized = {"g": group(min_parallelism="4")}
+    started = Orphan("new", "g", "c", 2, 0, "{}")
+    seen = replace(EMPTY, sized=sized, newest={"g": "2"})
+    young = replace(seen, starting={"new": started})
+    looks = {"g": Look("g", "1")}
+    assert plan_tick(inputs_of(young, looks=looks, present=set())).looks == ()
+    (step,) = plan_tick(inputs_of(seen, looks=looks, present=set())).looks
+    assert step == (Look("g", "1"), Look("g", "2"))
+    (first,) = plan_tick(inputs_of(young, present=set())).looks
+    assert first.after == Look("g", "2")

@@ -44,6 +44,8 @@ DISPATCHED: Final = CLAIMED._replace(state=State.DISPATCHED, claimed_by="key-1")
 GIVING_UP: Final = CLAIMED._replace(state=State.GIVING_UP)
 KEPT: Final = CLAIMED._replace(state=State.KEPT, claimed_by=None, claimed_until=None)
 BY: Final = {"author": "ann", "reason": "the node is back"}
+ATTEMPTING: Final = CLAIMED._replace(is_attempting=True)
+OVER: Final = {"attempt_ends_at": NOW, "is_attempting": False}
 FREE: Final = {"claimed_by": None, "claimed_until": None}
 
 # A step, what it changes besides the version, and the kind, attempt and run id of its event.
@@ -93,6 +95,24 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         {
             "attempts": 3,
             "attempted_at": NOW,
+            "attempt_ends_at": NOW,
+            "is_attempting": True,
+            "claimed_until": LATER,
+            "last_error": None,
+            "operator_request": None,
+        },
+        (EventKind.ATTEMPT, 3, "run-1"),
+    ),
+    "begin attempt after one that was lost": (
+        transitions.begin_attempt(
+            CLAIMED._replace(is_attempting=True), LATER, NOW, timedelta(minutes=2)
+        ),
+        {
+            "attempts": 3,
+            "attempted_at": NOW,
+            "attempt_ends_at": NOW + timedelta(minutes=2),
+            "is_attempting": True,
+            "interrupted": 1,
             "claimed_until": LATER,
             "last_error": None,
             "operator_request": None,
@@ -100,18 +120,28 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.ATTEMPT, 3, "run-1"),
     ),
     "started": (
-        transitions.started(CLAIMED, {"pid": "1"}, ["a note"], NOW),
-        {"state": State.WAITING, **FREE},
+        transitions.started(ATTEMPTING, {"pid": "1"}, ["a note"], NOW),
+        {"state": State.WAITING, **FREE, **OVER},
         (EventKind.STARTED, 2, "run-1"),
     ),
     "attempt failed": (
-        transitions.attempt_failed(CLAIMED, "again", LATER, NOW),
-        {"last_error": "again", "claimed_until": LATER},
+        transitions.attempt_failed(ATTEMPTING, "again", LATER, NOW),
+        {"last_error": "again", "claimed_until": LATER, **OVER},
+        (EventKind.ATTEMPT_FAILED, 2, "run-1"),
+    ),
+    "attempt failed in a run that was taken for lost": (
+        transitions.attempt_failed(CLAIMED._replace(interrupted=2), "again", LATER, NOW),
+        {
+            "last_error": "again",
+            "claimed_until": LATER,
+            "interrupted": 1,
+            "attempt_ends_at": NOW,
+        },
         (EventKind.ATTEMPT_FAILED, 2, "run-1"),
     ),
     "attempt overdue": (
         transitions.attempt_failed(CLAIMED, "too slow", LATER, NOW, overdue=True),
-        {"last_error": "too slow", "claimed_until": LATER, "setbacks": 1},
+        {"last_error": "too slow", "claimed_until": LATER, "setbacks": 1, "attempt_ends_at": NOW},
         (EventKind.ATTEMPT_FAILED, 2, "run-1"),
     ),
     "give back": (
@@ -130,7 +160,7 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.SUPERSEDING, 2, "run-1"),
     ),
     "keep": (
-        transitions.keep(CLAIMED, NOW),
+        transitions.keep(CLAIMED, "it does not help", NOW),
         {"state": State.KEPT, **FREE},
         (EventKind.KEPT, 2, "run-1"),
     ),
@@ -157,8 +187,8 @@ STEPS: Final[dict[str, tuple[Transition, dict[str, Any], tuple[object, ...]]]] =
         (EventKind.GIVE_UP, None, None),
     ),
     "reset": (
-        transitions.reset(CLAIMED, BY, NOW),
-        {"prior_attempts": -2},
+        transitions.reset(CLAIMED._replace(interrupted=1), BY, NOW),
+        {"prior_attempts": -2, "interrupted": 0},
         (EventKind.RESET, None, None),
     ),
     "reset what is kept": (
@@ -220,10 +250,12 @@ def test_details_hold_what_the_columns_do_not() -> None:
         ("begin attempt", "attempt 4 begins"),  # two of its own before it, and one that it carries
         ("started", "attempt 3 started it (pid 1)"),
         ("attempt failed", "attempt 3 failed: again"),
+        # Of its own, one was interrupted, and the last one counts all the same.
+        ("attempt failed in a run that was taken for lost", "attempt 2 failed: again"),
         ("begin giving up", "giving up after 3 attempts; its row is kept in the ledger"),
         ("restart now", "to be restarted without further waiting, by ann: the node is back"),
         ("give up", "to be given up, by ann: the node is back"),
-        ("reset", "a fresh budget: 3 attempts counted until now, by ann: the node is back"),
+        ("reset", "a fresh budget: 2 attempts counted until now, by ann: the node is back"),
         (
             "stand in",
             "r2, a new resource, is to take its place",
@@ -327,7 +359,7 @@ def test_a_new_incident_knows_what_was_there_before_it() -> None:
     assert step.after.newest_start == "2026-03-01 11:00:00"
     assert step.event.message == (
         "no optimizer stands for this resource; "
-        "it was not stable since its last recovery, and attempt 2 counts"
+        "it was not stable since its last recovery, and 2 attempts before count"
     )
 
 

@@ -22,7 +22,9 @@ GRACES: Final = tuple(timedelta(seconds=s) for s in (0, 30, 60, 120, 300, 600, 9
 KINDS: Final = (EventKind.ATTEMPT, EventKind.ATTEMPT_FAILED, EventKind.REPORTED)
 """The events that advice needs."""
 _LEAST_HISTORY: Final = 10  # closed incidents; fewer say nothing
-_ENDS: Final = ("by_itself", "restarted", "unneeded_restarts", "given_up", "otherwise", "unknown")
+_ENDS: Final = (
+    *("by_itself", "restarted", "unneeded_restarts", "given_up", "otherwise", "open", "unknown"),
+)
 _OBSTACLE: Final = "it was reported and left alone"
 _TOLERATED: Final = 0.1  # share of the orphans that a better policy may restart in vain
 
@@ -85,6 +87,11 @@ def records(
     ]
 
 
+def has_ground(frame: pd.DataFrame) -> bool:
+    """Whether an `advice` rests on enough incidents to say anything."""
+    return _closed(frame) >= _LEAST_HISTORY
+
+
 def recommend(frame: pd.DataFrame) -> str:
     """What an operator should know of an `advice`, in a sentence or two.
 
@@ -92,8 +99,7 @@ def recommend(frame: pd.DataFrame) -> str:
     the one in force, and that has little to be said against it: those it restarts in vain, and
     those that the record knows nothing about, unlike for the one in force, are one in ten at most.
     """
-    rows = _of_all_groups(frame)
-    closed = max((row["closed"] for row in rows), default=0)
+    rows, closed = _of_all_groups(frame), _closed(frame)
     if closed < _LEAST_HISTORY:
         return f"Too little history: {counted(closed, 'closed incident')}, {_LEAST_HISTORY} needed."
     current = next(row for row in rows if row["in_force"])
@@ -166,6 +172,10 @@ def _grace(row: Row) -> str:
     return duration(timedelta(seconds=row["grace_seconds"]))
 
 
+def _closed(frame: pd.DataFrame) -> int:
+    return max((row["closed"] for row in _of_all_groups(frame)), default=0)
+
+
 def _of_all_groups(frame: pd.DataFrame) -> list[Row]:
     return frame[frame["group"].isna()].to_dict("records")  # type: ignore[return-value]
 
@@ -206,7 +216,7 @@ def _ending(result: Replayed) -> str:
     if result.outcome is State.EXHAUSTED:
         return "given_up"
     if result.outcome is not State.RECOVERED:
-        return "otherwise"
+        return "otherwise" if result.outcome else "open"
     if result.is_unneeded:
         return "unneeded_restarts"
     return "restarted" if result.attempts else "by_itself"

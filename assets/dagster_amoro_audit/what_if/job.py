@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import dagster as dg
 from pydantic import Field
 
+from dagster_amoro import telling
+from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.policy import RestartPolicy
 from dagster_amoro.core.values import parse_duration
@@ -37,14 +39,16 @@ class WhatIf(dg.Config):
     )
 
 
-def build_what_if_job(ledger: Ledger, policy: RestartPolicy, clock: Clock) -> dg.JobDefinition:
+def build_what_if_job(
+    ledger: Ledger, policy: RestartPolicy, clock: Clock, names: Names = DEFAULT
+) -> dg.JobDefinition:
     """The job, whose one step replays the ledger's newest incidents and answers in its metadata.
 
     The policy is the one in force, to compare with.
     """
 
     @dg.op(
-        name="replay_incidents",
+        name=names.of("replay_incidents"),
         out=dg.Out(dg.Nothing),
         description="Runs the recorded incidents again under another policy; changes nothing.",
     )
@@ -56,16 +60,18 @@ def build_what_if_job(ledger: Ledger, policy: RestartPolicy, clock: Clock) -> dg
         policies = list(dict.fromkeys([replace(policy, enabled=True), wished]))
         advised = _replayed(ledger, config.group, policies, clock())
         text = answer(advised, wished)
-        context.log.info(text)
+        telling.log(context, text)
         metadata: dict[str, dg.MetadataValue] = {
-            "answer": dg.MetadataValue.text(text),
-            "figures": table(advised, ADVICE),
+            "answer": telling.text(text),
+            "figures": table(advised, [column.name for column in ADVICE]),
             "policy in force": policy_in_force(policy),
         }
         return dg.Output(None, metadata=metadata)
 
     @dg.job(
+        name=names.of("what_if"),
         executor_def=dg.in_process_executor,
+        tags=names.run_tags,
         description="What if the grace period were two minutes? Runs the recorded incidents again "
         "under the policy that is typed in, and says what would have come of them. "
         "Changes nothing.",
@@ -103,4 +109,4 @@ def _wished(config: WhatIf, policy: RestartPolicy) -> RestartPolicy:
 
 
 def _refusal(problem: str) -> dg.Failure:
-    return dg.Failure(f"Nothing was replayed: {problem}.", allow_retries=False)
+    return telling.failure(f"Nothing was replayed: {problem}.")

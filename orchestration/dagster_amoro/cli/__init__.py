@@ -3,7 +3,6 @@
 What a command needs is imported when it runs, so that help and usage errors are shown at once.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,10 +14,22 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dagster_amoro.core.errors import KeeperError, describe
-from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.healing.verbs import CHECK, STATUS, VERBS, Command, Parameter, Verb
+from dagster_amoro.core.texts import shown, shown_json
+from dagster_amoro.healing.verbs import (
+    CHECK,
+    KNOWN,
+    METRICS,
+    STATUS,
+    VERBS,
+    Command,
+    Parameter,
+    Verb,
+    os_user,
+)
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from dagster_amoro.config import Settings
     from dagster_amoro.healing.assembly import Services
 
@@ -53,7 +64,7 @@ def _check(conf_dir: Path | None, *, as_json: bool) -> None:
     with _connected(conf_dir, refused=UNUSABLE) as (settings, services):
         report = examine(settings, services)
     fields = {"good": report.is_good, **asdict(report)}
-    click.echo(json.dumps(fields, ensure_ascii=False, indent=2) if as_json else render(report))
+    _say(shown_json(fields, indent=2) if as_json else render(report))
     sys.exit(not report.is_good)
 
 
@@ -63,13 +74,24 @@ def _status(conf_dir: Path | None, group: str | None, *, as_json: bool) -> None:
     else:
         from dagster_amoro.healing.status_table import render as show  # noqa: PLC0415
     with _connected(conf_dir) as (_, services):
-        click.echo(show(services.status.read(group)))
+        _say(show(services.status.read(group)))
+
+
+def _metrics(conf_dir: Path | None, file: str | None) -> None:
+    from dagster_amoro.healing import openmetrics  # noqa: PLC0415 - see the module
+
+    with _connected(conf_dir) as (_, services):
+        found = services.metrics.read()
+        if file is None:
+            _say(openmetrics.render(found))
+        else:
+            openmetrics.write(found, Path(file))
 
 
 def _verb(verb: Verb) -> Callable[..., None]:
     def callback(conf_dir: Path | None, /, **values: str | None) -> None:
         with _connected(conf_dir) as (_, services):
-            click.echo(verb.act(services.operations, values))
+            _say(verb.act(services.operations, {**values, KNOWN: os_user()}))
 
     return callback
 
@@ -89,8 +111,13 @@ def _connected(
             code = refused
             yield settings, services
     except KeeperError as error:
-        click.echo(hide_assigned(describe(error)), err=True)
+        _say(describe(error), err=True)
         sys.exit(code)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Whatever a command says, it says here."""
+    click.echo(shown(text), err=err)
 
 
 def _add(command: Command, callback: Callable[..., None], *options: click.Parameter) -> None:
@@ -123,7 +150,62 @@ def _os_user() -> str:
         return ""
 
 
+@main.command()
+@click.option("--resource-id", required=True, help="The resource that the program stands for.")
+@click.option("--group", "group_name", required=True, help="Its group.")
+@click.option("--container", "container_name", required=True, help="What has started it.")
+@click.option("--threads", "thread_count", default=1, show_default=True, help="It works with.")
+@click.option("--memory-mb", default=0, help="In MiB; 0: not said.")
+@click.option("--interval", default="10 s", show_default=True, help="Between two heartbeats.")
+@click.option(
+    "--ready",
+    default="",
+    metavar="COMMAND",
+    help="Ends with 0 once the program is ready, and may be registered; asked every second.",
+)
+@click.option(
+    "--registry",
+    envvar="DAGSTER_AMORO_REGISTRY",
+    metavar="URL",
+    help="Its database, as SQLAlchemy writes it; with a password, better in "
+    "$DAGSTER_AMORO_REGISTRY. Left out: that of config.yaml.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def beat(
+    conf_dir: Path | None,
+    /,
+    *,
+    command: tuple[str, ...],
+    ready: str,
+    registry: str | None,
+    interval: str,
+    **worker: Any,  # noqa: ANN401 - what a heartbeat says
+) -> None:
+    """Runs a program with a heartbeat: dagster-amoro beat ... -- COMMAND [ARGUMENT]...
+
+    Signals are passed on to the program; this process ends when and as the program does.
+    """
+    from dagster_amoro import beat as around  # noqa: PLC0415 - see the module
+
+    try:
+        url = registry or _registry_of(conf_dir)
+        heartbeat = around.heartbeat(url, interval=interval, **worker)
+        code = around.keep(command, heartbeat, around.split(ready))
+    except KeeperError as error:
+        _say(describe(error), err=True)
+        sys.exit(UNUSABLE)
+    around.end_like(code)
+
+
+def _registry_of(conf_dir: Path | None) -> "sa.URL":
+    from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
+
+    return load_settings(conf_dir).database_url
+
+
 _add(CHECK, _check, _JSON)
 _add(STATUS, _status, _JSON)
+_add(METRICS, _metrics)
 for _each in VERBS:
     _add(_each, _verb(_each))

@@ -2,7 +2,7 @@
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -12,11 +12,30 @@ from dagster_amoro.config.values import JAVA_INT_MAX, InvalidValueError, parse_t
 
 DRIVERS: Final = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 _SERVER: Final = re.compile(
-    r"jdbc:(?P<backend>postgresql|mysql|mariadb)://"
-    r"(?P<host>\[[^\]]+\]|[^\[\]:/,?@]*)(?::(?P<port>[0-9]{1,5}))?"
-    r"(?:,[^/?@]*)?"  # further hosts, for fail-over: the first one serves
-    r"/(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
+    r"jdbc:(?P<backend>postgresql|mysql|mariadb):"
+    r"(?://(?P<hosts>[^/?@]*)/|(?<=postgresql:)(?!/))(?P<database>[^?/:@#]*)(?:\?(?P<query>.*))?"
 )
+_HOST: Final = re.compile(r"(?P<host>\[[^\]]+\]|[^\[\]:,()=]*)(?::(?P<port>[0-9]{1,5}))?")
+_NAMED: Final = re.compile(r"address=((?:\([^()]*\))+)|\(([^()]*)\)")  # Connector/J's other ways
+_LIST: Final = re.compile(r"\[(.*[(,].*)\]")  # of hosts; an IPv6 address has no such characters
+_COMMA: Final = re.compile(r",(?![^()]*\))")  # between two hosts, not within one
+_PORTS: Final = {"postgresql": "5432", "mysql": "3306", "mariadb": "3306"}
+_SESSIONS: Final = {  # pgJDBC's `targetServerType`, in libpq's words
+    "any": "",
+    "primary": "read-write",
+    "master": "read-write",
+    # Where there is no primary, pgJDBC would take a standby, of which a keeper has no use.
+    "preferPrimary": "read-write",
+    "secondary": "read-only",
+    "slave": "read-only",
+    "preferSecondary": "prefer-standby",
+    "preferSlave": "prefer-standby",
+}
+# What leads Java's drivers to another place than the URL's, in a way that ours cannot follow.
+_ELSEWHERE: Final = {
+    "postgresql": ("service", "PGHOST", "PGPORT", "PGDBNAME", "socketFactory"),
+    "mysql": ("socketfactory", "dnssrv", "localsocket", "pipe", "namedpipepath", "socksproxyhost"),
+}
 _SPREAD: Final = re.compile(r"jdbc:(?:mysql|mariadb):(?P<how>[a-z]+)://.*", re.DOTALL)
 _SQLITE: Final = re.compile(r"jdbc:sqlite:(?P<path>[^?]*)(?:\?.*)?")
 _SSL_MODES: Final = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -60,8 +79,12 @@ def url_flaws(url: sa.URL) -> Iterator[str]:
         return
     if not url.database:
         yield "names no database"
-    if url.port is not None and not 0 < url.port < 2**16:
+    hosts = str(url.query.get("host") or url.host).split(",")
+    ports = str(url.query.get("port") or url.port or 1).split(",")
+    if not all(port.isdecimal() and 0 < int(port) < 2**16 for port in ports):
         yield "names a port beyond 1 to 65535"
+    elif len(ports) not in {1, len(hosts)}:
+        yield "names neither one port nor as many as hosts"
 
 
 def _file_flaws(url: sa.URL) -> Iterator[str]:
@@ -81,7 +104,10 @@ def _parse_jdbc(text: str) -> sa.URL | None:
     if match := _SQLITE.fullmatch(text):
         return sa.URL.create("sqlite", database=match["path"])
     if match := _SPREAD.fullmatch(text):
-        raise InvalidValueError(f"and of the kind {match['how']}, for several hosts; name one host")
+        raise InvalidValueError(
+            f"and of the kind {match['how']}, for several hosts; name the host to write to, or "
+            "several to be tried in turn, as in jdbc:mysql://host1,host2/database"
+        )
     if (match := _SERVER.fullmatch(text)) is None:
         return None
     query = match["query"] or ""
@@ -93,34 +119,99 @@ def _parse_jdbc(text: str) -> sa.URL | None:
     return _server_url(match, given)
 
 
-def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL:
+def _server_url(match: re.Match[str], given: dict[str, str]) -> sa.URL | None:
+    hosts = _hosts(match["hosts"] or "", is_mysql=match["backend"] != "postgresql")
+    if hosts is None:
+        return None
     if match["backend"] == "postgresql":
-        driver, query = DRIVERS["postgresql"], _libpq(given)
+        backend, translate = "postgresql", _libpq
     else:
+        backend, translate = "mysql", _pymysql
         given = {key.lower(): value for key, value in given.items()}  # as Connector/J has it
-        driver, query = DRIVERS["mysql"], _pymysql(given)
+    for key in _ELSEWHERE[backend]:
+        if given.get(key, "").lower() not in {"", "false"}:
+            raise InvalidValueError(
+                f"and sets {key}, which only Java's driver can follow; name the host, or several "
+                "with a comma between, the port and the database before the question mark"
+            )
+    query = {**_several(hosts, _PORTS[backend]), **translate(given)}
+    host, port = hosts[0] if len(hosts) == 1 else (None, None)
     return sa.URL.create(
-        driver,
+        DRIVERS[backend],
         username=given.get("user") or None,
         password=given.get("password") or None,
-        host=match["host"].strip("[]") or "localhost",  # as both JDBC drivers have it
-        port=int(match["port"]) if match["port"] else None,
+        host=host,
+        port=int(port) if port else None,
         database=unquote(match["database"]),
         query={key: value for key, value in query.items() if value},
     )
+
+
+def _hosts(text: str, *, is_mysql: bool) -> list[tuple[str, str]] | None:
+    """The hosts of a JDBC URL with their ports, in the order in which they are tried.
+
+    A port is empty where the default is meant. None: they cannot be read.
+
+    Raises:
+        InvalidValueError: One of them asks for more than we can heed.
+    """
+    if is_mysql and (listed := _LIST.fullmatch(text)):
+        text = listed[1]
+    found = [_host(each, is_mysql=is_mysql) for each in _COMMA.split(text)]
+    return None if None in found else [each for each in found if each is not None]
+
+
+def _host(text: str, *, is_mysql: bool) -> tuple[str, str] | None:
+    if match := _HOST.fullmatch(text):
+        host, port = match["host"].strip("[]"), match["port"]
+    elif is_mysql and (match := _NAMED.fullmatch(text)):
+        host, port = _by_name(match[1] or match[2])
+    else:
+        return None
+    return host or "localhost", port or ""  # as both JDBC drivers have it
+
+
+def _by_name(text: str) -> tuple[str, str]:
+    """Host and port of Connector/J's `(host=h)(port=p)` or, without the brackets, `host=h,port=p`.
+
+    Either may be left out.
+    """
+    pairs = (pair.partition("=") for pair in re.split(r"\)\(|,", text.strip("()")))
+    said = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    host, port = said.pop("host", ""), said.pop("port", "")
+    if said not in ({}, {"protocol": "tcp"}) or not re.fullmatch("[0-9]{0,5}", port):
+        raise InvalidValueError(
+            "and says of a host what cannot be heeded; of each its host and port are, and "
+            "credentials belong into ams.database.username and ams.database.password"
+        )
+    return host, port
+
+
+def _several(hosts: Sequence[tuple[str, str]], default: str) -> dict[str, str]:
+    """Hosts that are tried in turn, as libpq writes them; nothing where there is only one."""
+    if len(hosts) == 1:
+        return {}
+    names, ports = zip(*hosts, strict=True)
+    return {"host": ",".join(names), "port": ",".join(port or default for port in ports)}
 
 
 def _libpq(given: Mapping[str, str]) -> dict[str, str]:
     """The parameters of pgJDBC that libpq has an equivalent for.
 
     Its client keys are in a format of Java's, so they are left out. The schema is escaped as the
-    server wants it in `options`.
+    server wants it in `options`, where it comes last, since it counts before one that is there.
     """
     schema = _ESCAPED.sub(r"\\\1", given.get("currentSchema", ""))
+    path = f" -csearch_path={schema}" if schema else ""
+    session = _SESSIONS.get(given.get("targetServerType", "any"))
+    if session is None:
+        kinds = ", ".join(_SESSIONS)
+        raise InvalidValueError(f"and asks for a targetServerType that is none of {kinds}")
     return {
+        "target_session_attrs": session,
         "sslmode": _ssl_mode(given),
         "sslrootcert": given.get("sslrootcert", ""),
-        "options": f"-csearch_path={schema}" if schema else "",
+        "options": f"{given.get('options', '')}{path}".strip(),
         "connect_timeout": _count(given.get("connectTimeout")),
         "tcp_user_timeout": _count(given.get("socketTimeout"), times=1000),
         "application_name": given.get("ApplicationName", ""),

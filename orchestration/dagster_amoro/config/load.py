@@ -17,11 +17,13 @@ from dagster_amoro.config.models import (
     HighAvailabilityConfig,
     settings_of,
 )
+from dagster_amoro.config.repeats import repetitions
 from dagster_amoro.config.rules import build_settings, is_attached
 from dagster_amoro.config.settings import HighAvailability, Settings
 from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
 from dagster_amoro.config.values import InvalidValueError, decode
 from dagster_amoro.core.errors import ConfigError
+from dagster_amoro.core.texts import Shown, harmless
 
 CONF_DIR_VARIABLE: Final = "AMORO_CONF_DIR"
 _FILE_NAME: Final = "config.yaml"
@@ -29,33 +31,63 @@ _BUNDLED: Final = Path(__file__).parent / "standalone"
 
 
 def load_settings(
-    conf_dir: Path | None = None, environ: Mapping[str, str] | None = None
+    conf_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    sections: Mapping[str, object] | None = None,
+    source: Path | None = None,
 ) -> Settings:
-    """The settings from `<conf_dir>/config.yaml` and the environment.
+    """The settings from `<conf_dir>/config.yaml`, the environment, and what is given inline.
 
     Args:
-        conf_dir: The folder of config.yaml. None: `$AMORO_CONF_DIR`, and if that is not set, the
-            configuration that comes with the package.
+        conf_dir: The folder of config.yaml. None: there is no file where sections are given; else
+            `$AMORO_CONF_DIR`, and if that is not set, the configuration that comes with the
+            package.
         environ: The environment. None: the one of this process.
+        sections: `ams`, `keeper` and `containers` as they stand in config.yaml. What they say wins
+            over the environment, and that over the file; a container replaces that of its name.
+            Other than there, a key of `ams` that is not known is refused.
+        source: Where the sections stand, as errors name it. Without a file, relative paths start at
+            its folder. None: in the working directory.
 
     Raises:
         ConfigError: Something cannot be used; it says everything that is wrong, a line each.
     """
     environ = os.environ if environ is None else environ
-    folder = conf_dir or environ.get(CONF_DIR_VARIABLE) or _BUNDLED
-    raw = RawConfig(Path(folder).absolute() / _FILE_NAME)
-    document = _read(raw.source)
+    inline = Path(source or "settings").absolute()
+    document: Mapping[object, object] = {}
+    if sections and conf_dir is None:
+        raw = RawConfig(inline)
+    else:
+        folder = conf_dir or environ.get(CONF_DIR_VARIABLE) or _BUNDLED
+        raw = RawConfig(Path(folder).absolute() / _FILE_NAME)
+        document, said_twice = _read(raw.source)
+        raw.warnings += [f"{raw.source}: {each}." for each in said_twice]
     raw.add_section("ams", document.get("ams"))
     raw.add_section("keeper", document.get("keeper"))
     raw.add_environment(environ)
+    raw.add_inline(RawConfig(inline), sections or {})
     raw.reject_unknown()
-    settings = build_settings(raw, _configuration(raw), document.get("containers"), environ)
+    containers = _containers(document.get("containers"), (sections or {}).get("containers"))
+    settings = build_settings(raw, _configuration(raw), containers, environ)
     if raw.problems:
-        raise ConfigError("\n".join(raw.problems))
+        raise ConfigError(Shown("\n".join(map(harmless, raw.problems))))
     return settings
 
 
-def _read(source: Path) -> Mapping[object, object]:
+def _containers(of_file: object, inline: object) -> object:
+    """The containers of both; an inline one replaces that of its name."""
+    if not inline:
+        return of_file
+    if not isinstance(inline, list) or not isinstance(of_file, list):
+        return inline
+    names = [each.get("name") for each in inline if isinstance(each, dict)]
+    replaced = [each for each in of_file if isinstance(each, dict) and each.get("name") in names]
+    return [*(each for each in of_file if each not in replaced), *inline]
+
+
+def _read(source: Path) -> tuple[Mapping[object, object], list[str]]:
+    """What the file says, and a sentence for each thing that it says twice."""
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -64,14 +96,24 @@ def _read(source: Path) -> Mapping[object, object]:
             f"{_FILE_NAME} in the folder that ${CONF_DIR_VARIABLE} names"
         ) from error
     try:
-        document: object = yaml.safe_load(data)
+        document, said_twice = _parsed(data)
     except Exception as error:  # noqa: BLE001 - PyYAML's, and Python's for scalars like 2024-13-45
-        document, flaw = None, f"is not YAML{_place(error)}"
+        document, said_twice, flaw = None, [], f"is not YAML{_place(error)}"
     else:
         flaw = f"holds {kind_of(document)}"
     if not isinstance(document, dict):  # raised here, so that no text of the file is chained to it
         raise ConfigError(f"{source}: {flaw}; accepted is a map with ams, containers and keeper")
-    return document
+    return document, said_twice
+
+
+def _parsed(data: bytes) -> tuple[object, list[str]]:
+    loader = yaml.SafeLoader(data)
+    try:
+        node = loader.get_single_node()
+        said_twice = list(repetitions(node))
+        return loader.construct_document(node) if node else None, said_twice
+    finally:
+        loader.dispose()
 
 
 def _place(error: Exception) -> str:

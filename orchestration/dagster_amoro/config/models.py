@@ -7,9 +7,11 @@ from these models and texts by `python -m dagster_amoro.config docs/configuratio
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -30,7 +32,7 @@ from dagster_amoro.config.values import (
 )
 from dagster_amoro.core import policy
 from dagster_amoro.core.ams_version import parse_version
-from dagster_amoro.core.values import parse_switch
+from dagster_amoro.core.values import NAME_ACCEPTS, parse_keeper_name, parse_switch
 
 GROUP: Final = "<name>"  # stands for the name of a group in the keys of groups
 LONGEST_NAME: Final = 80  # characters of a deployment's name
@@ -39,11 +41,13 @@ _ZERO: Final = timedelta(0)
 _MORE_THAN_0: Final = timedelta(microseconds=1)  # the shortest duration that is kept
 _SECOND: Final = timedelta(seconds=1)
 _GRACE: Final = "ams.optimizer.auto-restart-grace-period"
-_CHECK: Final = "ams.optimizer-group.min-parallelism-check-interval"
+_CHECK: Final = "keeper.check-interval"
 _URLS: Final = (
-    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, "
-    "jdbc:sqlite:path or a SQLAlchemy URL with special characters percent-encoded"
+    "jdbc:postgresql://host[:port]/database, jdbc:mysql://host[:port]/database, either with "
+    "several hosts and a comma between, jdbc:sqlite:path or a SQLAlchemy URL with special "
+    "characters percent-encoded, several hosts as ?host=a,b&port=1,2"
 )
+_WEB_URL: Final = re.compile(r"https?://[!-~]{1,2000}")
 _QUOTED: Final = "a text, in quotes where YAML would read something else"
 
 
@@ -68,6 +72,17 @@ def _parse_name(value: object) -> str:
     return text
 
 
+def _parse_web_url(value: object) -> str:
+    text = parse_text(value)
+    if text and not (_WEB_URL.fullmatch(text) and urlsplit(text).hostname):
+        raise ValueError("not an address of the web")
+    return text
+
+
+def _whole_seconds(interval: timedelta | None) -> timedelta | None:
+    return interval and interval - interval % _SECOND
+
+
 Text = Annotated[str, Reader(parse_text, "a text")]
 Password = Annotated[str, Reader(parse_text, _QUOTED)]
 Switch = Annotated[bool, Reader(parse_switch, "true or false")]
@@ -78,6 +93,9 @@ _POSITIVE: Final = fraction(
     math.ulp(0), "a number more than 0, with which nothing would ever be healed, and up to 1"
 )
 PositiveFraction = Annotated[float, _POSITIVE]
+_INTERVAL: Final = duration(
+    _SECOND, f"from 1 s, the shortest that Dagster's sensors know, {_CENTURY}"
+)
 Timeout = Annotated[timedelta, duration(_MORE_THAN_0, f"more than 0 and {_CENTURY}")]
 Host = Annotated[
     str,
@@ -130,12 +148,14 @@ class DatabaseConfig(Section, alias_generator=below("ams.database")):
             "host or in ams.database.password",
         ),
     ] = key("")
-    """The database, in Amoro's JDBC form or as a SQLAlchemy URL. Of several hosts the first is
-    used. Of the JDBC parameters, those for TLS (but no Java key stores and client keys), timeouts,
-    `currentSchema` and `ApplicationName` are kept; MySQL's certificates are checked against the
-    authorities of the system or of `$SSL_CERT_FILE`. A relative SQLite path starts at the folder of
-    config.yaml. Left out with sqlite: `registry.db` in `$DAGSTER_HOME`, or in `./.dagster-amoro` if
-    that is not set."""
+    """The database, in Amoro's JDBC form or as a SQLAlchemy URL. Several hosts are tried in their
+    order; for PostgreSQL, `targetServerType=primary` goes on to the one that can be written. Of the
+    JDBC parameters, those for TLS (but no Java key stores and client keys), timeouts,
+    `targetServerType`, `options`, `currentSchema` and `ApplicationName` are kept; one that leads
+    Java's driver to another host or database, such as `service` or `socketFactory`, is refused.
+    MySQL's certificates are checked against the authorities of the system or of `$SSL_CERT_FILE`. A
+    relative SQLite path starts at the folder of config.yaml. Left out with sqlite: `registry.db` in
+    `$DAGSTER_HOME`, or in `./.dagster-amoro` if that is not set."""
 
     username: Text = key("")
     """The user, where the URL names none. Empty: the driver's own default."""
@@ -235,18 +255,25 @@ class OptimizerConfig(Section, alias_generator=below("ams.optimizer")):
     """How often a start is attempted before the resource is given up. 0: never."""
 
     auto_restart_grace_period: Annotated[timedelta, duration(_ZERO, _CENTURY)] = key("5min")
-    """How long an orphan is left alone after its detection, and after each attempt."""
+    """How long an orphan is left alone after its detection, and after the end of each attempt."""
 
 
 class OptimizerGroupConfig(Section, alias_generator=below("ams.optimizer-group")):
     """How often groups are looked at, and how long they are filled up."""
 
+    check_interval: Annotated[
+        timedelta | None, optional(_INTERVAL), AfterValidator(_whole_seconds)
+    ] = key("", _CHECK)
+    """How often the sensor looks for orphans. Left out: as often as AMS looks at its groups. Set
+    it to be quicker: AMS's own key, if it is short, also has AMS fill up groups whose optimizers
+    are only coming back, after a restart of AMS for one."""
+
     min_parallelism_check_interval: Annotated[
-        timedelta,
-        duration(_SECOND, f"from 1 s, the shortest that Dagster's sensors know, {_CENTURY}"),
-        AfterValidator(lambda interval: interval - interval % _SECOND),
+        timedelta, _INTERVAL, AfterValidator(_whole_seconds)
     ] = key("5min")
-    """How often the sensor looks for orphans. A fraction of a second is cut off."""
+    """How often AMS looks whether its groups have their `min-parallelism`. Standalone, the pause
+    after the first round in which a group is filled up is twice as long, and each later one longer
+    by as much as this. A fraction of a second is cut off."""
 
     max_keeping_attempts: Count = key("3")
     """How many rounds in a row a group that stays below its `min-parallelism` is filled up, before
@@ -283,8 +310,8 @@ class RestartConfig(Section, alias_generator=below("keeper")):
         duration(_ZERO, f"not shorter than {_GRACE} and {_CENTURY}, or 0 to switch it off"),
     ] = key("1h")
     """A resource that is orphaned again sooner after its recovery continues its old count of
-    attempts, so that a crash loop ends. 0: every recovery gives a fresh count. Left out: 1h, or the
-    grace period if that is longer."""
+    attempts, so that a crash loop ends: its row is kept, and a person is told. 0: every recovery
+    gives a fresh count. Left out: 1h, or the grace period if that is longer."""
 
     backoff: Annotated[policy.Backoff, one_of(policy.Backoff)] = key("constant")
     """The pauses between attempts: each as long as the grace period, or each twice as long as the
@@ -303,7 +330,8 @@ class RestartConfig(Section, alias_generator=below("keeper")):
 
     on_exhausted: Annotated[policy.OnExhausted, one_of(policy.OnExhausted)] = key("clean-up")
     """What becomes of a resource without attempts left: it is released and its row moves to the
-    ledger (`clean-up`), or it stays and is reported once (`keep`)."""
+    ledger (`clean-up`), or it stays and is reported once (`keep`). One that came back in between
+    (see keeper.stable-after) always stays."""
 
 
 class LimitsConfig(Section, alias_generator=below("keeper")):
@@ -353,7 +381,11 @@ class GroupConfig(Section, alias_generator=below(f"keeper.groups.{GROUP}")):
 
 
 class DeploymentConfig(Section, alias_generator=below("keeper")):
-    """Several Dagster deployments that share a registry."""
+    """Several Dagster deployments that share a registry, or several keepers in one."""
+
+    dagster_name: Annotated[str, Reader(parse_keeper_name, NAME_ACCEPTS)] = key("")
+    """What this keeper is called in Dagster, where a deployment has several: its jobs, sensors and
+    resources begin with it, and the keys of its assets. Empty: none of them does."""
 
     lease_time: Annotated[
         timedelta | None,
@@ -373,6 +405,22 @@ class DeploymentConfig(Section, alias_generator=below("keeper")):
     """What this Dagster deployment is called. Left out: the name of its host."""
 
 
+class AlertingConfig(Section, alias_generator=below("keeper")):
+    """Who is told that the keeper lives."""
+
+    check_in_url: Annotated[
+        str, Reader(_parse_web_url, "an address that begins with https:// or http://")
+    ] = key("")
+    """A web address that is asked (GET) after each completed survey, so that whoever has it notices
+    when none comes any more. It mostly holds a token, so best set as `KEEPER_CHECK_IN_URL`. Left
+    out: none."""
+
+    note_surveys: Switch = key("false")
+    """Whether each tick that completes a survey notes that in the ledger, in one row. Then
+    `dagster-amoro metrics` has the age of the last survey. If not, a tick that finds nothing new
+    writes nothing."""
+
+
 class AuditConfig(Section, alias_generator=below("keeper")):
     """What the audit keeps, and what its checks warn of."""
 
@@ -386,11 +434,23 @@ class AuditConfig(Section, alias_generator=below("keeper")):
     audit_retention: Annotated[
         timedelta | None, optional(duration(timedelta(days=1), f"from 1 d {_CENTURY}"))
     ] = key("")
-    """How long the frames of the audit are kept; the ledger keeps everything in any case. Left out:
-    for ever."""
+    """How long the frames of the audit are kept. Left out: for ever."""
+
+    ledger_retention: Annotated[
+        timedelta | None, optional(duration(timedelta(days=30), f"from 30 d {_CENTURY}"))
+    ] = key("")
+    """How long the ledger keeps incidents that are over, with their events, once the job `prune`
+    runs; the sums by day, open incidents and the last rows of removed resources stay. Left out: for
+    ever."""
 
     alert_restart_success: Fraction = key("0.5")
     """A check warns when a smaller fraction of a day's restarted resources came back."""
+
+    alert_given_up_for: Annotated[
+        timedelta, duration(timedelta(minutes=1), f"from 1 min {_CENTURY}")
+    ] = key("1d")
+    """How long a check fails since a resource was given up, or kept without attempts left, unless
+    somebody restores or acknowledges it before."""
 
     alert_flapping: Annotated[int, whole(2)] = key("3")
     """A check warns of a resource that was orphaned so many times within a day."""
@@ -413,6 +473,7 @@ class Configuration(BaseModel):
     limits: LimitsConfig
     groups: dict[str, GroupConfig]
     deployment: DeploymentConfig
+    alerting: AlertingConfig
     audit: AuditConfig
 
 

@@ -59,12 +59,16 @@ def build_settings(
         dynamic_groups=frozenset(n for n, each in groups if each.dynamic_allocation is restart),
         max_keeping_attempts=config.optimizer_group.max_keeping_attempts,
         lease_time=_lease_time(raw, config),
+        name=config.deployment.dagster_name,
         deployment=config.deployment.deployment or socket.gethostname()[:LONGEST_NAME],
-        check_interval=config.optimizer_group.min_parallelism_check_interval,
+        check_interval=_check_interval(config),
+        round_interval=config.optimizer_group.min_parallelism_check_interval,
         heartbeat_timeout=config.optimizer.heart_beat_timeout,
         max_restarts_per_run=config.limits.max_restarts_per_run,
         max_concurrent_starts=config.limits.max_concurrent_starts,
         claim_timeout=config.limits.claim_timeout,
+        check_in_url=config.alerting.check_in_url or None,
+        notes_surveys=config.alerting.note_surveys,
         audit=_audit_settings(raw, config),
         containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,
         warnings=tuple(raw.warnings),
@@ -215,13 +219,20 @@ def _warn_of_one(raw: RawConfig, key: str, fraction: float, what: str, way_out: 
         raw.warn(key, f"{why} {fraction * 100:.12g}%; {way_out}")
 
 
+def _check_interval(config: Configuration) -> timedelta:
+    """How often the sensor looks: as our own key says, else as often as AMS does."""
+    given = config.optimizer_group
+    return given.check_interval or given.min_parallelism_check_interval
+
+
 def _lease_time(raw: RawConfig, config: Configuration) -> timedelta | None:
     """How long a lease lasts; None: there is none."""
     lease = config.deployment.lease_time
-    interval = config.optimizer_group.min_parallelism_check_interval
+    interval, ours = _check_interval(config), "keeper.check-interval"
     # One that lapses between two ticks could never be held, and its runs would all come too late.
     if lease is not None and lease < max(2 * interval, interval + _DAEMON_SLACK):
-        raw.reject_beside("keeper.lease-time", "ams.optimizer-group.min-parallelism-check-interval")
+        theirs = "ams.optimizer-group.min-parallelism-check-interval"
+        raw.reject_beside("keeper.lease-time", ours if raw.has(ours) else theirs)
     return lease
 
 
@@ -233,6 +244,8 @@ def _audit_settings(raw: RawConfig, config: Configuration) -> AuditSettings:
     return AuditSettings(
         storage=storage or None,
         retention=audit.audit_retention,
+        ledger_retention=audit.ledger_retention,
         least_success=audit.alert_restart_success,
+        given_up_for=audit.alert_given_up_for,
         flapping=audit.alert_flapping,
     )

@@ -1,7 +1,7 @@
 """What the settings are once they are read: frozen, typed, with the reason and unit of each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -82,9 +82,12 @@ class AuditSettings:
     """How the audit is kept, and what it warns of."""
 
     storage: str | None = None  # a folder, absolute, or an object store's URL. None: Dagster's own
-    retention: timedelta | None = None  # of its frames, not the ledger; a day at least. None: ever
+    retention: timedelta | None = None  # of its frames; a day at least. None: for ever
+    # Of incidents in the ledger; 30 days at least, which charts and figures look back. None: ever.
+    ledger_retention: timedelta | None = None
     # A smaller fraction of a day's restarted resources that came back is worth a warning; 0: never.
     least_success: float = 0.5
+    given_up_for: timedelta = timedelta(days=1)  # so long a loss is worth an alert
     flapping: int = 3  # so many incidents of one resource within a day are worth a warning
 
 
@@ -112,14 +115,18 @@ class Settings:
     # At least twice the check interval and 10 s more than it, so that a tick can renew the lease.
     # None: there is one deployment, and it always acts.
     lease_time: timedelta | None
+    name: str  # of the keeper, before the names of what it defines; empty: nothing is
     deployment: str  # 1 to 80 characters; the name of the host unless it was given
     check_interval: timedelta  # whole seconds, at least 1, because Dagster counts in them
+    round_interval: timedelta  # as long; between two rounds of a group, times their number
     heartbeat_timeout: timedelta  # more than 0; in attached mode AMS expires heartbeats itself
     # At least 1. It keeps the event log of a run readable and lets Dagster spread a large outage
     # over a cluster.
     max_restarts_per_run: int
     max_concurrent_starts: int  # of one container in one run, at least 1
     claim_timeout: timedelta  # more than 0; a run that died unnoticed holds its orphans up so long
+    check_in_url: str | None = field(repr=False)  # http(s), and a secret. None: nobody is told
+    notes_surveys: bool  # in the ledger, so that metrics have their age
     audit: AuditSettings
     containers: Mapping[str, ContainerSettings]  # by name
     # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,

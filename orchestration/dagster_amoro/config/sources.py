@@ -13,6 +13,7 @@ from dagster_amoro.config.models import GROUP, SETTINGS, GroupConfig, settings_o
 
 _BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
 _GROUP_KEYS: Final = tuple(setting.key for setting in settings_of(GroupConfig))
+_SECTIONS: Final = ("ams", "containers", "keeper")
 _KEEPER: Final = "keeper."
 _KEEPER_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_KEEPER))
 _WORDS_OF_GROUPS: Final = "|".join(key.rpartition(".")[2] for key in _GROUP_KEYS)
@@ -27,12 +28,13 @@ RESTART_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_RESTART_PR
 _ALIKE: Final = 0.8
 _URL_KEYS: Final = {"ams.database.url", "keeper.ledger-url"}
 _KUBERNETES: Final = re.compile("_(?:SERVICE_HOST|PORT)(?:_|$)")
-_SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential")
+_SECRET_WORDS: Final = ("password", "passwd", "secret", "token", "credential", "check-in-url")
 
 
 class _Given(NamedTuple):
     value: object
     origin: str  # the file or the environment variable, as errors name it
+    is_inline: bool = False  # written for us alone, so that nothing there is Amoro's own affair
 
 
 @dataclass(slots=True)
@@ -127,10 +129,21 @@ class RawConfig:
                 )
             self.given[key] = _Given(environ[name], f"environment variable {name}")
 
+    def add_inline(self, inline: "RawConfig", sections: Mapping[str, object]) -> None:
+        """Lets sections that were given inline overrule everything; `inline` takes them up."""
+        for name in sections.keys() - _SECTIONS:
+            what = f"{', '.join(_SECTIONS)}"
+            inline.reject_in_file(name, kind_of(sections[name]), f"one of the sections {what}")
+        for name in ("ams", "keeper"):
+            inline.add_section(name, sections.get(name))
+        self.problems += inline.problems
+        self.given |= {key: each._replace(is_inline=True) for key, each in inline.given.items()}
+
     def reject_unknown(self) -> None:
         """Notes the keys that do not exist and that Amoro cannot have either."""
         for key, given in self.given.items():
-            if documented(key) in _BY_KEY or not (meant := _keys_meant(key)):
+            meant = _keys_meant(key) or (tuple(_BY_KEY) if given.is_inline else ())
+            if documented(key) in _BY_KEY or not meant:
                 continue
             if given.value is None and _NEAR_GROUP.fullmatch(key):  # a group with nothing in it
                 continue
@@ -210,7 +223,9 @@ def _shown_url(value: object) -> str:
         url = parse_url(value)
     except ValueError:
         return "***"  # where the password is in it, nobody knows
-    return repr("" if url is None else str(url.set(query={})))
+    hosts = {} if url is None else {key: url.query.get(key, "") for key in ("host", "port")}
+    shown = {key: value for key, value in hosts.items() if value}
+    return repr("" if url is None else str(url.set(query=shown)))
 
 
 def kind_of(value: object) -> str:

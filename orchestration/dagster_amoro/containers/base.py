@@ -34,7 +34,8 @@ def interruptions() -> tuple[type[BaseException], ...]:
 class Container(Protocol):
     """Starts and stops resources; built as `Class(name, properties)` from `containers:`.
 
-    It may in addition have `status(resource) -> Status`. Containers that run a command line have
+    It may in addition have `status(resource) -> Status` and `post_mortem(resource) -> PostMortem`,
+    which says how the last worker ended. Containers that run a command line have
     `command(resource) -> list[str]`, and those that send a document `manifest(resource) -> dict`.
     Modules whose names are in its attribute `libraries` are loaded once, before its first call.
     """
@@ -66,6 +67,9 @@ class ContainerLookup(Protocol):
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container cannot be restarted; None: they can."""
+
+    def tend(self) -> None:
+        """Lets the containers do what they do from time to time; never slow, and never an error."""
 
     def close(self) -> None:
         """Ends every call that is under way; the next call is possible all the same."""

@@ -1,6 +1,7 @@
 """How is a container called, so that whatever it does wrong is a failure of that call alone?"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
@@ -8,6 +9,7 @@ from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core.container_settings import CallLimits
 from dagster_amoro.core.errors import ContainerError, OverdueError, StartFailedError, describe
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem
 from dagster_amoro.core.secrets import Mask
 
 
@@ -38,7 +40,7 @@ def start(container: Container, resource: Resource, fence: Fence | None = None) 
     except interruptions():
         raise
     except BaseException as error:
-        raise StartFailedError(Mask(resource.properties).hide(describe(error))) from error
+        raise StartFailedError(describe(error, Mask(resource.properties).hide)) from error
 
 
 def stop(container: Container, resource: Resource, what: str, fence: Fence | None = None) -> Stop:
@@ -51,14 +53,42 @@ def stop(container: Container, resource: Resource, what: str, fence: Fence | Non
     except interruptions():
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
-        problem = Mask(resource.properties).hide(describe(error))
+        problem = describe(error, Mask(resource.properties).hide)
         return Stop((f"could not stop {what}: {problem}",), isinstance(error, OverdueError))
     return Stop()
+
+
+def post_mortem(
+    container: Container, resource: Resource, hide: Callable[[str], str] | None = None
+) -> PostMortem | None:
+    """How the last worker of a resource ended, or why that is not known; None: it never tells.
+
+    Secrets are hidden by `hide`, else those of the resource alone.
+    """
+    hide = hide or Mask(resource.properties).hide
+    ask = getattr(container, "post_mortem", None)
+    try:
+        found = ask(resource) if ask else None
+        return PostMortem(*found).cleaned(hide) if found else None
+    except interruptions():
+        raise
+    except BaseException as error:  # noqa: BLE001 - a container may raise anything
+        text = f"how its last worker ended cannot be learned: {describe(error, hide)}"
+        return PostMortem(UNKNOWN, text).cleaned(str)
 
 
 def limits_of(container: Container) -> CallLimits | None:
     """How long its calls may take; None: nobody limits them, as in a test."""
     return getattr(container, "limits", None)
+
+
+def warm_up(containers: ContainerLookup, name: str) -> None:
+    """Lets a container that is called in another process start that process now.
+
+    So it is up when the caller has looked at everything else.
+    """
+    with suppress(ContainerError):  # its first call says so
+        getattr(containers.get(name), "warm_up", lambda: None)()
 
 
 def concurrent_starts(containers: ContainerLookup, name: str) -> int | None:

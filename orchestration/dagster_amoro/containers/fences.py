@@ -39,7 +39,6 @@ def fenced(container: str, resource_id: str, fence: Fence | None) -> Iterator[No
     """
     path = home_folder("fences") / f"{file_stem(container, resource_id)}.json"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with opened(path, os.O_RDWR) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:

@@ -160,18 +160,20 @@ class _Host:
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         resource = Resource(**request["resource"]) if request["resource"] else None
         fence = Fence(*request["fence"]) if request["fence"] else None
+        mask = Mask(self.settings.properties, resource.properties if resource else {})
         try:
             self._learn(request["version"])
             container, call = self.container or self.build(), request["call"]
             if resource is None:
                 return {"value": says_it_restarts(container, self.settings)}
+            if call == "post_mortem":
+                return {"value": calls.post_mortem(container, resource, mask.hide)}
             if call in _LOOKS:
                 return {"value": _LOOKS[call](container, resource)}
             with fenced(self.settings.name, resource.resource_id, fence):
                 return {"value": _STARTS_AND_STOPS[call](container, resource)}
         except BaseException as error:  # noqa: BLE001 - anybody's code; its process ends with it
-            mask = Mask(self.settings.properties, resource.properties if resource else {})
-            return {"error": type(error).__name__, "message": mask.hide(describe(error))}
+            return {"error": type(error).__name__, "message": describe(error, mask.hide)}
 
     def _learn(self, version: int | str | None) -> None:
         """Takes up the version of AMS that the caller knows, or why it knows none."""

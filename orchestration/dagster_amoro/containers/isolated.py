@@ -19,6 +19,7 @@ from typing import Any, Final
 from dagster_amoro.containers.base import Container, Status
 from dagster_amoro.containers.fences import Fence
 from dagster_amoro.containers.host import MOMENT, PATIENCE, kill_tree
+from dagster_amoro.containers.preview import Preview
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.containers.resolve import Containers, build_container
 from dagster_amoro.core import errors
@@ -26,6 +27,7 @@ from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.container_settings import CallLimits, ContainerSettings
 from dagster_amoro.core.errors import ContainerError, OverdueError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import PostMortem
 
 _BOOT: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -45,6 +47,7 @@ _WHAT: Final = {
     "status": "the question for the status",
     "supports": "the question whether it restarts",
     "preview": "the question for a preview",
+    "post_mortem": "the question how its worker ended",
 }
 
 
@@ -65,15 +68,18 @@ class IsolatedContainer:
     ) -> None:
         """Starts nothing yet; `own` is the container where its class is one of ours.
 
+        What `own` says is said by this process, where nothing of ours hangs.
+
         Raises:
             ContainerError: A property that limits its calls cannot be used.
         """
         self.name: Final = settings.name
-        self._own: Final = own
+        self.own: Final = own
         self._host: Final = _ContainerHost(settings, ask_ams_version)
         self._asking: Final = threading.Lock()
         self._said: bool | OverdueError = False
         self._ask_again_at = 0.0
+        self._tells = True  # how workers ended
         try:
             self.limits: Final[CallLimits] = settings.limits
         except ValueError as flaw:
@@ -82,8 +88,8 @@ class IsolatedContainer:
     @property
     def supports_auto_restart(self) -> bool:
         """What the container says; a ContainerError says why it says nothing."""
-        if self._own is not None:  # it was built here, and nothing of ours hangs in it
-            return bool(self._own.supports_auto_restart)
+        if self.own is not None:
+            return bool(self.own.supports_auto_restart)
         with self._asking:
             if time.monotonic() >= self._ask_again_at:
                 self._ask()
@@ -124,9 +130,30 @@ class IsolatedContainer:
         said: Status = self._host.call("status", self.limits.status_timeout, resource)
         return said
 
-    def preview(self, resource: Resource) -> str:
+    def preview(self, resource: Resource) -> Preview:
         """How it would be started, for people to read; a ContainerError where it cannot be."""
-        return str(self._host.call("preview", self.limits.status_timeout, resource))
+        text, differences = self._host.call("preview", self.limits.status_timeout, resource)
+        return Preview(text, tuple(differences))
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """How its last worker ended; None: its class does not tell, and is not asked again.
+
+        Raises:
+            ContainerError: It could not be asked.
+        """
+        if not self._tells:
+            return None
+        found = self._host.call("post_mortem", self.limits.status_timeout, resource)
+        self._tells = bool(found)
+        return PostMortem(*found) if found else None
+
+    def warm_up(self) -> None:
+        """Starts its process, which takes a moment, unless it is there."""
+        self._host.warm_up()
+
+    def tend(self) -> None:
+        """Lets it do what it does from time to time, if it is one of ours and has something to."""
+        getattr(self.own, "tend", lambda: None)()
 
     def close(self) -> None:
         """Ends its process, and every call that is under way."""
@@ -140,6 +167,12 @@ class IsolatedContainers(Containers):
         ask, is_ours = self._ask_ams_version, settings.implementation.startswith(_OURS)
         own = build_container(settings, ask) if is_ours else None
         return IsolatedContainer(settings, ask, own)
+
+    def tend(self) -> None:
+        """Lets those of ours that have something to do from time to time do it here."""
+        for name in self._settings:
+            with suppress(ContainerError, OSError):  # it is told where the container is needed
+                self.get(name).tend()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Ends their processes, and every call that is under way."""
@@ -261,6 +294,11 @@ class _ContainerHost:
         except subprocess.TimeoutExpired:
             kill_tree(worker.pid)
             worker.wait()
+
+    def warm_up(self) -> None:
+        """Starts the process, unless it was started before."""
+        with self._lock:
+            self._running = self._running or self._start()
 
     def close(self) -> None:
         """Ends the process and its calls; the next call would start it again."""

@@ -2,7 +2,8 @@
 
 A launch is one start of a worker. Its processes are those that inherit its id in their environment
 (which a worker may overwrite), and the session of the process that was started (which a daemon
-leaves). A process id by itself proves nothing, because the system gives it away again. Programs
+leaves). A process id by itself proves nothing, because the system gives it away again, and because
+others write the row that names it: the process has the mark, or is in a record of ours. Programs
 that others start, AMS among them, are recognised by what is on their command lines.
 """
 
@@ -14,9 +15,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -25,10 +26,14 @@ import psutil
 from dagster_amoro.containers.output import UNKNOWN_END
 from dagster_amoro.containers.waiting import within
 
+PIPE: Final = subprocess.PIPE
 LAUNCH_VARIABLE: Final = "AMORO_LAUNCH_ID"  # in the environment of every process of a launch
+# In that of the parent of its worker instead, which has no other work than to see how that ends.
+WITNESS_VARIABLE: Final = "AMORO_LAUNCH_WITNESS"
 
 _T = TypeVar("_T")
 
+_MARKS: Final = (LAUNCH_VARIABLE, WITNESS_VARIABLE)
 _CLOCK_SLACK: Final = 1.5  # seconds; start times move with the boot time, which is whole seconds
 _KILL_WAIT: Final = 10.0  # seconds; after SIGKILL only the kernel can be slow
 _POLL: Final = 0.02  # seconds between two looks at processes that are to end
@@ -45,6 +50,8 @@ class Launch:
     host: str | None = None  # None: this one
     pid: int | None = None  # None: not written down, or not a process id
     started_at: float | None = None  # psutil's create_time; a pid counts only together with it
+    # Whether our own record on this host names its process, which needs no mark then.
+    is_recorded: bool = field(default=False, compare=False)
 
     @classmethod
     def parse(
@@ -67,24 +74,40 @@ class Launch:
 
 
 def is_running(launch: Launch) -> bool:
-    """Whether any process of the launch is alive on this host."""
+    """Whether any process of the launch is alive on this host; its witness alone is none."""
+    # Looked at once more: a witness that ends meanwhile has no environment to be known by.
+    return any(not _is_witness(each, launch) and _is_alive(each) for each in _members(launch))
+
+
+def is_witnessed(launch: Launch) -> bool:
+    """Whether its witness is there, who is going to write down how its worker ended."""
+    return any(_is_witness(each, launch) for each in _members(launch))
+
+
+def stranger(launch: Launch) -> int | None:
+    """The process that a launch names and that is not its own, as far as anybody can know."""
     leader = _leader(launch)
-    return (leader is not None and _is_alive(leader)) or bool(_members(launch))
+    if leader is None or not _is_alive(leader) or leader in _members(launch):
+        return None
+    return leader.pid
 
 
 def stop(launch: Launch, patience: float) -> list[int]:
     """Ends every process of a launch of this host; returns the ids of those that are still there.
 
-    They have `patience` seconds after SIGTERM until SIGKILL comes.
+    They have `patience` seconds after SIGTERM until SIGKILL comes. Its witness ends by itself.
     """
-    return _end(lambda: _members(launch), launch.pid, patience)
+    left = _end(lambda: _members(launch), launch.pid, patience)
+    witnesses = {each.pid for each in _members(launch) if _is_witness(each, launch)} if left else {}
+    return [pid for pid in left if pid not in witnesses]
 
 
-def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
+def started_with(options: Mapping[str, str], naming: str = "") -> list[psutil.Process]:
     """The living processes of this host that were started with all of these options.
 
     A process counts if, for each option, its arguments hold the option and right after it the
-    value, both as a whole. This process and its ancestors never count, and neither do those whose
+    value, both as a whole, and if one of its arguments names a program: holds `naming`, in any
+    case. This process and its ancestors never count, and neither do those whose
     arguments cannot be read, which are other users'. `options` are the values by option, such as
     `{"-g": "default", "-id": "4vd1"}`; none is a ValueError, since every process would count.
     """
@@ -94,7 +117,19 @@ def started_with(options: Mapping[str, str]) -> list[psutil.Process]:
     spared = {process.pid for process in _lineage()}
     wanted = {(_as_read(option), _as_read(value)) for option, value in options.items()}
     others = (process for process in _everyone() if process.pid not in spared)
-    return [process for process in others if wanted <= _pairs(process) and _is_alive(process)]
+    return [
+        process
+        for process in others
+        if wanted <= _pairs(process) and _names(process, naming) and _is_alive(process)
+    ]
+
+
+def environments_of(argument: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """The process ids and environments of what runs here with this argument, if we may see it."""
+    for process in _everyone():
+        with suppress(psutil.Error, OSError):  # gone, or another user's
+            if argument in process.cmdline():
+                yield process.pid, process.environ()
 
 
 def end(processes: Iterable[psutil.Process], patience: float) -> list[int]:
@@ -158,13 +193,14 @@ _collecting: Final = threading.Lock()
 _children: Final[set[Worker]] = set()
 
 
-def spawn(
+def spawn(  # noqa: PLR0913 - a program, and what it gets
     argv: list[str],
     *,
     environment: Mapping[str, str],
     log: int,
     directory: str | None = None,
     stdin: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
 ) -> Worker:
     """Starts a program in a session of its own, its output going to a log.
 
@@ -184,6 +220,7 @@ def spawn(
         stderr=log,
         cwd=directory,
         env=environment,
+        pass_fds=pass_fds,
         start_new_session=True,
         # Nothing but system calls, so no lock of another thread can be in the way.
         preexec_fn=_heed if deaf else None,
@@ -220,11 +257,11 @@ def _members(launch: Launch) -> set[psutil.Process]:
 
 def _look(launch: Launch) -> set[psutil.Process]:
     everyone = list(_everyone())
-    marked = {process for process in everyone if _is_marked(process, launch.launch_id)}
+    marked = {each for each in everyone if _is_marked(each, launch.launch_id, *_MARKS)}
     session = {process for process in everyone if _is_in_session(process.pid, launch.pid)}
     # The system does not give a session's number away while the session has members. So one member
     # that is known to belong to this launch vouches for all of them.
-    if _leader(launch) is not None or marked & session:
+    if (launch.is_recorded and _leader(launch) is not None) or marked & session:
         marked |= session
     return {process for process in marked if _is_alive(process)}
 
@@ -251,6 +288,12 @@ def _pairs(process: psutil.Process) -> set[tuple[str, str]]:
     return set()
 
 
+def _names(process: psutil.Process, program: str) -> bool:
+    with suppress(psutil.Error, OSError):  # as above
+        return any(program in argument.lower() for argument in process.cmdline())
+    return False
+
+
 def _as_read(argument: str) -> str:  # psutil makes one kind of line end of all
     return _LINE_END.sub("\n", argument)
 
@@ -266,10 +309,15 @@ def _leader(launch: Launch) -> psutil.Process | None:
     return None
 
 
-def _is_marked(process: psutil.Process, launch_id: str | None) -> bool:
+def _is_marked(process: psutil.Process, launch_id: str | None, *variables: str) -> bool:
     with suppress(psutil.Error):  # gone, or another user's
-        return launch_id is not None and process.environ().get(LAUNCH_VARIABLE) == launch_id
+        environment = process.environ()
+        return launch_id is not None and launch_id in map(environment.get, variables)
     return False
+
+
+def _is_witness(process: psutil.Process, launch: Launch) -> bool:
+    return _is_marked(process, launch.launch_id, WITNESS_VARIABLE)
 
 
 def _is_in_session(pid: int, leader: int | None) -> bool:

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers import processes
-from dagster_amoro.containers.output import end_of, ending, opened, size_of
+from dagster_amoro.containers.environment import chosen
+from dagster_amoro.containers.output import Rotation, end_of, ending, opened, readable, size_of
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.secrets import Mask
@@ -42,7 +42,7 @@ class Program:
     """A program to run."""
 
     argv: Sequence[str]
-    exports: Mapping[str, str] = field(default_factory=dict)  # on top of what is inherited
+    environment: Mapping[str, str] = field(default_factory=chosen, repr=False)  # all of it
     mask: Mask = field(default_factory=Mask)  # hides what its output and arguments may not show
     stdin: bytes = b""  # what it gets to read
 
@@ -86,8 +86,10 @@ def launch(
         ProgramError: It cannot be started, ended with another code than 0 before such a line, or
             was killed because the time was up.
     """
+    with suppress(OSError):  # it is told when the log is opened
+        Rotation().turn(log)
     begin = size_of(log)
-    with _started(program, log) as (worker, _), log.open("rb", buffering=0) as file:
+    with _started(program, log) as (worker, _), readable(log) as file:
         lines, deadline = _Lines(file, begin), time.monotonic() + timeout
         while True:
             code = worker.poll()  # before reading: what it wrote last is read then
@@ -128,13 +130,13 @@ def _started(program: Program, log: Path | None = None) -> Iterator[tuple[Worker
             if log is None:
                 folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
                 log = Path(stack.enter_context(folder), "output")
-            log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own, argv = {**os.environ, **program.exports}, list(program.argv)
+            own, argv = program.environment, list(program.argv)
             with opened(log, os.O_RDWR | os.O_APPEND) as output, _readable(program.stdin) as stdin:
                 worker = processes.spawn(argv, environment=own, log=output, stdin=stdin)
         except (OSError, ValueError) as error:
-            shown = f"{program.argv[0]!r} could not be started: {describe(error)}"
-            raise ProgramError(program.mask.hide(shown)) from None
+            why = describe(error, program.mask.hide)
+            what = program.mask.hide(repr(program.argv[0]))
+            raise ProgramError(f"{what} could not be started: {why}") from None
         try:
             yield worker, log
         except ProgramError:
@@ -163,20 +165,21 @@ def _readable(content: bytes) -> Iterator[int]:
 class _Lines:
     """The lines that a log gets, as they come."""
 
-    def __init__(self, file: RawIOBase, begin: int) -> None:
+    def __init__(self, file: int, begin: int) -> None:
         self._file: Final = file
+        self._position = begin
         self._rest = b""  # of the last line, which may go on
         self.at_end = False  # whether all that is there was read
-        file.seek(begin)
 
     def find(self, line: re.Pattern[str], *, ended: bool) -> re.Match[str] | None:
         """The first that matches as a whole among those not read yet; at most 1 MiB is read.
 
         A line counts once it is complete; the last one also if the program has `ended`.
         """
-        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # somebody truncated it
-            self._file.seek(0)
-        chunk = self._file.read(_CHUNK) or b""
+        if os.fstat(self._file).st_size < self._position:  # somebody truncated it
+            self._position = 0
+        chunk = os.pread(self._file, _CHUNK, self._position)
+        self._position += len(chunk)
         self.at_end = len(chunk) < _CHUNK
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if (ended and self.at_end) or len(self._rest) > _LONGEST_LINE:
@@ -188,11 +191,15 @@ class _Lines:
 
 def failure(program: Program, what: str, output: str) -> ProgramError:
     """The error of a program that did `what`, with the end of its output, without secrets."""
-    shown = program.mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
-    if len(shown) > _SHOWN:
-        shown = f"…{shown[-_SHOWN:]}"
+    shown = excerpt(output, program.mask)
     message = f"; the end of its output:\n{shown}" if shown else " without any output"
     return ProgramError(f"{program.name} {what}{message}")
+
+
+def excerpt(output: str, mask: Mask, last: int = _SHOWN) -> str:
+    """The `last` characters that a program wrote, without secrets and Java's stack frames."""
+    shown = mask.hide(_FRAMES.sub("", output[-_LOOKED_AT:]).strip())
+    return f"…{shown[-last:]}" if len(shown) > last else shown
 
 
 def nameless(program: Program, what: str, output: str) -> ProgramError:

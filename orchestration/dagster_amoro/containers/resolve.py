@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
+from dagster_amoro.containers import calls
 from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
+from dagster_amoro.containers.preview import Preview, preview
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.container_settings import ContainerSettings
-from dagster_amoro.core.errors import ContainerError, describe
+from dagster_amoro.core.errors import ContainerError, OverdueError, describe
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import PostMortem
 from dagster_amoro.core.secrets import Mask
 
 _MEMBERS: Final = ("request_resource", "release_resource", "supports_auto_restart")
@@ -38,7 +41,7 @@ def build_container(
     except interruptions():
         raise
     except BaseException as error:  # a user's code, which may also exit, or panic in Rust
-        why = Mask(settings.properties).hide(describe(error))
+        why = describe(error, Mask(settings.properties).hide)
         raise ContainerError(
             f"container {settings.name!r} cannot be used: {settings.implementation}: {why}"
         ) from error
@@ -88,22 +91,36 @@ class Containers:
             return self._built[name]
 
     def obstacle(self, name: str | None) -> str | None:
-        """Why the orphans of a container cannot be restarted; None if they can."""
+        """Why the orphans of a container cannot be restarted; None if they can.
+
+        That it does not answer in time is no reason: its starts are tried, and fail, as many times
+        as the policy has it.
+        """
         if name is None:
             return "it names no container"
         try:
             container = self.get(name)
             if says_it_restarts(container, self._settings[name]):
                 return None
+        except OverdueError:
+            return None
         except ContainerError as error:
             return str(error)
-        return f"container {name!r} opts out of restarts"
+        return opts_out(name)
+
+    def tend(self) -> None:
+        """Nothing: a container of somebody else might hang."""
 
     def close(self) -> None:
         """Nothing: calls end by themselves."""
 
     def _build(self, settings: ContainerSettings) -> Container:
         return build_container(settings, self._ask_ams_version)
+
+
+def opts_out(name: str) -> str:
+    """Why the orphans of a container are left alone that does not support restarts."""
+    return f"container {name!r} opts out of restarts"
 
 
 def says_it_restarts(container: Container, settings: ContainerSettings) -> bool:
@@ -115,7 +132,7 @@ def says_it_restarts(container: Container, settings: ContainerSettings) -> bool:
     except ContainerError:
         raise
     except BaseException as error:  # a user's code, as in build_container
-        message = Mask(settings.properties).hide(describe(error))
+        message = describe(error, Mask(settings.properties).hide)
         raise ContainerError(
             f"container {settings.name!r} does not say whether it restarts: {message}"
         ) from error
@@ -125,7 +142,8 @@ def says_it_restarts(container: Container, settings: ContainerSettings) -> bool:
 class DryRunContainer:
     """Starts and stops nothing."""
 
-    supports_auto_restart: bool  # if the container does that it stands for
+    real: Container  # the container that it stands for
+    supports_auto_restart: bool  # if that one does
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - the protocol
         """Starts nothing; there is nothing to save either."""
@@ -133,6 +151,19 @@ class DryRunContainer:
 
     def release_resource(self, resource: Resource) -> None:
         """Stops nothing."""
+
+    def preview(self, resource: Resource) -> Preview:
+        """How the real one would start it."""
+        return preview(self.real, resource)
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """How the last worker of the real one ended: to ask changes nothing."""
+        return calls.post_mortem(self.real, resource)
+
+    @property
+    def own(self) -> Container | None:
+        """The real one itself, where its class is one of ours."""
+        return getattr(self.real, "own", None)
 
 
 @dataclass(frozen=True)
@@ -143,11 +174,15 @@ class DryRunContainers:
 
     def get(self, name: str) -> Container:
         """One that starts nothing; a ContainerError where the real one is none."""
-        return DryRunContainer(self.containers.get(name).supports_auto_restart)
+        real = self.containers.get(name)
+        return DryRunContainer(real, self.containers.obstacle(name) is None)
 
     def obstacle(self, name: str | None) -> str | None:
         """Why orphans of this container could not be restarted; None: they could."""
         return self.containers.obstacle(name)
+
+    def tend(self) -> None:
+        """Nothing, as with everything else."""
 
     def close(self) -> None:
         """Closes the real ones."""

@@ -7,9 +7,11 @@ for nothing, and dynamic allocation whose settings do not hold is off.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from dagster_amoro.core.errors import PropertiesError
+from dagster_amoro.core.formatting import duration
 from dagster_amoro.core.policy import TickSettings
 from dagster_amoro.core.properties import parse_properties
 
@@ -23,6 +25,7 @@ UNITS: Final = {  # of Amoro's durations: nanoseconds, by label; no label means 
     **dict.fromkeys(("\u00b5s", "micro", "micros", "microsecond", "microseconds"), 10**3),
     **dict.fromkeys(("ns", "nano", "nanos", "nanosecond", "nanoseconds"), 1),
 }
+_HEARTBEAT: Final = "heart-beat-interval"  # of resources, in ms; Amoro's optimizers have 10 s
 _FLOOR: Final = "min-parallelism"  # deprecated in Amoro, and still what most groups have
 _ENABLED: Final = "dynamic-allocation.enabled"
 _MOST_THREADS: Final = 1024
@@ -37,6 +40,7 @@ _SPANS: Final = {
 _INT_MAX: Final = 2**31 - 1
 _LONG_MAX: Final = 2**63 - 1
 _INTEGER: Final = re.compile(r"([+-]?)0*(\d{1,10})")  # with the digits of any script, as in Java
+_MILLISECONDS: Final = re.compile(r"[+-]?0*[0-9]{1,15}")
 _DURATION: Final = re.compile(r"0*([0-9]{1,19})(.*)", re.DOTALL)
 _BLANKS: Final = "".join(map(chr, range(0x21)))  # what Java trims
 
@@ -76,6 +80,18 @@ def is_dynamic(group: Group) -> bool:
         return False
 
 
+def absence_obstacle(name: str | None, settings: TickSettings) -> str | None:
+    """Why the orphans of a group without a row are not to be restarted; None: they are.
+
+    AMS lets a group be dropped while its resources stay, and refuses their optimizers from then on
+    (apache/amoro #4320). Where there is no AMS, no group is asked for.
+    """
+    if settings.ams_heartbeat_timeout is None:
+        return None
+    what = f"its group {name} is not in resource_group" if name else "it has no group"
+    return f"{what}, so that AMS would refuse its registration"
+
+
 def group_obstacle(group: Group | None, settings: TickSettings) -> str | None:
     """Why the orphans of a group are not to be restarted; None: they are."""
     if group is None or group.name in settings.dynamic_groups or not is_dynamic(group):
@@ -83,6 +99,26 @@ def group_obstacle(group: Group | None, settings: TickSettings) -> str | None:
     return (
         "its group is under dynamic allocation, and is sized by that alone "
         f"(keeper.groups.{group.name}.dynamic-allocation: restart would change it)"
+    )
+
+
+def heartbeat_obstacle(properties: Mapping[str, str], settings: TickSettings) -> str | None:
+    """Why AMS would refuse an optimizer with these properties of its resource; None: it would not.
+
+    AMS refuses an interval that is not below its timeout, older versions drop such an optimizer
+    between two heartbeats (apache/amoro #1810). An interval that is no number ends an optimizer.
+    """
+    timeout, text = settings.ams_heartbeat_timeout, properties.get(_HEARTBEAT, "10000")
+    if timeout is None:
+        return None
+    if not _MILLISECONDS.fullmatch(text):
+        return f"its {_HEARTBEAT} is no number of milliseconds; with that an optimizer ends at once"
+    interval = timedelta(milliseconds=int(text))
+    if interval < timeout:
+        return None
+    return (
+        f"its {_HEARTBEAT}, {duration(interval)}, is not below the heart-beat-timeout of AMS, "
+        f"{duration(timeout)}, so that AMS would refuse its registration"
     )
 
 

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from dagster_amoro.core.formatting import clock_time, counted, duration
-from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, State, Transition
+from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, State
 from dagster_amoro.core.policy import (
     IN_A_RUN,
     NOT_CLAIMED,
     Decision,
-    OnExhausted,
     RestartPolicy,
     Verdict,
     due_at,
+    is_exhausted,
+    why_kept,
 )
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.tick_plan import RunPlan, TickPlan
@@ -37,9 +38,13 @@ _ENDS = {
     Verdict.GIVE_UP: "to be given up",
     Verdict.KEEP: "out of attempts, to be kept",
     Verdict.SUPERSEDE: "to be removed, since others took its place",
+    Verdict.RELEASE: "to be released, since somebody removed its row",
 }
 _TRIED = {EventKind.STARTED, EventKind.ATTEMPT_FAILED, EventKind.GIVE_UP}
-_NEWS = (EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASED, EventKind.SUPERSEDED)
+_NEWS = (
+    *(EventKind.DETECTED, EventKind.RECOVERED, EventKind.RELEASING, EventKind.RELEASED),
+    *(EventKind.SUPERSEDED, EventKind.CORRECTED),
+)
 
 
 def summarize(
@@ -47,25 +52,36 @@ def summarize(
     plan: TickPlan,
     *,
     dispatched: Sequence[RunPlan],
-    applied: Iterable[Transition],
+    applied: Mapping[EventKind, int],
 ) -> str:
     """One line: "120 resources, 2 orphans: 1 in grace for 42 s, 1 restarting (2 of 5)".
 
-    Of the plan, these runs got their incidents, and these steps were taken.
+    Of the plan, these runs got their incidents; `applied` says how many steps of each kind were
+    taken.
     """
     snapshot, policy = inputs.snapshot, inputs.policy
     line = f"{counted(snapshot.resources, 'resource')}, {counted(len(snapshot.orphans), 'orphan')}"
+    line += f", {len(snapshot.starting)} starting" if snapshot.starting else ""
     parts = _due(dispatched, plan.verdicts, policy) + _waiting(plan.waiting, policy, inputs.now)
-    kinds = Counter(transition.event.kind for transition in applied)
-    news = [f"{kinds[kind]} {kind}" for kind in _NEWS if kinds[kind]]
+    news = [f"{number} {kind}" for kind in _NEWS if (number := applied.get(kind))]
     news += [f"{counted(snapshot.expired, 'heartbeat')} expired"] if snapshot.expired else []
+    ahead = counted(snapshot.corrected, "heartbeat")
+    news += [f"{ahead} of the future counted from now on"] if snapshot.corrected else []
     most = inputs.settings.max_keeping_attempts
     sizes = [text for each in plan.scaling if (text := each.message(most))]
+    sizes += [text for _, look in plan.looks if look and (text := look.message)]
     line += f": {', '.join(parts)}" if parts else ""
     line += f". New: {', '.join(news)}" if news else ""
     line += f". {'; '.join(sizes)}" if sizes else ""
+    line += _left(sum(applied.values()), plan.left)
     line += _requested_again(len(plan.again) + len(plan.scaling_again))
     return f"{DRY_RUN}{line}" if inputs.dry_run else line
+
+
+def _left(done: int, left: int) -> str:
+    if not left:
+        return ""
+    return f". {done:,} of {done + left:,} changes are written down; the next tick goes on"
 
 
 def _requested_again(runs: int) -> str:
@@ -78,10 +94,9 @@ def _requested_again(runs: int) -> str:
 def next_step(incident: Incident, policy: RestartPolicy) -> str:
     """What follows if no optimizer registers for an incident that was just attempted."""
     at = clock_time(due_at(incident, policy))
-    follows = f"attempt {incident.attempts_used + 1} of {policy.max_retries} follows"
-    if incident.attempts_used >= policy.max_retries:
-        keeps = policy.on_exhausted is OnExhausted.KEEP
-        follows = "it is left to a person" if keeps else "it is given up"
+    follows = f"attempt {incident.attempts_spent + 1} of {policy.max_retries} follows"
+    if is_exhausted(incident, policy):
+        follows = "it is left to a person" if why_kept(incident, policy) else "it is given up"
     return f"If no optimizer registers for it, {follows} after {at}."
 
 
@@ -91,19 +106,23 @@ def tell_story(
     """What was tried for an incident that is given up, for whoever gets the alert."""
     tried = [f"{clock_time(event.at)} {event.message}" for event in events if event.kind in _TRIED]
     since = f"orphaned since {clock_time(incident.detected_at)}"
+    since += f"; {incident.death}" if incident.death else ""
     row = "its row was removed from the registry and is kept in the ledger"
-    row = row if removed else "its row is left where it is (keeper.on-exhausted)"
+    row = row if removed else "its row is left where it is"
     if incident.operator_request == OperatorRequest.GIVE_UP:
         return "; ".join([since, *tried, row])
-    if not incident.attempts_used:
+    lost = incident.interrupted + incident.is_attempting
+    if not incident.attempts_used and not lost:
         return f"{since}, and no attempts are allowed; {row}"
-    made = (
-        f"{counted(incident.attempts, 'attempt')}, at least {duration(policy.grace_period)} apart"
-    )
+    made = []
     if incident.prior_attempts > 0:
         before = counted(incident.prior_attempts, "attempt")
-        made = f"{before} before it was orphaned again, and {made}"
-    return "; ".join([f"{since}; {made}, did not bring it back", *tried, row])
+        made += [f"{before} before, after which it came back and was soon orphaned again"]
+    if ended := incident.attempts - lost:
+        apart = f"at least {duration(policy.grace_period)} apart"
+        made += [f"{counted(ended, 'attempt')}, {apart}, did not bring it back"]
+    made += [f"{counted(lost, 'attempt')} interrupted on the way"] if lost else []
+    return "; ".join([since, *made, *tried, row])
 
 
 def _due(
@@ -148,5 +167,7 @@ def _waiting_for(
 def _attempt(incidents: Sequence[Incident], policy: RestartPolicy) -> str:
     if len(incidents) != 1:
         return ""
-    number = incidents[0].attempts_used + (incidents[0].state is not State.CLAIMED)
+    incident = incidents[0]
+    is_begun = incident.state is State.CLAIMED
+    number = incident.attempts_used if is_begun else incident.attempts_spent + 1
     return f" ({min(max(number, 1), policy.max_retries)} of {policy.max_retries})"

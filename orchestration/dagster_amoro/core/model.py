@@ -47,6 +47,7 @@ class State(StrEnum):
     CLAIMED = "claimed"  # a run works on it
     GIVING_UP = "giving-up"  # its row is in the ledger and is being removed
     SUPERSEDING = "superseding"  # as in GIVING_UP, since its group was scaled up without it
+    RELEASING = "releasing"  # somebody removed its row; what an attempt started is being released
     KEPT = "kept"  # its attempts are used up; its row is left to a person
     RECOVERED = "recovered"  # an optimizer with its id registered
     EXHAUSTED = "exhausted"  # given up: released and removed
@@ -60,14 +61,14 @@ class State(StrEnum):
 
     @property
     def is_removing(self) -> bool:
-        """Whether its removal from the registry has begun and must be finished."""
+        """Whether its removal has begun, by us or by somebody else, and must be finished."""
         return self in _REMOVING
 
 
 RUN_KEY: Final = "incident.attempts.dispatch"
 """How the run key of a dispatch begins; no id of a run does."""
 _CLOSED = frozenset({State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUPERSEDED})
-_REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING})
+_REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING, State.RELEASING})
 
 
 class OperatorRequest(StrEnum):
@@ -92,6 +93,8 @@ class Incident(NamedTuple):
     state: State = State.WAITING
     attempts: int = 0  # starts that were decided on, each counted before it was made
     attempted_at: datetime | None = None  # when the last of them began
+    # When the last of them was over; as long as that is not known, when it is over at the latest.
+    attempt_ends_at: datetime | None = None
     dispatches: int = 0  # runs that were requested for it
     claimed_by: str | None = None  # the run key of a dispatch, then the id of the run at work
     claimed_until: datetime | None = None  # the claim lapses then, unless the run renews it
@@ -111,6 +114,16 @@ class Incident(NamedTuple):
     # How often a run lost it before its end, or a call of its container ran into its deadline.
     setbacks: int = 0
     unused_dispatches: int = 0  # in a row, before the present one: no run has claimed them
+    # Whether its last attempt is under way, or was lost on its way with its run.
+    is_attempting: bool = False
+    interrupted: int = 0  # attempts of its own that do not count: they were lost on their way
+    # Registrations that may be of what was stopped, a JSON object: by token, when it was touched
+    # last as the database said it. None: there are none.
+    doubted: str | None = None
+    # How its worker ended before the first attempt, as `PostMortem` says it. None: nobody asked.
+    # It is no part of a step, and comes whenever it is learned.
+    cause: str | None = None
+    death: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -137,13 +150,23 @@ class Incident(NamedTuple):
 
     @property
     def attempts_used(self) -> int:
-        """How many attempts of its budget are used up."""
-        return self.attempts + self.prior_attempts
+        """How many attempts of its budget are used up, one that is under way included."""
+        return self.attempts + self.prior_attempts - self.interrupted
+
+    @property
+    def attempts_spent(self) -> int:
+        """How many attempts of its budget came to an end."""
+        return self.attempts_used - self.is_attempting
+
+    @property
+    def doubts_registrations(self) -> bool:
+        """Whether not just any registration says that it is back."""
+        return self.is_attempting or self.doubted is not None
 
     def is_renewal_of(self, before: "Incident") -> bool:
-        """Whether nothing has happened to it since but that its claim was extended."""
-        until, version = before.claimed_until, before.version
-        return self._replace(claimed_until=until, version=version) == before
+        """Whether its claim was extended since, or its cause was learned, and nothing else."""
+        renewed = before._replace(claimed_until=self.claimed_until, version=self.version)
+        return renewed._replace(cause=self.cause, death=self.death) == self
 
     def evolve(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the record
         """A copy with these fields changed, one version on."""
@@ -163,6 +186,9 @@ class EventKind(StrEnum):
     GIVEN_BACK = "given-back"  # a run let go of it without an attempt
     GIVING_UP = "giving-up"  # its whole resource row is kept beside it
     SUPERSEDING = "superseding"  # its whole resource row is kept beside it
+    RELEASING = "releasing"  # somebody removed its row, after an attempt
+    ROW_IS_BACK = "row-is-back"  # before what an attempt started was released
+    DOUBTED = "doubted"  # an optimizer registered that may have been stopped by then
     RECOVERED = "recovered"
     EXHAUSTED = "exhausted"
     KEPT = "kept"  # its attempts are used up, and it is left as it is
@@ -182,6 +208,8 @@ class EventKind(StrEnum):
     RESET = "reset"
     GIVE_UP = "give-up"
     RESTORED = "restored"
+    ACKNOWLEDGED = "acknowledged"  # somebody looks after what was given up, or is kept
+    CORRECTED = "corrected"  # a time that lay in the future counts from now on
     LEASE_TAKEN = "lease-taken"  # another deployment acts from now on
 
 

@@ -7,11 +7,19 @@ from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import Final, NamedTuple
 
+from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.model import Incident, OperatorRequest, ScaleUp, State
+from dagster_amoro.core.registrations import DOUBTFUL
 
 ON_ITS_WAY: Final = frozenset({State.WAITING, State.DISPATCHED, State.CLAIMED})
 """In these states an incident can lead to a restart."""
+NEARLY: Final = timedelta(seconds=0.5)
+"""What is as near to its time is due: ticks do not come to the millisecond, nor do clocks agree.
+
+The next tick may be minutes away.
+"""
 _MOST_DOUBLINGS: Final = 64  # more would be longer than any cap
+_MOST_INTERRUPTED: Final = 5  # attempts of an incident: what they have in common may be its start
 _LONGEST_LAUNCH: Final = timedelta(hours=1)
 _LONGEST_PAUSE: Final = timedelta(hours=1)
 
@@ -26,7 +34,9 @@ class Backoff(StrEnum):
 class OnExhausted(StrEnum):
     """What becomes of a resource whose attempts are used up."""
 
-    CLEAN_UP = "clean-up"  # it is released, and its row moves from the registry to the ledger
+    # It is released, and its row moves from the registry to the ledger; unless restarts did bring
+    # it back before.
+    CLEAN_UP = "clean-up"
     KEEP = "keep"  # nothing; that is said once, and it is left to a person
 
 
@@ -36,9 +46,10 @@ class RestartPolicy:
 
     enabled: bool  # False: incidents are recorded, nothing is started or removed
     max_retries: int  # attempts before it is given up; 0: none at all
-    grace_period: timedelta  # after the detection, and after each attempt
+    grace_period: timedelta  # after the detection, and after the end of each attempt
     # A resource that is orphaned again sooner after its recovery continues its old count of
-    # attempts, so that a crash loop ends. Zero: each incident has a budget of its own.
+    # attempts, so that a crash loop ends: with a person being told, since its restarts did help.
+    # Zero: each incident has a budget of its own.
     stable_after: timedelta = timedelta(0)
     backoff: Backoff = Backoff.CONSTANT
     backoff_cap: timedelta = timedelta(hours=1)  # the longest pause; where it is exponential
@@ -54,11 +65,18 @@ class TickSettings:
     claim_timeout: timedelta  # how long a dispatch or a claim lasts without a sign of life
     max_restarts_per_run: int  # orphans that one run restarts
     max_keeping_attempts: int = 3  # rounds in a row in which a group gets a new resource
+    # Between two rounds, times their number: Amoro's own, however often a tick looks, since what a
+    # round started needs its time to register.
+    round_interval: timedelta = timedelta(minutes=5)
     # Groups whose orphans are restarted although they are under dynamic allocation.
     dynamic_groups: frozenset[str] = frozenset()
+    # Of the AMS whose registry it is: it refuses the registration of an optimizer whose heartbeats
+    # are not closer to each other, or whose group is not there. None: there is no AMS.
+    ams_heartbeat_timeout: timedelta | None = None
     # How long before its pause is over an orphan is dispatched. Its run waits for the rest: a run
     # takes some seconds to come up, and the next tick may be far away.
     lead: timedelta = timedelta(0)
+    notes_surveys: bool = False  # whether a tick writes down when it looked, if nothing else
 
 
 class Verdict(StrEnum):
@@ -71,6 +89,14 @@ class Verdict(StrEnum):
     SUPERSEDE = "supersede"  # release and remove it: others took its place
     KEEP = "keep"  # say that its attempts are used up, and leave it
     GIVE_UP = "give-up"  # release and remove it
+    RELEASE = "release"  # its row is gone: release what was started for it
+
+
+_REMOVALS: Final = {
+    State.GIVING_UP: Verdict.GIVE_UP,
+    State.SUPERSEDING: Verdict.SUPERSEDE,
+    State.RELEASING: Verdict.RELEASE,
+}
 
 
 class Decision(NamedTuple):
@@ -122,7 +148,7 @@ def holds_claim(
         return False
     run = runs.get(claimed.claimed_by)
     extra = _LONGEST_LAUNCH if run is RunState.STARTING else timedelta(0)
-    lapses = run is not RunState.QUEUED and now >= claimed.claimed_until + extra
+    lapses = run is not RunState.QUEUED and now + NEARLY >= claimed.claimed_until + extra
     return run is not RunState.ENDED and not lapses
 
 
@@ -132,7 +158,7 @@ def next_dispatch_at(incident: Incident, claim_timeout: timedelta) -> datetime |
     From a dispatch to the next one passes the claim timeout, and twice as long each time that no
     run has claimed it, up to an hour. None: at once.
     """
-    if not (incident.awaits_run and incident.unused_dispatches and incident.claimed_until):
+    if not (incident.unused_dispatches and incident.claimed_until and incident.awaits_run):
         return None
     doublings = min(incident.unused_dispatches, _MOST_DOUBLINGS)
     timeout, longest = claim_timeout.total_seconds(), _LONGEST_PAUSE.total_seconds()
@@ -140,9 +166,20 @@ def next_dispatch_at(incident: Incident, claim_timeout: timedelta) -> datetime |
     return incident.claimed_until + pause - claim_timeout
 
 
+def is_starting(started: datetime | None, policy: RestartPolicy, now: datetime) -> bool:
+    """Whether what never registered may still be on its way; None: nobody knows its age.
+
+    A start in the future says nothing.
+    """
+    return started is not None and now - policy.grace_period < started <= now
+
+
 def due_at(incident: Incident, policy: RestartPolicy) -> datetime:
-    """When the pause after the detection, or after the last attempt, is over."""
-    since = incident.attempted_at or incident.detected_at
+    """When the pause after the detection, or after the end of the last attempt, is over.
+
+    Of an attempt that was lost on its way nobody knows its end: then it is the latest possible.
+    """
+    since = incident.attempt_ends_at or incident.attempted_at or incident.detected_at
     is_constant = policy.backoff is Backoff.CONSTANT
     return since + (policy.grace_period if is_constant else _growing_pause(incident, policy))
 
@@ -173,7 +210,29 @@ def is_coming(incident: Incident | None, policy: RestartPolicy, now: datetime) -
         return False
     until = incident.claimed_until if incident.state is State.CLAIMED else None
     is_held = until is not None and now < until  # its last attempt may be under way
-    return is_held or incident.attempts_used < policy.max_retries or now < due_at(incident, policy)
+    return is_held or not is_exhausted(incident, policy) or now < due_at(incident, policy)
+
+
+def is_exhausted(incident: Incident, policy: RestartPolicy) -> bool:
+    """Whether nothing more is tried, where nobody asks for it."""
+    lost = incident.interrupted + incident.is_attempting
+    return incident.attempts_spent >= policy.max_retries or lost >= _MOST_INTERRUPTED
+
+
+def why_kept(incident: Incident, policy: RestartPolicy) -> str | None:
+    """Why it is left to a person once nothing more is tried; None: it is given up.
+
+    What restarts did bring back is never given up, nor what nobody has seen fail often enough.
+    """
+    used = counted(incident.attempts_used, "attempt")
+    if incident.attempts_spent < policy.max_retries:
+        lost = counted(incident.interrupted + incident.is_attempting, "attempt")
+        return f"{lost} were interrupted, and nobody knows what came of them"
+    if incident.prior_attempts > 0:
+        return f"it came back and was orphaned again, time after time, with {used} in all"
+    if policy.on_exhausted is OnExhausted.KEEP:
+        return f"{used} did not help, and keeper.on-exhausted is keep"
+    return None
 
 
 def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of the table
@@ -187,6 +246,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
     not_before: datetime | None = None,
     replacement: Callable[[], Replacement] = lambda: Replacement.NONE,
     lead: timedelta = timedelta(0),
+    doubtful: bool = False,
 ) -> Decision:
     """The decision on an open incident; the first row that applies.
 
@@ -197,13 +257,15 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
     | `claimed`: another run has it | wait |
     | now < `not_before`, and no operator wants anything | wait until then |
     | its removal has begun | finish it |
+    | `doubtful`: an optimizer stands for it, and may have been stopped | wait |
     | an operator wants it given up, or restarted now | that |
     | its attempts were used up before, and it is kept | hold |
-    | now < (last attempt, else detection) + pause | wait until then |
+    | now < (end of the last attempt, else detection) + pause | wait until then |
     | others took its place | supersede |
     | its group is being scaled up | wait |
-    | spent < max retries | restart |
-    | else | give up, or keep |
+    | spent < max retries, and few attempts were interrupted | restart |
+    | restarts brought it back before; or too many were interrupted; or to be kept | keep |
+    | else | give up |
 
     An obstacle is an unknown container, one that opts out, or properties that cannot be read.
     `paused` says by whom and why; `not_before` is `next_dispatch_at`. What came to its group since
@@ -219,21 +281,20 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
         return Decision(Verdict.REPORT, obstacle)
     if claimed:
         return Decision(Verdict.WAIT, IN_A_RUN, incident.claimed_until)
-    if not_before is not None and now < not_before and not incident.operator_request:
+    is_early = not_before is not None and now + NEARLY < not_before
+    if is_early and not incident.operator_request:
         return Decision(Verdict.WAIT, NOT_CLAIMED, not_before)
     if removing:
-        superseding = incident.state is State.SUPERSEDING
-        verdict = Verdict.SUPERSEDE if superseding else Verdict.GIVE_UP
-        return Decision(verdict, "its removal was begun and not finished")
+        return Decision(_REMOVALS[incident.state], "its removal was begun and not finished")
+    if doubtful:
+        return Decision(Verdict.WAIT, DOUBTFUL)
     if unwanted:
         return Decision(Verdict.GIVE_UP, "an operator wants it given up")
     if incident.operator_request == OperatorRequest.RESTART:
         return Decision(Verdict.RESTART, "an operator wants it restarted now")
-    keeping = policy.on_exhausted is OnExhausted.KEEP
-    exhausted = incident.attempts_used >= policy.max_retries
-    if incident.state is State.KEPT and exhausted and keeping:
-        why = "its attempts are used up, and keeper.on-exhausted is keep"
-        return Decision(Verdict.HOLD, why)
+    was_kept = incident.state is State.KEPT and is_exhausted(incident, policy)
+    if was_kept and (kept := why_kept(incident, policy)):
+        return Decision(Verdict.HOLD, kept)
     due = due_at(incident, policy)
     if now + lead < due:
         return Decision(Verdict.WAIT, "in its grace period", due)
@@ -242,6 +303,8 @@ def decide(  # noqa: C901, PLR0911, PLR0912, PLR0913 - a return for each row of 
             return Decision(Verdict.SUPERSEDE, "its group was scaled up without it")
         case Replacement.COMING:
             return Decision(Verdict.WAIT, "its group is being scaled up")
-    if not exhausted:
+    if not is_exhausted(incident, policy):
         return Decision(Verdict.RESTART, "its grace period is over")
-    return Decision(Verdict.KEEP if keeping else Verdict.GIVE_UP, "its attempts are used up")
+    if kept := why_kept(incident, policy):
+        return Decision(Verdict.KEEP, kept)
+    return Decision(Verdict.GIVE_UP, "its attempts are used up")

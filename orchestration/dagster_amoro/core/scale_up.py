@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
+from dagster_amoro.core.corrections import TOLERANCE
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.groups import Group, group_obstacle, min_parallelism
 from dagster_amoro.core.model import Incident, Orphan, ScaleUp, ScaleUpState
-from dagster_amoro.core.policy import ON_ITS_WAY, RestartPolicy, is_coming
+from dagster_amoro.core.policy import NEARLY, ON_ITS_WAY, RestartPolicy, is_coming
 from dagster_amoro.core.tick_inputs import TickInputs
 
 
@@ -50,6 +51,7 @@ def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the tab
     coming: int,
     claimed: bool,
     max_rounds: int,
+    latest: datetime,
     now: datetime,
 ) -> ScaleDecision:
     """What to do for a group now; the first row that applies.
@@ -61,7 +63,7 @@ def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the tab
     | live + coming >= min-parallelism | rest |
     | the min-parallelism is another one than at the first round | start |
     | it was stopped | stopped |
-    | now < the next round | wait |
+    | now < the next round, not nearly there and no farther away than its pause | wait |
     | rounds < most rounds | start |
     | else | stop |
     """
@@ -75,7 +77,7 @@ def scale_decision(  # noqa: PLR0911, PLR0913 - a return for each row of the tab
         return ScaleDecision.START
     if scale_up.state is ScaleUpState.STOPPED:
         return ScaleDecision.STOPPED
-    if scale_up.next_at is not None and now < scale_up.next_at:
+    if scale_up.next_at is not None and now + NEARLY < scale_up.next_at <= latest:
         return ScaleDecision.WAIT
     return ScaleDecision.START if scale_up.rounds < max_rounds else ScaleDecision.STOP
 
@@ -176,7 +178,7 @@ def plan_scaling(inputs: TickInputs) -> list[ScalePlan]:
     if inputs.attached or not inputs.policy.enabled or not (snapshot.sized or scale_ups):
         return []
     orphans: defaultdict[str | None, list[Orphan]] = defaultdict(list)
-    for orphan in snapshot.orphans.values():
+    for orphan in (*snapshot.orphans.values(), *snapshot.starting.values()):
         orphans[orphan.group_name].append(orphan)
     known = {incident.resource_id: incident for incident in inputs.incidents}
     found = []
@@ -195,6 +197,7 @@ def _plan(
     threads, live = min_parallelism(group) or 0, inputs.snapshot.live.get(group.name, 0)
     expected = coming(dead, known, policy, now)
     claimed = scale_up is not None and inputs.is_claimed(scale_up)
+    rounds = scale_up.rounds if scale_up else 0
     decision = scale_decision(
         scale_up,
         min_parallelism=threads,
@@ -202,6 +205,8 @@ def _plan(
         coming=expected,
         claimed=claimed,
         max_rounds=inputs.settings.max_keeping_attempts,
+        # A time that is farther ahead was written by a clock that was wrong.
+        latest=now + inputs.settings.check_interval * (rounds + 1) + TOLERANCE,
         now=now,
     )
     starts = decision is ScaleDecision.START

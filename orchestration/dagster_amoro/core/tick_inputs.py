@@ -7,9 +7,11 @@ from datetime import datetime
 
 from dagster_amoro.core.groups import Group
 from dagster_amoro.core.limits import CountResources, Limits
+from dagster_amoro.core.looks import Look
 from dagster_amoro.core.model import Incident, Orphan, ScaleUp, Transition
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import RestartPolicy, RunState, TickSettings, holds_claim
+from dagster_amoro.core.registrations import Registrations
 from dagster_amoro.core.replacement import AskNewcomers, Newcomers
 
 Obstacle = Callable[[str | None], str | None]
@@ -29,10 +31,17 @@ class RegistrySnapshot:
     groups: tuple[str, ...]  # names in `resource_group`
     orphans: Mapping[str, Orphan]  # by resource id
     expired: int = 0  # heartbeats that were too old and have been removed
+    corrected: int = 0  # heartbeats that lay in the future and count from now on
     sized: Mapping[str, Group] = field(
         default_factory=dict
     )  # those that say something of their size
     live: Mapping[str, int] = field(default_factory=dict)  # threads of these groups
+    # What would be orphans, but for that they are young and never registered, by resource id.
+    starting: Mapping[str, Orphan] = field(default_factory=dict)
+    # `start_time` of the orphans, as the database has it, by resource id.
+    start_times: Mapping[str, object] = field(default_factory=dict)
+    # `start_time` of the newest resource in those that an AMS refills, see `Look`.
+    newest: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +50,11 @@ class Changes:
 
     # Resources with an incident that are orphans no longer, but have a row: they registered.
     present: AbstractSet[str] = frozenset()
+    # Of those, what names the ones whose registrations are doubted, by resource id.
+    registrations: Mapping[str, Registrations] = field(default_factory=dict)
     # Attempts of earlier incidents that count for new orphans, by resource id.
     prior_attempts: Mapping[str, int] = field(default_factory=dict)
-    # `start_time` of the newest resource in the groups of new orphans, see `Incident`.
+    # `newest_start` of new incidents by group, see `last_seen_alive`.
     newest_starts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +75,7 @@ class TickInputs:
     limits: Limits = field(default_factory=Limits)
     scale_ups: Mapping[str, ScaleUp] = field(default_factory=dict)  # by group
     pauses: Pauses = field(default_factory=Pauses)
+    looks: Mapping[str, Look] = field(default_factory=dict)  # of the tick before, by group
     runs: Mapping[str, RunState] = field(default_factory=dict)  # of claims, see `holds_claim`
     fence: int | None = None  # of the lease in force; None: without leases
     # Of the cursor that the tick began with: every run key that it makes ends with it. None: it is
@@ -81,6 +93,8 @@ class TickInputs:
 
     def is_claimed(self, claimed: Incident | ScaleUp) -> bool:
         """Whether it is in the hands of a run, or of one that this tick requests again."""
+        if claimed.claimed_by is None:
+            return False
         held = holds_claim(claimed, self.runs, self.now, self.fence)
         return held or self.was_never_requested(claimed)
 

@@ -5,35 +5,55 @@ it, groups that are short of threads get a round, and each open incident gets it
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, partial
 from hashlib import sha256
 from itertools import count
 from typing import Final
 
+from dagster_amoro.core.corrections import correct, lies_ahead
 from dagster_amoro.core.errors import PropertiesError
-from dagster_amoro.core.groups import group_obstacle
+from dagster_amoro.core.groups import (
+    absence_obstacle,
+    group_obstacle,
+    heartbeat_obstacle,
+    min_parallelism,
+)
 from dagster_amoro.core.limits import blocked_groups, next_batch
+from dagster_amoro.core.looks import LookStep, plan_looks
 from dagster_amoro.core.model import RUN_KEY, Incident, Orphan, ScaleUpState, State, Transition
 from dagster_amoro.core.policy import (
     Decision,
     RestartPolicy,
+    TickSettings,
     Verdict,
     decide,
     due_at,
     next_dispatch_at,
 )
 from dagster_amoro.core.properties import parse_properties
+from dagster_amoro.core.registrations import is_back
 from dagster_amoro.core.replacement import Replacements
 from dagster_amoro.core.scale_up import ScalePlan, ScaleUpRun, never_requested, plan_scaling
+from dagster_amoro.core.texts import shown
 from dagster_amoro.core.tick_inputs import Obstacle, RegistrySnapshot, TickInputs, with_token
-from dagster_amoro.core.transitions import close, detect, dispatch, enforce, replacement, report
+from dagster_amoro.core.transitions import (
+    begin_release,
+    close,
+    detect,
+    dispatch,
+    doubt,
+    enforce,
+    replacement,
+    report,
+    row_is_back,
+)
 
 _ALONE: Final = 2  # setbacks from which on an incident shares its run with no other
-_ACTS: Final = {Verdict.RESTART, Verdict.SUPERSEDE, Verdict.KEEP, Verdict.GIVE_UP}
+_WAITS: Final = {Verdict.HOLD, Verdict.REPORT, Verdict.WAIT}
+_ACTS: Final = frozenset(Verdict) - _WAITS
 NEXT_BATCH: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
 
 
@@ -61,6 +81,7 @@ class TickPlan:
     """What a tick does, in this order, and what it leaves."""
 
     steps: tuple[Transition, ...] = ()  # open, close and enforce incidents
+    looks: tuple[LookStep, ...] = ()  # note what was seen of the groups that AMS refills
     scaling: tuple[ScalePlan, ...] = ()  # the groups whose size matters, by name
     reports: tuple[Transition, ...] = ()  # say what cannot be restarted
     due: tuple[Incident, ...] = ()  # in the order in which they are to be restarted or removed
@@ -72,18 +93,24 @@ class TickPlan:
     # By number, on what is dispatched and on what a limit keeps from it.
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     last_served_group: str | None = None  # the group that this batch served last; None: it took all
+    left: int = 0  # of what was to be written down, what the next ticks do, as the time was over
 
     @property
     def writes(self) -> bool:
         """Whether there is anything to write down."""
-        scales = any(each.acts for each in self.scaling)
-        return bool(self.steps or self.reports or self.dispatches or scales)
+        others = any(each.acts for each in self.scaling) or any(each.changes for each in self.looks)
+        return bool(self.steps or self.reports or self.dispatches or others)
 
 
 def plan_tick(inputs: TickInputs) -> TickPlan:
     """Plans a tick; incidents that it opens are numbered for now, on from the highest one."""
     steps = reconcile(inputs)
-    inputs = inputs.after_steps(steps, _numbered(steps, inputs.incidents))
+    plan = plan_open(inputs.after_steps(steps, _numbered(steps, inputs.incidents)))
+    return replace(plan, steps=tuple(steps), looks=looks_after(inputs, steps))
+
+
+def plan_open(inputs: TickInputs) -> TickPlan:
+    """Plans what comes after the steps that the snapshot asks for, once they are taken."""
     scaling: list[ScalePlan] = []
     if inputs.begun is None:
         scaling = plan_scaling(inputs)
@@ -99,7 +126,6 @@ def plan_tick(inputs: TickInputs) -> TickPlan:
     removals = [each for each in allowed if verdicts[each.incident_id] is not Verdict.RESTART]
     plans = partial(run_plans, max_per_run=inputs.settings.max_restarts_per_run, token=inputs.token)
     return TickPlan(
-        steps=tuple(steps),
         scaling=tuple(scaling),
         reports=tuple(_reports(inputs, waiting)),
         due=tuple(allowed),
@@ -121,9 +147,13 @@ def missing(snapshot: RegistrySnapshot, incidents: Iterable[Incident]) -> list[s
 
 
 def unknown(snapshot: RegistrySnapshot, incidents: Iterable[Incident]) -> list[Orphan]:
-    """The orphans without an open incident."""
-    known = {incident.resource_id for incident in incidents}
-    return [orphan for key, orphan in snapshot.orphans.items() if key not in known]
+    """The orphans without an open incident, the oldest resource first."""
+    new = snapshot.orphans.keys() - {incident.resource_id for incident in incidents}
+    if not new:  # as in most ticks
+        return []
+    found = [orphan for key, orphan in snapshot.orphans.items() if key in new]
+    starts = snapshot.start_times
+    return sorted(found, key=lambda orphan: str(starts.get(orphan.resource_id, "")))
 
 
 def reconcile(inputs: TickInputs) -> list[Transition]:
@@ -131,31 +161,95 @@ def reconcile(inputs: TickInputs) -> list[Transition]:
 
     An incident of a dry run goes on as one that nothing was done about.
     """
-    if inputs.changes is None:
-        return []
-    changes, now = inputs.changes, inputs.now
-    opened = [
-        detect(
+    return [*openings(inputs), *moves(inputs)]
+
+
+def openings(inputs: TickInputs) -> Iterator[Transition]:
+    """Opens an incident for each new orphan: one by one, as there may be very many."""
+    changes = inputs.changes
+    if changes is None:
+        return
+    for orphan in unknown(inputs.snapshot, inputs.incidents):
+        yield detect(
             orphan,
-            now,
+            inputs.now,
             prior_attempts=changes.prior_attempts.get(orphan.resource_id, 0),
             newest_start=changes.newest_starts.get(orphan.group_name or ""),
         )
-        for orphan in unknown(inputs.snapshot, inputs.incidents)
-    ]
-    return [*opened, *_moved(inputs, changes.present)]
 
 
-def _moved(inputs: TickInputs, present: AbstractSet[str]) -> Iterable[Transition]:
-    now = inputs.now
+def moves(inputs: TickInputs) -> Iterator[Transition]:
+    """Moves or closes the incidents about which the snapshot says something new."""
+    if inputs.changes is None:
+        return
+    now, present = inputs.now, inputs.changes.present
     for incident in inputs.incidents:
         if incident.resource_id in inputs.snapshot.orphans:
             if incident.dry_run and not inputs.dry_run:
                 yield enforce(incident, now)
+            elif incident.state is State.RELEASING:
+                yield row_is_back(incident, now)
+            elif (step := _correction(inputs, incident)) is not None:
+                yield step
         elif incident.resource_id in present:
-            yield close(incident, State.RECOVERED, recovery_message(incident), now)
+            yield from _registered(inputs, incident)
         elif not incident.state.is_removing:  # else it is we who removed the row
-            yield close(incident, State.RELEASED, "somebody removed its resource row", now)
+            yield from _released(inputs, incident)
+
+
+def _registered(inputs: TickInputs, incident: Incident) -> Iterable[Transition]:
+    """It is back, unless it may be what an attempt has stopped."""
+    now, found = inputs.now, inputs.changes.registrations if inputs.changes else {}
+    registrations = found.get(incident.resource_id, {})
+    if not incident.doubts_registrations or (
+        not incident.is_attempting and is_back(incident, registrations)
+    ):
+        yield close(incident, State.RECOVERED, recovery_message(incident), now)
+    elif incident.is_attempting and registrations and not inputs.is_claimed(incident):
+        yield doubt(incident, registrations, now)  # its run was lost, and maybe after the stop
+
+
+def _released(inputs: TickInputs, incident: Incident) -> Iterable[Transition]:
+    """What an attempt started is released by a run, since nobody else knows of it any more."""
+    now = inputs.now
+    if not incident.attempts or incident.dry_run != inputs.dry_run:
+        yield close(incident, State.RELEASED, "somebody removed its resource row", now)
+    elif not inputs.is_claimed(incident):  # else the run that has it sees it
+        yield begin_release(incident, now)
+
+
+def _correction(inputs: TickInputs, incident: Incident) -> Transition | None:
+    if not lies_ahead(incident, inputs.now):
+        return None
+    return correct(
+        incident,
+        policy=inputs.policy,
+        settings=inputs.settings,
+        claimed=inputs.is_claimed(incident),
+        now=inputs.now,
+    )
+
+
+def looks_after(inputs: TickInputs, steps: Iterable[Transition]) -> tuple[LookStep, ...]:
+    """What is noted of the groups that AMS refills, where these steps are taken."""
+    if inputs.changes is None:
+        return ()
+    sized, looks = inputs.snapshot.sized, inputs.looks
+    # What is starting has never been seen alive: it counts for the last look before it came.
+    starting = {each.group_name for each in inputs.snapshot.starting.values()}
+    newest = {
+        name: looks[name].newest_start if name in starting and name in looks else start
+        for name, start in inputs.snapshot.newest.items()
+    }
+    returned = (each.before for each in steps if each.after.state is State.RECOVERED)
+    found = plan_looks(
+        looks,
+        newest,
+        floors={name: min_parallelism(sized[name]) or 0 for name in newest},
+        returned=[each for each in returned if each is not None],
+        newcomers=inputs.newcomers,
+    )
+    return tuple(found)
 
 
 def recovery_message(incident: Incident) -> str:
@@ -185,8 +279,7 @@ def _with_rounds(inputs: TickInputs, scaling: Iterable[ScalePlan]) -> TickInputs
 
 
 def _decisions(inputs: TickInputs) -> list[tuple[Incident, Decision]]:
-    settings, sized = inputs.settings, inputs.snapshot.sized
-    of_group = cache(lambda name: group_obstacle(sized.get(name or ""), settings))
+    sized, of_group = inputs.snapshot.sized, obstacles_of_groups(inputs.snapshot, inputs.settings)
     requested = {
         name
         for name, each in inputs.scale_ups.items()
@@ -201,7 +294,14 @@ def _decisions(inputs: TickInputs) -> list[tuple[Incident, Decision]]:
         now=inputs.now,
         newcomers=inputs.newcomers,
     )
-    return [(each, _decide(inputs, each, of_group, replacements)) for each in inputs.incidents]
+    found: list[tuple[Incident, Decision]] = []
+    before = None
+    for each in inputs.incidents:
+        decision = _decide(inputs, each, of_group, replacements)
+        if before is None or decision != before:  # many that came at once share one
+            before = decision
+        found.append((each, before))
+    return found
 
 
 def _decide(
@@ -216,7 +316,7 @@ def _decide(
         if obstacle is None and resting:
             obstacle = inputs.obstacle(orphan.container_name)
         elif obstacle is None:
-            obstacle = obstacle_of(orphan, inputs.obstacle)
+            obstacle = obstacle_of(orphan, inputs.obstacle, inputs.settings)
     pause = inputs.pauses.of(incident.resource_id, incident.group_name)
     timeout = inputs.settings.claim_timeout
     return decide(
@@ -229,10 +329,23 @@ def _decide(
         not_before=next_dispatch_at(incident, timeout) if inputs.is_of_lease(incident) else None,
         replacement=partial(replacements.of, incident),
         lead=inputs.settings.lead,
+        doubtful=orphan is None,
     )
 
 
-def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
+def obstacles_of_groups(snapshot: RegistrySnapshot, settings: TickSettings) -> Obstacle:
+    """Why the orphans of a group, by its name, are not to be restarted; None: they are."""
+    there = set(snapshot.groups)
+
+    @cache
+    def of_group(name: str | None) -> str | None:
+        absent = None if name in there else absence_obstacle(name, settings)
+        return absent or group_obstacle(snapshot.sized.get(name or ""), settings)
+
+    return of_group
+
+
+def obstacle_of(orphan: Orphan, container_obstacle: Obstacle, settings: TickSettings) -> str | None:
     """Why this orphan cannot be restarted, by its container or by its own row; None: it can."""
     if not orphan.resource_id:  # an optimizer without an id could never be found again
         return "its resource_id is empty"
@@ -242,10 +355,12 @@ def obstacle_of(orphan: Orphan, container_obstacle: Obstacle) -> str | None:
     if obstacle is not None:
         return obstacle
     try:
-        parse_properties(orphan.properties)
+        properties = parse_properties(orphan.properties)
     except PropertiesError as error:
         return str(error)
-    return None if orphan.thread_count is not None else "its thread_count is NULL"
+    if orphan.thread_count is None:
+        return "its thread_count is NULL"
+    return heartbeat_obstacle(properties, settings)
 
 
 def _reports(
@@ -253,7 +368,7 @@ def _reports(
 ) -> Iterable[Transition]:
     """Says of what cannot be restarted why, once."""
     for incident, decision in waiting:
-        is_news = decision.verdict is Verdict.REPORT and incident.note != decision.reason
+        is_news = decision.verdict is Verdict.REPORT and incident.note != shown(decision.reason)
         if is_news and not inputs.is_claimed(incident):
             yield report(incident, decision.reason, inputs.now)
 

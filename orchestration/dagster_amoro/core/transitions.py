@@ -1,10 +1,12 @@
 """Which steps an incident can take: each a copy of it one version on, with its event."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
+from dagster_amoro.core import texts
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.model import (
     Event,
@@ -16,6 +18,8 @@ from dagster_amoro.core.model import (
     Transition,
 )
 from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.core.post_mortem import PostMortem, tells_more
+from dagster_amoro.core.registrations import Registrations
 from dagster_amoro.core.secrets import without_secrets
 
 _UNCLAIMED: Final[Mapping[str, Any]] = {"claimed_by": None, "claimed_until": None}
@@ -37,8 +41,10 @@ def detect(
     )
     message = "no optimizer stands for this resource"
     if prior_attempts:
+        counts = "counts" if prior_attempts == 1 else "count"
         message += (
-            f"; it was not stable since its last recovery, and attempt {prior_attempts} counts"
+            "; it was not stable since its last recovery, and "
+            f"{counted(prior_attempts, 'attempt')} before {counts}"
         )
     event = Event(kind=EventKind.DETECTED, at=now, message=message)
     return Transition(before=None, after=incident, event=event)
@@ -66,7 +72,8 @@ def observed(
 def report(incident: Incident, obstacle: str, now: datetime) -> Transition:
     """It cannot be restarted, which is said once and then left to a person."""
     event = Event(kind=EventKind.REPORTED, at=now, message=f"left alone: {obstacle}")
-    return _step(incident, event, state=State.UNSUPPORTED, note=obstacle, **_UNCLAIMED)
+    note = str(texts.shown(obstacle))
+    return _step(incident, event, state=State.UNSUPPORTED, note=note, **_UNCLAIMED)
 
 
 def dispatch(
@@ -103,36 +110,70 @@ def claim(incident: Incident, run_id: str, until: datetime, now: datetime) -> Tr
     return _step(incident, event, state=_working(incident, State.CLAIMED), **changes)
 
 
-def begin_attempt(incident: Incident, until: datetime, now: datetime) -> Transition:
-    """The attempt is counted, before the container is called."""
+def begin_attempt(
+    incident: Incident,
+    until: datetime,
+    now: datetime,
+    longest: timedelta = timedelta(0),
+    found: PostMortem | None = None,
+) -> Transition:
+    """The attempt is counted, before the container is called; its calls take `longest` at most.
+
+    The one before it does not count, where nobody knows what came of it: its run was lost. `found`
+    says how the worker before it ended. That is why there is an incident where it is the first
+    attempt, and tells more than what is known by then.
+    """
     after = incident.evolve(
         attempts=incident.attempts + 1,
         attempted_at=now,
+        attempt_ends_at=now + longest,
+        is_attempting=True,
+        interrupted=incident.interrupted + incident.is_attempting,
         claimed_until=until,
         last_error=None,
         operator_request=None,
     )
-    event = _in_run(after, EventKind.ATTEMPT, f"attempt {after.attempts_used} begins", now)
+    if found and not incident.attempts:
+        after, found = _with_cause(after, found)
+    message = f"attempt {after.attempts_used} begins"
+    if incident.is_attempting:
+        message += "; the one before was interrupted and does not count"
+    message += f"; {found.text}" if found else ""
+    event = _in_run(after, EventKind.ATTEMPT, message, now)
+    if found:
+        event = replace(event, details={**event.details, **found._asdict()})
     return Transition(before=incident, after=after, event=event)
 
 
-def started(
+def _with_cause(incident: Incident, found: PostMortem) -> tuple[Incident, PostMortem]:
+    """The incident with why its worker ended, and that, by what is known and what was found now."""
+    if tells_more(found.cause, incident.cause):
+        return incident._replace(cause=found.cause, death=found.text), found
+    known = PostMortem(incident.cause or "", incident.death or "", found.log)
+    return incident, known
+
+
+def started(  # noqa: PLR0913 - what is known of a start
     incident: Incident,
     startup: Mapping[str, str],
     notes: Sequence[str],
     now: datetime,
     *,
     overdue: bool = False,
+    row: Mapping[str, Any] | None = None,
 ) -> Transition:
     """The container accepted the start; the run lets go and registration decides.
 
-    `overdue`: the stop before it ran into its deadline.
+    `overdue`: the stop before it ran into its deadline. `row` is its resource row as it was
+    started: nobody else has it, should somebody remove it now.
     """
-    message = f"attempt {incident.attempts_used} started it{shown(startup)}"
+    over = _attempt_over(incident, now)
+    message = f"attempt {incident._replace(**over).attempts_used} started it{shown(startup)}"
     details = {"startup": without_secrets(startup), "notes": list(notes)}
     event = replace(_in_run(incident, EventKind.STARTED, message, now), details=details)
-    setbacks = incident.setbacks + overdue
-    return _step(incident, event, state=State.WAITING, setbacks=setbacks, **_UNCLAIMED)
+    changes = over | {"setbacks": incident.setbacks + overdue}
+    step = _step(incident, event, state=State.WAITING, **changes, **_UNCLAIMED)
+    return replace(step, row=row)
 
 
 def shown(startup: Mapping[str, str]) -> str:
@@ -148,10 +189,33 @@ def attempt_failed(
 
     It is `overdue` where a call of its container ran into its deadline.
     """
-    message = f"attempt {incident.attempts_used} failed: {error}"
+    over = _attempt_over(incident, now)
+    message = f"attempt {incident._replace(**over).attempts_used} failed: {error}"
     event = _in_run(incident, EventKind.ATTEMPT_FAILED, message, now)
-    setbacks = incident.setbacks + overdue
-    return _step(incident, event, last_error=error, claimed_until=until, setbacks=setbacks)
+    changes = over | {"setbacks": incident.setbacks + overdue}
+    return _step(
+        incident, event, last_error=str(texts.shown(error)), claimed_until=until, **changes
+    )
+
+
+def doubt(incident: Incident, registrations: Registrations, now: datetime) -> Transition:
+    """An optimizer registered, and an attempt may have stopped it: so far that says nothing.
+
+    What becomes of that attempt is not known, so it does not count.
+    """
+    message = (
+        "an optimizer registered for it that may have been stopped by then; "
+        "it counts once it is touched again"
+    )
+    event = _in_run(incident, EventKind.DOUBTED, message, now)
+    return _step(
+        incident,
+        event,
+        doubted=json.dumps(dict(registrations)),
+        attempt_ends_at=now,
+        is_attempting=False,
+        interrupted=incident.interrupted + incident.is_attempting,
+    )
 
 
 def give_back(incident: Incident, reason: str, now: datetime) -> Transition:
@@ -171,12 +235,23 @@ def begin_removal(
     return replace(_step(incident, event, state=state, claimed_until=until), row=row)
 
 
-def keep(incident: Incident, now: datetime) -> Transition:
-    """Its attempts are used up, which is said once; then it is left to a person."""
-    message = (
-        f"{_attempts(incident)} did not help; it is left as it is, and its row is kept "
-        "(keeper.on-exhausted)"
-    )
+def begin_release(incident: Incident, now: datetime) -> Transition:
+    """Somebody removed its row after an attempt; what that started is to be released."""
+    message = "somebody removed its resource row; what was started for it is released"
+    event = Event(kind=EventKind.RELEASING, at=now, message=message)
+    return _step(incident, event, state=State.RELEASING, **_UNCLAIMED)
+
+
+def row_is_back(incident: Incident, now: datetime) -> Transition:
+    """Its row was removed and is there again: it is an orphan as before."""
+    message = "its resource row is there again, and nothing is released"
+    event = Event(kind=EventKind.ROW_IS_BACK, at=now, message=message)
+    return _step(incident, event, state=State.WAITING, **_UNCLAIMED)
+
+
+def keep(incident: Incident, why: str, now: datetime) -> Transition:
+    """No more is tried, which is said once, with the reason; then it is left to a person."""
+    message = f"{why}; it is left as it is, and its row is kept"
     event = _in_run(incident, EventKind.KEPT, message, now)
     return _step(incident, event, state=State.KEPT, **_UNCLAIMED)
 
@@ -192,7 +267,7 @@ def enforce(incident: Incident, now: datetime) -> Transition:
     """A dry run is over: nothing that it did counts, since nothing was done."""
     message = "the dry run is over; what it did not do counts no longer"
     event = Event(kind=EventKind.ENFORCED, at=now, message=message)
-    forgotten = {"prior_attempts": -incident.attempts, "note": None, "last_error": None}
+    forgotten = _forgotten(incident) | {"note": None, "last_error": None}
     return _step(incident, event, state=State.WAITING, **forgotten, **_UNCLAIMED)
 
 
@@ -217,7 +292,7 @@ def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transitio
     message = signed(f"a fresh budget: {_attempts(incident)} counted until now", by)
     event = Event(kind=EventKind.RESET, at=now, message=message, details=dict(by))
     state = State.WAITING if incident.state is State.KEPT else incident.state
-    return _step(incident, event, state=state, prior_attempts=-incident.attempts)
+    return _step(incident, event, state=state, **_forgotten(incident))
 
 
 def signed(what: str, by: Mapping[str, str]) -> str:
@@ -232,6 +307,18 @@ def close(
     """Its outcome is known: to a run, or to a tick where `run_id` is None."""
     event = replace(_in_run(incident, EventKind(outcome), message, now), run_id=run_id)
     return _step(incident, event, state=outcome, closed_at=now, **_UNCLAIMED)
+
+
+def _forgotten(incident: Incident) -> dict[str, Any]:
+    ended = incident.attempts - incident.is_attempting
+    return {"prior_attempts": -ended, "interrupted": 0}
+
+
+def _attempt_over(incident: Incident, now: datetime) -> dict[str, Any]:
+    # Where a tick took its run for lost, and it was slow, the attempt counts all the same.
+    mistaken = incident.interrupted > 0 and not incident.is_attempting
+    interrupted = incident.interrupted - mistaken
+    return {"attempt_ends_at": now, "is_attempting": False, "interrupted": interrupted}
 
 
 def _attempts(incident: Incident) -> str:

@@ -1,5 +1,6 @@
-"""How are durations and switches read that a configuration or a container's property holds?"""
+"""How are durations, switches and names read that a configuration or a container's property has?"""
 
+import re
 from datetime import timedelta
 from typing import Final
 
@@ -9,6 +10,16 @@ DURATION_ACCEPTS: Final = (
     "a whole number with one of the units d, h, min, s, ms, \u00b5s or ns, "
     "or without a unit for milliseconds"
 )
+NAME_ACCEPTS: Final = "a letter, then letters, digits and underscores, 40 at most; or nothing"
+NAME_PATTERN: Final = "([A-Za-z][A-Za-z0-9_]{0,39})?"
+"""Of a keeper's name, as a regular expression: what Dagster takes in the names of jobs."""
+
+
+def parse_keeper_name(value: object) -> str:
+    """What a keeper is called; a ValueError says that nothing in Dagster can be called so."""
+    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
+        raise ValueError(f"accepted is {NAME_ACCEPTS}")
+    return value
 
 
 def parse_duration(value: object) -> timedelta:

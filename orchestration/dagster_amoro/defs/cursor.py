@@ -9,6 +9,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 from dagster_amoro.core.ams_restart import AmsRestartDetector
+from dagster_amoro.core.messages import ACTS
 
 Number = int | float | str
 """What a tick says of itself under one name; a word where it is not counted."""
@@ -23,6 +24,13 @@ class Cursor:
     """Kept by Dagster with the sensor, as a text."""
 
     event: int = 0  # the newest event of the ledger that was reported as an asset event
+    # The ledger that has it, and when it happened. None: an older version wrote the cursor.
+    ledger: str | None = None
+    event_at: datetime | None = None
+    # Where more groups have news than one tick tells: the event up to which they are told, and the
+    # group that was told last, in the order of their names. 0: all were told.
+    until: int = 0
+    told_group: str = ""
     detector: AmsRestartDetector = field(default_factory=AmsRestartDetector)
     last_served_group: str | None = None  # the group that the last batch of restarts served last
     abstentions: int = 0  # ticks in a row that concluded nothing
@@ -43,10 +51,14 @@ def parse_cursor(text: str | None) -> Cursor:
         values: Any = json.loads(text or "{}")
         if isinstance(values, int):  # as the first version of the sensor wrote it
             values = {"event": values}
-        last_served = values.get("last_served_group")
+        last_served, ledger = values.get("last_served_group"), values.get("ledger")
         reported = values.get("reported", {}).items()
         return Cursor(
             event=_number(values.get("event", 0)),
+            ledger=None if ledger is None else str(ledger),
+            event_at=_moment(values.get("event_at")),
+            until=_number(values.get("until", 0)),
+            told_group=str(values.get("told_group", "")),
             detector=AmsRestartDetector(
                 sample_tokens=tuple(map(str, values.get("sample_tokens", ()))),
                 was_away=bool(values.get("was_away")),
@@ -63,11 +75,21 @@ def parse_cursor(text: str | None) -> Cursor:
 
 
 def dump_cursor(cursor: Cursor) -> str:
-    """The text of a cursor; what is empty is left out."""
-    values = asdict(cursor)
+    """The text of a cursor; what is empty is left out.
+
+    It begins with what the tick saw: of each tick the sensor's page shows some twenty characters.
+    """
+    values = {"saw": _saw(cursor.reported), **asdict(cursor)}
     values |= values.pop("detector")
     filled = {key: value for key, value in values.items() if value}
     return json.dumps(filled, default=datetime.isoformat)
+
+
+def _saw(reported: Numbers) -> str:
+    """As in "2 of 40 orphaned"; who acts, where nothing was looked at; empty: nobody knows."""
+    if not {"orphans", "resources"} <= reported.keys():
+        return str(reported.get(ACTS, ""))
+    return f"{reported['orphans']} of {reported['resources']} orphaned"
 
 
 def new_token() -> str:

@@ -9,10 +9,11 @@ from datetime import datetime
 
 import dagster as dg
 
-from dagster_amoro.asset_keys import RESOURCES
+from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.core.messages import ABSTENTIONS, ACTS, AGE, OPEN_INCIDENTS, PAUSED, REFUSED
 from dagster_amoro.core.policy import ON_ITS_WAY, Verdict
+from dagster_amoro.core.texts import shown
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.core.tick_plan import TickPlan
 from dagster_amoro.defs.cursor import Cursor, Number, Numbers
@@ -49,11 +50,14 @@ def of_abstention(cursor: Cursor, now: datetime) -> tuple[Numbers, Cursor]:
     return numbers, replace(cursor, abstentions=cursor.abstentions + 1)
 
 
-def news(numbers: Numbers, reported: Numbers, message: str) -> list[dg.AssetObservation]:
+def news(
+    numbers: Numbers, reported: Numbers, message: str, names: Names = DEFAULT
+) -> list[dg.AssetObservation]:
     """The observation of the numbers; none where nothing changed: a quiet fleet logs nothing."""
     if dict(numbers) == dict(reported):
         return []
-    return [dg.AssetObservation(RESOURCES, description=message, metadata=dict(numbers))]
+    told = str(shown(message))
+    return [dg.AssetObservation(names.resources, description=told, metadata=dict(numbers))]
 
 
 def _refused(plan: TickPlan) -> int:

@@ -3,24 +3,40 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 
+from dagster_amoro import telling
+from dagster_amoro.asset_keys import DEFAULT, Names
+from dagster_amoro.core import pages
 from dagster_amoro.core.errors import KeeperError, describe
-from dagster_amoro.core.secrets import hide_assigned
 from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.status import StatusReader, as_json
-from dagster_amoro.healing.verbs import STATUS, VERBS, Command, Parameter, Values, Verb
+from dagster_amoro.healing.verbs import (
+    GROUP,
+    KNOWN,
+    STATUS,
+    VERBS,
+    Command,
+    Parameter,
+    Values,
+    Verb,
+    os_user,
+)
 
+# Of a run: who launched it, where Dagster knows users (Dagster+), or whoever stands before it does.
+_USER_TAG: Final = "user"
 Answer = tuple[str, Mapping[str, Any]]
 """What a run says in the end: a line for the log, and its metadata."""
 
 
-def build_operator_jobs(operations: Operations, status: StatusReader) -> list[dg.JobDefinition]:
+def build_operator_jobs(
+    operations: Operations, status: StatusReader, names: Names = DEFAULT
+) -> list[dg.JobDefinition]:
     """The jobs `keeper_status`, `keeper_pause` and so on, each of one step."""
-    verbs = [_job(verb, partial(_do, verb, operations)) for verb in VERBS]
-    return [_job(STATUS, partial(_show_status, status)), *verbs]
+    verbs = [_job(verb, names, partial(_do, verb, operations)) for verb in VERBS]
+    return [_job(STATUS, names, partial(_show_status, status)), *verbs]
 
 
 def _show_status(reader: StatusReader, values: Values) -> Answer:
@@ -28,43 +44,61 @@ def _show_status(reader: StatusReader, values: Values) -> Answer:
 
     status = reader.read(values["group"])
     text, fields = render(status), json.loads(as_json(status))
-    table = dg.MetadataValue.md(f"```\n{text}\n```")
-    return text, {"status": table, "json": dg.MetadataValue.json(fields)}
+    return text, {"status": telling.block(text), "json": dg.MetadataValue.json(fields)}
 
 
 def _do(verb: Verb, operations: Operations, values: Values) -> Answer:
     sentence = verb.act(operations, values)
-    return sentence, {"result": sentence}
+    return sentence, telling.texts({"result": sentence})
 
 
-def _job(command: Command, act: Callable[[Values], Answer]) -> dg.JobDefinition:
+def _job(command: Command, names: Names, act: Callable[[Values], Answer]) -> dg.JobDefinition:
     """A job of one step, which fails with the reason where the command is refused."""
     name, description = command.name.replace("-", "_"), f"{command.summary} {command.details}"
 
     @dg.op(
-        name=name,
+        name=names.of(name),
         config_schema={each.name: _field(each) for each in command.parameters if each.in_jobs},
         out=dg.Out(dg.Nothing),
         description=description,
     )
     def step(context: dg.OpExecutionContext) -> dg.Output[None]:
         try:
-            line, metadata = act(context.op_config)
+            known = context.run.tags.get(_USER_TAG) or os_user()
+            line, metadata = act({**context.op_config, KNOWN: known})
         except KeeperError as error:
-            raise dg.Failure(hide_assigned(describe(error)), allow_retries=False) from None
-        context.log.info(line)
+            raise telling.failure(describe(error)) from None
+        telling.log(context, line)
         return dg.Output(None, metadata=metadata)
 
     @dg.job(
-        name=f"keeper_{name}",
+        name=names.of(f"keeper_{name}"),
         executor_def=dg.in_process_executor,
-        tags={"dagster/max_retries": "0"},  # it would be done twice
+        config={"ops": {names.of(name): {"config": _filled_in(command)}}},
+        tags=names.run_tags | {"dagster/max_retries": "0"},  # it would be done twice
         description=description,
     )
     def job() -> None:
         step()
 
     return job
+
+
+def _filled_in(command: Command) -> dict[str, str | None]:
+    """What the launchpad opens with: valid, with all that can be said.
+
+    What a verb is about is a name that nothing has, for a person to put another in its place: a
+    launch of what was left as it is does nothing.
+    """
+    known = {"author": pages.LAUNCHED_BY, "reason": pages.NO_REASON}
+    is_verb = isinstance(command, Verb)
+    return {
+        each.name: known.get(each.name, each.metavar)
+        if each.is_required or (is_verb and each.name == GROUP.name)
+        else None
+        for each in command.parameters
+        if each.in_jobs
+    }
 
 
 def _field(parameter: Parameter) -> dg.Field:

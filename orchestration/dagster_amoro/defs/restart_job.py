@@ -1,13 +1,14 @@
 """The job `restart_orphans`: one step per orphan that is due, all in one process."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
 from pydantic import Field
 
-from dagster_amoro.asset_keys import HISTORY, partition_key
+from dagster_amoro import telling
+from dagster_amoro.asset_keys import DEFAULT, Names, partition_key
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.messages import next_step
 from dagster_amoro.core.model import Incident, State
@@ -19,7 +20,7 @@ from dagster_amoro.healing.restart_pool import RestartPool
 _ACTED = {Outcome.STARTED, Outcome.FAILED, Outcome.GIVEN_UP, Outcome.REMOVED, Outcome.KEPT}
 _LOUD = {Outcome.FAILED, Outcome.GIVEN_UP, Outcome.KEPT}  # what somebody should hear of
 _NOT_IN_A_STEP_NAME = re.compile(r"[^A-Za-z0-9_]+")
-_POOL = "restart_pool"  # the resource
+RESTART_POOL = "restart_pool"  # the resource
 _LONGEST_STEP_NAME = 40  # characters of what it is about
 
 
@@ -32,21 +33,23 @@ class Dispatch(dg.Config):
     )
 
 
-def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
+def build_restart_job(restarter: Restarter, names: Names = DEFAULT) -> dg.JobDefinition:
     """The job that the sensor requests; its retries are those of the restart policy."""
-    claim_orphans, restart_orphan = _claim_orphans(restarter), _restart_orphan(restarter)
+    claim_orphans, restart_orphan = _claim_orphans(names), _restart_orphan(restarter, names)
 
     @dg.job(
+        name=names.of("restart_orphans"),
         executor_def=dg.in_process_executor,
-        resource_defs={_POOL: _pool(restarter)},
-        tags={
+        resource_defs={RESTART_POOL: _pool(restarter)},
+        tags=names.run_tags
+        | {
             "dagster/max_retries": "0",  # which would multiply the attempts of the ledger
             "dagster/max_runtime": str(longest_run(restarter.policy)),
         },
         description=(
-            "Restarts orphans side by side: one step each. Requested by orphan_sensor; started by "
-            "hand it finds nothing to do. It fails when it gives up on an orphan, with the story "
-            "in the failed step."
+            "Restarts orphans side by side: one step each. Requested by "
+            f"{names.of('orphan_sensor')}; started by hand it finds nothing to do. It fails when "
+            "it gives up on an orphan, with the story in the failed step."
         ),
     )
     def restart_orphans() -> None:
@@ -56,10 +59,17 @@ def build_restart_job(restarter: Restarter) -> dg.JobDefinition:
 
 
 def _pool(restarter: Restarter) -> dg.ResourceDefinition:
-    @dg.resource(description="Restarts the orphans of a run side by side, ahead of its steps.")
+    @dg.resource(
+        config_schema=Dispatch.to_config_schema(),
+        description=(
+            "Claims what was dispatched to this run, and restarts it side by side, ahead of the "
+            "steps. It begins before the first of them, since orphans wait for it."
+        ),
+    )
     def pool(context: dg.InitResourceContext) -> Iterator[RestartPool]:
         made = RestartPool(restarter, context.run.run_id if context.run else "")
         try:
+            made.claim(context.resource_config["dispatch"])
             yield made
         finally:
             made.close()
@@ -67,33 +77,33 @@ def _pool(restarter: Restarter) -> dg.ResourceDefinition:
     return pool
 
 
-def _claim_orphans(restarter: Restarter) -> dg.OpDefinition:
+def _claim_orphans(names: Names) -> dg.OpDefinition:
     @dg.op(
+        name=names.of("claim_orphans"),
+        pool=names.translation.pool,
         # Nothing is handed on but the names of the steps: a value would be a file for each of them.
         out=dg.DynamicOut(dg.Nothing, description="An incident that this run may act on."),
-        required_resource_keys={_POOL},
-        description="Claims what was dispatched to this run; fans out to one step per orphan.",
+        required_resource_keys={RESTART_POOL},
+        description="Says what this run has claimed; fans out to one step per orphan.",
     )
-    def claim_orphans(
-        context: dg.OpExecutionContext, config: Dispatch
-    ) -> Iterator[dg.DynamicOutput[None]]:
-        incidents = restarter.claim(config.dispatch, context.run_id)
-        getattr(context.resources, _POOL).begin(incidents)
-        context.log.info(_taken_up(incidents))
-        for incident in incidents:
+    def claim_orphans(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[None]]:
+        pool: RestartPool = getattr(context.resources, RESTART_POOL)
+        telling.log(context, _taken_up(pool.claimed))
+        for incident in pool.claimed:
             name = step_name(incident.resource_id, f"incident_{incident.incident_id}")
             yield dg.DynamicOutput(None, mapping_key=name)
 
     return claim_orphans
 
 
-def _restart_orphan(restarter: Restarter) -> dg.OpDefinition:
+def _restart_orphan(restarter: Restarter, names: Names) -> dg.OpDefinition:
     policy = restarter.policy
 
     @dg.op(
+        name=names.of("restart_orphan"),
         ins={"claimed": dg.In(dg.Nothing)},
         out={},
-        required_resource_keys={_POOL},
+        required_resource_keys={RESTART_POOL},
         retry_policy=dg.RetryPolicy(
             max_retries=policy.max_retries, delay=policy.grace_period.total_seconds()
         ),
@@ -105,14 +115,16 @@ def _restart_orphan(restarter: Restarter) -> dg.OpDefinition:
         ),
     )
     def restart_orphan(context: dg.OpExecutionContext) -> Iterator[dg.AssetObservation]:
-        pool: RestartPool = getattr(context.resources, _POOL)
+        pool: RestartPool = getattr(context.resources, RESTART_POOL)
         result = pool.collect(incident_of(context.get_mapping_key() or ""))
         metadata = _metadata(result, policy)
         if result.incident is None or result.outcome not in _ACTED:
-            context.log.info(result.message)
+            telling.log(context, result.message)
         else:  # the only event of its own that the step stores, with all there is to say
-            group, shown = result.incident.group_name, {"result": result.message, **metadata}
-            yield dg.AssetObservation(HISTORY, partition=partition_key(group), metadata=shown)
+            partition = partition_key(result.incident.group_name)
+            told = telling.texts({"result": result.message, **metadata})
+            # Not of the history, whose newest event its page shows: what it says would be buried.
+            yield dg.AssetObservation(names.events, partition=partition, metadata=told)
         if result.outcome in _LOUD:
             raise _failure(result, metadata, policy, restarter.clock())
 
@@ -134,7 +146,7 @@ def _failure(
 ) -> Exception:
     """What tells Dagster, and whoever it alerts, that a restart failed, and when to try again."""
     again = result.outcome is Outcome.FAILED
-    failure = dg.Failure(result.message, metadata=metadata, allow_retries=again)
+    failure = telling.failure(result.message, metadata, again=again)
     if not again or result.incident is None or policy.backoff is Backoff.CONSTANT:
         return failure
     # The op's retry policy knows pauses that grow, but neither their cap nor who else is restarted.
@@ -154,7 +166,7 @@ def step_name(about: str, number: str) -> str:
     return f"{_NOT_IN_A_STEP_NAME.sub('_', about)[:_LONGEST_STEP_NAME]}_{number}"
 
 
-def _taken_up(incidents: list[Incident]) -> str:
+def _taken_up(incidents: Sequence[Incident]) -> str:
     if not incidents:
         return "Nothing to do: this dispatch was claimed by another run, or has lapsed."
     ids = ", ".join(incident.resource_id for incident in incidents[:10])

@@ -4,15 +4,19 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from dagster_amoro import telling
+from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.defs.restart_job import Dispatch, step_name
 from dagster_amoro.healing.scaling import Scaler, ScaleUpOutcome
 
 
-def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
+def build_scale_up_job(scaler: Scaler, names: Names = DEFAULT) -> dg.JobDefinition:
     """The job that the sensor requests for groups that are below their min-parallelism."""
 
     @dg.op(
+        name=names.of("claim_groups"),
+        pool=names.translation.pool,
         out=dg.DynamicOut(str, description="A group that this run may give a new resource."),
         description="Claims what was dispatched to this run; fans out to one step per group.",
     )
@@ -20,12 +24,13 @@ def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
         context: dg.OpExecutionContext, config: Dispatch
     ) -> Iterator[dg.DynamicOutput[str]]:
         scale_ups = scaler.claim(config.dispatch, context.run_id)
-        context.log.info("Claimed: %s.", counted(len(scale_ups), "group"))
+        telling.log(context, f"Claimed: {counted(len(scale_ups), 'group')}.")
         for number, scale_up in enumerate(scale_ups):
             name = step_name(scale_up.group_name, str(number))
             yield dg.DynamicOutput(scale_up.group_name, mapping_key=name)
 
     @dg.op(
+        name=names.of("scale_up_group"),
         out=dg.Out(dg.Nothing),
         description=(
             "Starts one new resource of the threads that a group lacks to its min-parallelism, "
@@ -40,15 +45,16 @@ def build_scale_up_job(scaler: Scaler) -> dg.JobDefinition:
         result = scaler.scale_up(group_name, context.run_id)
         metadata = {"group": group_name, "result": result.message}
         if result.outcome is ScaleUpOutcome.FAILED:
-            raise dg.Failure(result.message, metadata=metadata, allow_retries=False)
-        yield dg.Output(None, metadata=metadata)
+            raise telling.failure(result.message, metadata)
+        yield dg.Output(None, metadata=telling.texts(metadata))
 
     @dg.job(
+        name=names.of("scale_up_groups"),
         executor_def=dg.in_process_executor,
-        tags={"dagster/max_retries": "0"},  # the rounds are counted in the ledger
+        tags=names.run_tags | {"dagster/max_retries": "0"},  # the rounds are counted in the ledger
         description=(
             "Brings groups up to their min-parallelism: one new resource each. Requested by "
-            "orphan_sensor in standalone mode; in attached mode AMS does it."
+            f"{names.of('orphan_sensor')} in standalone mode; in attached mode AMS does it."
         ),
     )
     def scale_up_groups() -> None:

@@ -18,8 +18,10 @@ import click
 import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
+from dagster_amoro.core import pages
 from dagster_amoro.core.formatting import duration
 from dagster_amoro.core.policy import RestartPolicy
+from dagster_amoro.core.texts import shown, shown_lines
 from dagster_amoro.demo import fleet
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.stores.ledger import Ledger
@@ -136,9 +138,10 @@ def _wait_until_up(dagster: subprocess.Popen[bytes], address: str) -> None:
 
 def _introduce(policy: RestartPolicy, folder: Path, address: str, started: int) -> None:
     grace = duration(policy.grace_period)
-    _say(f"""
+    text = f"""
 A fleet of {started} workers is kept alive by Dagster: {address}
 
+  look    {address}{pages.FLEET}
   watch   {address}/locations/dagster-amoro/sensors/orphan_sensor
           {address}/runs
           {address}/assets/orphan_history
@@ -151,7 +154,8 @@ A fleet of {started} workers is kept alive by Dagster: {address}
   stop    Ctrl-C
 
 What is written into the ledger, as it happens:
-""")
+"""
+    _say(shown_lines(text.split("\n")))
 
 
 def _follow(ledger: Ledger, dagster: subprocess.Popen[bytes]) -> None:
@@ -177,7 +181,7 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a program for a terminal
+    print(shown(text), flush=True)  # noqa: T201 - a program for a terminal
 
 
 if __name__ == "__main__":

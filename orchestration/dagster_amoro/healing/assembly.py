@@ -14,7 +14,10 @@ from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.clock import Clock, utc_clock
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy, TickSettings
+from dagster_amoro.healing.check_in import CheckIn
+from dagster_amoro.healing.metrics import MetricsReader
 from dagster_amoro.healing.operations import Operations
+from dagster_amoro.healing.post_mortems import PostMortems
 from dagster_amoro.healing.preconditions import Preconditions
 from dagster_amoro.healing.reading import TickReader
 from dagster_amoro.healing.restart import Restarter
@@ -41,6 +44,7 @@ class Services:
     max_concurrent_starts: int = 50  # of one container in one run
     limits: Limits = field(default_factory=Limits)
     clock: Clock = utc_clock
+    host_clock: Clock = utc_clock  # see `Preconditions`
     ams: Ams | None = None  # whose registry it is; None: it is ours (standalone mode)
     # How long optimizers may take to register with an AMS that came back without them.
     settling: timedelta = timedelta(0)
@@ -48,6 +52,8 @@ class Services:
     deployment: str = ""
     # How long it may act without renewing its lease. None: it is the only one.
     lease_time: timedelta | None = None
+    check_in: CheckIn | None = None  # who hears of each completed survey. None: nobody
+    given_up_for: timedelta = timedelta(days=1)  # so long a loss is told, unless seen to
 
     @classmethod
     def connect(cls, settings: Settings, *, clock: Clock = utc_clock) -> Self:
@@ -68,7 +74,10 @@ class Services:
                 claim_timeout=settings.claim_timeout,
                 max_restarts_per_run=settings.max_restarts_per_run,
                 max_keeping_attempts=settings.max_keeping_attempts,
+                round_interval=settings.round_interval,
                 dynamic_groups=settings.dynamic_groups,
+                ams_heartbeat_timeout=settings.heartbeat_timeout if ams else None,
+                notes_surveys=settings.notes_surveys,
                 lead=min(settings.check_interval, settings.restart.grace_period / 2, _LONGEST_LEAD),
             ),
             max_concurrent_starts=settings.max_concurrent_starts,
@@ -78,6 +87,8 @@ class Services:
             settling=settling_time(settings.heartbeat_timeout),
             deployment=settings.deployment,
             lease_time=settings.lease_time,
+            check_in=CheckIn(url=settings.check_in_url) if settings.check_in_url else None,
+            given_up_for=settings.audit.given_up_for,
         )
         return services.in_dry_run() if settings.mode is Mode.DRY_RUN else services
 
@@ -107,6 +118,7 @@ class Services:
             ledger=self.ledger,
             registry=self.registry,
             clock=self.clock,
+            host_clock=self.host_clock,
             ams=self.ams,
             settling=self.settling,
             deployment=self.deployment,
@@ -158,6 +170,11 @@ class Services:
         )
 
     @property
+    def post_mortems(self) -> PostMortems:
+        """What asks why workers died, before anything is tried."""
+        return PostMortems(ledger=self.ledger, registry=self.registry, containers=self.containers)
+
+    @property
     def operations(self) -> Operations:
         """The verbs of operators."""
         return Operations(
@@ -172,7 +189,16 @@ class Services:
     @property
     def status(self) -> StatusReader:
         """What an operator looks at first."""
-        return StatusReader(reader=self.reader, preconditions=self.preconditions)
+        return StatusReader(
+            reader=self.reader,
+            preconditions=self.preconditions,
+            given_up_for=self.given_up_for,
+        )
+
+    @property
+    def metrics(self) -> MetricsReader:
+        """What Prometheus scrapes."""
+        return MetricsReader(status=self.status, ledger=self.ledger)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:

@@ -34,6 +34,8 @@ def scale_out(settings: Settings, resource: Resource) -> None:
 def declare(settings: Settings, resource: Resource) -> None:
     """Adds a worker without starting it: a run does, after the grace period.
 
+    That begins when the worker no longer counts as starting, a grace period after this.
+
     Raises:
         ConfigError: The registry is an AMS's, which adds its resources itself.
         StoreUnavailableError: The registry did not answer, or has this resource already.

@@ -18,12 +18,13 @@ from dagster_amoro.core.messages import next_step
 from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, ScaleUp, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, TickSettings, holds_claim
-from dagster_amoro.core.secrets import hide_assigned
+from dagster_amoro.core.texts import shown
 from dagster_amoro.core.transitions import signed
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, group_sizes, orphan_of
 
 _SHOWN: Final = 10  # names that a message lists
+_LOST: Final = (State.EXHAUSTED, State.KEPT)  # what the keeper leaves to people
 _TRIES: Final = 2  # a step that lost a race to a tick or a run is decided and taken once more
 
 By = Mapping[str, str]
@@ -98,7 +99,7 @@ class Operations:
         It counts as an attempt, and is made even where the attempts are used up.
         """
         incident = self._request(resource_id, OperatorRequest.RESTART, _by(author, reason))
-        attempt, most = incident.attempts_used + 1, self.policy.max_retries
+        attempt, most = incident.attempts_spent + 1, self.policy.max_retries
         allowed = f" of {most}" if attempt <= most else f", beyond the {most} allowed"
         return (
             f"{resource_id} is to be restarted (attempt {attempt}{allowed}): "
@@ -171,6 +172,27 @@ class Operations:
         incident = self._reopened(row, event)
         return f"{resource_id}: {event.message}. {self._after_restore(incident)}"
 
+    def acknowledge(self, resource_id: str, *, author: str, reason: str) -> str:
+        """Notes that somebody looks after a resource that was given up, or is kept.
+
+        The check `nothing_given_up` passes for it from then on; nothing else changes.
+        """
+        by, now = _by(author, reason), self.clock()
+        self._prepare()
+        lost = self.ledger.open_incident(resource_id) or self.ledger.last_removed(resource_id)
+        if lost is None or lost.state not in _LOST:
+            raise UnknownTargetError(
+                f"{resource_id!r} was not given up, nor is it out of attempts and kept: there is "
+                "nothing to acknowledge"
+            )
+        event = _event(EventKind.ACKNOWLEDGED, signed("acknowledged", by), now, by)
+        with self.ledger.transaction() as ledger:
+            ledger.add_event(event, lost)
+        return (
+            f"{resource_id}: {event.message}. The check nothing_given_up passes for it; restore "
+            "puts a removed row back."
+        )
+
     def _story_of(
         self, target: Target, *, may_be_gone: bool = False
     ) -> tuple[Incident | None, str | None]:
@@ -228,7 +250,7 @@ class Operations:
         if incident is None:
             raise UnknownTargetError(
                 f"{resource_id} was not noticed as an orphan yet: the next tick opens its "
-                f"incident, {self._soon()}; say it again then"
+                f"incident, {self._soon()}, unless it is just starting; say it again then"
             )
         return incident
 
@@ -382,7 +404,7 @@ def _by(author: str, reason: str) -> By:
     if not author.strip() or not reason.strip():
         raise KeeperError("say who wants it (author) and why (reason)")
     # Hidden before they are stored: they are shown wherever the pause or the incident is.
-    return {"author": hide_assigned(author.strip()), "reason": hide_assigned(reason.strip())}
+    return {"author": shown(author.strip()), "reason": shown(reason.strip())}
 
 
 def _event(kind: EventKind, message: str, now: datetime, details: Mapping[str, Any]) -> Event:

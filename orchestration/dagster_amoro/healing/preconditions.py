@@ -1,7 +1,7 @@
 """May this deployment conclude anything from the registry now, and act on it?
 
-Only while no other deployment has the lease. In attached mode, only while AMS answers and did not
-just forget its optimizers.
+Only while this host's clock is right, and no other deployment has the lease. In attached mode, only
+while AMS answers and did not just forget its optimizers.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.core.ams_restart import SAMPLE_SIZE, AmsRestartDetector, look_again
-from dagster_amoro.core.clock import Clock
+from dagster_amoro.core.clock import Clock, utc_clock
+from dagster_amoro.core.corrections import difference
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError
-from dagster_amoro.core.formatting import clock_time
+from dagster_amoro.core.formatting import clock_time, duration
 from dagster_amoro.core.model import Event, EventKind
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.ledger import Ledger
@@ -25,6 +26,10 @@ class UncertainStateError(AmsUnavailableError):
         """Carries what the next tick has to remember all the same."""
         super().__init__(message)
         self.detector = detector
+
+
+class WrongClockError(KeeperError):
+    """This host's clock cannot be relied on; nothing is concluded by it."""
 
 
 class StandbyError(KeeperError):
@@ -42,6 +47,22 @@ class Preconditions:
     settling: timedelta  # how long optimizers may take to register again, see `settling_time`
     deployment: str  # what this deployment is called where several share a registry
     lease_time: timedelta | None  # it may act so long without a renewal; None: it is the only one
+    # This host's, which the ledger's database judges; `clock` is this one, but in tests.
+    host_clock: Clock = utc_clock
+
+    def ensure_clock(self) -> None:
+        """Makes sure that this host knows what time it is; first of all, so that others may act.
+
+        Raises:
+            WrongClockError: It and the ledger's database differ by minutes.
+            StoreUnavailableError: The ledger did not answer.
+        """
+        ahead = difference(self.host_clock(), self.ledger.clock())
+        if ahead is not None:
+            side = "ahead of" if ahead > timedelta(0) else "behind"
+            raise WrongClockError(
+                f"this host's clock is {duration(abs(ahead))} {side} that of the ledger's database"
+            )
 
     def hold_lease(self, instance: str) -> int | None:
         """Takes or renews the lease.

@@ -3,6 +3,7 @@
 Nothing is changed: no row, no table, no file, no process.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,20 +11,23 @@ from typing import Final
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.config import ContainerSettings, Settings
-from dagster_amoro.containers.base import ContainerLookup
-from dagster_amoro.containers.preview import preview
+from dagster_amoro.containers.base import Container, ContainerLookup
+from dagster_amoro.containers.preview import Preview, preview
+from dagster_amoro.containers.resolve import opts_out, says_it_restarts
 from dagster_amoro.core.ams_restart import settling_time
-from dagster_amoro.core.errors import AmsUnavailableError, KeeperError, describe
+from dagster_amoro.core.errors import AmsUnavailableError, ContainerError, KeeperError, describe
 from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import Orphan
-from dagster_amoro.core.secrets import hide_assigned
-from dagster_amoro.core.tick_plan import obstacle_of
+from dagster_amoro.core.texts import Shown, shown_lines
+from dagster_amoro.core.tick_inputs import Obstacle
+from dagster_amoro.core.tick_plan import obstacle_of, obstacles_of_groups
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.reading import Recorded, with_starting
 from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores import registry, schema
 from dagster_amoro.stores.database import Database, has_tables
+from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import count_open
-from dagster_amoro.stores.registry import Registry
 
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
 
@@ -52,6 +56,7 @@ class Start:
     resource_id: str
     command: str  # what would be run or sent; empty: nothing
     obstacle: str  # why nothing would be; empty: it would
+    differences: tuple[str, ...] = ()  # from what AMS would run or send
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +66,7 @@ class Group:
     name: str
     resources: int
     orphans: int
+    starting: int  # resources that are too young to be orphans
     restarts: tuple[Start, ...]  # of its orphans; `SHOWN` at most
     example: Start | None  # of a resource that is well, where there is no orphan
 
@@ -80,11 +86,10 @@ class Report:
 
 def examine(settings: Settings, services: Services) -> Report:
     """Examines everything that the keeper works with, and changes nothing."""
-    database, containers = services.registry.database, services.containers
     findings = list(_findings(settings, services))
     groups: tuple[Group, ...] = ()
     try:
-        groups = tuple(_groups(database, containers))
+        groups = tuple(_groups(services))
     except KeeperError as error:
         findings.append(_problem("survey", error))
     return Report(findings=tuple(findings), groups=groups)
@@ -123,7 +128,7 @@ def _about(subject: str, found: _Found) -> Iterator[Finding]:
 
 
 def _problem(subject: str, error: KeeperError) -> Finding:
-    return Finding(Grade.PROBLEM, subject, hide_assigned(describe(error)))
+    return Finding(Grade.PROBLEM, subject, describe(error))
 
 
 def _url(database: Database) -> str:
@@ -162,20 +167,31 @@ def _version(ams: Ams) -> _Found:
 
 
 def _container(containers: ContainerLookup, entry: ContainerSettings) -> _Found:
-    if obstacle := containers.obstacle(entry.name):
-        yield Grade.WARNING if _opts_out(containers, entry.name) else Grade.PROBLEM, obstacle
-    else:
-        yield Grade.GOOD, entry.implementation
+    try:
+        container = containers.get(entry.name)
+        if says_it_restarts(container, entry):
+            yield Grade.GOOD, entry.implementation
+            yield from _programs(getattr(container, "own", container))
+        else:
+            yield Grade.WARNING, opts_out(entry.name)
+    except ContainerError as error:
+        yield Grade.PROBLEM, str(error)
     for key in _expandable(entry.properties):
         expanded = "AMS's shell would expand its value; here it is taken as it stands"
         yield Grade.WARNING, f"property {key}: {expanded}, so write down what it expands to"
 
 
-def _opts_out(containers: ContainerLookup, name: str) -> bool:
-    try:
-        return containers.get(name).supports_auto_restart is False
-    except KeeperError:
-        return False
+def _programs(container: Container) -> _Found:
+    """What a container of ours gives the programs that it runs; their values can be secrets."""
+    environment = getattr(container, "environment", None)
+    if environment is None or not hasattr(container, "command"):
+        return
+    yield Grade.GOOD, f"its programs get {', '.join(sorted(environment.variables))}"
+    for note in environment.notes:
+        yield Grade.WARNING, note
+    if ask := getattr(container, "java", None):
+        is_same, message = ask()
+        yield Grade.GOOD if is_same else Grade.WARNING, message
 
 
 def _expandable(properties: Mapping[str, str]) -> list[str]:
@@ -203,13 +219,18 @@ def _ledger(database: Database) -> _Found:
         yield Grade.GOOD, "is not there yet; the first tick creates it"
 
 
-def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
+def _groups(services: Services) -> Iterator[Group]:
+    database = services.registry.database
     if not has_tables(database, registry.resource):
         return
     orphans: dict[str, list[Orphan]] = {}
-    snapshot = Registry(database, None).read_snapshot()  # expires no heartbeats
+    timeout = services.registry.heartbeat_timeout
+    seen = DryRunRegistry(database, timeout, frozenset).read_snapshot()  # expires no heartbeats
+    snapshot = with_starting(seen, Recorded(), services.policy, services.clock())
+    starting = Counter(each.group_name or "" for each in snapshot.starting.values())
     for orphan in snapshot.orphans.values():
         orphans.setdefault(orphan.group_name or "", []).append(orphan)
+    of_group = obstacles_of_groups(snapshot, services.settings)
     examples = registry.examples(database)
     for name, number in sorted(registry.group_sizes(database).items()):
         dead = orphans.get(name, [])
@@ -218,24 +239,31 @@ def _groups(database: Database, containers: ContainerLookup) -> Iterator[Group]:
             name=name,
             resources=number,
             orphans=len(dead),
-            restarts=tuple(_start(orphan, containers) for orphan in dead[:SHOWN]),
-            example=_start(example, containers) if example else None,
+            starting=starting[name],
+            restarts=tuple(_start(services, of_group, orphan) for orphan in dead[:SHOWN]),
+            example=_start(services, of_group, example) if example else None,
         )
 
 
-def _start(orphan: Orphan, containers: ContainerLookup) -> Start:
-    command = ""
+def _start(services: Services, of_group: Obstacle, orphan: Orphan) -> Start:
+    found, containers = Preview(""), services.containers
     try:
-        obstacle = obstacle_of(orphan, containers.obstacle) or ""
+        obstacle = of_group(orphan.group_name) or ""
+        obstacle = obstacle or obstacle_of(orphan, containers.obstacle, services.settings) or ""
         if not obstacle:
             container = containers.get(orphan.container_name or "")
-            command = preview(container, resource_of(orphan))
+            found = preview(container, resource_of(orphan))
     except KeeperError as error:
-        obstacle = hide_assigned(describe(error))
-    return Start(resource_id=orphan.resource_id, command=command, obstacle=obstacle)
+        obstacle = describe(error)
+    return Start(
+        resource_id=orphan.resource_id,
+        command=found.text,
+        obstacle=obstacle,
+        differences=found.differences,
+    )
 
 
-def render(report: Report) -> str:
+def render(report: Report) -> Shown:
     """The report as a text for a terminal."""
     width = max(len(finding.grade) for finding in report.findings)
     lines = [
@@ -245,12 +273,13 @@ def render(report: Report) -> str:
         lines += ["", *_rendered(group)]
     problems = sum(finding.grade is Grade.PROBLEM for finding in report.findings)
     verdict = f"{problems} to be put right" if problems else "nothing to be put right"
-    return "\n".join([*lines, "", f"{verdict}; nothing was changed"])
+    return shown_lines([*lines, "", f"{verdict}; nothing was changed"])
 
 
 def _rendered(group: Group) -> Iterator[str]:
     resources, orphans = counted(group.resources, "resource"), counted(group.orphans, "orphan")
-    yield f"group {group.name}: {resources}, {orphans}"
+    starting = f", {group.starting} starting" if group.starting else ""
+    yield f"group {group.name}: {resources}, {orphans}{starting}"
     for start in group.restarts:
         yield from _lines("orphan", start)
     if more := group.orphans - len(group.restarts):
@@ -265,3 +294,4 @@ def _lines(what: str, start: Start) -> Iterator[str]:
         return
     yield f"  {what} {start.resource_id} would be started with"
     yield from (f"    {line}" for line in start.command.splitlines())
+    yield from (f"    unlike AMS: {difference}" for difference in start.differences)

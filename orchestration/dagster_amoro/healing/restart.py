@@ -4,15 +4,16 @@ Each step is written to the ledger before it is taken, and taken only if nobody 
 incident meanwhile. The process may be killed between any two lines of this module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, NoReturn
+from functools import partial
+from typing import Any, Final, NoReturn
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.containers.base import Container, ContainerLookup
-from dagster_amoro.containers.calls import Stop, limits_of, start, stop
+from dagster_amoro.containers.calls import Stop, limits_of, post_mortem, start, stop
 from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core import transitions
 from dagster_amoro.core.clock import Clock
@@ -24,7 +25,7 @@ from dagster_amoro.core.errors import (
     PropertiesError,
     StartFailedError,
 )
-from dagster_amoro.core.groups import Group, group_obstacle, min_parallelism
+from dagster_amoro.core.groups import Group, absence_obstacle, group_obstacle, min_parallelism
 from dagster_amoro.core.messages import DRY_RUN, next_step, tell_story
 from dagster_amoro.core.model import (
     Incident,
@@ -37,6 +38,7 @@ from dagster_amoro.core.model import (
 )
 from dagster_amoro.core.pauses import Pauses
 from dagster_amoro.core.policy import (
+    NEARLY,
     Decision,
     Replacement,
     RestartPolicy,
@@ -45,7 +47,9 @@ from dagster_amoro.core.policy import (
     decide,
     due_at,
 )
-from dagster_amoro.core.properties import parse_properties
+from dagster_amoro.core.post_mortem import PostMortem
+from dagster_amoro.core.properties import merge_properties, parse_properties
+from dagster_amoro.core.registrations import DOUBTFUL, Registrations, is_back
 from dagster_amoro.core.replacement import Replacements
 from dagster_amoro.core.tick_plan import obstacle_of, recovery_message
 from dagster_amoro.healing.preconditions import silence_of
@@ -160,6 +164,7 @@ class _Restart:
         self._containers, self._ams = restarter.containers, restarter.ams
         self._policy, self._settings = restarter.policy, restarter.settings
         self._clock = restarter.clock
+        self._has_begun = False  # its attempt
         self._ledger_identity = restarter.ledger.identity  # now: before an act nothing may stall
 
     def run(self) -> RestartResult:
@@ -172,27 +177,46 @@ class _Restart:
                 return self._restart(seen.orphan)
             case Verdict.GIVE_UP | Verdict.SUPERSEDE:
                 return self._remove(seen, decision)
+            case Verdict.RELEASE:
+                self._released()
             case Verdict.KEEP:
-                return self._keep()
+                return self._keep(decision)
         return self._leave(decision)
 
     # Look again, and decide.
 
-    def _look(self) -> ResourceSnapshot:
-        """The resource as it stands; the restart is over where it is no orphan any more."""
-        seen = self._registry.read_resource(self._incident.resource_id)
+    def _look(self, *, stopped: bool = False) -> ResourceSnapshot:
+        """The resource as it stands; the restart is over where it is no orphan any more.
+
+        `stopped`: whoever stands for it now may be what this restart has just stopped.
+        """
+        seen = self._registry.read_resource(self._incident.resource_id, to_act=True)
         if seen.registered:
-            self._close(Outcome.RECOVERED, State.RECOVERED, recovery_message(self._incident))
+            self._registered(seen.registrations, stopped=stopped)
         if seen.row is None and not self._incident.state.is_removing:
-            self._close(Outcome.RELEASED, State.RELEASED, "somebody removed its resource row")
+            self._released()
+        if seen.row is not None and self._incident.state is State.RELEASING:
+            self._step(transitions.row_is_back(self._incident, self._clock()))
+            raise _OverError(self._result(Outcome.LEFT, "was left: its resource row is back."))
         return seen
+
+    def _registered(self, registrations: Registrations, *, stopped: bool) -> NoReturn:
+        """It is back; or nobody can say it yet, and it is left to the tick that can."""
+        incident = self._incident
+        was_lost = incident.is_attempting and not self._has_begun  # maybe after its stop
+        if stopped or was_lost:
+            self._step(transitions.doubt(incident, registrations, self._clock()))
+        elif is_back(incident, registrations):
+            self._close(Outcome.RECOVERED, State.RECOVERED, recovery_message(incident))
+        raise _OverError(self._leave(Decision(Verdict.WAIT, DOUBTFUL)))
 
     def _decide(self, seen: ResourceSnapshot) -> Decision:
         incident = self._incident
-        group = self._registry.group(incident.group_name)
-        obstacle = group_obstacle(group, self._settings)
+        name, settings = incident.group_name, self._settings
+        group = self._registry.group(name)
+        obstacle = group_obstacle(group, settings) if group else absence_obstacle(name, settings)
         if obstacle is None and seen.orphan is not None:
-            obstacle = obstacle_of(seen.orphan, self._containers.obstacle)
+            obstacle = obstacle_of(seen.orphan, self._containers.obstacle, settings)
         now = self._clock()
         pause = Pauses(self._ledger.pauses(), now).of(incident.resource_id, incident.group_name)
         return decide(
@@ -203,6 +227,7 @@ class _Restart:
             now=now,
             paused=str(pause) if pause else None,
             replacement=lambda: self._replacement(group),
+            lead=NEARLY,
         )
 
     def _replacement(self, group: Group | None) -> Replacement:
@@ -231,34 +256,65 @@ class _Restart:
             self._step(transitions.give_back(self._incident, decision.reason, now))
         return self._result(Outcome.LEFT, f"was left as it is: {decision.reason}.")
 
-    # Restart it: count the attempt, stop what may be left, start, record.
+    # Restart it: see that it can be recorded, count the attempt, stop what may be left, start it.
 
     def _restart(self, orphan: Orphan) -> RestartResult:
         resource = resource_of(orphan)
         container = self._containers.get(resource.container_name)
-        self._begin_attempt(container)
+        if not self._registry.rehearse(orphan.resource_id, orphan.properties):
+            self._look()
+            return self._leave(Decision(Verdict.WAIT, "its row was changed meanwhile"))
+        found = post_mortem(container, resource)
+        self._begin_attempt(container, found)
         self._look()
         self._ensure_still_ours()
         stopped = self._stop(container, resource, "what an earlier start may have left")
-        self._look()
+        self._look(stopped=True)
         self._ensure_still_ours()
         try:
             startup = start(container, resource, self._fence)
         except StartFailedError as error:
             overdue = stopped.is_overdue or isinstance(error.__cause__, OverdueError)
             return self._failed(str(error), overdue=overdue)
+        if found:
+            stopped = stopped._replace(notes=(found.text, *stopped.notes))
         return self._record(container, orphan, startup, stopped)
 
-    def _begin_attempt(self, container: Container) -> None:
+    def _begin_attempt(self, container: Container, found: PostMortem | None) -> None:
         """Counts the attempt, also where another thread of this run renewed all claims just now."""
-        step = transitions.begin_attempt(self._incident, *self._until_and_now(container))
-        if (moved := self._ledger.apply(step)) is not None:
-            self._incident = moved
-            return
-        current = self._ledger.incident(self._incident.incident_id)
-        if current is not None and current.is_renewal_of(self._incident):
-            self._incident = current
-        self._step(transitions.begin_attempt(self._incident, *self._until_and_now(container)))
+        longest, self._has_begun = _longest(container), True
+        until, now = self._until_and_now(longest)
+        step = partial(
+            transitions.begin_attempt, until=until, now=now, longest=longest, found=found
+        )
+        before = self._incident
+        if not self._moves(step, lambda current: current.is_renewal_of(before)):
+            raise _OverError(_not_ours(before.incident_id))
+
+    def _moves(
+        self, step: Callable[[Incident], Transition], may: Callable[[Incident], bool]
+    ) -> bool:
+        """Takes a step, also of what it has become meanwhile, where that may take it as well."""
+        moved = self._ledger.apply(step(self._incident))
+        if moved is None:
+            current = self._ledger.incident(self._incident.incident_id)
+            if current is not None and may(current):
+                moved = self._ledger.apply(step(current))
+        self._incident = moved or self._incident
+        return moved is not None
+
+    def _ends_attempt(self, step: Callable[[Incident], Transition]) -> bool:
+        """Writes down what came of the attempt; False: it is not this run's any more.
+
+        Meanwhile its claim may have been renewed, an operator may have reset it, and a tick may
+        have doubted what registered for it.
+        """
+        return self._moves(step, self._has)
+
+    def _has(self, current: Incident) -> bool:
+        """Whether this run has it in hand, with the same attempt."""
+        is_mine = current.claimed_by == self._run_id
+        return is_mine and current.attempts == self._incident.attempts
 
     @property
     def _fence(self) -> Fence:
@@ -278,21 +334,23 @@ class _Restart:
 
     def _is_held(self) -> bool:
         current = self._ledger.incident(self._incident.incident_id)
-        return current is not None and current.claimed_by == self._run_id
+        return current is not None and self._has(current)
 
-    def _until_and_now(self, container: Container | None = None) -> tuple[datetime, datetime]:
-        """When a claim lapses that is renewed now, after the calls of the container; and now."""
+    def _until_and_now(self, longest: timedelta = timedelta(0)) -> tuple[datetime, datetime]:
+        """When a claim lapses that is renewed now, after calls that may take `longest`; and now."""
         now, timeout = self._clock(), self._settings.claim_timeout
-        limits = limits_of(container) if container else None
-        return now + timeout + (limits.longest_restart if limits else timedelta(0)), now
+        return now + timeout + longest, now
 
     def _record(
         self, container: Container, orphan: Orphan, startup: Mapping[str, str], stopped: Stop
     ) -> RestartResult:
         started = resource_of(orphan).with_properties(startup)
-        now, notes = self._clock(), stopped.notes
-        step = transitions.started(self._incident, startup, notes, now, overdue=stopped.is_overdue)
+        now, notes, overdue = self._clock(), stopped.notes, stopped.is_overdue
         try:
+            row = _as_started(orphan, startup)
+            step = partial(
+                transitions.started, startup=startup, notes=notes, now=now, overdue=overdue, row=row
+            )
             if not (self._save(orphan, startup) and self._note_start(step)):
                 return self._undo(container, started)
         except PropertiesError as error:
@@ -302,7 +360,7 @@ class _Restart:
             self._stop(container, started, "what cannot be recorded")
             raise
         message = f"was started by attempt {self._attempt()}{transitions.shown(startup)}"
-        text = f"{'; '.join([message, *notes])}. {next_step(step.after, self._policy)}"
+        text = f"{'; '.join([message, *notes])}. {next_step(self._incident, self._policy)}"
         return self._result(Outcome.STARTED, text, startup)
 
     def _save(self, orphan: Orphan, startup: Mapping[str, str]) -> bool:
@@ -311,7 +369,7 @@ class _Restart:
         for _ in range(_SAVES):
             if self._registry.save_startup(orphan.resource_id, properties, startup):
                 return True
-            row = self._registry.read_resource(orphan.resource_id).row
+            row = self._registry.read_resource(orphan.resource_id, to_act=True).row
             if row is None or not self._is_ours():
                 return False
             properties = row["properties"]
@@ -321,26 +379,30 @@ class _Restart:
         """Whether no other run has it; a tick may have seen it recovered by this very attempt."""
         current = self._ledger.incident(self._incident.incident_id)
         if current is None or current.state is not State.RECOVERED:
-            return current is not None and current.claimed_by == self._run_id
-        return current.attempts == self._incident.attempts
+            return current is not None and self._has(current)
+        # Meanwhile it may have died again, and another run may have started it.
+        is_last = self._ledger.newest_incident(current.resource_id) == current.incident_id
+        return is_last and current.attempts == self._incident.attempts
 
-    def _note_start(self, step: Transition) -> bool:
+    def _note_start(self, step: Callable[[Incident], Transition]) -> bool:
         """Writes down that it was started; False: another run has it by now.
 
         A tick may have seen its registration already, which has closed the incident.
         """
-        if self._ledger.apply(step):
+        if self._ends_attempt(step):
             return True
         if not self._is_ours():
             return False
+        told = step(self._incident)
         with self._ledger.transaction(self._incident.fence) as ledger:
-            ledger.add_event(step.event, self._incident)
+            ledger.add_event(told.event, self._incident)
+        self._incident = told.after
         return True
 
     def _undo(self, container: Container, started: Resource) -> RestartResult:
         """Releases what was started: its row is gone, or another run took over meanwhile."""
         notes = self._stop(container, started, "what this attempt started").notes
-        if self._registry.read_resource(started.resource_id).row is None:
+        if self._registry.read_resource(started.resource_id, to_act=True).row is None:
             why = "its row was removed while it was started; what was started was released again"
             self._close(Outcome.RELEASED, State.RELEASED, "; ".join([why, *notes]))
         if not self._is_ours():
@@ -349,10 +411,14 @@ class _Restart:
         return self._failed("; ".join([f"{why}, so it was released again", *notes]))
 
     def _failed(self, error: str, *, overdue: bool = False) -> RestartResult:
-        until = due_at(self._incident, self._policy) + self._settings.claim_timeout
         now = self._clock()
-        step = transitions.attempt_failed(self._incident, error, until, now, overdue=overdue)
-        self._step(step)
+        due = due_at(self._incident._replace(attempt_ends_at=now), self._policy)
+        until = due + self._settings.claim_timeout
+        step = partial(
+            transitions.attempt_failed, error=error, until=until, now=now, overdue=overdue
+        )
+        if not self._ends_attempt(step):
+            raise _OverError(_not_ours(self._incident.incident_id))
         text = f"was not started by attempt {self._attempt()}: {error}"
         return self._result(Outcome.FAILED, f"{text}. {next_step(self._incident, self._policy)}")
 
@@ -361,8 +427,8 @@ class _Restart:
 
     # Or keep or remove it.
 
-    def _keep(self) -> RestartResult:
-        self._step(transitions.keep(self._incident, self._clock()))
+    def _keep(self, decision: Decision) -> RestartResult:
+        self._step(transitions.keep(self._incident, decision.reason, self._clock()))
         return self._result(Outcome.KEPT, f"was kept: {self._story(removed=False)}.")
 
     def _remove(self, seen: ResourceSnapshot, decision: Decision) -> RestartResult:
@@ -394,6 +460,19 @@ class _Restart:
         except (ContainerError, PropertiesError) as error:  # a store that is away may come back
             return (f"could not stop what was left of it: {error}",)
 
+    def _released(self) -> NoReturn:
+        """Somebody removed its row: what its attempts started is known to nobody else by now."""
+        notes = self._release_started() if self._incident.attempts else ()
+        why = "; ".join(["somebody removed its resource row", *notes])
+        self._close(Outcome.RELEASED, State.RELEASED, why)
+
+    def _release_started(self) -> tuple[str, ...]:
+        of = self._incident
+        kept = self._ledger.removed_row(of.incident_id)
+        bare = Orphan(of.resource_id, of.group_name, of.container_name, of.thread_count, 0, "{}")
+        self._ensure_still_ours()
+        return self._release(orphan_of(kept) if kept else bare)
+
     def _story(self, *, removed: bool = True) -> str:
         events = self._ledger.events(self._incident.incident_id)
         return tell_story(self._incident, events, self._policy, removed=removed)
@@ -418,6 +497,24 @@ class _Restart:
         dry = DRY_RUN if self._ledger.dry_run else ""
         text = f"{dry}{self._incident.resource_id} {message}"
         return RestartResult(outcome, text, self._incident, dict(startup or {}))
+
+
+def _longest(container: Container) -> timedelta:
+    """How long the calls of a restart may take, where somebody limits them."""
+    limits = limits_of(container)
+    return limits.longest_restart if limits else timedelta(0)
+
+
+def _as_started(orphan: Orphan, startup: Mapping[str, str]) -> dict[str, Any]:
+    """The row of a resource with its start-up properties.
+
+    Raises:
+        PropertiesError: They cannot be stored.
+    """
+    properties = merge_properties(orphan.properties, startup)
+    row = orphan._replace(properties=properties)._asdict()
+    del row["copies"]
+    return row
 
 
 def resource_of(orphan: Orphan) -> Resource:

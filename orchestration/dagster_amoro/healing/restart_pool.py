@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from dagster_amoro.containers.calls import concurrent_starts
+from dagster_amoro.containers.calls import concurrent_starts, warm_up
 from dagster_amoro.core.model import Incident
 from dagster_amoro.core.policy import due_at
 from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
@@ -27,6 +27,16 @@ class RestartPool:
         self._under_way: Final[dict[int, Future[RestartResult]]] = {}  # by incident
         self._failed: Final[dict[int, Incident]] = {}  # what is to be tried again
         self._closing: Final = threading.Event()
+        self.claimed: Sequence[Incident] = ()
+
+    def claim(self, run_key: str) -> None:
+        """Claims what was dispatched under this key, and begins to restart it.
+
+        Raises:
+            StoreUnavailableError: The ledger did not answer; nothing was begun.
+        """
+        self.claimed = self._restarter.claim(run_key, self._run_id)
+        self.begin(self.claimed)
 
     def begin(self, incidents: Sequence[Incident]) -> None:
         """Begins to restart these, in this order, each when its pause is over."""
@@ -80,6 +90,7 @@ class RestartPool:
     def _begin(self, incident_id: int, container_name: str, pause: float = 0) -> None:
         if container_name not in self._threads:
             containers, most = self._restarter.containers, self._restarter.max_concurrent_starts
+            warm_up(containers, container_name)
             most = concurrent_starts(containers, container_name) or most
             self._threads[container_name] = ThreadPoolExecutor(most, "restart")
         threads = self._threads[container_name]

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.calls import start, stop
-from dagster_amoro.core import groups
+from dagster_amoro.core import groups, texts
 from dagster_amoro.core.clock import Clock
 from dagster_amoro.core.errors import ContainerError, KeeperError, LeaseLostError, PropertiesError
 from dagster_amoro.core.formatting import clock_time, counted
@@ -110,7 +110,7 @@ def _record_start(
         min_parallelism=plan.min_parallelism,
         threads=plan.missing,
         resource_id=new_id,
-        interval=settings.check_interval,
+        interval=settings.round_interval,
         now=now,
     )._replace(claimed_by=run_key, claimed_until=now + settings.claim_timeout, fence=inputs.fence)
     if not ledger.move_scale_up(plan.scale_up, after):
@@ -194,7 +194,7 @@ class Scaler:
         if pause := Pauses(self.ledger.pauses(), now).of_group(name):
             return self._end(scale_up, ScaleUpOutcome.UNNEEDED, str(pause))
         incidents = {i.resource_id: i for i in self.ledger.open_incidents(name)}
-        snapshot = self.registry.read_group_snapshot(name)
+        snapshot = self.registry.read_group_snapshot(name, to_act=True)
         group = snapshot.sized.get(name)
         min_parallelism = (groups.min_parallelism(group) or 0) if group else 0
         live = snapshot.live.get(name, 0)
@@ -242,7 +242,7 @@ class Scaler:
     def _end(self, scale_up: ScaleUp, outcome: ScaleUpOutcome, text: str) -> ScaleUpResult:
         now = self.clock()
         state, kind = _ENDS[outcome]
-        error = text if outcome is ScaleUpOutcome.FAILED else None
+        error = str(texts.shown(text)) if outcome is ScaleUpOutcome.FAILED else None
         after = scale_up.evolve(state=state, claimed_by=None, claimed_until=None, last_error=error)
         round_of = f"round {after.rounds} of {self.settings.max_keeping_attempts}"
         with self.ledger.transaction(scale_up.fence) as ledger:

@@ -5,11 +5,10 @@ tick, made of what is there now by the function that makes it for the tick. Dags
 asked: a run's claim holds until it lapses, and whose turn it is in a batch only the sensor knows.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -18,7 +17,7 @@ import sqlalchemy as sa
 from dagster_amoro.config import Mode
 from dagster_amoro.core import groups
 from dagster_amoro.core.errors import StoreUnavailableError, UnknownTargetError
-from dagster_amoro.core.formatting import clock_time
+from dagster_amoro.core.formatting import clock_time, counted
 from dagster_amoro.core.limits import blocked_groups
 from dagster_amoro.core.model import Incident, ScaleUpState, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope
@@ -26,15 +25,17 @@ from dagster_amoro.core.policy import (
     IN_A_RUN,
     NOT_CLAIMED,
     Decision,
-    OnExhausted,
     RestartPolicy,
     Verdict,
     due_at,
+    is_exhausted,
+    why_kept,
 )
 from dagster_amoro.core.scale_up import ScaleDecision
-from dagster_amoro.core.secrets import hide_assigned
+from dagster_amoro.core.texts import Shown, shown, shown_json
 from dagster_amoro.core.tick_inputs import TickInputs
 from dagster_amoro.core.tick_plan import NEXT_BATCH, plan_tick
+from dagster_amoro.healing.losses import Ended, lost
 from dagster_amoro.healing.preconditions import Preconditions, silence_of
 from dagster_amoro.healing.reading import Recorded, TickReader
 from dagster_amoro.stores import schema
@@ -45,12 +46,15 @@ from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, resource
 
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
+GIVEN_UP: Final = "given up"
+"""The trouble of a group that is well but for what it has lost."""
 _STOPPED: Final = {ScaleDecision.STOP, ScaleDecision.STOPPED}
 _ONE_OF_THE_NEXT: Final = "at one of the next ticks (keeper.max-restarts-per-tick)"
 _ENDS: Final = {
     Verdict.GIVE_UP: "given up {}: its row moves to the ledger",
-    Verdict.KEEP: "left to a person {}: its attempts are used up",
+    Verdict.KEEP: "left to a person {}: no more attempts are made",
     Verdict.SUPERSEDE: "removed {}: others took its place",
+    Verdict.RELEASE: "released {}: somebody removed its row",
 }
 
 
@@ -85,9 +89,40 @@ class GroupStatus:
     live: int  # threads, by its optimizers
     min_parallelism: int | None  # threads that it must have at least; None: nobody asked for any
     orphans: int
+    starting: int  # resources that are too young to be orphans
+    given_up: int  # resources, neither restored nor acknowledged
+    kept: int  # resources without attempts left, not acknowledged
+    lost_threads: int  # of both: so many fewer than were declared
     trouble: str | None  # in a word; None: it is well
     message: str | None  # the same in a sentence, where a word is not enough
     scale_up: Rounds | None
+
+    @property
+    def loss(self) -> str:
+        """What it has lost: "2 given up, 4 threads fewer than declared"; empty: nothing."""
+        return loss(given_up=self.given_up, kept=self.kept, threads=self.lost_threads)
+
+    @property
+    def condition(self) -> str:
+        """How it does, in a few words: "ok" where nothing is the matter."""
+        words = [] if self.trouble in {None, GIVEN_UP} else [str(self.trouble)]
+        return "; ".join([*words, self.loss] if self.loss else words) or "ok"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossStatus:
+    """A resource that was given up or is kept, and that nobody has restored or acknowledged."""
+
+    resource_id: str
+    group_name: str
+    incident_id: int
+    state: State  # EXHAUSTED: its row was removed; KEPT: it is left where it is
+    threads: int
+    attempts: int  # starts that were decided on
+    lost_at: datetime  # when it was given up, or its attempts were used up
+    cause: str | None  # as in `OrphanStatus`, like the next two
+    death: str | None
+    last_error: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +136,8 @@ class OrphanStatus:
     orphaned_since: datetime | None
     attempts_used: int | None  # attempts of its budget that are used up
     max_attempts: int
+    cause: str | None  # of the death of its worker, in a few words; None: nobody asked yet
+    death: str | None  # the same in a sentence
     last_error: str | None
     next: str  # what happens next, in a sentence
     next_at: datetime | None  # not before; if it is past: at the next tick. None: nobody can say
@@ -110,7 +147,8 @@ class OrphanStatus:
 class Status:
     """What an operator looks at first. Its fields, and those within it, are the keys of the JSON.
 
-    Groups stand in the order of their names, orphans in that of what happens next.
+    Groups stand in the order of their names, orphans in that of what happens next, and losses in
+    that of their moments, the newest last.
     """
 
     at: datetime
@@ -119,9 +157,11 @@ class Status:
     auto_restart: bool
     attached: bool  # whether the registry is an AMS's
     silence: str | None  # why AMS cannot be counted on now; None: it answers, or there is none
+    doubt: str | None  # why nothing is concluded from the registry; None: it can be written
     pauses: tuple[Pause, ...]  # those in force
     groups: tuple[GroupStatus, ...]
     orphans: tuple[OrphanStatus, ...]
+    losses: tuple[LossStatus, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +170,7 @@ class StatusReader:
 
     reader: TickReader
     preconditions: Preconditions
+    given_up_for: timedelta = timedelta(days=1)  # so long a loss is told
 
     def read(self, group: str | None = None) -> Status:
         """The status of everything, or of one group.
@@ -142,7 +183,7 @@ class StatusReader:
         recorded = replace(reader, ledger=ledger).read_ledger() if ledger else Recorded()
         has_lease = self.preconditions.lease_time is not None
         lease, lease_holds = _lease(ledger) if ledger and has_lease else (None, False)
-        silence = silence_of(self.preconditions.ams)
+        silence, doubt = silence_of(self.preconditions.ams), self._doubt()
         outlook = self._outlook(ledger, recorded, lease.fence if lease else None)
         known = outlook.names() if outlook else []
         if group is not None and group not in known:
@@ -157,9 +198,11 @@ class StatusReader:
             auto_restart=reader.policy.enabled,
             attached=reader.attached,
             silence=_hidden(silence),
+            doubt=_hidden(doubt),
             pauses=tuple(_pauses(Pauses(recorded.pauses, now), group)),
             groups=outlook.groups(chosen) if outlook else (),
-            orphans=outlook.orphans(chosen, silent=silence is not None) if outlook else (),
+            orphans=outlook.orphans(chosen, _once(silence, doubt)) if outlook else (),
+            losses=outlook.losses(chosen) if outlook else (),
         )
 
     def _outlook(
@@ -173,7 +216,21 @@ class StatusReader:
         registry = DryRunRegistry(ours.database, ours.heartbeat_timeout, removed)
         snapshot, reader = registry.read_snapshot(), replace(self.reader, registry=registry)
         now = self.preconditions.clock()
-        return _Outlook(reader.read(recorded, snapshot, now=now, fence=fence), registry)
+        since = now - self.given_up_for
+        losses = lost(ledger, registry, recorded.incidents, since) if ledger else []
+        inputs = reader.read(recorded, snapshot, now=now, fence=fence)
+        return _Outlook(inputs, registry, losses)
+
+    def _doubt(self) -> str | None:
+        """Why a tick would abstain from what it reads: none of its writes is possible there."""
+        registry = self.reader.registry
+        if not self.reader.policy.enabled or not has_tables(registry.database, resource):
+            return None
+        try:
+            registry.ensure_writable()
+        except StoreUnavailableError as error:
+            return str(error)
+        return None
 
     def _acting(self, lease: Lease | None, *, holds: bool) -> Acting:
         us = self.preconditions.deployment
@@ -193,9 +250,15 @@ class StatusReader:
         return Acting(deployment=us, holder=holder, until=until, message=message)
 
 
-def as_json(status: Status) -> str:
+def _once(silence: str | None, doubt: str | None) -> str:
+    if silence is not None:
+        return "once AMS answers: "
+    return "once the registry can be written: " if doubt is not None else ""
+
+
+def as_json(status: Status) -> Shown:
     """The status for programs: the fields of `Status` as keys, times as `2026-03-29T00:59:30Z`."""
-    return json.dumps(asdict(status), ensure_ascii=False, indent=2, default=_iso)
+    return shown_json(asdict(status), indent=2, default=_iso)
 
 
 def _iso(value: datetime) -> str:
@@ -233,49 +296,68 @@ def _lease(ledger: Ledger) -> tuple[Lease | None, bool]:
 def _pauses(pauses: Pauses, group: str | None) -> Iterator[Pause]:
     for pause in pauses.holding.values():
         if group is None or pause.target.scope is not Scope.GROUP or pause.target.name == group:
-            author, reason = hide_assigned(pause.author), hide_assigned(pause.reason)
-            yield replace(pause, author=author, reason=reason)
+            yield replace(pause, author=shown(pause.author), reason=shown(pause.reason))
 
 
 class _Outlook:
     """The plan of the next tick, in words."""
 
-    def __init__(self, inputs: TickInputs, registry: Registry) -> None:
+    def __init__(self, inputs: TickInputs, registry: Registry, losses: Sequence[Ended]) -> None:
         self.now = inputs.now
+        self._losses = losses
         self._inputs = inputs
         self._registry = registry
         self._counts = inputs.count()
         self._plan = plan_tick(inputs)
+        starting = self._inputs.snapshot.starting.values()
+        self._starting = Counter(each.group_name or "" for each in starting)
         self._scaling = {each.group.name: each for each in self._plan.scaling}
+        looks = (look for _, look in self._plan.looks if look is not None)
+        self._surplus = {look.group_name: text for look in looks if (text := look.message)}
 
     def names(self) -> list[str]:
         """All groups, also those that only rows of `resource` or incidents name."""
         snapshot = self._inputs.snapshot
-        orphaned = {orphan.group_name or "" for orphan in snapshot.orphans.values()}
+        unregistered = (*snapshot.orphans.values(), *snapshot.starting.values())
+        orphaned = {orphan.group_name or "" for orphan in unregistered}
         recorded = {incident.group_name for incident in self._inputs.incidents}
+        recorded |= {each.group_name for each in self._losses}
         return sorted({*snapshot.groups, *self._counts} | orphaned | recorded)
 
     def groups(self, names: Sequence[str]) -> tuple[GroupStatus, ...]:
         dead = Counter(each.group_name or "" for each in self._inputs.snapshot.orphans.values())
         held = blocked_groups(dead, dead.elements(), lambda: self._counts, self._inputs.limits)
         capacity = self._registry.capacity(names)
+        losses: dict[str, list[Ended]] = {}
+        for each in self._losses:
+            losses.setdefault(each.group_name, []).append(each)
         return tuple(
-            self._group(name, capacity[name], dead[name], held.get(name)) for name in names
+            self._group(name, capacity[name], dead[name], held.get(name), losses.get(name, ()))
+            for name in names
         )
 
     def _group(
-        self, name: str, threads: tuple[int, int], orphans: int, held: str | None
+        self,
+        name: str,
+        threads: tuple[int, int],
+        orphans: int,
+        held: str | None,
+        losses: Sequence[Ended],
     ) -> GroupStatus:
         wanted, live = threads
+        given_up = sum(each.state is State.EXHAUSTED for each in losses)
         row = self._inputs.snapshot.sized.get(name)
         min_parallelism = groups.min_parallelism(row) if row else None
         plan, most = self._scaling.get(name), self._inputs.settings.max_keeping_attempts
+        size = plan.message(most) if plan else self._surplus.get(name)
         troubles = {
             "paused": self._inputs.pauses.of_group(name) is not None,
             "held": held is not None,
             "scale-up stopped": plan is not None and plan.decision in _STOPPED,
             "below min-parallelism": live < (min_parallelism or 0),
             "orphans": orphans > 0,
+            "above min-parallelism": name in self._surplus,
+            GIVEN_UP: bool(losses),
         }
         return GroupStatus(
             name=name,
@@ -284,8 +366,12 @@ class _Outlook:
             live=live,
             min_parallelism=min_parallelism,
             orphans=orphans,
+            starting=self._starting[name],
+            given_up=given_up,
+            kept=len(losses) - given_up,
+            lost_threads=sum(each.thread_count for each in losses),
             trouble=next((word for word, holds in troubles.items() if holds), None),
-            message=_hidden(held or (plan.message(most) if plan else None)),
+            message=_hidden(held or size),
             scale_up=self._rounds(name, most),
         )
 
@@ -299,8 +385,14 @@ class _Outlook:
             last_error=_hidden(scale_up.last_error),
         )
 
-    def orphans(self, names: Sequence[str], *, silent: bool) -> tuple[OrphanStatus, ...]:
-        before, most = "once AMS answers: " if silent else "", self._inputs.policy.max_retries
+    def losses(self, names: Sequence[str]) -> tuple[LossStatus, ...]:
+        """What these groups have lost."""
+        wanted = set(names)
+        return tuple(_loss(each) for each in self._losses if each.group_name in wanted)
+
+    def orphans(self, names: Sequence[str], before: str) -> tuple[OrphanStatus, ...]:
+        """Those of these groups; `before` says what has to come before anything happens."""
+        most = self._inputs.policy.max_retries
         as_status = partial(_orphan, most=most, before=before)
         plan, wanted = self._plan, set(names)
         new = {step.after.resource_id: step.after for step in plan.steps if step.before is None}
@@ -342,19 +434,19 @@ class _Outlook:
             return _attempt(incident, policy).format(_ONE_OF_THE_NEXT), due_at(incident, policy)
         if until is None:
             return f"waits: {decision.reason}", None
-        if decision.reason == IN_A_RUN:
-            return f"with a run until {clock_time(until)}, unless that renews its claim", until
         following = _attempt(incident, policy)
-        if incident.attempts_used >= policy.max_retries:
-            keeps = policy.on_exhausted is OnExhausted.KEEP
+        if is_exhausted(incident, policy):
+            keeps = why_kept(incident, policy) is not None
             following = _ENDS[Verdict.KEEP if keeps else Verdict.GIVE_UP]
+        if decision.reason == IN_A_RUN:
+            return following.format(f"by a run until {clock_time(until)}"), until
         why = f": {decision.reason}" if decision.reason == NOT_CLAIMED else ""
         return following.format(f"after {clock_time(until)}") + why, until
 
 
 def _attempt(incident: Incident, policy: RestartPolicy) -> str:
     """What is to be done, with a gap for when; so are the texts of `_ENDS`."""
-    return f"attempt {incident.attempts_used + 1} of {policy.max_retries} {{}}"
+    return f"attempt {incident.attempts_spent + 1} of {policy.max_retries} {{}}"
 
 
 def _orphan(
@@ -368,9 +460,33 @@ def _orphan(
         orphaned_since=incident.detected_at,
         attempts_used=incident.attempts_used,
         max_attempts=most,
+        cause=_hidden(incident.cause),
+        death=_hidden(incident.death),
         last_error=_hidden(incident.last_error),
-        next=hide_assigned(before + text),
+        next=shown(before + text),
         next_at=at,
+    )
+
+
+def loss(*, given_up: int, kept: int, threads: int) -> str:
+    """So many resources and threads are lost, as a person reads it; empty: none is."""
+    parts = [f"{given_up:,} given up"] if given_up else []
+    parts += [f"{kept:,} out of attempts and kept"] if kept else []
+    return ", ".join([*parts, f"{counted(threads, 'thread')} fewer than declared"] if parts else [])
+
+
+def _loss(ended: Ended) -> LossStatus:
+    return LossStatus(
+        resource_id=ended.resource_id,
+        group_name=ended.group_name,
+        incident_id=ended.incident_id,
+        state=ended.state,
+        threads=ended.thread_count,
+        attempts=ended.attempts,
+        lost_at=ended.closed_at,
+        cause=_hidden(ended.cause),
+        death=_hidden(ended.death),
+        last_error=_hidden(ended.last_error),
     )
 
 
@@ -381,4 +497,4 @@ def _urgency(orphan: OrphanStatus) -> tuple[bool, datetime, datetime, str]:
 
 
 def _hidden(text: str | None) -> str | None:
-    return None if text is None else hide_assigned(text)
+    return None if text is None else shown(text)

@@ -4,6 +4,8 @@ The command line and the jobs are both built from it. It loads neither Dagster n
 that help is shown at once.
 """
 
+import os
+import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from dagster_amoro.healing.operations import Operations
 
 Values = Mapping[str, str | None]
-"""What was typed, by the name of the parameter; None where nothing was."""
+"""What was typed, by the name of the parameter; None where nothing was. And `KNOWN`."""
+
+KNOWN: Final = "known"
+"""The key of who the system says it is, whatever was typed; no parameter has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,9 @@ ORPHAN: Final = Parameter(
 REMOVED: Final = replace(
     ORPHAN, help="The id of a resource that was given up or superseded, as the ledger has it."
 )
+LOST: Final = replace(
+    ORPHAN, help="The id of a resource that was given up, or is kept, as the ledger has it."
+)
 UNTIL: Final = Parameter(
     "until",
     "TIME",
@@ -82,7 +90,7 @@ BY: Final = (
     Parameter(
         "author",
         "NAME",
-        "Who wants it; the ledger keeps it.",
+        "Who wants it; the ledger keeps it, with the user that the system knows.",
         is_required=True,
         default="the user of this system",
     ),
@@ -138,7 +146,19 @@ def _resource(values: Values) -> str:
 
 
 def _by(values: Values) -> dict[str, str]:
-    return {name: values[name] or "" for name in ("author", "reason")}
+    """Who wants it, as was typed, with who the system knows it is in parentheses; and why."""
+    author, known = (values["author"] or "").strip(), values.get(KNOWN)
+    if author and known and author != known:
+        author = f"{author} ({known})"
+    return {"author": author, "reason": values["reason"] or ""}
+
+
+def os_user() -> str:
+    """The user of this process by the system itself: variables can say anything."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name
+        return f"uid {os.getuid()}"
 
 
 def _pause(operations: "Operations", values: Values) -> str:
@@ -161,6 +181,21 @@ STATUS: Final = Command(
     "It also shows which deployment acts, what each group is short of, and what is paused. "
     "It changes nothing.",
     (replace(GROUP, help="The name of a group, as the registry has it. Left out: all groups."),),
+)
+METRICS: Final = Command(
+    "metrics",
+    "Prints what Prometheus scrapes: orphans, attempts, recoveries and give-ups of each group.",
+    "As OpenMetrics, for whatever serves or pushes it. Reads what the last completed survey and "
+    "the ledger say, and changes nothing.",
+    (
+        Parameter(
+            "file",
+            "PATH",
+            "Writes them there instead, as the textfile collector of the node exporter reads "
+            "them: a whole file takes the place of the one before. Its name has to end with .prom.",
+            in_jobs=False,
+        ),
+    ),
 )
 VERBS: Final = (
     Verb(
@@ -212,5 +247,12 @@ VERBS: Final = (
         "A new incident is opened for it, so that it is restarted after its grace period.",
         (REMOVED, *BY),
         lambda operations, values: operations.restore(_resource(values), **_by(values)),
+    ),
+    Verb(
+        "acknowledge",
+        "Says that somebody looks after a resource that was given up, or is kept.",
+        "The check nothing_given_up passes for it from then on; nothing else changes.",
+        (LOST, *BY),
+        lambda operations, values: operations.acknowledge(_resource(values), **_by(values)),
     ),
 )

@@ -34,6 +34,7 @@ INCIDENT: Final = (  # what every frame of incidents has
     incident.c.thread_count.label("threads"),
     naive(incident.c.detected_at).label("detected"),
     incident.c.attempts,
+    incident.c.cause,
     sa.type_coerce(incident.c.state, sa.String).label("state"),
     naive(incident.c.closed_at).label("closed"),
 )
@@ -49,7 +50,13 @@ def incident_history(group_name: str, events: tuple[int, int] | None = None) -> 
         event.c.incident_id == incident.c.incident_id, event.c.kind == EventKind.DETECTED
     )
     query = (
-        sa.select(*INCIDENT, incident.c.last_error, event.c.details)
+        sa.select(
+            incident.c.group_name.label("group"),
+            *INCIDENT,
+            incident.c.death,
+            incident.c.last_error,
+            event.c.details,
+        )
         .join_from(incident, event, opening, isouter=True)
         .where(incident.c.group_name == group_name)
         .order_by(incident.c.incident_id)
@@ -71,6 +78,7 @@ def event_history(group_name: str, after_event: int, limit: int) -> sa.Select[An
     details = sa.case((event.c.kind.in_(_WITH_THREADS), event.c.details), else_=None)
     return (
         sa.select(
+            event.c.group_name.label("group"),
             event.c.event_id.label("event"),
             event.c.incident_id.label("incident"),
             incident.c.resource_id.label("resource"),

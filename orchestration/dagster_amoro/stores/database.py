@@ -1,10 +1,11 @@
 """How a store talks to its database: engines, transactions, time and errors, in one place."""
 
+import os
 import re
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
@@ -14,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
-from dagster_amoro.core.errors import ConfigError, StoreUnavailableError
+from dagster_amoro.core.errors import ConfigError, StoreUnavailableError, UnansweredCommitError
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
 # A process that is paused within a transaction would keep its locks, and the others waiting.
@@ -24,6 +25,9 @@ _PATIENCE: Final = {
     "keepalives_idle": "10",  # s, until a silent server is asked whether it is there
     "tcp_user_timeout": "10000",  # ms, until one that does not answer counts as gone
 }
+# Connections are made as they are needed and kept; an overflow would be closed after each use, and
+# made anew for the next of the many threads of a run.
+_POOL: Final[Mapping[str, Any]] = {"pool_size": 15, "max_overflow": 0}
 _WRITES: Final = "dagster_amoro_writes"
 # By file: SQLite has one writer at a time, and whoever asks it for a turn may wait in vain while
 # others take theirs. Threads of one process take turns before they ask.
@@ -37,7 +41,7 @@ class Database:
     """A database, connected to when first used.
 
     Its transactions raise a StoreUnavailableError where it does not answer as it should; nothing
-    was written then.
+    was written then, unless it is an UnansweredCommitError.
     """
 
     def __init__(self, url: sa.URL, name: str) -> None:
@@ -55,25 +59,46 @@ class Database:
             ) from error
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads."""
+    def reading(
+        self, where: Sequence[sa.Executable] = (), **options: str
+    ) -> Iterator[sa.Connection]:
+        """A transaction that only reads, on a server that would do these writes, on no row at all.
+
+        A standby does none, nor does a server that is read-only or grants too little. They are
+        tried in the transaction itself: of several hosts, another may be asked the next time. A
+        file is in one place, so there it is enough that `snapshot` tries them.
+        """
         with self._errors("read"), self.engine.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                connection.execution_options(**options)
+                self._try(connection, where)
             yield connection
 
     @contextmanager
-    def snapshot(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, and sees the same moment in each of its statements."""
-        with self.reading() as connection:
-            if connection.dialect.name != "sqlite":  # where every transaction is one
-                connection.execution_options(isolation_level="REPEATABLE READ")
+    def snapshot(self, where: Sequence[sa.Executable] = ()) -> Iterator[sa.Connection]:
+        """The same, and it sees the same moment in each of its statements."""
+        if where and self.engine.dialect.name == "sqlite":  # where every transaction does
+            with self.rehearsing() as connection:
+                self._try(connection, where[-1:])  # what refuses one write there refuses all
+        with self.reading(where, isolation_level="REPEATABLE READ") as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that writes: committed at the end, rolled back on any error."""
-        engine = self.engine.execution_options(**{_WRITES: True})
-        with self._turn(), self._errors("written"), engine.begin() as connection:
+        with self._turn(), self._errors("written"), self._writer.begin() as connection:
             yield connection
+            _commit(connection)
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[sa.Connection]:
+        """A transaction that writes, and is rolled back at its end in any case."""
+        with self._turn(), self._errors("written"), self._writer.connect() as connection:
+            yield connection
+
+    @property
+    def _writer(self) -> sa.Engine:
+        return self.engine.execution_options(**{_WRITES: True})
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -91,7 +116,7 @@ class Database:
     @contextmanager
     def creating(self) -> Iterator[sa.Connection]:
         """A transaction that creates tables, one at a time among all processes and threads."""
-        self.create_folder()
+        self.create_file()
         with self.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
@@ -109,14 +134,25 @@ class Database:
             finally:
                 connection.execute(sa.select(sa.func.release_lock(lock)))
 
-    def create_folder(self) -> None:
-        """Makes the folder of an SQLite file; a StoreUnavailableError where there can be none."""
-        if self.engine.dialect.name != "sqlite" or not self.url.database:
+    def create_file(self) -> None:
+        """Makes an SQLite file, and its folder, unless it is there; only we may read it.
+
+        A StoreUnavailableError says that there can be none.
+        """
+        file = self.url.database
+        if self.engine.dialect.name != "sqlite" or file in {None, "", ":memory:"}:
             return
         try:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # SQLite itself would heed the umask alone
+                os.close(os.open(str(file), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            raise StoreUnavailableError(f"the {self.name} has no folder: {error}") from error
+            raise StoreUnavailableError(f"the {self.name} cannot be made: {error}") from error
+
+    def _try(self, connection: sa.Connection, writes: Sequence[sa.Executable]) -> None:
+        with self._errors("written"):
+            for each in writes:
+                connection.execute(each)
 
     def close(self) -> None:
         """Closes the pooled connections."""
@@ -131,6 +167,18 @@ class Database:
             raise StoreUnavailableError(
                 f"the {self.name} cannot be {verb}: {_reason(error)}"
             ) from None
+
+
+def _commit(connection: sa.Connection) -> None:
+    try:
+        connection.commit()
+    except sa.exc.SQLAlchemyError as error:
+        # It may still be open, with its locks, and SQLAlchemy would pool it as it is.
+        connection.invalidate()
+        raise UnansweredCommitError(
+            f"the answer to a commit was lost, so what was to be written may be there: "
+            f"{_reason(error)}"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -149,14 +197,14 @@ def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         # The driver's own BEGIN would come too late, see below.
         options = {"timeout": LOCK_TIMEOUT_SECONDS, "isolation_level": None}
-        engine = sa.create_engine(url, connect_args=options, hide_parameters=True)
+        engine = sa.create_engine(url, connect_args=options, hide_parameters=True, **_POOL)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if url.drivername == "postgresql+psycopg":  # PyMySQL waits for 10 s by itself
         url = url.update_query_dict({**_PATIENCE, **url.query})
     engine = sa.create_engine(
-        url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True
+        url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True, **_POOL
     )
     limit_waits = (
         f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS} s'; "
@@ -175,7 +223,32 @@ def _engine(url: sa.URL) -> sa.Engine:
         connection.commit()
 
     sa.event.listen(engine, "connect", prepare)
+    if is_mysql(engine.dialect):  # libpq does so by itself
+        sa.event.listen(engine, "do_connect", _connect_in_turn)
     return engine
+
+
+def _connect_in_turn(
+    dialect: sa.Dialect,
+    _record: object,
+    arguments: Sequence[Any],
+    named: Mapping[str, Any],
+) -> Any:  # noqa: ANN401 - a DBAPI connection
+    """Tries several hosts one after the other; None, for one: SQLAlchemy connects by itself.
+
+    They stand in the URL as for libpq, as `host=a,b` and `port=1,2` of its query part.
+    """
+    hosts = str(named.get("host", "")).split(",")
+    ports = str(named.get("port", 3306)).split(",")
+    if len(hosts) < 2:  # noqa: PLR2004 - several
+        return None
+    failed: list[Exception] = []
+    for host, port in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True):
+        try:
+            return dialect.connect(*arguments, **{**named, "host": host, "port": int(port)})
+        except dialect.loaded_dbapi.OperationalError as error:
+            failed.append(error)
+    raise type(failed[-1])(failed[-1].args[0], "; ".join(str(each.args[-1]) for each in failed))
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - as above

@@ -28,14 +28,14 @@ class DryRunRegistry(Registry):
         super().__init__(database, heartbeat_timeout)
         self._removed = removed
 
-    def read_snapshot(self) -> RegistrySnapshot:
-        """A snapshot of everything but what would have been removed."""
+    def read_snapshot(self, *, to_act: bool = False) -> RegistrySnapshot:  # noqa: ARG002 - as there
+        """A snapshot of everything but what would have been removed, from wherever it is read."""
         if self.heartbeat_timeout is not None and not has_tables(self.database, resource):
             # The tables would have been created, with nothing in them.
             return RegistrySnapshot(resources=0, groups=(), orphans={})
         return self._without_removed(super().read_snapshot())
 
-    def read_group_snapshot(self, name: str) -> RegistrySnapshot:
+    def read_group_snapshot(self, name: str, *, to_act: bool = False) -> RegistrySnapshot:  # noqa: ARG002 - as there
         """A snapshot of one group but what would have been removed of it."""
         return self._without_removed(super().read_group_snapshot(name))
 
@@ -43,11 +43,15 @@ class DryRunRegistry(Registry):
         """Of these ids, the ones that would have a resource row."""
         return super().present(resource_ids) - set(self._removed())
 
-    def read_resource(self, resource_id: str) -> ResourceSnapshot:
+    def read_resource(self, resource_id: str, *, to_act: bool = False) -> ResourceSnapshot:  # noqa: ARG002 - as there
         """One resource, gone if it would have been removed."""
         if resource_id in self._removed():
             return ResourceSnapshot()
         return super().read_resource(resource_id)
+
+    def rehearse(self, resource_id: str, properties: str | None) -> bool:
+        """Changes nothing; whether it would have been possible."""
+        return self.remove_orphan(resource_id, properties)
 
     def save_startup(
         self, resource_id: str, properties: str | None, _startup: Mapping[str, str]
@@ -68,7 +72,7 @@ class DryRunRegistry(Registry):
     def _record_nothing(self, *_: object, **__: object) -> None:
         pass
 
-    create = add_group = save_group = add_resource = _record_nothing
+    create = ensure_writable = add_group = save_group = add_resource = _record_nothing
 
     def _without_removed(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         there = snapshot.orphans.keys() - self._removed()
@@ -87,5 +91,5 @@ class DryRunRegistry(Registry):
         fresh = optimizer.c.touch_time >= now - self.heartbeat_timeout
         return sa.select(optimizer).where(fresh).subquery()
 
-    def _expire_heartbeats(self, _timeout: timedelta) -> int:
-        return 0
+    def _settle_heartbeats(self, _timeout: timedelta) -> tuple[int, int]:
+        return 0, 0

@@ -6,10 +6,11 @@ through the end of its lease, is refused there.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from dagster_amoro.core.corrections import LONGEST_CLAIM
 from dagster_amoro.core.errors import LeaseLostError
 from dagster_amoro.stores.database import insert_unless_there, utc_now
 from dagster_amoro.stores.schema import lease
@@ -39,13 +40,21 @@ def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tu
         row = {"name": _NAME, "acquired_at": _NEVER, **_NOBODY._asdict()}
         insert_unless_there(connection, lease, row)
         before, now = _read(connection, exclusively=True)
+    if before.holder != holder and before.expires_at > now + lease_time + LONGEST_CLAIM:
+        # It was given while the database's clock was wrong; its holder, if it lives, renews it.
+        before = before._replace(expires_at=now + lease_time)
+        _write(connection, expires_at=before.expires_at)
     if before.holder != holder and now < before.expires_at:
         return before, before
     is_new = before.holder != holder
     after = Lease(holder, before.fence + is_new, now + lease_time)
     values = {**after._asdict(), **({"acquired_at": now} if is_new else {})}
-    connection.execute(sa.update(lease).where(lease.c.name == _NAME).values(values))
+    _write(connection, **values)
     return before, after
+
+
+def _write(connection: sa.Connection, **values: Any) -> None:  # noqa: ANN401 - of the columns
+    connection.execute(sa.update(lease).where(lease.c.name == _NAME).values(values))
 
 
 def ensure(connection: sa.Connection, fence: int) -> None:

@@ -4,25 +4,43 @@
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.looks import Look
 from dagster_amoro.core.model import Event, EventKind, Incident, ScaleUp, State, Transition
 from dagster_amoro.core.pauses import Pause, Target
-from dagster_amoro.stores import leases, schema
+from dagster_amoro.core.post_mortem import PostMortem, tells_more
+from dagster_amoro.core.texts import harmless_json, shown
+from dagster_amoro.stores import bulk, leases, schema
 from dagster_amoro.stores.batching import Batches
-from dagster_amoro.stores.database import Database, insert_unless_there
+from dagster_amoro.stores.database import Database, insert_unless_there, utc_now
 from dagster_amoro.stores.migrations import migrate
 from dagster_amoro.stores.schema import INCIDENTS, IS_OPEN, event, incident
 
 # The resource's row went with the incident.
-_REMOVED: Final = incident.c.state.in_([State.EXHAUSTED, State.SUPERSEDED])
+_REMOVALS: Final = (State.EXHAUSTED, State.SUPERSEDED)
+_REMOVED: Final = incident.c.state.in_(_REMOVALS)
+_NEWEST_REMOVED: Final = 1_000  # incidents of each such outcome among which the newest are told
+_CAUSELESS: Final = (IS_OPEN, incident.c.cause.is_(None), incident.c.attempts == 0)
+MOST_COUNTED: Final = 100_000
+"""Events that are counted at once, the newest; of what is before them nobody waits for the sum."""
+UNCOUNTED: Final = "uncounted"
+"""Among the kinds of a group's events: there are more, before those that are counted."""
+
+
+class EventMark(NamedTuple):
+    """Of which ledger an event is, and which one of those that ever had its number there."""
+
+    ledger: str  # its identity
+    at: datetime | None  # when the event happened; None: there is none
 
 
 class LedgerTransaction:
@@ -33,26 +51,29 @@ class LedgerTransaction:
         self.connection = connection
         self._dry_run = dry_run
 
-    def apply(self, transitions: Iterable[Transition]) -> list[Incident | None]:
+    def apply(
+        self, transitions: Iterable[Transition], goes_on: Callable[[], bool] = lambda: True
+    ) -> list[Incident | None]:
         """Takes each step whose expected state still holds, with its event.
 
         Returns for each the incident as it now stands, or None where the race was lost: somebody
-        else moved it first, and nothing was written for it.
+        else moved it first, and nothing was written for it. A step is written for certain, or not
+        at all; asked before every thousand of them, but for the first, `goes_on` ends it there, and
+        the list is shorter then.
         """
-        results = [(self._step(transition), transition) for transition in transitions]
-        taken = [(moved, step) for moved, step in results if moved is not None]
-        self._add_events((moved.incident_id, moved.group_name, step.event) for moved, step in taken)
-        self._insert(
-            schema.removed_row, [_removal(moved, step) for moved, step in taken if step.row]
-        )
-        return [moved for moved, _ in results]
+        results: list[Incident | None] = []
+        for steps in _apart(transitions):
+            if results and not goes_on():
+                break
+            results += self._take(steps)
+        return results
 
     def add_pause(self, pause: Pause) -> None:
         """Pauses a target; an earlier pause of this target ends."""
         self.end_pause(pause.target)
         values = asdict(pause)
         values |= values.pop("target")
-        self._insert(schema.pause, [values])
+        bulk.insert(self.connection, schema.pause, [values])
 
     def end_pause(self, target: Target) -> bool:
         """Ends the pause of a target; False: it was not paused."""
@@ -72,6 +93,25 @@ class LedgerTransaction:
     def forget_scale_up(self, scale_up: ScaleUp) -> bool:
         """Forgets a group's scale-up; False: somebody else moved it first, and it stays."""
         return self._found(sa.delete(schema.scale_up).where(*self._as(scale_up)))
+
+    def move_look(self, before: Look | None, after: Look) -> None:
+        """Notes what was seen of a group; nothing where another tick has noted it meanwhile.
+
+        `before` is None where nothing was known of the group.
+        """
+        if before is None:
+            insert_unless_there(self.connection, schema.look, after._asdict())
+        else:
+            update = sa.update(schema.look).where(*_same_look(before))
+            self.connection.execute(update.values(after._asdict()))
+
+    def forget_look(self, look: Look) -> None:
+        """Forgets what was seen of a group, unless another tick has noted something meanwhile."""
+        self.connection.execute(sa.delete(schema.look).where(*_same_look(look)))
+
+    def note_survey(self, at: datetime) -> None:
+        """Notes when a tick has completed its survey of the fleet."""
+        self.connection.execute(sa.update(schema.ledger).values(surveyed_at=at))
 
     def add_event(
         self, event: Event, incident: Incident | None = None, *, group_name: str | None = None
@@ -93,10 +133,6 @@ class LedgerTransaction:
     def _found(self, statement: sa.Update | sa.Delete) -> bool:
         return self.connection.execute(statement).rowcount > 0
 
-    def _insert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self.connection.execute(sa.insert(table), rows)
-
     def _add_events(self, events: Iterable[tuple[int | None, str | None, Event]]) -> None:
         prefix = "dry run, nothing is done: " if self._dry_run else ""
         mark = {"dry_run": True} if self._dry_run else {}
@@ -106,31 +142,99 @@ class LedgerTransaction:
                 "group_name": group_name,
                 "kind": str(new.kind),
                 "at": new.at,
-                "message": f"{prefix}{new.message}",
+                "message": str(shown(f"{prefix}{new.message}")),
                 "attempt": new.attempt,
                 "run_id": new.run_id,
-                "details": json.dumps({**new.details, **mark}, ensure_ascii=False),
+                "details": harmless_json({**new.details, **mark}),
             }
             for incident_id, group_name, new in events
         ]
-        self._insert(event, rows)
+        bulk.insert(self.connection, event, rows)
 
-    def _step(self, transition: Transition) -> Incident | None:
-        before, after = transition.before, transition.after
+    def _take(self, steps: Sequence[Transition]) -> list[Incident | None]:
+        """Takes steps of different resources."""
+        after = [self._marked(step) for step in steps]
+        opened = self._open(
+            [each for each, step in zip(after, steps, strict=True) if not step.before]
+        )
+        as_read = self._as_read([step.before for step in steps if step.before])
+        moved: list[Incident | None] = []
+        for each, step in zip(after, steps, strict=True):
+            if step.before is None:
+                number = opened.get(each.resource_id)
+                moved.append(None if number is None else _stored(each, number))
+            else:
+                learned = as_read.get(each.incident_id)
+                moved.append(_with_learned(each, *learned) if learned else None)
+        known = [each for each in moved if each is not None and each.incident_id in as_read]
+        bulk.rewrite(self.connection, incident, [_row(each) for each in known])
+        taken = [(each, step) for each, step in zip(moved, steps, strict=True) if each is not None]
+        self._add_events((each.incident_id, each.group_name, step.event) for each, step in taken)
+        kept = [_removal(each, step) for each, step in taken if step.row]
+        bulk.insert(self.connection, schema.removed_row, kept)
+        return moved
+
+    def _marked(self, step: Transition) -> Incident:
+        """What a step leads to, with whether it was taken in a dry run."""
+        before, after = step.before, step.after
         # An incident of a dry run stays one if it ends before its attempts were struck out.
         unsettled = before is not None and before.dry_run and not after.is_open
-        after = after._replace(dry_run=self._dry_run or unsettled)
-        is_open = after.resource_id if after.is_open else None
-        row = after._asdict() | {"open_resource_id": is_open, "dry_run": int(after.dry_run)}
-        del row["incident_id"]
-        if before is None:
-            if not insert_unless_there(self.connection, incident, row):
-                return None
-            query = INCIDENTS.where(incident.c.open_resource_id == after.resource_id)
-            return Incident._make(self.connection.execute(query).one())
-        names = ("incident_id", "state", "version")
-        same = [incident.c[name] == getattr(before, name) for name in names]
-        return after if self._found(sa.update(incident).where(*same).values(row)) else None
+        return after._replace(dry_run=self._dry_run or unsettled)
+
+    def _open(self, incidents: Sequence[Incident]) -> dict[str, int]:
+        """The numbers of those that are open from now on and were not before, by resource."""
+        rows = [_row(each) for each in incidents]
+        for row in rows:
+            del row["incident_id"]
+        return bulk.insert_new(self.connection, incident, incident.c.open_resource_id, rows)
+
+    def _as_read(self, before: Sequence[Incident]) -> dict[int, tuple[str | None, str | None]]:
+        """Those that still are as they were read, by number; nobody else moves them then.
+
+        With their cause and death, which may have been learned since: that is no step.
+        """
+        if not before:
+            return {}
+        state = sa.type_coerce(incident.c.state, sa.String)  # also one that is not known here
+        columns = (incident.c.incident_id, state, incident.c.version)
+        learned = (incident.c.cause, incident.c.death)
+        mine = incident.c.incident_id.in_([each.incident_id for each in before])
+        query = sa.select(*columns, *learned).where(mine).order_by(incident.c.incident_id)
+        rows = self.connection.execute(query.with_for_update())
+        found = {(number, state, version): tuple(rest) for number, state, version, *rest in rows}
+        read = ((each.incident_id, each.state, each.version) for each in before)
+        return {key[0]: found[key] for key in read if key in found}
+
+
+def _stored(opened: Incident, number: int) -> Incident:
+    """A new incident as it is read from now on."""
+    return opened._replace(incident_id=number, detected_at=opened.detected_at.astimezone(UTC))
+
+
+def _with_learned(after: Incident, cause: str | None, death: str | None) -> Incident:
+    """What a step leads to, with a cause that was learned since it was read, if that tells more."""
+    if cause is None or (after.cause is not None and tells_more(after.cause, cause)):
+        return after
+    return after._replace(cause=cause, death=death)
+
+
+def _apart(steps: Iterable[Transition]) -> Iterator[list[Transition]]:
+    """Some at a time, of different resources: what comes of one does not depend on another."""
+    some: dict[str, Transition] = {}
+    for step in steps:
+        if len(some) == bulk.ROWS or step.after.resource_id in some:
+            yield [*some.values()]
+            some.clear()
+        some[step.after.resource_id] = step
+    if some:
+        yield [*some.values()]
+
+
+def _row(of: Incident) -> dict[str, Any]:
+    """The row of an incident, as the table has it."""
+    open_resource_id = of.resource_id if of.is_open else None
+    flags = {"dry_run": int(of.dry_run), "is_attempting": int(of.is_attempting)}
+    return of._asdict() | flags | {"open_resource_id": open_resource_id}
 
 
 class Ledger:
@@ -156,6 +260,17 @@ class Ledger:
                 identity = sa.select(schema.ledger.c.identity)
                 self._identity = connection.scalars(identity).one()
         return self._identity
+
+    def clock(self) -> datetime:
+        """What the database's clock says, aware UTC."""
+        with self._reading() as connection:
+            return connection.scalars(sa.select(utc_now())).one().replace(tzinfo=UTC)
+
+    def surveyed_at(self) -> datetime | None:
+        """When a tick completed a survey of the fleet last; None: none ever did."""
+        with self._reading() as connection:
+            at: datetime | None = connection.scalar(sa.select(schema.ledger.c.surveyed_at))
+            return at
 
     @contextmanager
     def transaction(self, fence: int | None = None) -> Iterator[LedgerTransaction]:
@@ -193,10 +308,22 @@ class Ledger:
 
     def renew(self, run_id: str, until: datetime) -> None:
         """Extends every claim of a run that is alive, so that it holds until `until` at least."""
-        mine = (IS_OPEN, incident.c.claimed_by == run_id, incident.c.claimed_until < until)
+        mine = (incident.c.claimed_by == run_id, incident.c.claimed_until < until)
         values = {"claimed_until": until, "version": incident.c.version + 1}
         with self.transaction() as transaction:
             transaction.connection.execute(sa.update(incident).where(*mine).values(values))
+
+    def note_causes(self, found: Mapping[int, PostMortem]) -> int:
+        """Notes how workers of incidents ended, by their numbers; returns of how many.
+
+        Only where an incident is open, was not tried to be healed, and has no cause yet. This is no
+        step: its version stays, so that nobody who has it in hand loses it, and no event tells it.
+        """
+        with self.transaction() as transaction:
+            return sum(
+                transaction.connection.execute(_note_cause(number, end)).rowcount
+                for number, end in sorted(found.items())
+            )
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -221,9 +348,23 @@ class Ledger:
         mine = () if group_name is None else (incident.c.group_name == group_name,)
         return self._incidents(IS_OPEN, *mine)
 
+    def causeless(self, groups: Collection[str] | None, most: int) -> list[Incident]:
+        """Open incidents of groups, or of all, that nobody asked the cause of, nor tried to heal.
+
+        Of these the newest, and so many at most; the newest comes first.
+        """
+        number = incident.c.incident_id
+        mine = sa.select(number).where(*_CAUSELESS)
+        mine = mine if groups is None else mine.where(incident.c.group_name.in_(groups))
+        # Not by the number itself, by whose index a database may go through all that is past.
+        newest = mine.order_by(sa.desc(number + sa.literal_column("0"))).limit(most)
+        with self._reading() as connection:
+            chosen = connection.scalars(newest).all()
+        return self._incidents(number.in_(chosen))[::-1]
+
     def claimed_by(self, owner: str) -> list[Incident]:
         """The open incidents that a run, or a dispatch, has a claim on; oldest first."""
-        return self._incidents(IS_OPEN, incident.c.claimed_by == owner)
+        return self._incidents(incident.c.claimed_by == owner)  # none that is over is claimed
 
     def open_incident(self, resource_id: str) -> Incident | None:
         """The open incident of a resource; None: it has none."""
@@ -232,6 +373,14 @@ class Ledger:
     def incident(self, incident_id: int) -> Incident | None:
         """One incident as it stands; None: there is none of this number."""
         return self._incident(incident.c.incident_id == incident_id)
+
+    def newest_incident(self, resource_id: str) -> int | None:
+        """The number of the last incident of a resource, open or not; None: it never had one."""
+        newest = sa.select(sa.func.max(incident.c.incident_id))
+        with self._reading() as connection:
+            mine = newest.where(incident.c.resource_id == resource_id)
+            found: int | None = connection.scalar(mine)
+            return found
 
     def recovered(self, since: datetime) -> list[Incident]:
         """The last incidents of resources that recovered since then; they may be open again."""
@@ -243,38 +392,45 @@ class Ledger:
 
         Attempts of a dry run count in a dry run only.
         """
-        # Not by `recovered`: a tick that reads thousands needs three of twenty columns.
-        attempts_used = incident.c.attempts + incident.c.prior_attempts
-        query = sa.select(incident.c.resource_id, incident.c.state, attempts_used)
-        query = query.where(*self._closed(since)).order_by(incident.c.incident_id)
+        # Not by `recovered`: a tick that reads thousands needs four of twenty columns.
+        columns = incident.c
+        attempts_used = columns.attempts - columns.interrupted + columns.prior_attempts
+        query = sa.select(columns.incident_id, columns.resource_id, columns.state, attempts_used)
         with self._reading() as connection:
-            newest = {name: (state, used) for name, state, used in connection.execute(query)}
+            found = sorted(map(tuple, connection.execute(query.where(*self._closed(since)))))
+        newest = {name: (state, used) for _, name, state, used in found}
         return {name: used for name, (state, used) in newest.items() if state is State.RECOVERED}
 
     def last_removed(self, resource_id: str) -> Incident | None:
         """The incident with which a resource was last removed, in a dry run too; None: never."""
-        last = sa.select(sa.func.max(incident.c.incident_id)).where(
-            incident.c.resource_id == resource_id, _REMOVED
-        )
-        return self._incident(incident.c.incident_id == last.scalar_subquery())
+        query = INCIDENTS.where(incident.c.resource_id == resource_id, _REMOVED)
+        with self._reading() as connection:
+            last = query.order_by(incident.c.incident_id.desc()).limit(1)
+            row = connection.execute(last).one_or_none()
+            return Incident._make(row) if row else None
 
     def removed_resources(self) -> list[str]:
-        """The resources whose rows were ever removed, but for dry runs; the newest first."""
-        newest = sa.func.max(incident.c.incident_id)
-        query = sa.select(incident.c.resource_id).where(_REMOVED, incident.c.dry_run == 0)
-        query = query.group_by(incident.c.resource_id).order_by(newest.desc())
+        """The last resources whose rows were removed, but for dry runs; the newest first."""
+        query = sa.select(incident.c.incident_id, incident.c.resource_id)
+        query = query.where(incident.c.dry_run == 0).order_by(incident.c.incident_id.desc())
+        found: list[tuple[int, str]] = []
         with self._reading() as connection:
-            return list(connection.scalars(query))
+            for state in _REMOVALS:  # of each by itself, an index has the newest
+                of_state = query.where(incident.c.state == state).limit(_NEWEST_REMOVED)
+                found += ((number, name) for number, name in connection.execute(of_state))
+        return [*dict.fromkeys(name for _, name in sorted(found, reverse=True))]
 
     def removed_in_dry_run(self) -> set[str]:
         """The resources that would not be there any more if this were no dry run.
 
         A resource that became an orphan again after that, outside of a dry run, is there.
         """
-        newest = sa.select(sa.func.max(incident.c.incident_id)).group_by(incident.c.resource_id)
-        query = sa.select(incident.c.resource_id).where(
-            incident.c.incident_id.in_(newest), incident.c.dry_run == 1, _REMOVED
+        later = incident.alias()
+        again = sa.exists().where(
+            later.c.resource_id == incident.c.resource_id,
+            later.c.incident_id > incident.c.incident_id,
         )
+        query = sa.select(incident.c.resource_id).where(_REMOVED, incident.c.dry_run == 1, ~again)
         with self._reading() as connection:
             return set(connection.scalars(query))
 
@@ -293,26 +449,39 @@ class Ledger:
         with self._reading() as connection:
             return [_event(row) for row in connection.execute(query).mappings()]
 
-    def changed_groups(self, after_event: int) -> tuple[dict[str, dict[str, int]], int]:
-        """How many events of each kind each group has after an event; and the newest event.
+    def changed_groups(
+        self, after_event: int, until: int | None = None
+    ) -> tuple[dict[str, dict[str, int]], int]:
+        """How many events of each kind each group has after an event; and the last that counts.
 
-        Server databases number events before they are committed. An event that is overtaken by a
-        higher number is missed here. The group's next refresh, which looks back, has it; at the
-        latest that of the group's next event.
+        That is the event `until`, or the newest one. Where there are more than `MOST_COUNTED`,
+        those before them are not counted: their groups have the kind `UNCOUNTED`. Server databases
+        number events before they are committed. An event that is overtaken by a higher number is
+        missed here. The group's next refresh, which looks back, has it; at the latest that of the
+        group's next event.
         """
-        kind = (event.c.group_name, event.c.kind)
-        query = (
-            sa.select(*kind, sa.func.count(), sa.func.max(event.c.event_id))
-            .where(event.c.event_id > after_event, event.c.group_name.is_not(None))
-            .group_by(*kind)
-        )
+        newest_event = sa.select(sa.func.max(event.c.event_id))
         groups: dict[str, dict[str, int]] = {}
-        newest = after_event
         with self._reading() as connection:
-            for group_name, name, number, last in connection.execute(query):
-                groups.setdefault(group_name, {})[name] = number
-                newest = max(newest, last)
+            newest: int | None = until or connection.scalar(newest_event)
+            if newest is None or newest <= after_event:
+                return {}, after_event
+            counted = max(after_event, newest - MOST_COUNTED)
+            if counted > after_event:
+                found = _groups_with_events(connection, after_event + 1, counted)
+                groups = {name: {UNCOUNTED: 0} for name in found}
+            for name, kind, number in connection.execute(_counts(counted + 1, newest)):
+                groups.setdefault(name, {})[kind] = number
         return groups, newest
+
+    def mark(self, event_id: int) -> "EventMark":
+        """What tells the event of this number, in this ledger, from that of any other."""
+        at = sa.select(event.c.at).where(event.c.event_id == event_id).scalar_subquery()
+        with self._reading() as connection:
+            query = sa.select(schema.ledger.c.identity, at.label("at"))
+            found = EventMark._make(connection.execute(query).one())
+        self._identity = found.ledger
+        return found
 
     def pauses(self) -> list[Pause]:
         """The pauses that no operator ended, including those whose time is over."""
@@ -335,6 +504,12 @@ class Ledger:
         with self._reading() as connection:
             return {row[0]: ScaleUp._make(row) for row in connection.execute(query)}
 
+    def looks(self) -> dict[str, Look]:
+        """What the last completed tick saw of each group that is refilled, by its name."""
+        query = sa.select(*(schema.look.c[name] for name in Look._fields))
+        with self._reading() as connection:
+            return {row[0]: Look._make(row) for row in connection.execute(query)}
+
     def _closed(self, since: datetime) -> list[sa.ColumnElement[bool]]:
         """Which incidents ended since then; in a dry run those of a dry run count too."""
         ended = incident.c.closed_at > since
@@ -344,9 +519,10 @@ class Ledger:
         return next(iter(self._incidents(condition)), None)
 
     def _incidents(self, *conditions: sa.ColumnElement[bool]) -> list[Incident]:
-        query = INCIDENTS.where(*conditions).order_by(incident.c.incident_id)
+        # Put in order here: for the order's sake a database may read all incidents there ever were.
         with self._reading() as connection:
-            return [Incident._make(row) for row in connection.execute(query)]
+            found = connection.execute(INCIDENTS.where(*conditions)).all()
+            return sorted(map(Incident._make, found), key=itemgetter(0))
 
     def _migrate(self) -> None:
         if not self._migrated:
@@ -359,6 +535,41 @@ def count_open(database: Database) -> int:
     query = sa.select(sa.func.count()).where(IS_OPEN)
     with database.reading() as connection:
         return connection.scalar(query) or 0
+
+
+def _note_cause(number: int, end: PostMortem) -> sa.Update:
+    mine = sa.update(incident).where(incident.c.incident_id == number, *_CAUSELESS)
+    return mine.values(cause=str(shown(end.cause)), death=str(shown(end.text)))
+
+
+def _counts(first: int, last: int) -> sa.Select[Any]:
+    """How many events of each kind each group has among these; both numbers are included."""
+    # Not the column itself, by which SQLite would follow the index of the groups to its end.
+    name = sa.type_coerce(event.c.group_name + sa.literal_column("''"), schema.Name())
+    query = sa.select(name, event.c.kind, sa.func.count()).group_by(name, event.c.kind)
+    some = event.c.event_id.between(first, last)
+    return query.where(some, event.c.group_name.is_not(None))
+
+
+def _groups_with_events(connection: sa.Connection, first: int, last: int) -> list[str]:
+    """The groups that have one of these events; both numbers are included.
+
+    From name to name by the index, since their events can be many millions.
+    """
+    name, number = event.c.group_name, event.c.event_id
+    following = sa.select(name).order_by(name).limit(1)
+    some = sa.select(number).where(number.between(first, last)).order_by(name, number).limit(1)
+    found = []
+    group: str | None = connection.scalar(following.where(name >= ""))
+    while group is not None:
+        if connection.scalar(some.where(name == group)) is not None:
+            found.append(group)
+        group = connection.scalar(following.where(name > group))
+    return found
+
+
+def _same_look(look: Look) -> list[sa.ColumnElement[bool]]:
+    return [schema.look.c[name] == value for name, value in look._asdict().items()]
 
 
 def _removal(of: Incident, step: Transition) -> dict[str, Any]:

@@ -6,18 +6,23 @@ in UTC: CURRENT_TIMESTAMP would be the wall clock of whichever session inserts.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import starmap
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import chain
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
 
+from dagster_amoro.core.corrections import TOLERANCE
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.core.groups import Group
+from dagster_amoro.core.groups import Group, min_parallelism
+from dagster_amoro.core.looks import NEVER
 from dagster_amoro.core.model import Orphan, Resource
 from dagster_amoro.core.properties import dump_properties, merge_properties
+from dagster_amoro.core.registrations import Registrations
 from dagster_amoro.core.replacement import NewResource
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, is_mysql, on_mysql, utc_now
@@ -25,6 +30,7 @@ from dagster_amoro.stores.database import Database, is_mysql, on_mysql, utc_now
 metadata: Final = sa.MetaData()
 # Every database takes as many bound values; where `resource_id` has no index, each statement
 # reads the whole table, which is why they are not fewer.
+_ROWS_AT_ONCE: Final = 10_000
 _IDS_PER_STATEMENT: Final = 10_000
 _FEW_GROUPS: Final = 10  # whose rows are quicker to find than all are to read
 
@@ -90,21 +96,23 @@ _START_TIME: Final = sa.type_coerce(resource.c.start_time, sa.types.NULLTYPE).la
 _AS_STORED: Final = [sa.type_coerce(column, sa.types.NULLTYPE) for column in resource.columns]
 
 
-def _orphans_beside(optimizers: sa.FromClause) -> sa.Select[Any]:
-    """Says who is an orphan if these are the optimizers.
+def _orphans_beside(
+    optimizers: sa.FromClause, started: sa.ColumnElement[Any] = _START_TIME
+) -> sa.Select[Any]:
+    """The one statement that says who is an orphan, by these optimizers, and when it was `started`.
 
     An anti-join: rows of optimizers that were started from outside have a NULL resource_id, which
     equals nothing. It asks of them nothing but that, so that the index answers it alone.
     """
     return (
-        sa.select(*ORPHAN_COLUMNS)
+        sa.select(*ORPHAN_COLUMNS, started)
         .outerjoin(optimizers, optimizers.c.resource_id == resource.c.resource_id)
         .where(optimizers.c.resource_id.is_(None), resource.c.resource_id.is_not(None))
     )
 
 
 ORPHANS: Final = _orphans_beside(optimizer)
-"""The one statement that says who is an orphan."""
+"""That statement over the tables as they are."""
 # AMS's own `optimizer` has no index on `resource_id`. PostgreSQL and MySQL 8 then join by a hash
 # table, but MariaDB only where it may: by default it compares each row with each. Set for the one
 # statement; the buffer is as large as the rows need, and this at most (bytes, for half a million).
@@ -119,8 +127,13 @@ class ResourceSnapshot:
     """One resource as the registry has it at this moment."""
 
     row: Mapping[str, Any] | None = None  # the whole row, every column as stored; None: it is gone
-    registered: bool = False  # whether an optimizer names it
+    registrations: Registrations = field(default_factory=dict)  # the optimizers that name it
     copies: int = 1  # rows with its id, of which `row` is one; see `Orphan`
+
+    @property
+    def registered(self) -> bool:
+        """Whether an optimizer names it."""
+        return bool(self.registrations)
 
     @property
     def orphan(self) -> Orphan | None:
@@ -161,33 +174,52 @@ class Registry:
             metadata.create_all(connection)
         self._created = True
 
-    def read_snapshot(self) -> RegistrySnapshot:
-        """A snapshot of everything; in standalone mode, expired heartbeats are removed first."""
-        expired = 0
+    def read_snapshot(self, *, to_act: bool = False) -> RegistrySnapshot:
+        """A snapshot of everything; in standalone mode, expired heartbeats are removed first.
+
+        `to_act`: only from where a restart could write too, since a standby may be stale; else a
+        StoreUnavailableError.
+        """
+        expired = corrected = 0
         if self.heartbeat_timeout is not None:
             self.create()
-            expired = self._expire_heartbeats(self.heartbeat_timeout)
-        with self.database.snapshot() as connection:
+            expired, corrected = self._settle_heartbeats(self.heartbeat_timeout)
+        with self.database.snapshot(_WRITES if to_act else ()) as connection:
             sized = _sized_groups(connection)
             ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
+            # Thousands at once: row by row takes twice as long, and all of them twice the memory.
+            some = connection.execute(self._anti_join(connection)).partitions(_ROWS_AT_ONCE)
+            orphans, starts = _by_id(chain.from_iterable(some))
             return RegistrySnapshot(
                 resources=_count(connection, self._resources()),
                 groups=tuple(connection.scalars(sa.select(resource_group.c.group_name))),
-                orphans=_by_id(connection.execute(self._anti_join(connection))),
+                orphans=orphans,
+                start_times=starts,
                 expired=expired,
+                corrected=corrected,
                 sized=sized,
                 live=_threads(connection, self._optimizers(connection), sized) if ours else {},
+                newest={} if self.heartbeat_timeout is not None else _newest(connection, sized),
             )
 
-    def read_group_snapshot(self, name: str) -> RegistrySnapshot:
-        """A snapshot of one group; no heartbeat is removed first."""
+    def ensure_writable(self) -> None:
+        """Makes sure that a restart could write; else what is read is no ground for an act."""
+        with self.database.snapshot(_WRITES):
+            pass
+
+    def read_group_snapshot(self, name: str, *, to_act: bool = False) -> RegistrySnapshot:
+        """A snapshot of one group; no heartbeat is removed first.
+
+        `to_act`: only from where a resource could be added, see `read_snapshot`.
+        """
         mine = resource.c.group_name == name
-        with self.database.snapshot() as connection:
+        with self.database.snapshot([_INSERT] if to_act else ()) as connection:
             optimizers = self._optimizers(connection)
+            orphans, _ = _by_id(connection.execute(_orphans_beside(optimizers).where(mine)))
             return RegistrySnapshot(
                 resources=_count(connection, resource, mine),
                 groups=(name,),
-                orphans=_by_id(connection.execute(_orphans_beside(optimizers).where(mine))),
+                orphans=orphans,
                 sized=_groups(connection, resource_group.c.group_name == name),
                 live=_threads(connection, optimizers, [name]),
             )
@@ -232,8 +264,7 @@ class Registry:
         AMS's times on PostgreSQL are in its own zone: comparable with each other only.
         """
         with self.database.reading() as connection:
-            newest = _by_group(connection, resource, sa.func.max(_START_TIME), groups)
-        return {name: str(_plain(start)) for name, start in newest}
+            return _newest_starts(connection, groups)
 
     def new_resources(self, since: Mapping[str, str]) -> list[NewResource]:
         """The resources that were recorded after a moment, by group, as `newest_starts` says it."""
@@ -262,18 +293,58 @@ class Registry:
             found = set(connection.scalars(still_there)) if known else set()
             return found, list(connection.scalars(some))
 
-    def read_resource(self, resource_id: str) -> ResourceSnapshot:
-        """One resource, and whether an optimizer names it, read at one moment."""
-        with self.database.reading() as connection:
+    def read_resource(self, resource_id: str, *, to_act: bool = False) -> ResourceSnapshot:
+        """One resource, and which optimizers name it, read at one moment.
+
+        `to_act`: only from where its row could be changed, see `read_snapshot`.
+        """
+        with self.database.reading([_UPDATE] if to_act else ()) as connection:
             optimizers = self._optimizers(connection)
-            registered = sa.exists().where(optimizers.c.resource_id == resource_id)
-            query = sa.select(registered, *_AS_STORED).where(resource.c.resource_id == resource_id)
+            query = (
+                sa.select(optimizers.c.token, _touched(optimizers), *_AS_STORED)
+                .select_from(resource)
+                .outerjoin(optimizers, optimizers.c.resource_id == resource_id)
+                .where(resource.c.resource_id == resource_id)
+            )
             rows = connection.execute(query).all()
         if not rows:
             return ResourceSnapshot()
-        is_there, *values = rows[0]
-        row = dict(zip(resource.columns.keys(), map(_plain, values), strict=True))
-        return ResourceSnapshot(row=row, registered=bool(is_there), copies=len(rows))
+        row = dict(zip(resource.columns.keys(), map(_plain, rows[0][2:]), strict=True))
+        found = {token: str(_plain(touched)) for token, touched, *_ in rows if token is not None}
+        copies = len(rows) // max(len(found), 1)  # each is there once for each optimizer
+        return ResourceSnapshot(row=row, registrations=found, copies=copies)
+
+    def registrations(self, resource_ids: Collection[str]) -> dict[str, Registrations]:
+        """The optimizers that name each of these resources; those of which none does are left out.
+
+        They are few: those whose attempts are under way or were lost.
+        """
+        found: dict[str, dict[str, str]] = {}
+        with self.database.reading() as connection:
+            optimizers = self._optimizers(connection)
+            names, chosen = optimizers.c.resource_id, list(resource_ids)
+            for at in range(0, len(chosen), _IDS_PER_STATEMENT):
+                some = names.in_(chosen[at : at + _IDS_PER_STATEMENT])
+                query = sa.select(names, optimizers.c.token, _touched(optimizers)).where(some)
+                for name, token, touched in connection.execute(query):
+                    found.setdefault(name, {})[token] = str(_plain(touched))
+        return dict(found)
+
+    def rehearse(self, resource_id: str, properties: str | None) -> bool:
+        """Changes the row and deletes it, and takes both back: a restart may have to do either.
+
+        False: an optimizer registered, or as for `save_startup`. A StoreUnavailableError where the
+        database refuses: it is to be known before a process is stopped.
+        """
+        mine = resource.c.resource_id == resource_id
+        same = sa.update(resource).where(mine).values(properties=properties)
+        orphaned = ~sa.exists().where(optimizer.c.resource_id == resource_id)
+        with self.database.rehearsing() as connection:
+            return (
+                _is_unchanged(connection, mine, properties)
+                and connection.execute(same).rowcount > 0
+                and connection.execute(sa.delete(resource).where(mine, orphaned)).rowcount > 0
+            )
 
     def save_startup(
         self, resource_id: str, properties: str | None, startup: Mapping[str, str]
@@ -340,18 +411,29 @@ class Registry:
         dialect = connection.dialect
         attached = self.heartbeat_timeout is None  # without our index, which is faster still
         if attached and getattr(dialect, "is_mariadb", False):
-            return sa.text(_HASH_JOIN + str(ORPHANS.compile(dialect=dialect)))
-        return _orphans_beside(self._optimizers(connection))
+            query = _orphans_beside(optimizer, _started_of_ams(dialect))
+            return sa.text(_HASH_JOIN + str(query.compile(dialect=dialect)))
+        started = _started_of_ams(dialect) if attached else _START_TIME
+        return _orphans_beside(self._optimizers(connection), started)
 
-    def _expire_heartbeats(self, timeout: timedelta) -> int:
-        # Looks before it deletes, so that a tick with nothing to do writes nothing.
+    def _settle_heartbeats(self, timeout: timedelta) -> tuple[int, int]:
+        """Removes heartbeats that are too old, and lets those of the future count from now on.
+
+        A worker that lives touches its row again, and one that is dead expires like any other.
+        Returns how many there were of both.
+        """
+        # Looks before it writes, so that a tick with nothing to do writes nothing.
         with self.database.reading() as connection:
             now: datetime = connection.scalars(sa.select(utc_now())).one()
             too_old = optimizer.c.touch_time < now - timeout
-            if connection.scalar(sa.select(optimizer.c.token).where(too_old).limit(1)) is None:
-                return 0
+            ahead = optimizer.c.touch_time > now + TOLERANCE
+            there = sa.select(sa.exists().where(too_old), sa.exists().where(ahead))
+            if not any(connection.execute(there).one()):
+                return 0, 0
         with self.database.writing() as connection:
-            return connection.execute(sa.delete(optimizer).where(too_old)).rowcount
+            expired = connection.execute(sa.delete(optimizer).where(too_old)).rowcount
+            from_now = sa.update(optimizer).where(ahead).values(touch_time=now)
+            return expired, connection.execute(from_now).rowcount
 
     def _insert_unless(
         self, taken: sa.ColumnElement[bool], table: sa.Table, values: Mapping[str, Any]
@@ -367,18 +449,31 @@ class Registry:
         self, resource_id: str, properties: str | None, statement: sa.Update | sa.Delete
     ) -> bool:
         """Changes a row if it is the only one and has just these properties; whether it did."""
-        # Compared here, because MySQL's collations take some different texts for equal ones.
         chosen = resource.c.resource_id == resource_id
-        locking = sa.select(resource.c.properties).where(chosen).with_for_update()
         with self.database.writing() as connection:
-            if list(connection.scalars(locking)) != [properties]:
+            if not _is_unchanged(connection, chosen, properties):
                 return False
             return connection.execute(statement.where(chosen)).rowcount > 0
 
 
+def _is_unchanged(
+    connection: sa.Connection, chosen: sa.ColumnElement[bool], properties: str | None
+) -> bool:
+    """Locks a row; whether it is the only one and has just these properties."""
+    # Compared here, because MySQL's collations take some different texts for equal ones.
+    locking = sa.select(resource.c.properties).where(chosen).with_for_update()
+    return list(connection.scalars(locking)) == [properties]
+
+
 # What is asked before anything is trusted; nothing of it changes a row or creates a table.
 
-_NOBODY: Final = resource.c.resource_id.is_(None) & resource.c.resource_id.is_not(None)
+# Every database sees at once that no row is meant, and looks at none, also where `resource_id` has
+# no index.
+_NOBODY: Final = resource.c.resource_id.is_(None) & sa.literal_column("1 = 0", sa.Boolean)
+_UPDATE: Final = sa.update(resource).where(_NOBODY).values(properties="{}")
+_INSERT: Final = sa.insert(resource).from_select(
+    resource.columns.keys(), sa.select(resource).where(_NOBODY)
+)
 _RIGHTS: Final[dict[str, sa.Executable]] = {
     "read resource": sa.select(resource).where(_NOBODY),
     "read optimizer": sa.select(
@@ -386,12 +481,17 @@ _RIGHTS: Final[dict[str, sa.Executable]] = {
     ).where(optimizer.c.token.is_(None)),
     "read resource_group": sa.select(resource_group.c.group_name).limit(0),
     "lock rows of resource": sa.select(resource.c.resource_id).where(_NOBODY).with_for_update(),
-    "save properties of resource": sa.update(resource).where(_NOBODY).values(properties="{}"),
+    "save properties of resource": _UPDATE,
     "remove rows of resource": sa.delete(resource).where(_NOBODY),
-    "restore rows of resource": sa.insert(resource).from_select(
-        resource.columns.keys(), sa.select(resource).where(_NOBODY)
-    ),
+    "restore rows of resource": _INSERT,
 }
+
+
+_WRITES: Final = tuple(
+    _RIGHTS[name]
+    for name in ("lock rows of resource", "save properties of resource", "remove rows of resource")
+)
+"""What a restart may need, up to its giving up."""
 
 
 def missing_rights(database: Database) -> dict[str, str]:
@@ -428,6 +528,18 @@ def examples(database: Database) -> dict[str, Orphan]:
     return {row.group_name or "": row for row in rows}
 
 
+def _newest_starts(connection: sa.Connection, groups: Collection[str]) -> dict[str, str]:
+    newest = _by_group(connection, resource, sa.func.max(_START_TIME), groups)
+    return {name: str(_plain(start)) for name, start in newest}
+
+
+def _newest(connection: sa.Connection, sized: Mapping[str, Group]) -> dict[str, str]:
+    """The newest start in each group with a min-parallelism."""
+    kept = [name for name, group in sized.items() if min_parallelism(group) is not None]
+    found = _newest_starts(connection, kept) if kept else {}
+    return {name: found.get(name, NEVER) for name in kept}
+
+
 def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
     properties = resource_group.c.properties
     says_so = properties.contains("-parallelism") | properties.contains("dynamic-allocation")
@@ -446,14 +558,53 @@ def _moment(text: str, database: Database) -> sa.ColumnElement[Any]:
     return sa.literal(datetime.fromisoformat(text), sa.DateTime())
 
 
-def _by_id(rows: Iterable[Sequence[Any]]) -> dict[str, Orphan]:
-    """The first row of each id, and how many there are."""
+def _touched(optimizers: sa.FromClause) -> sa.ColumnElement[Any]:
+    """When each was touched last, without conversions, as for `_START_TIME`."""
+    return sa.type_coerce(optimizers.c.touch_time, sa.types.NULLTYPE)
+
+
+def _by_id(rows: Iterable[Sequence[Any]]) -> tuple[dict[str, Orphan], dict[str, object]]:
+    """The first row of each id, and how many there are; and when each was started."""
     found: dict[str, Orphan] = {}
-    for orphan in starmap(Orphan, rows):
+    starts: dict[str, object] = {}
+    same: dict[str | None, str | None] = {}  # each name once, of the many groups' many rows
+    for resource_id, group, container, *values, started in rows:
+        names = (same.setdefault(group, group), same.setdefault(container, container))
+        orphan = Orphan(resource_id, *names, *values)
         first = found.setdefault(orphan.resource_id, orphan)
+        starts.setdefault(orphan.resource_id, started)
         if first is not orphan:
             found[orphan.resource_id] = first._replace(copies=first.copies + 1)
-    return found
+    return found, starts
+
+
+def _started_of_ams(dialect: sa.Dialect) -> sa.ColumnElement[Any]:
+    """`start_time` of AMS's own table as a moment, whatever the zone of this session.
+
+    MySQL's is one (`timestamp`). PostgreSQL's is a wall clock, that of AMS's JVM: it is taken for
+    that of the database. Where they differ, the start seems to be in the future, or long ago.
+    """
+    if is_mysql(dialect):
+        return sa.func.unix_timestamp(resource.c.start_time, type_=sa.types.NULLTYPE)
+    if dialect.name == "postgresql":
+        zone = sa.func.current_setting(sa.literal_column("'TimeZone'"))
+        return sa.func.timezone(zone, resource.c.start_time, type_=sa.types.NULLTYPE)
+    return _START_TIME
+
+
+def instant(value: object) -> datetime | None:
+    """A `start_time` of a snapshot as aware UTC; None: it makes no sense.
+
+    What has no zone is in UTC, as our own tables have it.
+    """
+    with suppress(ValueError, OverflowError, OSError):
+        if isinstance(value, int | float | Decimal):
+            return datetime.fromtimestamp(float(value), UTC)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return None
 
 
 def _count(connection: sa.Connection, rows: sa.FromClause, *where: sa.ColumnElement[bool]) -> int:

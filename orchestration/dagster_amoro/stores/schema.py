@@ -101,6 +101,7 @@ incident: Final = sa.Table(
     sa.Column("detected_at", UtcDateTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("attempted_at", UtcDateTime),
+    sa.Column("attempt_ends_at", UtcDateTime),
     sa.Column("dispatches", sa.Integer, nullable=False),
     sa.Column("claimed_by", sa.String(100)),
     sa.Column("claimed_until", UtcDateTime),
@@ -115,16 +116,25 @@ incident: Final = sa.Table(
     sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
     sa.Column("setbacks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("unused_dispatches", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("is_attempting", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("interrupted", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("doubted", AnyText),
+    sa.Column("cause", sa.String(60)),
+    sa.Column("death", AnyText),
     # The resource's id while the incident is open, NULL afterwards: at most one is open, and no
     # database needs a partial index for it.
     sa.Column("open_resource_id", Name, unique=True),
     sa.Index("keeper_incident_group", "group_name", "incident_id"),
     sa.Index("keeper_incident_claim", "claimed_by"),
     sa.Index("keeper_incident_detected", "detected_at"),
-    sa.Index("keeper_incident_closed", "closed_at"),
+    # What is open has no such time: found as quickly, and by its group, whatever is past.
+    sa.Index("keeper_incident_closed", "closed_at", "group_name"),
+    sa.Index("keeper_incident_resource", "resource_id", "incident_id"),
+    sa.Index("keeper_incident_state", "state", "dry_run", "incident_id"),
     sqlite_autoincrement=True,  # a number is never used again
 )
-IS_OPEN: Final = incident.c.open_resource_id.is_not(None)
+IS_OPEN: Final = incident.c.closed_at.is_(None)
+"""Every database finds these by their index; "is not NULL" of another one it may not."""
 INCIDENTS: Final = sa.select(*(incident.c[name] for name in Incident._fields))
 event: Final = sa.Table(
     "keeper_event",
@@ -149,10 +159,13 @@ removed_row: Final = sa.Table(
     sa.Column("incident_id", _Number, nullable=False),
     sa.Column("kept_at", UtcDateTime, nullable=False),
     sa.Column("content", AnyText, nullable=False),  # a JSON object: the columns as stored
-    sa.Index("keeper_removed_row_incident", "incident_id"),
+    sa.Index("keeper_removed_row_incident", "incident_id", "removal_id"),
     sqlite_autoincrement=True,
 )
-"""Whole resource rows, secrets included: apart from the events, which are shown to people."""
+"""Whole resource rows, secrets included: apart from the events, which are shown to people.
+
+The rows of what was removed, and of what was started, since somebody else may remove that.
+"""
 pause: Final = sa.Table(
     "keeper_pause",
     metadata,
@@ -187,10 +200,25 @@ scale_up: Final = sa.Table(
 
 Those of dry runs are apart: where nothing was started, nothing has failed.
 """
-ledger: Final = sa.Table(
-    "keeper_ledger", metadata, sa.Column("identity", sa.String(32), primary_key=True)
+look: Final = sa.Table(
+    "keeper_look",
+    metadata,
+    sa.Column("group_name", Name, primary_key=True),
+    sa.Column("newest_start", sa.String(40), nullable=False),
+    sa.Column("surplus", sa.Integer, nullable=False),
 )
-"""One row: what tells this ledger from every other, written when the tables are created."""
+"""Per group with a min-parallelism that an AMS keeps: what the last completed tick saw of it."""
+ledger: Final = sa.Table(
+    "keeper_ledger",
+    metadata,
+    sa.Column("identity", sa.String(32), primary_key=True),
+    sa.Column("settled", sa.String(10)),  # the last day (`YYYY-MM-DD`, UTC) in `day`; NULL: none
+    sa.Column("surveyed_at", UtcDateTime),  # of the last tick that completed a survey; NULL: none
+)
+"""One row: what tells this ledger from every other, written when the tables are created.
+
+And what there is once: up to when it is summed up, and when the fleet was looked at last.
+"""
 lease: Final = sa.Table(
     "keeper_lease",
     metadata,
@@ -201,3 +229,41 @@ lease: Final = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
 )
 """Which of several deployments acts."""
+OUTCOMES: Final = (
+    "self_recovered",
+    "recovered_first",
+    "recovered_later",
+    "given_up",
+    "released",
+    "superseded",
+)
+"""The numbers of incidents that a day has, by how they ended on it."""
+COUNTS: Final = (*OUTCOMES, "attempts")  # the latter: of those incidents, all together
+day: Final = sa.Table(
+    "keeper_day",
+    metadata,
+    sa.Column("day", sa.String(10), primary_key=True),  # UTC, `YYYY-MM-DD`; empty: all days
+    sa.Column("group_name", Name, primary_key=True),
+    sa.Column("container_name", Name, primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in COUNTS),
+    sa.Column("missing_seconds", sa.Double, nullable=False),  # in which any thread was missing
+    sa.Column("missing_thread_seconds", sa.Double, nullable=False),
+    # A JSON object: how many of those that recovered took how long, see the audit's `settling`.
+    sa.Column("recovery", AnyText, nullable=False),
+    # A JSON object: by why workers died, how many ended how; what is 0 is left out.
+    sa.Column("causes", AnyText, nullable=False),
+)
+"""Sums of the incidents of days that are over: they stay when the incidents are deleted.
+
+A day is written once, and added to the sum of all days in the same transaction.
+"""
+capacity: Final = sa.Table(
+    "keeper_capacity",
+    metadata,
+    sa.Column("group_name", Name, primary_key=True),
+    sa.Column("first_at", UtcDateTime, nullable=False),  # when anything was known of it first
+    sa.Column("noted_at", UtcDateTime),  # of the last day's end, when ticks noted it last
+    sa.Column("wanted", sa.Integer),  # threads that were wanted then
+    sa.Column("thread_seconds", sa.Double, nullable=False),  # wanted from the first until then
+)
+"""Per group: the threads that were wanted from its beginning to the end of the last settled day."""

@@ -206,5 +206,8 @@ class _OneContainer:
             return None
         return f"container {name!r} opts out of restarts, or is not configured"
 
+    def tend(self) -> None:
+        """Nothing is to be done from time to time."""
+
     def close(self) -> None:
         """Nothing: calls end by themselves."""

@@ -7,6 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import PostMortem
 
 
 class Call(NamedTuple):
@@ -26,6 +27,7 @@ class RecordingContainer:
     | `auto-restart` | `false`: it opts out |
     | `fail-starts` | the message with which every start fails |
     | `refuse-releases` | the message with which every release fails |
+    | `dies-of` | what it says of the end of any worker, as cause, sentence and log |
 
     May be used by several threads.
     """
@@ -38,6 +40,9 @@ class RecordingContainer:
         self.supports_auto_restart = self.properties.get("auto-restart", "true") != "false"
         self.during_request: Callable[[Resource], None] | None = None
         """Called within each start, before its outcome: what happens meanwhile."""
+        dies_of = self.properties.get("dies-of")
+        self.found = PostMortem(dies_of, dies_of, dies_of) if dies_of else None
+        """What it says of the end of any worker; None: nothing."""
         self._lock: Final = Lock()
         self._calls: Final[list[Call]] = []
         self._running: Final[dict[str, str]] = {}  # resource id to launch
@@ -110,6 +115,10 @@ class RecordingContainer:
                 raise error
             if self._is_running(resource):
                 del self._running[resource.resource_id]
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:  # noqa: ARG002 - the protocol
+        """What the test set; it is no call that is recorded."""
+        return self.found
 
     def status(self, resource: Resource) -> Literal["running", "ended"]:
         """Whether the launch that the resource's properties name runs."""

@@ -5,7 +5,8 @@
 // FOLDER holds node_modules; TOKEN is what clients must send. The port is printed once it listens,
 // and the server ends with its standard input. What a client may do is what the role in Amoro's
 // Helm chart allows: get, list, create and delete. Beyond Kubernetes there is GET /started: the
-// command line of every optimizer that a pod has started.
+// command line of every optimizer that a pod has started. And POST /says/POD, with what the kubelet
+// of a pod is to say of its containers: none here runs out of memory.
 
 import { createServer } from "node:http";
 import { register } from "node:module";
@@ -19,6 +20,7 @@ const library = join(folder, "node_modules/@ngrok/webernetes/dist/index.js");
 const { BaseImage, Cluster } = await import(pathToFileURL(library));
 
 const started = [];
+const said = new Map();
 
 class Optimizer extends BaseImage {
   static imageName = "apache/amoro";
@@ -75,6 +77,13 @@ async function create(namespace, body) {
   }
 }
 
+async function listPods(namespace, query) {
+  const labelSelector = query.get("labelSelector") ?? undefined;
+  const found = structuredClone(await corev1.listNamespacedPod({ namespace, labelSelector }));
+  for (const pod of found.items) Object.assign(pod.status, said.get(pod.metadata.name));
+  return found;
+}
+
 const deployments = /^\/apis\/apps\/v1\/namespaces\/([^/]+)\/deployments$/;
 const deployment = /^\/apis\/apps\/v1\/namespaces\/([^/]+)\/deployments\/([^/]+)$/;
 const pods = /^\/api\/v1\/namespaces\/([^/]+)\/pods$/;
@@ -88,7 +97,8 @@ const routes = [
     deployment,
     (body, namespace, name) => appsv1.deleteNamespacedDeployment({ namespace, name, body }),
   ],
-  ["GET", pods, (_, namespace) => corev1.listNamespacedPod({ namespace })],
+  ["GET", pods, (_, namespace, query) => listPods(namespace, query)],
+  ["POST", /^\/says\/([^/]+)$/, (body, name) => said.set(name, body) && {}],
   ["GET", /^\/started$/, () => started],
 ];
 
@@ -96,11 +106,11 @@ async function answer(request, body) {
   if (request.headers.authorization !== `Bearer ${token}`) {
     throw new Refused(401, "Unauthorized", "Unauthorized");
   }
-  const { pathname } = new URL(request.url, "http://localhost");
+  const { pathname, searchParams } = new URL(request.url, "http://localhost");
   for (const [method, pattern, act, code = 200] of routes) {
     const match = pattern.exec(pathname);
     if (match && request.method === method) {
-      return [code, await act(body, ...match.slice(1).map(decodeURIComponent))];
+      return [code, await act(body, ...match.slice(1).map(decodeURIComponent), searchParams)];
     }
   }
   throw new Refused(403, "Forbidden", `${request.method} ${pathname} is forbidden`);

@@ -87,6 +87,7 @@ def ended(ledger: Ledger, resource_id: str, outcome: State, at: datetime = NOW) 
     incident = claimed(ledger, resource_id)
     for _ in range(2):
         incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+        incident = taken(ledger, transitions.attempt_failed(incident, "no", UNTIL, NOW))
     return taken(ledger, transitions.close(incident, outcome, "over", at))
 
 

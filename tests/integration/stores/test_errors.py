@@ -19,7 +19,9 @@ from dagster_amoro.core.errors import (
     KeeperError,
     LeaseLostError,
     StoreUnavailableError,
+    UnansweredCommitError,
 )
+from dagster_amoro.core.post_mortem import PostMortem
 from dagster_amoro.stores import audit_queries, schema
 from dagster_amoro.stores import database as database_module
 from dagster_amoro.stores.database import Database
@@ -83,6 +85,9 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "restore": lambda registry: registry.restore(a_row(SECRET)),
     "sample_tokens": lambda registry: registry.sample_tokens([SECRET], 1),
     "read_resource": lambda registry: registry.read_resource(SECRET),
+    "registrations": lambda registry: registry.registrations([SECRET]),
+    "ensure_writable": lambda registry: registry.ensure_writable(),
+    "rehearse": lambda registry: registry.rehearse(SECRET, "{}"),
     "save_startup": lambda registry: registry.save_startup(SECRET, "{}", {"password": SECRET}),
     "remove_orphan": lambda registry: registry.remove_orphan(SECRET, SECRET),
     "add_group": lambda registry: registry.add_group(SECRET, SECRET),
@@ -111,7 +116,14 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "removed_row": lambda ledger: ledger.removed_row(1),
     "events": lambda ledger: ledger.events(1),
     "renew": lambda ledger: ledger.renew(SECRET, UNTIL),
+    "newest_incident": lambda ledger: ledger.newest_incident(SECRET),
+    "looks": lambda ledger: ledger.looks(),
+    "mark": lambda ledger: ledger.mark(1),
+    "clock": lambda ledger: ledger.clock(),
     "changed_groups": lambda ledger: ledger.changed_groups(0),
+    "surveyed_at": lambda ledger: ledger.surveyed_at(),
+    "causeless": lambda ledger: ledger.causeless([SECRET], 1),
+    "note_causes": lambda ledger: ledger.note_causes({1: PostMortem("killed", SECRET)}),
     "may_have_had": lambda ledger: audit_queries.may_have_had(ledger, SECRET, 1, NOW),
 }
 PURE: Final = {"incident_history", "event_history", "naive"}  # they only make a query
@@ -328,6 +340,23 @@ def test_a_lock_is_waited_for_and_not_for_ever(
         waiting = pool.submit(refused, hasty, lambda store: store.apply(step))
         assert "lock" in waiting.result(timeout=PATIENCE).lower()
     assert hasty.apply(step) is None
+
+
+def test_a_commit_that_fails_holds_up_nobody(
+    sqlite_url: sa.URL, open_database: OpenDatabase
+) -> None:
+    """SQLite leaves its transaction open, with the lock; so it does where the disk is full."""
+    database = open_database(sqlite_url, "ledger")
+    enforce = "PRAGMA foreign_keys = ON"
+    sa.event.listen(database.engine, "connect", lambda raw, _: raw.execute(enforce))
+    execute(database, "CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+    reference = "INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED"
+    execute(database, f"CREATE TABLE children (parent {reference})")
+    with pytest.raises(UnansweredCommitError, match="FOREIGN KEY constraint failed"):
+        execute(database, "INSERT INTO children VALUES (1)")
+    with closing(sqlite3.connect(sqlite_url.database or "", timeout=0)) as other:
+        other.execute("BEGIN IMMEDIATE")
+    execute(database, "INSERT INTO parents VALUES (1)")
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(open_database: OpenDatabase) -> None:

@@ -10,7 +10,9 @@ import pytest
 from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import EventKind, State
+from dagster_amoro.core.texts import harmless
 from dagster_amoro.stores import audit_queries
+from dagster_amoro.stores import ledger as ledgers
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table
 from dagster_amoro.stores.schema import incident as incident_table
@@ -126,10 +128,12 @@ def test_details_and_removed_rows_are_any_json(ledger: Ledger) -> None:
 
 
 def test_an_error_may_say_anything(ledger: Ledger) -> None:
-    """Also what no database stores: NUL, and halves of character pairs, are written as escapes."""
+    """Also what no database stores, and what acts on a terminal: they are written as escapes."""
     incident = claimed(ledger)
     error = f"{ODD_TEXT} a\0b \udc80 {'é' * 100_000}"
-    kept = f"{ODD_TEXT} a\\x00b \\udc80 {'é' * 100_000}"
+    kept = harmless(error)
+    assert r"\x1b[31m é 世" in kept
+    assert r"a\x00b \udc80 éé" in kept
     taken(ledger, transitions.attempt_failed(incident, error, UNTIL, NOW))
     (read,) = ledger.open_incidents()
     assert read.last_error == kept
@@ -162,19 +166,35 @@ def test_a_note_is_an_event_without_an_incident(ledger: Ledger) -> None:
         for row in rows(ledger.database, event_table)
     ] == [(None, name, "scale-up", NOW, f"about {name}") for name in ("g", "another", None)]
     assert {row["details"] for row in rows(ledger.database, event_table)} == {
-        json.dumps({"k": ODD_TEXT}, ensure_ascii=False)
+        json.dumps({"k": ODD_TEXT}, ensure_ascii=False).replace("\u2028", "\\u2028")
     }
     assert rows(ledger.database, incident_table) == []
+
+
+def test_events_that_are_too_many_are_not_counted(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the newest of them; that a group has others before, and since the event, is told."""
+    monkeypatch.setattr(ledgers, "MOST_COUNTED", 2)
+    for group in ("before", "b", "a", "", "", "c"):
+        note(ledger, group)
+    first = ledger.changed_groups(0)[1] - 5
+    more, one = {"uncounted": 0}, {"scale-up": 1}
+    assert ledger.changed_groups(first) == (
+        {"a": more, "b": more, "": more | one, "c": one},
+        first + 5,
+    )
+    assert ledger.changed_groups(first + 3) == ({"": one, "c": one}, first + 5)
 
 
 def test_changed_groups_are_not_those_of_events_of_everything(ledger: Ledger) -> None:
     """These change no group's history; one of a group does, be it of no incident."""
     note(ledger, None, EventKind.LEASE_TAKEN)
-    assert ledger.changed_groups(0) == ({}, 0)
+    assert ledger.changed_groups(0) == ({}, 1)
     note(ledger, "g")
     note(ledger, None, EventKind.PAUSED)
     changed, newest = ledger.changed_groups(0)
-    assert (changed, newest) == ({"g": {"scale-up": 1}}, 2)
+    assert (changed, newest) == ({"g": {"scale-up": 1}}, 3)
     assert ledger.changed_groups(newest) == ({}, newest)
 
 

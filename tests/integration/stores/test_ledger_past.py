@@ -58,8 +58,20 @@ def test_a_reset_is_kept(ledger: Ledger) -> None:
     """Attempts before it do not count in the next incident either."""
     incident = claimed(ledger)
     incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+    incident = taken(ledger, transitions.attempt_failed(incident, "no", UNTIL, NOW))
     incident = taken(ledger, transitions.reset(incident, {"author": "ann"}, NOW))
     incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW))
+    closed(ledger, incident)
+    assert ledger.unstable(SINCE) == {"r-1": 1}
+
+
+def test_an_attempt_that_was_lost_on_its_way_does_not_count(ledger: Ledger) -> None:
+    """Nor does it after a recovery; what the database holds is what was written."""
+    incident = claimed(ledger)
+    for _ in range(2):
+        incident = taken(ledger, transitions.begin_attempt(incident, UNTIL, NOW, UNTIL - NOW))
+    assert ledger.incident(incident.incident_id) == incident
+    assert (incident.attempt_ends_at, incident.interrupted) == (UNTIL, 1)
     closed(ledger, incident)
     assert ledger.unstable(SINCE) == {"r-1": 1}
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from dagster_amoro.core import transitions
 from dagster_amoro.core.errors import StoreUnavailableError
 from dagster_amoro.core.model import EventKind, State
+from dagster_amoro.core.post_mortem import PostMortem
 from dagster_amoro.stores import audit_queries
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.schema import event as event_table
@@ -27,6 +28,8 @@ from tests.integration.stores.helpers import (
     taken,
 )
 from tests.integration.stores.racing import Racers
+
+KILLED = PostMortem("killed", "by \x1b nobody")
 
 
 def test_a_transition_is_written_with_its_event(ledger: Ledger) -> None:
@@ -232,3 +235,26 @@ def test_exactly_one_of_many_threads_moves_an_incident(ledger: Ledger) -> None:
         results = list(pool.map(act, range(8)))
     assert sum(results) == 1
     assert ledger.claimed_by(f"run-{results.index(True)}") == ledger.open_incidents()
+
+
+def test_a_cause_that_is_learned_is_no_step(ledger: Ledger) -> None:
+    """Only what is open, untried and without a cause gets one, whoever has it in hand."""
+    first, second, tried, over = (opened(ledger, f"r-{number}", "a") for number in range(4))
+    opened(ledger, "r-4", "b")
+    taken(ledger, transitions.begin_attempt(tried, UNTIL, NOW))
+    closed(ledger, over)
+    assert ledger.causeless(["a"], 5) == [second, first]
+    assert ledger.causeless(["a"], 1) == [second]
+    assert len(ledger.causeless(["a", "b"], 5)) == len(ledger.causeless(None, 5)) == 3
+    found = {each.incident_id: KILLED for each in (first, tried, over)}
+    assert ledger.note_causes(found) == 1
+    assert ledger.note_causes(found) == 0
+    assert ledger.causeless(["a"], 5) == [second]
+    known = first._replace(cause="killed", death="by \\x1b nobody")
+    assert ledger.open_incident("r-0") == known
+    assert ledger.apply(transitions.claim(first, "run", UNTIL, NOW)) == known.evolve(
+        state=State.CLAIMED, claimed_by="run", claimed_until=UNTIL
+    )
+    begun = transitions.begin_attempt(second, UNTIL, NOW, found=KILLED)
+    assert ledger.note_causes({second.incident_id: KILLED._replace(cause="unknown")}) == 1
+    assert taken(ledger, begun).cause == "killed"

@@ -74,7 +74,7 @@ def test_a_look_says_whether_it_is_registered(registry: Registry) -> None:
     register(registry, "r-1", "r-1", "gone")
     seen_resource = registry.read_resource("r-1")
     assert (seen_resource.registered, seen_resource.orphan) == (True, None)
-    assert registry.read_resource("gone") == ResourceSnapshot(row=None, registered=False)
+    assert registry.read_resource("gone") == ResourceSnapshot()
 
 
 def test_a_look_shows_a_time_that_is_none(sqlite_url: sa.URL, open_database: OpenDatabase) -> None:

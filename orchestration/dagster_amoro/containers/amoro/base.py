@@ -4,6 +4,7 @@ The rules are those of `AbstractOptimizerContainer` in Amoro 0.7 to master. Valu
 argument lists, never through a shell.
 """
 
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from dagster_amoro.containers.base import unusable, without_prefix
+from dagster_amoro.containers.environment import HADOOP, Environment, build, chosen
 from dagster_amoro.containers.output import file_stem, home_folder
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion, parse_version
 from dagster_amoro.core.errors import (
@@ -23,7 +25,10 @@ from dagster_amoro.core.errors import (
 )
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.secrets import Mask
+from dagster_amoro.core.texts import shown
 
+_logger: Final = logging.getLogger(__name__)
+_LIVE: Final = re.compile(r"[\s|&;<>()$`\\\"'*?\[]|\A[~#]")  # to a shell, where nothing is quoted
 _SHELL_WORD: Final = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")  # quoted as a whole, nothing in it live
 
 
@@ -71,10 +76,13 @@ class OptimizerContainer:
         Raises:
             StartFailedError: It was not started, or ended at once; the message says why.
         """
+        notes = self.environment.notes
+        for note in notes:
+            _logger.warning("container %r: %s", self.name, shown(note))
         try:
             return self._start(resource)
         except ContainerError as error:
-            raise StartFailedError(str(error)) from None
+            raise StartFailedError("\n".join([str(error), *notes])) from None
         except OSError as error:  # of the folder for logs, or of a jar
             raise StartFailedError(describe(error)) from None
 
@@ -94,6 +102,35 @@ class OptimizerContainer:
 
     def _end(self, resource: Resource) -> None:
         raise NotImplementedError
+
+    @property
+    def environment(self) -> Environment:
+        """What the programs of this container get, as far as it is the same for all of them.
+
+        AMS's own environment, which it hands on, is not known here: what this host gives programs
+        stands for it. The rest is what AMS sets: the folder of its configuration, in which
+        `optimizer.sh` looks for `env.sh` and for how to log, and `export.*`.
+        """
+        home = self.properties.get("ams-home")
+        conf = {"AMORO_CONF_DIR": str(Path(home, "conf"))} if home else {}
+        exports = {f"export.{key}": {key: value} for key, value in self.exports.items()}
+        return build(chosen(HADOOP), {"keeper.ams-home": conf, **exports})
+
+    def own_variables(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - of one kind
+        """What of the environment of the resource's start is set here, not passed on."""
+        return self.environment.own
+
+    def differences(self, resource: Resource) -> list[str]:
+        """In what a start of the resource differs from the one that AMS would make."""
+        changed = changed_by_shell(self.arguments(resource))
+        return [f"AMS's shell would not pass on as they stand: {changed}"] if changed else []
+
+    def exports_of_ams(self) -> list[str]:
+        """In what AMS's shell would set the `export.*` otherwise, for which it has a shell."""
+        if not self.exports:
+            return ["AMS would start nothing: without any export.* its command line begins with &&"]
+        changed = [key for key, value in self.exports.items() if changed_by_shell([value])]
+        return [f"AMS's shell would set otherwise: {', '.join(changed)}"] if changed else []
 
     def required(self, key: str) -> str:
         """A property of the container; a ConfigError says that it is missing or empty."""
@@ -177,6 +214,11 @@ def as_text(arguments: Iterable[str], quote: Callable[[str], str] = shlex.quote)
     """
     quirk = {"-ce": "-ce "}  # AMS's own space
     return "".join(f" {quirk.get(each) or quote(each)}" for each in arguments)
+
+
+def changed_by_shell(words: Iterable[str]) -> str:
+    """Those of the words, in a row, that a shell would split, expand or drop; AMS quotes none."""
+    return ", ".join(map(repr, (each for each in words if not each or _LIVE.search(each))))
 
 
 def is_true(text: str | None) -> bool:

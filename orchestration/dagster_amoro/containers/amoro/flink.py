@@ -22,6 +22,7 @@ from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import NEVER_STARTED, UNKNOWN, PostMortem, by_state
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.flink.FlinkOptimizer"
 KUBERNETES_ID: Final = "kubernetes-cluster-id"
@@ -33,6 +34,7 @@ _CLIENT_TIMEOUT: Final = "flink-client-timeout-second"
 _JOB_NAME: Final = "amoro-flink-optimizer-"  # what the optimizer calls its job, its id follows
 _JOB_ID: Final = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
 _SPLIT_BY_FLINK: Final = re.compile(r"[\s\"']|\A\Z")  # what does not survive as a word of a text
+_LIVE: Final = re.compile(r"[$`\"\\]")  # to a shell, within the double quotes of AMS
 _SCRIPT_TIMEOUT: Final = 120.0  # seconds
 _UNMAKEABLE: Final = {"jobmanager.memory.process.size": "1 kb"}
 _REFUSED_TO_MAKE: Final = "IllegalConfigurationException"
@@ -134,6 +136,14 @@ class FlinkContainer(OptimizerContainer):
             "allowNonRestoredState": True,
         }
 
+    def differences(self, resource: Resource) -> list[str]:
+        """In what a start differs from the one that AMS would make, its options included."""
+        if self.target is Target.SESSION:  # AMS uses no shell there
+            return []
+        live = [key for key, text in self._options(resource).items() if _LIVE.search(text)]
+        found = [f"AMS's shell would expand the options {', '.join(live)}"] if live else []
+        return [*super().differences(resource), *found, *self.exports_of_ams()]
+
     def status(self, resource: Resource) -> Status:
         """Whether its job runs, which only a session cluster says."""
         job_id = resource.properties.get(SESSION_ID, "")
@@ -146,6 +156,22 @@ class FlinkContainer(OptimizerContainer):
         if job is not None and _is_anothers(job, resource):
             return "unknown"
         return "ended" if job is None or job.is_over else "running"
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """What Flink's session, or YARN, says of its last job; None on Kubernetes."""
+        if self.target is Target.KUBERNETES_APPLICATION:
+            return None
+        if self.target is not Target.SESSION:
+            own = self.environment.variables
+            return yarn.post_mortem(resource, yarn.application_name("flink", resource), own)
+        job_id = resource.properties.get(SESSION_ID, "")
+        if not _JOB_ID.fullmatch(job_id):
+            return PostMortem(NEVER_STARTED, "its row names no Flink job")
+        rest = self._rest(resource)
+        job = rest.job(job_id)
+        if job is None or _is_anothers(job, resource):
+            return PostMortem(UNKNOWN, f"Flink does not know its last job {job_id} any more")
+        return by_state(f"its last Flink job {job_id}", job.state, rest.failure(job_id))
 
     def _target(self) -> Target:
         try:
@@ -174,7 +200,8 @@ class FlinkContainer(OptimizerContainer):
         return options
 
     def _program(self, resource: Resource, argv: list[str], stdin: bytes = b"") -> Program:
-        return Program(argv=argv, exports=self.exports, mask=self.mask(resource), stdin=stdin)
+        own, mask = self.environment.variables, self.mask(resource)
+        return Program(argv=argv, environment=own, mask=mask, stdin=stdin)
 
     def _start(self, resource: Resource) -> dict[str, str]:
         if self.target is Target.SESSION:
@@ -193,7 +220,8 @@ class FlinkContainer(OptimizerContainer):
             self._end_on_kubernetes(resource)
         elif application := resource.properties.get(yarn.ID):
             name = yarn.application_name("flink", resource)
-            yarn.end_application(application, name, self.exports, self.mask(resource))
+            own = self.environment.variables
+            yarn.end_application(application, name, own, self.mask(resource))
 
     def _end_on_kubernetes(self, resource: Resource) -> None:
         """Stops the cluster as AMS does, and waits until it is gone: its name is needed again.

@@ -25,6 +25,12 @@ from dagster_amoro.containers.base import Status
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import (
+    NEVER_STARTED,
+    OUT_OF_MEMORY,
+    UNKNOWN,
+    PostMortem,
+)
 from dagster_amoro.core.secrets import Mask
 
 _ID_LABEL: Final = "AmoroResourceId"
@@ -139,6 +145,23 @@ class KubernetesContainer(OptimizerContainer):
             return "ended"
         return "running" if at(found, "status", "availableReplicas") else "unknown"
 
+    def post_mortem(self, resource: Resource) -> PostMortem:
+        """How the newest of its pods ended, or why it does not come up."""
+        name = optimizer_name(resource)
+        with self._connected(resource) as deployments:
+            pods = deployments.pods(name)
+        if not pods:
+            return PostMortem(UNKNOWN, f"there is no pod of {deployments.place(name)}")
+        newest = max(pods, key=lambda pod: str(at(pod, "metadata", "creationTimestamp")))
+        pod = f"its last pod {at(newest, 'metadata', 'name')}"
+        (state, *_) = at(newest, "status", "containerStatuses") or [{}]
+        if ended := at(state, "lastState", "terminated") or at(state, "state", "terminated"):
+            return _by_end(pod, ended)
+        if waiting := at(state, "state", "waiting"):
+            why = f"{waiting.get('reason')}: {waiting.get('message', '')}"
+            return PostMortem(NEVER_STARTED, f"{pod} waits, {why}")
+        return PostMortem(UNKNOWN, f"{pod} is {at(newest, 'status', 'phase')}")
+
     def _clear(self, deployments: Deployments, resource: Resource) -> None:
         """Deletes the Deployment that has the resource's name, if it is the resource's."""
         name = optimizer_name(resource)
@@ -206,6 +229,14 @@ class KubernetesContainer(OptimizerContainer):
         text = f"/entrypoint.sh optimizer {heap} {as_text(self.arguments(resource))}"
         text = f"exec {text}" if self.ams_version >= AmsVersion.V0_9_0 else text
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
+
+
+def _by_end(pod: str, ended: Mapping[str, Any]) -> PostMortem:
+    """What the kubelet wrote down of a container that is over."""
+    code, reason = ended.get("exitCode"), str(ended.get("reason") or "without a reason")
+    cause = OUT_OF_MEMORY if reason == "OOMKilled" else f"exit {code}"
+    text = f"{pod} ended with exit code {code}, {reason}, at {ended.get('finishedAt')}"
+    return PostMortem(cause, text, str(ended.get("message") or ""))
 
 
 @dataclass(frozen=True, slots=True)

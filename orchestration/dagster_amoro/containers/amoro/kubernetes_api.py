@@ -53,6 +53,12 @@ class Deployments:
             if uid is None or error.status != _CONFLICT:  # else it is gone, another took its name
                 raise
 
+    def pods(self, name: str) -> list[Mapping[str, Any]]:
+        """The pods of one, those that have ended included."""
+        chosen = {"label_selector": f"app={name}"}
+        found = self._call("list", name, absent=_NOT_FOUND, kind="pod", **chosen) or {}
+        return list(found.get("items") or ())
+
     def wait_until_gone(self, name: str, uid: str | None = None) -> None:
         """Returns once there is none of this name, or another than the one with this `uid`."""
         deadline = time.monotonic() + self.deletion_timeout
@@ -68,13 +74,15 @@ class Deployments:
             time.sleep(_POLL)
 
     def _call(
-        self, verb: str, target: str, *, absent: int, **arguments: object
+        self, verb: str, target: str, *, absent: int, kind: str = "deployment", **arguments: object
     ) -> Mapping[str, Any] | None:
-        """The answer to a call on one Deployment; None where its status is `absent`."""
-        from kubernetes.client import ApiException, AppsV1Api  # noqa: PLC0415 - an extra, and slow
+        """The answer to a call on a Deployment, or its pods; None where its status is `absent`."""
+        from kubernetes.client import ApiException, AppsV1Api, CoreV1Api  # noqa: PLC0415 - an extra
 
-        what, where = f"could not {verb} {self.place(target)}", self.api.configuration.host
-        method = getattr(AppsV1Api(self.api), f"{verb}_namespaced_deployment")
+        of = "pods of " if kind == "pod" else ""
+        what, where = f"could not {verb} {of}{self.place(target)}", self.api.configuration.host
+        api = (CoreV1Api if kind == "pod" else AppsV1Api)(self.api)
+        method = getattr(api, f"{verb}_namespaced_{kind}")
         try:
             content = method(
                 namespace=self.namespace,

@@ -4,6 +4,7 @@ As AMS's `LocalOptimizerContainer` does it, through `bin/optimizer.sh`, which le
 running in the background. Nobody writes down that process: it is found by its command line.
 """
 
+import os
 import re
 import shutil
 import socket
@@ -15,13 +16,16 @@ import psutil
 
 from dagster_amoro.containers import processes, programs
 from dagster_amoro.containers.amoro.base import OptimizerContainer, required_of
+from dagster_amoro.containers.amoro.local_logs import LOG_FOLDER, OptimizerLogs
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program
 from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError, shorten
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem
 
+_AMS: Final = "org.apache.amoro.server.AmoroServiceContainer"  # the class of its process
 _SCRIPT_TIMEOUT: Final = 60.0  # seconds; it only starts something in the background
 _APPEARS_WITHIN: Final = 5.0  # seconds from the end of the script
 _STAYS_FOR: Final = 2.0  # seconds that a process is watched: a wrong option ends it within one
@@ -30,7 +34,7 @@ _POLL: Final = 0.1  # seconds between two looks at all processes of the host
 _MEMORY: Final = re.compile(r"[0-9]{1,18}")  # AMS reads it into 64 bits
 _UNSAFE: Final = re.compile(r"[^\w.\-]+", re.ASCII)
 _LONGEST_NAME: Final = 200  # characters of a folder's name, which may have 255 bytes
-_SHOWN: Final = 2000  # characters of what the script said
+_SHOWN: Final = 500  # characters of what the script said
 _RESPLIT: Final = re.compile(r"[\s*]|\A\Z")
 
 
@@ -39,7 +43,7 @@ class LocalContainer(OptimizerContainer):
 
     Dagster has to run there, too, as a user who may run `optimizer.sh`. Unlike AMS, it heeds the
     container's `export.*` properties, which AMS documents and ignores, and looks whether the
-    optimizer runs.
+    optimizer runs. A JAVA_HOME where no Java is, such as that of AMS's own file, is not among them.
 
     The resource's property `memory` is required: MiB per thread, a whole number.
 
@@ -87,17 +91,46 @@ class LocalContainer(OptimizerContainer):
         def is_there() -> bool:
             return not before.issuperset(processes_of(resource))
 
-        exports = {"OPTIMIZER_LOG_DIR_NAME": log_folder(resource), **self.exports}
-        program = Program(argv=argv, exports=exports, mask=self.mask(resource))
-        output = programs.run(program, _SCRIPT_TIMEOUT)
-        if not within(_APPEARS_WITHIN, is_there, _POLL):
-            raise _vanished("no process of it appeared", program, resource, output)
-        if within(_STAYS_FOR, lambda: not is_there(), _POLL):
-            raise _vanished("its process ended at once", program, resource, output)
+        own = {**self.environment.variables, **self.own_variables(resource)}
+        program = Program(argv=argv, environment=own, mask=self.mask(resource))
+        logs = OptimizerLogs(self.ams_home, own)
+        try:
+            output = programs.run(program, _SCRIPT_TIMEOUT)
+            if not within(_APPEARS_WITHIN, is_there, _POLL):
+                raise _vanished("no process of it appeared", program, output)
+            if within(_STAYS_FOR, lambda: not is_there(), _POLL):
+                raise _vanished("its process ended at once", program, output)
+        except ContainerError as error:
+            raise StartFailedError(f"{error}\n{logs.written(program.mask)}") from None
         return {}
+
+    def own_variables(self, resource: Resource) -> Mapping[str, str]:
+        """What is set for the resource's start: the folder of its logs as well, as AMS does it."""
+        return {LOG_FOLDER: log_folder(resource), **super().own_variables(resource)}
 
     def _end(self, resource: Resource) -> None:
         end_processes(resource, _PATIENCE)
+
+    def differences(self, resource: Resource) -> list[str]:
+        """In what a start differs from the one that AMS would make, which ignores `export.*`."""
+        own = ", ".join(sorted(self.exports.keys() & self.environment.own.keys()))
+        ignored = [f"AMS would not set {own}: it gives local optimizers no export.*"] if own else []
+        return [*super().differences(resource), *ignored]
+
+    def java(self) -> tuple[bool, str]:
+        """Which Java its optimizers get, and whether those of AMS get the same as far as is known.
+
+        AMS's own environment decides there, which is read where AMS runs on this host.
+        """
+        if not (ours := _java(self.environment.variables)):
+            return False, "there is no Java, neither by JAVA_HOME nor on PATH"
+        for pid, environment in processes.environments_of(_AMS):
+            home = environment.get("AMORO_HOME", self.ams_home)  # `ams.sh` sets it
+            if Path(home).resolve() != Path(self.ams_home).resolve():
+                continue  # another AMS on this host
+            theirs = _java(environment)
+            return ours == theirs, f"Java is {ours}; AMS (process {pid}) gives its own {theirs}"
+        return True, f"Java is {ours}; no process of AMS can be read here, to compare it with"
 
     def status(self, resource: Resource) -> Status:
         """Whether the resource's optimizer runs; unknown if Amoro is not on this host."""
@@ -105,24 +138,54 @@ class LocalContainer(OptimizerContainer):
             return "running"
         return "ended" if self._is_here() else "unknown"
 
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """The end of its last optimizer's logs; None if Amoro is not on this host.
+
+        How a process ended that AMS, or its script, has started, only its own log can say.
+        """
+        if not self._is_here():
+            return None
+        own = {**self.environment.variables, **self.own_variables(resource)}
+        said = OptimizerLogs(self.ams_home, own, since_now=False).written(self.mask(resource))
+        return PostMortem(UNKNOWN, end_here(resource, "optimizer"), said)
+
     def _is_here(self) -> bool:
         return shutil.which(self._script) is not None
 
 
-def _vanished(what: str, program: Program, resource: Resource, output: str) -> StartFailedError:
+def _java(environment: Mapping[str, str]) -> str:
+    """What `optimizer.sh` runs: Java of JAVA_HOME, if that is a folder, else of PATH; or ''."""
+    home = environment.get("JAVA_HOME", "")
+    if home and Path(home).is_dir():
+        return str(Path(home, "bin", "java").resolve())
+    found = shutil.which("java", path=environment.get("PATH", os.defpath))
+    return str(Path(found).resolve()) if found else ""
+
+
+def _vanished(what: str, program: Program, output: str) -> StartFailedError:
     shown = shorten(program.mask.hide(output.strip()), _SHOWN) or "nothing"
     has_such = any(map(_RESPLIT.search, program.argv[3:]))
     hint = "; optimizer.sh splits arguments at blanks and expands wildcards, and some have such"
     return StartFailedError(
-        f"optimizer.sh ended well, but {what}; optimizer.log.err in the folder "
-        f"{log_folder(resource)} of Amoro's logs says more{hint if has_such else ''}; "
-        f"the script said:\n{shown}"
+        f"optimizer.sh ended well, but {what}{hint if has_such else ''}; the script said:\n{shown}"
     )
 
 
 def processes_of(resource: Resource) -> list[psutil.Process]:
-    """The resource's optimizers on this host, and the programs that start them."""
-    return processes.started_with({"-g": resource.group_name, "-id": resource.resource_id})
+    """The resource's optimizers on this host, and the programs that start them.
+
+    AMS starts some of them, so that none has a mark of ours. Their class, and the script, are named
+    after what they are; a row alone cannot make one of any other program.
+    """
+    options = {"-g": resource.group_name, "-id": resource.resource_id}
+    return processes.started_with(options, naming="optimizer")
+
+
+def end_here(resource: Resource, what: str) -> str:
+    """What can be said of an optimizer on this host that nobody waits for."""
+    if found := processes_of(resource):
+        return f"its last {what}, process {found[0].pid}, runs, but has not registered"
+    return f"its last {what} is gone from this host; its log may say why"
 
 
 def end_processes(resource: Resource, patience: float) -> None:

@@ -1,6 +1,6 @@
 """How are REST ports asked, so that no answer takes too long, is too large or leads elsewhere?
 
-Flink and Spark are asked directly, whatever proxies are set.
+Flink and Spark are asked directly, whatever proxies are set; what is out in the world is not.
 """
 
 import io
@@ -44,6 +44,8 @@ def ask(
     url: str,
     timeout: float,
     total: float | None = None,
+    *,
+    by_proxy: bool = False,
     **content: Any,  # noqa: ANN401 - those of requests
 ) -> Answer:
     """Sends a request, with `content` as `requests` takes it, and reads the answer.
@@ -53,7 +55,8 @@ def ask(
 
     All of it takes `timeout` seconds at most; only a host with several addresses gets them for
     each. With a `total`, for what takes long to send, that is the limit, and the `timeout` is the
-    one of connecting, of sending each part, and of the whole answer.
+    one of connecting, of sending each part, and of the whole answer. Only `by_proxy` it is sent
+    through those that the environment names, which have time of their own.
 
     Raises:
         RestError: There was no answer, it goes beyond a limit, it is a redirect, or what is to be
@@ -65,7 +68,7 @@ def ask(
     content["timeout"] = Timeout(connect=timeout, read=timeout, total=total or timeout)
     try:
         with requests.Session() as session:
-            session.trust_env = False
+            session.trust_env = by_proxy
             session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
             session.headers["Accept-Encoding"] = "identity"
             adapter: Any = session.get_adapter(url)  # an HTTPAdapter; its base class has no pools

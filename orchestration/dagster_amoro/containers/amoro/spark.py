@@ -14,12 +14,13 @@ from dagster_amoro.containers import programs
 from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import (
     OptimizerContainer,
+    changed_by_shell,
     is_true,
     optimizer_name,
     unquoted,
     usable,
 )
-from dagster_amoro.containers.amoro.local import end_processes, processes_of
+from dagster_amoro.containers.amoro.local import end_here, end_processes, processes_of
 from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest
 from dagster_amoro.containers.base import Status
@@ -29,6 +30,7 @@ from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem, by_state
 
 MAIN_CLASS: Final = "org.apache.amoro.optimizer.spark.SparkOptimizer"
 KUBERNETES_ID: Final = "kubernetes-submission-id"
@@ -142,6 +144,12 @@ class SparkContainer(OptimizerContainer):
             ]
         )
 
+    def differences(self, resource: Resource) -> list[str]:
+        """In what a start differs from the one that AMS would make, its options included."""
+        options = changed_by_shell(f"{key}={text}" for key, text in self._options(resource).items())
+        found = [f"AMS's shell would not pass on as they stand: {options}"] if options else []
+        return [*super().differences(resource), *found, *self.exports_of_ams()]
+
     def status(self, resource: Resource) -> Status:
         """Whether the driver runs; unknown on YARN and Kubernetes, and on another host."""
         if self._in_cluster:
@@ -162,6 +170,24 @@ class SparkContainer(OptimizerContainer):
         if driver is None or driver.state == "UNKNOWN":
             return "unknown"
         return "ended" if driver.is_over else "running"
+
+    def post_mortem(self, resource: Resource) -> PostMortem | None:
+        """What the cluster says of its last driver, or that driver's log; None on Kubernetes."""
+        if self.cluster is Cluster.YARN:
+            own = self.environment.variables
+            return yarn.post_mortem(resource, self._name_on_yarn(resource), own)
+        if not self._in_cluster:
+            log = self.log_of(resource)
+            text = end_of(log) if size_of(log) else ""
+            return PostMortem(UNKNOWN, end_here(resource, "driver"), text)
+        submission = resource.properties.get(STANDALONE_ID, "")
+        if self.cluster is not Cluster.STANDALONE or not SUBMISSION_ID.fullmatch(submission):
+            return None
+        driver = self._rest(resource).driver(submission)
+        if driver is None:
+            return PostMortem(UNKNOWN, f"Spark does not know its last driver {submission} any more")
+        where = f", on {driver.worker}" if driver.worker else ""
+        return by_state(f"its last driver {submission}{where},", driver.state, driver.message)
 
     def _cluster(self) -> Cluster:
         found = next((each for each in Cluster if self.master.startswith(each)), None)
@@ -209,7 +235,8 @@ class SparkContainer(OptimizerContainer):
         }
 
     def _program(self, resource: Resource, argv: list[str]) -> Program:
-        return Program(argv=usable(argv), exports=self.exports, mask=self.mask(resource))
+        own = self.environment.variables
+        return Program(argv=usable(argv), environment=own, mask=self.mask(resource))
 
     def _start(self, resource: Resource) -> dict[str, str]:
         program = self._program(resource, self.command(resource))
@@ -286,7 +313,8 @@ class SparkContainer(OptimizerContainer):
         if self.cluster is Cluster.YARN:
             if application := resource.properties.get(yarn.ID):
                 name = self._name_on_yarn(resource)
-                yarn.end_application(application, name, self.exports, self.mask(resource))
+                own = self.environment.variables
+                yarn.end_application(application, name, own, self.mask(resource))
         elif self._in_cluster and self.cluster is Cluster.KUBERNETES:
             self._end_pods(resource)
         elif self._in_cluster and (driver := resource.properties.get(STANDALONE_ID)):

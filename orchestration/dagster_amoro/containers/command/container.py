@@ -6,7 +6,9 @@ it first (see `launches`), so that there are never two workers under one id.
 
 import difflib
 import json
+import logging
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -15,20 +17,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import Final, TypeVar
-from uuid import uuid4
 
 from dagster_amoro.containers import processes
 from dagster_amoro.containers.base import Status, unusable, without_prefix
+from dagster_amoro.containers.command import witnessed
 from dagster_amoro.containers.command.launches import (
     LaunchFiles,
     Record,
     distinct,
     launch_of,
     launches_of,
+    new_launch_id,
     properties_of,
+    turn_all,
 )
-from dagster_amoro.containers.output import ending, home_folder, opened
-from dagster_amoro.containers.processes import LAUNCH_VARIABLE, Launch, Worker
+from dagster_amoro.containers.environment import Environment, build, chosen
+from dagster_amoro.containers.output import Rotation, ending, home_folder, opened, size_of
+from dagster_amoro.containers.processes import (
+    LAUNCH_VARIABLE,
+    WITNESS_VARIABLE,
+    Launch,
+    Worker,
+)
 from dagster_amoro.core.container_settings import CALL_PROPERTIES, ContainerSettings
 from dagster_amoro.core.errors import (
     ConfigError,
@@ -39,19 +49,26 @@ from dagster_amoro.core.errors import (
     shorten,
 )
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import LOST_HOST, NEVER_STARTED, PostMortem
+from dagster_amoro.core.texts import shown
 from dagster_amoro.core.values import parse_duration, parse_switch
 
 _T = TypeVar("_T")
+_logger: Final = logging.getLogger(__name__)
 
 _PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb")
 _ACCEPTED_PLACEHOLDERS: Final = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
 _KEYS: Final = (
-    *("command", "log-dir", "working-directory"),
+    *("command", "log-dir", "log-max-size", "log-files"),
+    *("working-directory", "environment"),
     *("start-check", "termination-grace-period", "auto-restart"),
     *CALL_PROPERTIES,
 )
 _HERE: Final = "dagster_amoro.CommandContainer"
 _EXPORT: Final = "export."  # Amoro's prefix of environment variables
+_INHERIT: Final = "inherit"
+_VARIABLES: Final = f"{_INHERIT}, or a JSON array of the names of environment variables"
+_SIZES: Final = "a whole number with a unit, such as 500KB, 64MB or 1GB"
 _DURATIONS: Final = "a whole number with a unit, such as 500ms, 10s or 1min"
 _COMMANDS: Final = (
     'a JSON array of texts such as ["my-worker", "--id", "{resource_id}"], '
@@ -65,9 +82,12 @@ class CommandContainer:
     | property | meaning | default |
     |---|---|---|
     | `command` | JSON array of texts: program and arguments, with placeholders in braces | |
-    | `log-dir` | folder of the workers' logs and launch records | see below |
+    | `log-dir` | folder of the workers' logs and launch records, which is ours alone | see below |
+    | `log-max-size` | how large a log gets before it is put aside: `500KB`, `64MB`, `1GB` | 64MB |
+    | `log-files` | how many logs that were put aside are kept, besides the present one | 3 |
     | `working-directory` | where the workers run | the starter's |
-    | `export.X` | environment variable X, on top of what is inherited | |
+    | `environment` | `inherit`: all of Dagster's own; or a JSON array of the names of some | none |
+    | `export.X` | environment variable X | |
     | `start-check` | how long a start is watched for an early end; 0: not at all | 1s |
     | `termination-grace-period` | from SIGTERM to SIGKILL | 10s |
     | `auto-restart` | false: orphans are reported and never touched | true |
@@ -75,6 +95,12 @@ class CommandContainer:
     The placeholders are `{resource_id}`, `{group_name}`, `{thread_count}` and `{memory_mb}`; `{{`
     and `}}` stand for braces. Logs are kept in `$DAGSTER_HOME/workers`, or in
     `.dagster-amoro/workers` below the current directory where that variable is not set.
+
+    A worker gets the variables that say how programs run on this host, such as `PATH` and `HOME`
+    (see `environment`), those of Dagster's that `environment` names, and `export.*`.
+
+    Logs are put aside at each tick that gives nothing to a run, and at each start, also those that
+    workers go on writing to.
 
     Everything that a worker starts belongs to its launch and ends with it, unless it leaves both
     the worker's session and its environment.
@@ -89,9 +115,14 @@ class CommandContainer:
         self.name: Final = name
         self._command: Final = given.read("command", None, parse_command, _COMMANDS)
         self._log_dir: Final = given.read("log-dir", str(home_folder("workers")), _folder, "a path")
+        self._rotation: Final = Rotation(
+            largest=given.read("log-max-size", "64MB", parse_size, _SIZES),
+            files=given.read("log-files", "3", _count, "a whole number from 1 to 1000"),
+        )
         self._directory: Final = given.read(
             "working-directory", "", lambda text: str(_folder(text)) if text else None, "a path"
         )
+        self._inherited: Final = given.read("environment", "[]", parse_variables, _VARIABLES)
         self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
         self._patience: Final = given.read("termination-grace-period", "10s", _seconds, _DURATIONS)
         given.check_below("start-check", self._start_check, "start-timeout")
@@ -99,6 +130,21 @@ class CommandContainer:
         switch = given.read("auto-restart", "true", parse_switch, "true or false")
         self.supports_auto_restart: Final = switch
         self.exports: Final = given.exports()
+
+    @property
+    def environment(self) -> Environment:
+        """What each worker gets, but for the id of its launch."""
+        names = self._inherited
+        passed = dict(os.environ) if names is None else chosen(names)
+        exports = {f"{_EXPORT}{key}": {key: value} for key, value in self.exports.items()}
+        found = build(passed, exports)
+        missing = sorted(set(names or ()).difference(os.environ))
+        notes = [f"property environment names {name}, which is not set" for name in missing]
+        return replace(found, notes=(*found.notes, *notes))
+
+    def own_variables(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - as others have it
+        """What of a worker's environment is set here, not passed on."""
+        return self.environment.own
 
     def command(self, resource: Resource) -> list[str]:
         """The argv of the resource's worker; a value never becomes more than one argument.
@@ -126,14 +172,15 @@ class CommandContainer:
         """
         argv = self.command(resource)
         with self._alone(resource, StartFailedError) as files:
-            named, record = launch_of(resource.properties), files.read()
+            named, record = launch_of(resource), files.read()
             earlier = distinct(named, record.launch if record else None)
             # What runs on another host is reported by a release of the resource. A start that
             # refused because of it would refuse for ever where hosts are pods, whose names never
             # come back.
             if problems := self._end(*(each for each in earlier if not each.is_elsewhere)):
                 raise StartFailedError(f"an earlier launch is in the way: {problems}")
-            return self._start(argv, files, previous=named.launch_id if named else None)
+            self.tend()
+            return self._start(resource, argv, files, named.launch_id if named else None)
 
     def release_resource(self, resource: Resource) -> None:
         """Ends the launch that the resource's properties name, and one that followed it unsaved.
@@ -144,13 +191,17 @@ class CommandContainer:
             ReleaseFailedError: It may still be running.
         """
         with self._alone(resource, ReleaseFailedError) as files:
-            if problems := self._end(*launches_of(resource.properties, files.read())):
+            if problems := self._end(*launches_of(resource, files.read())):
                 raise ReleaseFailedError(problems)
+
+    def tend(self) -> None:
+        """Puts logs of workers of this host aside that grew too large."""
+        turn_all(self._log_dir, self._rotation)
 
     def status(self, resource: Resource) -> Status:
         """Whether a worker of the resource runs on this host; unknown if it would on another."""
         try:
-            launches = launches_of(resource.properties, self._files(resource).read())
+            launches = launches_of(resource, self._files(resource).read())
         except OSError:
             return "unknown"
         if any(processes.is_running(launch) for launch in launches if not launch.is_elsewhere):
@@ -158,6 +209,19 @@ class CommandContainer:
         if not launches or any(launch.is_elsewhere for launch in launches):
             return "unknown"
         return "ended"
+
+    def post_mortem(self, resource: Resource) -> PostMortem:
+        """How the resource's last worker ended, by its witness, and the end of its log."""
+        files = self._files(resource)
+        launches = launches_of(resource, files.read())
+        if not launches:
+            return PostMortem(NEVER_STARTED, "no worker of it was ever started from this host")
+        last = launches[-1]
+        if last.is_elsewhere:
+            where = f"it was started on host {last.host!r} and cannot be seen from here"
+            return PostMortem(LOST_HOST, where)
+        cause, text = witnessed.end_of(last, files.end)
+        return PostMortem(cause, text, files.tail(0) if size_of(files.log) else "")
 
     def _files(self, resource: Resource) -> LaunchFiles:
         return LaunchFiles(self._log_dir, self.name, resource.resource_id)
@@ -183,40 +247,59 @@ class CommandContainer:
             if launch.is_elsewhere:
                 host = launch.host
                 problems.append(f"it was started on host {host!r} and cannot be seen from here")
+            elif stranger := processes.stranger(launch):
+                problems.append(f"process {stranger}, which its row names, is somebody else's")
             elif left := processes.stop(launch, self._patience):
                 problems.append(f"still running after SIGKILL: {', '.join(map(str, left))}")
         return "; ".join(problems)
 
-    def _start(self, argv: list[str], files: LaunchFiles, previous: str | None) -> dict[str, str]:
-        launch = Launch(launch_id=uuid4().hex, host=socket.gethostname())
+    def _start(
+        self, resource: Resource, argv: list[str], files: LaunchFiles, previous: str | None
+    ) -> dict[str, str]:
+        launch = Launch(
+            launch_id=new_launch_id(resource.resource_id),
+            host=socket.gethostname(),
+            is_recorded=True,
+        )
         files.write(Record(launch, previous))
         with opened(files.log, os.O_WRONLY | os.O_APPEND) as log:
             offset = os.fstat(log).st_size
-            worker = self._spawn(argv, launch, log)
-        launch = replace(launch, pid=worker.pid, started_at=processes.started_at(worker.pid))
+            witness, pid = self._spawn(argv, launch, files, log)
+        launch = replace(launch, pid=pid, started_at=processes.started_at(pid))
         try:
             files.write(Record(launch, previous))
-            self._watch(worker, files, offset)
+            self._watch(witness, files, offset)
         except (OSError, StartFailedError) as error:
             if problem := self._end(launch):
                 raise StartFailedError(f"{describe(error)}\n{problem}") from error
             raise
         return properties_of(launch)
 
-    def _spawn(self, argv: list[str], launch: Launch, log: int) -> Worker:
-        own = {**os.environ, **self.exports, LAUNCH_VARIABLE: str(launch.launch_id)}
+    def _spawn(
+        self, argv: list[str], launch: Launch, files: LaunchFiles, log: int
+    ) -> tuple[Worker, int]:
+        environment = self.environment
+        for note in environment.notes:
+            _logger.warning("container %r: %s", self.name, shown(note))
         try:
-            return processes.spawn(argv, environment=own, directory=self._directory, log=log)
+            return witnessed.spawn(
+                argv,
+                environment=environment.variables,
+                directory=self._directory,
+                log=log,
+                end=files.end,
+                launch_id=str(launch.launch_id),
+            )
         except (OSError, ValueError) as error:
             why = describe(error)
             raise StartFailedError(f"{argv[0]!r} could not be started: {why}") from error
 
-    def _watch(self, worker: Worker, files: LaunchFiles, offset: int) -> None:
+    def _watch(self, witness: Worker, files: LaunchFiles, offset: int) -> None:
         """Watches the worker for an early end; one with 0 is a launcher that has done its work."""
         if not self._start_check:
             return
         with suppress(subprocess.TimeoutExpired):
-            if status := worker.wait(self._start_check):
+            if status := witness.wait(self._start_check):
                 raise StartFailedError(
                     f"the worker ended at once {ending(status)}; {_log_shown(files, offset)}"
                 )
@@ -275,7 +358,7 @@ class _Given:
 def _unusable_variable(name: str, value: str) -> str | None:
     if not name or "=" in name or unusable(name):
         return "that is no name of an environment variable"
-    if name == LAUNCH_VARIABLE:
+    if name in (LAUNCH_VARIABLE, WITNESS_VARIABLE):
         return "this variable is set to the launch id"
     return f"its value {problem}" if (problem := unusable(value)) else None
 
@@ -291,6 +374,20 @@ def _seconds(text: str) -> float:
         return parse_duration(text).total_seconds()
     except ValueError as error:
         raise ValueError("not a duration") from error
+
+
+def _count(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 1000:  # noqa: PLR2004 - a bound, not a choice
+        raise ValueError("too few or too many")
+    return number
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes; a ValueError says that the text is none."""
+    found = re.fullmatch(r"([1-9][0-9]{0,8}) ?(KB|MB|GB)", text, re.IGNORECASE)
+    if not found:
+        raise ValueError("no size")
+    return int(found[1]) << 10 * (1 + ["KB", "MB", "GB"].index(found[2].upper()))
 
 
 def _folder(text: str) -> Path:
@@ -313,6 +410,20 @@ def parse_command(text: str) -> list[str]:
     for argument in arguments:
         _check_placeholders(_usable(argument))
     return arguments
+
+
+def parse_variables(text: str) -> frozenset[str] | None:
+    """The names of the variables that are inherited; None: all of them.
+
+    Raises:
+        ValueError: It is neither `inherit` nor a JSON array of names.
+    """
+    if text == _INHERIT:
+        return None
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("not an array of texts")
+    return frozenset(names)
 
 
 def _check_placeholders(text: str) -> None:

@@ -26,7 +26,7 @@ def migrate(database: Database) -> None:
 
     A StoreUnavailableError may also say that they are of a version that this code does not know.
     """
-    database.create_folder()
+    database.create_file()
     with database.reading() as connection:
         current = _read_version(database, connection)
     if current != HEAD:

@@ -33,6 +33,7 @@ sa.Table(
     sa.Column("detected_at", _time, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("attempted_at", _time),
+    sa.Column("attempt_ends_at", _time),
     sa.Column("dispatches", sa.Integer, nullable=False),
     sa.Column("claimed_by", sa.String(100)),
     sa.Column("claimed_until", _time),
@@ -47,11 +48,18 @@ sa.Table(
     sa.Column("dry_run", sa.SmallInteger, nullable=False, server_default="0"),
     sa.Column("setbacks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("unused_dispatches", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("is_attempting", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("interrupted", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("doubted", _text),
+    sa.Column("cause", sa.String(60)),
+    sa.Column("death", _text),
     sa.Column("open_resource_id", _name, unique=True),
     sa.Index("keeper_incident_group", "group_name", "incident_id"),
     sa.Index("keeper_incident_claim", "claimed_by"),
     sa.Index("keeper_incident_detected", "detected_at"),
-    sa.Index("keeper_incident_closed", "closed_at"),
+    sa.Index("keeper_incident_closed", "closed_at", "group_name"),
+    sa.Index("keeper_incident_resource", "resource_id", "incident_id"),
+    sa.Index("keeper_incident_state", "state", "dry_run", "incident_id"),
     sqlite_autoincrement=True,
     **_options,
 )
@@ -79,7 +87,7 @@ sa.Table(
     sa.Column("incident_id", _number, nullable=False),
     sa.Column("kept_at", _time, nullable=False),
     sa.Column("content", _text, nullable=False),
-    sa.Index("keeper_removed_row_incident", "incident_id"),
+    sa.Index("keeper_removed_row_incident", "incident_id", "removal_id"),
     sqlite_autoincrement=True,
     **_options,
 )
@@ -115,7 +123,20 @@ sa.Table(
     **_options,
 )
 sa.Table(
-    "keeper_ledger", _ledger, sa.Column("identity", sa.String(32), primary_key=True), **_options
+    "keeper_look",
+    _ledger,
+    sa.Column("group_name", _name, primary_key=True),
+    sa.Column("newest_start", sa.String(40), nullable=False),
+    sa.Column("surplus", sa.Integer, nullable=False),
+    **_options,
+)
+sa.Table(
+    "keeper_ledger",
+    _ledger,
+    sa.Column("identity", sa.String(32), primary_key=True),
+    sa.Column("settled", sa.String(10)),
+    sa.Column("surveyed_at", _time),
+    **_options,
 )
 sa.Table(
     "keeper_lease",
@@ -125,6 +146,35 @@ sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("acquired_at", _time, nullable=False),
     sa.Column("expires_at", _time, nullable=False),
+    **_options,
+)
+sa.Table(
+    "keeper_day",
+    _ledger,
+    sa.Column("day", sa.String(10), primary_key=True),
+    sa.Column("group_name", _name, primary_key=True),
+    sa.Column("container_name", _name, primary_key=True),
+    sa.Column("self_recovered", sa.BigInteger, nullable=False),
+    sa.Column("recovered_first", sa.BigInteger, nullable=False),
+    sa.Column("recovered_later", sa.BigInteger, nullable=False),
+    sa.Column("given_up", sa.BigInteger, nullable=False),
+    sa.Column("released", sa.BigInteger, nullable=False),
+    sa.Column("superseded", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.BigInteger, nullable=False),
+    sa.Column("missing_seconds", sa.Double, nullable=False),
+    sa.Column("missing_thread_seconds", sa.Double, nullable=False),
+    sa.Column("recovery", _text, nullable=False),
+    sa.Column("causes", _text, nullable=False),
+    **_options,
+)
+sa.Table(
+    "keeper_capacity",
+    _ledger,
+    sa.Column("group_name", _name, primary_key=True),
+    sa.Column("first_at", _time, nullable=False),
+    sa.Column("noted_at", _time),
+    sa.Column("wanted", sa.Integer),
+    sa.Column("thread_seconds", sa.Double, nullable=False),
     **_options,
 )
 

@@ -17,12 +17,14 @@ public final class Optimizer implements Serializable {
       Set.of("-a", "-p", "-g", "-hb", "-st", "-dsp", "-msz", "-cmts", "-cmes", "-ct", "-id");
   private static final int MEMORY_MB = 512;
   private static final long RETRY_MS = 1_000;
+  private static final long DRAIN_MS = 2_000; // Amoro's own takes as long as its tasks do
   private static final int FORBIDDEN = 1004;
   private static final int UNKNOWN_TOKEN = 2006;
 
   private final HashMap<String, String> options = new HashMap<>();
   private final int threads;
   private final long heartBeatMs;
+  private transient volatile boolean registered;
 
   /**
    * Reads the command line.
@@ -83,6 +85,21 @@ public final class Optimizer implements Serializable {
     }
   }
 
+  /**
+   * Drains, when the process is to end: what is under way goes on for a while. So an optimizer that
+   * is ended while it boots completes its first registration; later it never registers again.
+   */
+  public void drain() {
+    try {
+      for (long waited = 0; !registered && waited < DRAIN_MS; waited += RETRY_MS / 10) {
+        Thread.sleep(RETRY_MS / 10);
+      }
+      Thread.sleep(DRAIN_MS);
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
   private String register(ManagerClient manager, String jobId)
       throws IOException, ManagerClient.Refused {
     Map<String, String> properties = new HashMap<>();
@@ -93,6 +110,7 @@ public final class Optimizer implements Serializable {
     }
     String token =
         manager.authenticate(resourceId(), threads, MEMORY_MB, options.get("-g"), properties);
+    registered = true;
     System.out.println("Registered " + resourceId() + " as " + jobId);
     return token;
   }

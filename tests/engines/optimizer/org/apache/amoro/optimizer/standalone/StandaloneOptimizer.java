@@ -7,6 +7,8 @@ public final class StandaloneOptimizer {
   private StandaloneOptimizer() {}
 
   public static void main(String[] arguments) throws InterruptedException {
-    new Optimizer(arguments).run(Long.toString(ProcessHandle.current().pid()));
+    Optimizer optimizer = new Optimizer(arguments);
+    Runtime.getRuntime().addShutdownHook(new Thread(optimizer::drain));
+    optimizer.run(Long.toString(ProcessHandle.current().pid()));
   }
 }
