@@ -15,6 +15,7 @@ import pytest
 from dagster_amoro import CommandContainer, ContainerError, Resource, StartFailedError
 from dagster_amoro.containers import calls
 from dagster_amoro.containers.fences import Fence
+from dagster_amoro.containers.host import kill_tree
 from dagster_amoro.containers.isolated import IsolatedContainer, IsolatedContainers
 from dagster_amoro.core.errors import OverdueError
 from tests.helpers import hanging
@@ -97,6 +98,19 @@ def test_a_call_ends_with_whoever_has_asked(mark: str, tmp_path: Path) -> None:
         wait_until(lambda: len(processes_of(mark)) > 2)
         caller.kill()
     wait_until(lambda: not processes_of(mark))
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_a_process_that_keeps_starting_others_leaves_none(mark: str, _: int) -> None:
+    """It may start one at the very moment in which it is killed."""
+    argv = ["/bin/sh", "-c", "while :; do setsid sleep 600 & done", mark]
+    with subprocess.Popen(argv) as busy:
+        wait_until(lambda: len(processes_of(mark)) > 10)
+        kill_tree(busy.pid)
+    left = processes_of(mark)
+    for process in left:
+        process.kill()
+    assert not left
 
 
 class Explodes:

@@ -39,6 +39,8 @@ from dagster_amoro.core.secrets import Mask
 
 MOMENT: Final = struct.Struct("d")  # how a deadline is sent, by the clock of time.monotonic()
 PATIENCE: Final = 2.0  # seconds in which an overdue call may clean up after itself
+_STOPS_WITHIN: Final = 0.2  # seconds; what hangs in the kernel starts nothing, and never stops
+_STILL: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
 LONGEST: Final = 64 * 1024 * 1024  # bytes of a request or an answer
 _Made = Callable[[Container, Resource], Any]
 _STARTS_AND_STOPS: Final[Mapping[str, _Made]] = {
@@ -186,10 +188,19 @@ class _Host:
 def kill_tree(pid: int) -> None:
     """Kills a process of ours and everything that descends from it."""
     with suppress(psutil.Error):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.Error):
-                process.kill()
+        _kill(psutil.Process(pid))
+
+
+def _kill(process: psutil.Process) -> None:
+    """Stops the process first: one that runs may start a child after its children were listed."""
+    process.suspend()
+    gives_up_at = time.monotonic() + _STOPS_WITHIN
+    while process.status() not in _STILL and time.monotonic() < gives_up_at:
+        time.sleep(0.001)
+    for child in process.children():
+        with suppress(psutil.Error):
+            _kill(child)
+    process.kill()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
