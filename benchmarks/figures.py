@@ -1,5 +1,6 @@
 """How a figure is taken, what it says and how it is printed."""
 
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ def seconds(
 
 def peak(work: Callable[[], object]) -> float:
     """What Python holds at most during some work, in MiB."""
+    gc.collect()  # what was left in cycles before would be counted, or not
     tracemalloc.start()
     try:
         work()

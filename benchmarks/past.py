@@ -46,7 +46,8 @@ def _compared(pair: Pair) -> Figures:
         sides = [seconds(partial(work, each), pair.clock) for each in pair.both]
         ours, bare = interleaved(*sides, repetitions=_REPETITIONS)
         yield Figure(name=f"{name}, {number}", ours=ours, bare=bare, unit=pair.unit, bound=bound)
-    ours, bare = (peak(partial(_status, each)) for each in pair.both)
+    peaks = [partial(peak, partial(_status, each)) for each in pair.both]
+    ours, bare = interleaved(*peaks, repetitions=_REPETITIONS)
     name = f"memory of status, {number}"
     yield Figure(name=name, ours=ours, bare=bare, unit="MiB", bound=_MEMORY_BOUND)
     lost = [seconds(partial(read_news, s.ledger, Cursor()), pair.clock)() for s in pair.both]

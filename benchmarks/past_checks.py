@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,8 @@ def compared(pair: Pair, incidents: int) -> Figures:
         ours, bare = interleaved(*sides, repetitions=_REPETITIONS)
         name = f"all checks after {incidents:,} incidents, {pair.database}"
         yield Figure(name=name, ours=ours, bare=bare, unit=pair.unit, bound=_BOUND)
-        ours, bare = map(peak, evaluations)
+        peaks = [partial(peak, each) for each in evaluations]
+        ours, bare = interleaved(*peaks, repetitions=_REPETITIONS)
         name = f"memory of all checks, {pair.database}"
         yield Figure(name=name, ours=ours, bare=bare, unit="MiB", bound=_MEMORY_BOUND)
 

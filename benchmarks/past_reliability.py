@@ -1,6 +1,5 @@
 """What does it cost to refresh the figures of all groups, and does it grow with what is past?"""
 
-import gc
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -47,7 +46,7 @@ def compared(pair: Pair, incidents: int) -> Figures:
     ours, bare = interleaved(*works, repetitions=_REPETITIONS)
     title = f"reliability, refresh by one incident after {incidents:,}, {pair.database}"
     yield Figure(name=title, ours=ours, bare=bare, unit=pair.unit, bound=_BOUND)
-    peaks = [partial(_peak, each) for each in refreshes]
+    peaks = [partial(peak, each) for each in refreshes]
     ours, bare = interleaved(*peaks, repetitions=_REPETITIONS, warm_up=False)
     title = f"reliability, memory of it, {pair.database}"
     yield Figure(name=title, ours=ours, bare=bare, unit="MiB", bound=_MEMORY_BOUND)
@@ -77,8 +76,3 @@ def _add(ledger: Ledger, number: int, start: datetime, groups: int | str) -> Non
     pace = timedelta(hours=23) / number
     with ledger.database.writing() as connection:
         add_incidents(connection, number, start=start, pace=pace, groups=groups)
-
-
-def _peak(work: Callable[[], object]) -> float:
-    gc.collect()  # what Dagster left in cycles would be counted, or not
-    return peak(work)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ ROWS: Final = 1_000
 def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Adds rows."""
     if rows:
-        _write(connection, sa.insert(table), table, rows)
+        _write(connection, _adding(table, tuple(rows[0]), _database(connection)), rows)
 
 
 def insert_new(
@@ -36,8 +37,8 @@ def insert_new(
         added = _insert_missing(connection, table, unique, rows)
         query = sa.select(unique, number).where(unique.in_(added))
         return {row[0]: row[1] for row in connection.execute(query)}
-    new = _insert_of(dialect)(table).on_conflict_do_nothing()
-    inserted: Any = _write(connection, new.returning(unique, number), table, rows)
+    new = _adding_new(table, unique.name, tuple(rows[0]), _database(connection))
+    inserted: Any = _write(connection, new, rows)
     return {row[0]: row[1] for row in inserted}
 
 
@@ -46,44 +47,66 @@ def rewrite(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> 
 
     As rows to insert that turn out to be there: of an update no database has a form for many.
     """
-    if not rows:
-        return
+    if rows:
+        _write(connection, _rewriting(table, tuple(rows[0]), _database(connection)), rows)
+
+
+def _database(connection: sa.Connection) -> str:
+    return "mysql" if is_mysql(connection.dialect) else connection.dialect.name
+
+
+def _write(connection: sa.Connection, new: sa.Insert, rows: Sequence[Row]) -> sa.CursorResult[Any]:
+    """Executes an insert of rows; drivers of SQLite and MySQL have their own way for many."""
+    if _database(connection) == "postgresql":
+        return connection.execute(new, {"rows": rows})
+    return connection.execute(new, rows)
+
+
+# The statements are kept: to build one takes longer than many a database takes for it.
+
+
+@cache
+def _adding(table: sa.Table, names: tuple[str, ...], database: str) -> sa.Insert:
+    return _of_many(sa.insert(table), names, database)
+
+
+@cache
+def _adding_new(table: sa.Table, unique: str, names: tuple[str, ...], database: str) -> sa.Insert:
+    (number,) = table.primary_key
+    new = _insert_of(database)(table).on_conflict_do_nothing()
+    return _of_many(new.returning(table.c[unique], number), names, database)
+
+
+@cache
+def _rewriting(table: sa.Table, names: tuple[str, ...], database: str) -> sa.Insert:
     keys = [column.name for column in table.primary_key]
-    names = [name for name in rows[0] if name not in keys]
-    new = _insert_of(connection.dialect)(table)
-    if is_mysql(connection.dialect):
-        given = {name: sa.func.values(sa.column(name)) for name in names}
-        _write(connection, new.on_duplicate_key_update(given), table, rows)
-    else:
-        given = {name: new.excluded[name] for name in names}
-        new = new.on_conflict_do_update(index_elements=keys, set_=given)
-        _write(connection, new, table, rows)
+    new = _insert_of(database)(table)
+    rest = [name for name in names if name not in keys]
+    if database == "mysql":
+        values = {name: sa.func.values(sa.column(name)) for name in rest}
+        return _of_many(new.on_duplicate_key_update(values), names, database)
+    values = {name: new.excluded[name] for name in rest}
+    new = new.on_conflict_do_update(index_elements=keys, set_=values)
+    return _of_many(new, names, database)
 
 
-def _insert_of(dialect: sa.Dialect) -> Any:  # noqa: ANN401 - of one of SQLAlchemy's dialects
-    name = "mysql" if is_mysql(dialect) else dialect.name
-    return import_module(f"sqlalchemy.dialects.{name}").insert  # slow to import
+def _insert_of(database: str) -> Any:  # noqa: ANN401 - of one of SQLAlchemy's dialects
+    return import_module(f"sqlalchemy.dialects.{database}").insert  # slow to import
 
 
-def _write(
-    connection: sa.Connection,
-    new: sa.Insert,
-    table: sa.Table,
-    rows: Sequence[Row],
-) -> sa.CursorResult[Any]:
-    """Executes an insert of rows; drivers of SQLite and MySQL have their own way for many.
+def _of_many(new: Any, names: tuple[str, ...], database: str) -> sa.Insert:  # noqa: ANN401
+    """The insert of as many rows as are given.
 
     PostgreSQL is given them as one value: to name each value of each row costs ten times as much.
     """
-    if connection.dialect.name != "postgresql":
-        return connection.execute(new, rows)
-    names = list(rows[0])
+    if database != "postgresql":
+        return new  # type: ignore[no-any-return]
     # Not in the statement itself, which SQLAlchemy keeps for the next one of its kind.
-    text = sa.cast(sa.bindparam("rows", type_=_Rows(table)), sa.JSON)
-    columns = (sa.column(name, table.c[name].type) for name in names)
+    text = sa.cast(sa.bindparam("rows", type_=_Rows(new.table)), sa.JSON)
+    columns = (sa.column(name, new.table.c[name].type) for name in names)
     given = sa.func.json_to_recordset(text).table_valued(*columns)
     given = given.render_derived(name="given", with_types=True)
-    return connection.execute(new.from_select(names, sa.select(*given.c)), {"rows": rows})
+    return new.from_select(names, sa.select(*given.c))  # type: ignore[no-any-return]
 
 
 class _Rows(TypeDecorator[Sequence[Row]]):
