@@ -354,6 +354,21 @@ def test_groups_beyond_the_most_share_a_name_for_good(
     assert of("orphans", before, "group") == expected
 
 
+def test_each_series_of_a_keeper_with_a_name_says_whose_it_is(world: Fleet, tmp_path: Path) -> None:
+    """Two that have a group of one name write two files, and none of their series is the same."""
+    world.worker()
+    world.services.ticker.tick(lambda _: {}, AmsRestartDetector())
+    files = []
+    for name in ("east", "west"):
+        files.append(tmp_path / f"{name}.prom")
+        openmetrics.write(replace(world.services, name=name).metrics.read(), files[-1])
+    numbers = flat(family for file in files for family in parse_file(file.read_text()))
+    assert of("orphans", numbers, "keeper", "group") == {("east", "g"): 1, ("west", "g"): 1}
+    assert {dict(labels).get("keeper") for _, labels in numbers} == {"east", "west"}
+    bare = numbers_of(world.services.metrics.read())
+    assert not any("keeper" in dict(labels) for _, labels in bare)
+
+
 def test_the_file_is_whole_or_as_it_was(world: Fleet, tmp_path: Path) -> None:
     """Nothing is left beside it, whoever reads it meanwhile; a bad place is told."""
     metrics, path = world.services.metrics.read(), tmp_path / "metrics" / "amoro.prom"

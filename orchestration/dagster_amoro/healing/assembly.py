@@ -50,6 +50,7 @@ class Services:
     settling: timedelta = timedelta(0)
     # What this deployment is called where several share a registry.
     deployment: str = ""
+    name: str = ""  # of the keeper, where several live in one Dagster
     # How long it may act without renewing its lease. None: it is the only one.
     lease_time: timedelta | None = None
     check_in: CheckIn | None = None  # who hears of each completed survey. None: nobody
@@ -86,6 +87,7 @@ class Services:
             ams=ams,
             settling=settling_time(settings.heartbeat_timeout),
             deployment=settings.deployment,
+            name=settings.name,
             lease_time=settings.lease_time,
             check_in=CheckIn(url=settings.check_in_url) if settings.check_in_url else None,
             given_up_for=settings.audit.given_up_for,
@@ -198,7 +200,7 @@ class Services:
     @property
     def metrics(self) -> MetricsReader:
         """What Prometheus scrapes."""
-        return MetricsReader(status=self.status, ledger=self.ledger)
+        return MetricsReader(status=self.status, ledger=self.ledger, keeper=self.name)
 
 
 def _leader(settings: AmsSettings, database: Database) -> FindLeader:

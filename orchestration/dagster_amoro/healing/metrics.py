@@ -20,6 +20,7 @@ class Metrics:
     counters: Counters
     # When the last survey was completed. None: none ever was, or nobody notes them.
     surveyed_at: datetime | None
+    keeper: str = ""  # whose they are, where it has a name
 
     @property
     def survey_age(self) -> timedelta | None:
@@ -35,6 +36,7 @@ class MetricsReader:
 
     status: StatusReader
     ledger: Ledger
+    keeper: str = ""  # its name, if it has one
 
     def read(self) -> Metrics:
         """The numbers of this moment.
@@ -45,4 +47,9 @@ class MetricsReader:
         counters, surveyed_at = counting.read(self.ledger.database)
         # What was noted before nobody did so any more says nothing of the last survey.
         surveyed_at = surveyed_at if self.status.reader.settings.notes_surveys else None
-        return Metrics(status=self.status.read(), counters=counters, surveyed_at=surveyed_at)
+        return Metrics(
+            status=self.status.read(),
+            counters=counters,
+            surveyed_at=surveyed_at,
+            keeper=self.keeper,
+        )

@@ -100,7 +100,13 @@ class _Collector:
     metrics: Metrics
 
     def collect(self) -> "Iterator[Metric]":
-        """Each metric with all its series."""
+        """Each metric with all its series, which say whose they are where the keeper has a name."""
+        of = {"keeper": self.metrics.keeper} if self.metrics.keeper else {}
+        for metric in self._collected():
+            metric.samples = [each._replace(labels=of | each.labels) for each in metric.samples]
+            yield metric
+
+    def _collected(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
 
         metrics, label = self.metrics, _labels(self.metrics)
