@@ -136,7 +136,8 @@ def test_a_call_that_ends_its_process_is_a_failed_start() -> None:
     with closing(IsolatedContainer(settings(Explodes, {}))) as container:
         with pytest.raises(StartFailedError, match="its process ended without an answer"):
             calls.start(container, WELL)
-        assert calls.stop(container, WELL, "it").notes == ("could not stop it: RuntimeError: ***",)
+        note = "could not stop it: container 'c': RuntimeError: ***"
+        assert calls.stop(container, WELL, "it").notes == (note,)
 
 
 def test_a_host_that_is_killed_is_replaced(mark: str, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ CONTAINERS: Final[JsonSchema] = {
             "name": {"type": "string"},
             "container-impl": {
                 "type": "string",
-                "description": "A class as package.module.Class, or one of Amoro's.",
+                "description": "A class as package.module.Class, the name of an installed container, "
+                "or one of Amoro's classes.",
             },
             "properties": {
                 "type": ["object", "null"],

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
-from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
+from dagster_amoro.containers.base import Container, ContainerLookup, interruptions, unusable
 from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core.container_settings import CallLimits
 from dagster_amoro.core.errors import ContainerError, OverdueError, StartFailedError, describe
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem
 from dagster_amoro.core.secrets import Mask
+
+LONGEST_STARTUP: Final = 16_384  # characters of all start-up properties of a resource
 
 
 class Stop(NamedTuple):
@@ -23,9 +25,27 @@ class Stop(NamedTuple):
 def texts(startup: Mapping[str, str]) -> dict[str, str]:
     """Start-up properties as texts, which not every container of other people returns.
 
-    Only texts can be saved for the stop that needs them.
+    Only texts can be saved for the stop that needs them, in a row that every tick reads.
+
+    Raises:
+        StartFailedError: No row can hold what the container returned.
     """
-    return {str(key): str(value) for key, value in dict(startup).items()}
+    if not isinstance(startup, Mapping):
+        raise StartFailedError(
+            f"its start returned {type(startup).__name__}, not a mapping of texts to texts, "
+            "so what it started cannot be found again"
+        )
+    found = {str(key): str(value) for key, value in startup.items()}
+    length = sum(len(key) + len(value) for key, value in found.items())
+    if length > LONGEST_STARTUP:
+        raise StartFailedError(
+            f"its start returned start-up properties of {length:,} characters; "
+            f"accepted are {LONGEST_STARTUP:,}"
+        )
+    for text in (*found, *found.values()):
+        if problem := unusable(text):
+            raise StartFailedError(f"its start returned a start-up property that {problem}")
+    return found
 
 
 def start(container: Container, resource: Resource, fence: Fence | None = None) -> dict[str, str]:
@@ -68,13 +88,21 @@ def post_mortem(
     hide = hide or Mask(resource.properties).hide
     ask = getattr(container, "post_mortem", None)
     try:
-        found = ask(resource) if ask else None
-        return PostMortem(*found).cleaned(hide) if found else None
+        return _post_mortem(ask(resource) if ask else None, hide)
     except interruptions():
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
         text = f"how its last worker ended cannot be learned: {describe(error, hide)}"
         return PostMortem(UNKNOWN, text).cleaned(str)
+
+
+def _post_mortem(found: Any, hide: Callable[[str], str]) -> PostMortem | None:  # noqa: ANN401 - anybody's
+    """What a container said, if it is of this kind; it is not read where it might have no end."""
+    if not found:
+        return None
+    if not isinstance(found, tuple):
+        raise TypeError(f"it is told by {type(found).__name__}, not by a PostMortem")
+    return PostMortem(*found).cleaned(hide)
 
 
 def limits_of(container: Container) -> CallLimits | None:

@@ -41,7 +41,8 @@ MOMENT: Final = struct.Struct("d")  # how a deadline is sent, by the clock of ti
 PATIENCE: Final = 2.0  # seconds in which an overdue call may clean up after itself
 _STOPS_WITHIN: Final = 0.2  # seconds; what hangs in the kernel starts nothing, and never stops
 _STILL: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
-LONGEST: Final = 64 * 1024 * 1024  # bytes of a request or an answer
+LONGEST: Final = 64 * 1024 * 1024  # bytes of a request
+_LONGEST_ANSWER: Final = 1024 * 1024  # bytes; it goes into a process that others share
 _Made = Callable[[Container, Resource], Any]
 _STARTS_AND_STOPS: Final[Mapping[str, _Made]] = {
     "start": lambda container, resource: calls.texts(container.request_resource(resource)),
@@ -63,6 +64,7 @@ class _Call:
 
     pid: int
     ends_at: float  # by time.monotonic()
+    peer: socket.socket  # whoever waits for its answer
     is_asked: bool = False  # to end
 
     def enforce(self, now: float) -> None:
@@ -78,6 +80,11 @@ class _Call:
     def kill(self) -> None:
         """Kills the call and everything that descends from it."""
         kill_tree(self.pid)
+
+    def hang_up(self) -> None:
+        """Lets nobody wait for its answer any more, though a child of it may have the socket."""
+        with suppress(OSError), self.peer:
+            self.peer.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
@@ -130,16 +137,16 @@ class _Host:
         if not descriptors:
             return False
         (ends_at,) = MOMENT.unpack(content)
-        with socket.socket(fileno=descriptors[0]) as peer:
-            if not (pid := os.fork()):
-                self._make(peer, ends_at)
-        self.calls[pid] = _Call(pid, ends_at)
+        peer = socket.socket(fileno=descriptors[0])
+        if not (pid := os.fork()):
+            self._make(peer, ends_at)
+        self.calls[pid] = _Call(pid, ends_at, peer)
         return True
 
     def _reap(self) -> None:
         for pid in list(self.calls):
             if os.waitpid(pid, os.WNOHANG)[0]:
-                del self.calls[pid]
+                self.calls.pop(pid).hang_up()
 
     def _make(self, peer: socket.socket, ends_at: float) -> NoReturn:
         """The call, in the fork, which ends with it."""
@@ -149,15 +156,27 @@ class _Host:
             signal.signal(signal.SIGTERM, _interrupt)
             left = max(ends_at - time.monotonic(), 0) + 2 * PATIENCE
             signal.setitimer(signal.ITIMER_REAL, left)  # it ends this process if the host is gone
-            self.control.close()
+            for each in (self.control, *(call.peer for call in self.calls.values())):
+                each.close()
             peer.set_inheritable(False)
             os.setsid()
             with peer.makefile("rb") as stream:
                 answer = self._answer(json.loads(stream.readline(LONGEST)))
-            peer.sendall(json.dumps(answer).encode())
+            peer.sendall(self._encoded(answer))
             peer.shutdown(socket.SHUT_RDWR)  # whatever else has a copy of it
         finally:
             os._exit(0)
+
+    def _encoded(self, answer: Mapping[str, Any]) -> bytes:
+        text = json.dumps(answer).encode()
+        if len(text) <= _LONGEST_ANSWER:
+            return text
+        message = f"{self._name}: its answer has {len(text):,} bytes"
+        return json.dumps({"error": "ContainerError", "message": message}).encode()
+
+    @property
+    def _name(self) -> str:
+        return f"container {self.settings.name!r}"
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         resource = Resource(**request["resource"]) if request["resource"] else None
@@ -174,8 +193,11 @@ class _Host:
                 return {"value": _LOOKS[call](container, resource)}
             with fenced(self.settings.name, resource.resource_id, fence):
                 return {"value": _STARTS_AND_STOPS[call](container, resource)}
-        except BaseException as error:  # noqa: BLE001 - anybody's code; its process ends with it
+        except ContainerError as error:
             return {"error": type(error).__name__, "message": describe(error, mask.hide)}
+        except BaseException as error:  # noqa: BLE001 - anybody's code; its process ends with it
+            message = f"{self._name}: {describe(error, mask.hide)}"
+            return {"error": "ContainerError", "message": message}
 
     def _learn(self, version: int | str | None) -> None:
         """Takes up the version of AMS that the caller knows, or why it knows none."""

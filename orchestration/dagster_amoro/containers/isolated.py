@@ -22,10 +22,14 @@ from dagster_amoro.containers.host import MOMENT, PATIENCE, kill_tree
 from dagster_amoro.containers.preview import Preview
 from dagster_amoro.containers.processes import Worker
 from dagster_amoro.containers.resolve import Containers, build_container
-from dagster_amoro.core import errors
 from dagster_amoro.core.ams_version import AskAmsVersion
 from dagster_amoro.core.container_settings import CallLimits, ContainerSettings
-from dagster_amoro.core.errors import ContainerError, OverdueError
+from dagster_amoro.core.errors import (
+    ContainerError,
+    OverdueError,
+    ReleaseFailedError,
+    StartFailedError,
+)
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.post_mortem import PostMortem
 
@@ -41,6 +45,9 @@ _CHUNK: Final = 65_536  # bytes
 _ANSWER_HOLDS: Final = 60.0
 _SILENCE_HOLDS: Final = 300.0  # it hangs, and each question takes its whole time
 _OURS: Final = ("org.apache.amoro.", "dagster_amoro.")  # how the names of our classes begin
+_KINDS: Final = {  # of errors that a container may raise and means
+    each.__name__: each for each in (StartFailedError, ReleaseFailedError, OverdueError)
+}
 _WHAT: Final = {
     "start": "the start",
     "stop": "the stop",
@@ -102,7 +109,7 @@ class IsolatedContainer:
             self._said = bool(self._host.call("supports", self.limits.status_timeout))
             self._ask_again_at = time.monotonic() + _ANSWER_HOLDS
         except OverdueError as error:
-            self._said = OverdueError(f"container {self.name!r}: {error}")
+            self._said = error
             self._ask_again_at = time.monotonic() + _SILENCE_HOLDS
 
     def request_resource(self, resource: Resource, fence: Fence | None = None) -> Mapping[str, str]:
@@ -210,10 +217,10 @@ class _ContainerHost:
             return answer["value"]
         if time.monotonic() >= ends_at:
             raise OverdueError(
-                f"{_WHAT[call]} was not over within {timeout.total_seconds():g} s and was ended"
+                f"container {self._settings.name!r}: {_WHAT[call]} was not over within "
+                f"{timeout.total_seconds():g} s and was ended"
             )
-        kind = getattr(errors, answer["error"], ContainerError)
-        raise (kind if issubclass(kind, ContainerError) else ContainerError)(answer["message"])
+        raise _KINDS.get(answer["error"], ContainerError)(answer["message"])
 
     def _version(self) -> int | str | None:
         try:
@@ -228,7 +235,7 @@ class _ContainerHost:
                 worker = self._hand_over(theirs, ends_at)
             patience = PATIENCE + _SLACK[self._has_answered]
             ours.settimeout(max(ends_at + patience - time.monotonic(), PATIENCE))
-            text = b""
+            text = bytearray()
             try:
                 ours.sendall(request)
                 while chunk := ours.recv(_CHUNK):
@@ -240,7 +247,8 @@ class _ContainerHost:
         try:
             answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
-            return {"error": "ContainerError", "message": "its process ended without an answer"}
+            message = f"container {self._settings.name!r}: its process ended without an answer"
+            return {"error": "ContainerError", "message": message}
         self._has_answered = True
         return answer
 

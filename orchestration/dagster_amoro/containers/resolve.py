@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from threading import Lock
 from typing import Final
 
@@ -16,6 +17,7 @@ from dagster_amoro.core.model import Resource
 from dagster_amoro.core.post_mortem import PostMortem
 from dagster_amoro.core.secrets import Mask
 
+ENTRY_POINTS: Final = "dagster_amoro.containers"  # the group in which others have theirs
 _MEMBERS: Final = ("request_resource", "release_resource", "supports_auto_restart")
 _JAVA: Final = "org.apache.amoro."
 _AMORO: Final = {
@@ -31,7 +33,8 @@ def build_container(
 ) -> Container:
     """The container that an entry of `containers:` describes.
 
-    Amoro's Java class names stand for the classes of this package.
+    Amoro's Java class names stand for the classes of this package, and a name without a dot for
+    what a distribution has as an entry point of the group `dagster_amoro.containers`.
 
     Raises:
         ContainerError: Its class cannot be imported, cannot be built or is no container.
@@ -190,11 +193,42 @@ class DryRunContainers:
 
 
 def _class(path: str) -> Callable[..., Container]:
+    """What a class path names, or, without a dot in it, an entry point that was installed."""
+    if "." not in path:
+        return _installed(path)
     module, _, name = path.rpartition(".")
     if not module or not name:
         raise ValueError("a class is named as package.module.Class")
     found: Callable[..., Container] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _installed(name: str) -> Callable[..., Container]:
+    installed = entry_points(group=ENTRY_POINTS)
+    named = {entry.value: entry for entry in installed.select(name=name)}
+    if not named:
+        names = ", ".join(sorted(map(repr, installed.names))) or "none"
+        raise ValueError(
+            "a class is named as package.module.Class; names without a dot are those that are "
+            f"installed as entry points in {ENTRY_POINTS}, which are: {names}"
+        )
+    if len(named) > 1:
+        brought = " and ".join(sorted(map(_brought, named.values())))
+        raise ValueError(f"it is ambiguous: {brought} have a container of this name")
+    (entry,) = named.values()
+    try:
+        found: Callable[..., Container] = entry.load()
+    except interruptions():
+        raise
+    except BaseException as error:
+        why = f"{entry.value} of {_brought(entry)} cannot be imported: {describe(error)}"
+        raise ContainerError(why) from error
+    return found
+
+
+def _brought(entry: EntryPoint) -> str:
+    """Which distribution has an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
 
 
 def _has(container: Container, member: str) -> bool:

@@ -33,7 +33,9 @@ class ContainerSettings:
     """One entry of `containers:`."""
 
     name: str  # what `resource.container_name` refers to
-    implementation: str  # Amoro's Java class name, or `package.module.Class`; not imported here
+    # Amoro's Java class name, `package.module.Class`, or the name of an installed container; not
+    # imported here.
+    implementation: str
     # As texts, in the form that Java gives them; a list is a JSON array of texts. Not in the
     # repr, since properties such as `export.AWS_SECRET_ACCESS_KEY` are secrets.
     # With those that AMS adds itself, where a running AMS is attached to.
