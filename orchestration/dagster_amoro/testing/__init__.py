@@ -1,8 +1,9 @@
 """For the tests of people who write containers; public.
 
-`check_container` holds a container class against the protocol, `ready_fleet` makes a fleet around
-it in which a dead worker is found and restarted without Dagster, and `RecordingContainer` stands
-in for a container where none is to start anything.
+`ContainerContract` has the tests that every container passes, for pytest, which has to be
+installed; `ready_fleet` makes a fleet around a container in which a dead worker is found and
+restarted without Dagster; and `RecordingContainer` stands in for a container where none is to start
+anything.
 
 A test that a container of one's own restarts a dead worker:
 
@@ -16,8 +17,28 @@ A test that a container of one's own restarts a dead worker:
             assert fleet.container.status(fleet.resource("w-1")) == "running"
 """
 
-from dagster_amoro.testing.contract import check_container
+from typing import TYPE_CHECKING
+
 from dagster_amoro.testing.fleet import ReadyFleet, Restart, ready_fleet
 from dagster_amoro.testing.recording import Call, RecordingContainer
 
-__all__ = ["Call", "ReadyFleet", "RecordingContainer", "Restart", "check_container", "ready_fleet"]
+if TYPE_CHECKING:
+    from dagster_amoro.testing.contract import ContainerContract
+
+__all__ = [
+    "Call",
+    "ContainerContract",
+    "ReadyFleet",
+    "RecordingContainer",
+    "Restart",
+    "ready_fleet",
+]
+
+
+def __getattr__(name: str) -> object:
+    """The contract, imported when it is asked for: nothing else here needs pytest."""
+    if name != "ContainerContract":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    from dagster_amoro.testing.contract import ContainerContract  # noqa: PLC0415 - as above
+
+    return ContainerContract
