@@ -18,6 +18,7 @@ from dagster_amoro.core.model import Resource
 
 JOB = "e2a18fec415f14f3e73478412a872f29"
 NAME = "amoro-flink-optimizer-r1"
+LIST = "GET /v1/jobs/overview"
 TRACE = (
     "<Exception on server side:\norg.apache.flink.RestHandlerException: Could not execute.\n"
     "\tat org.apache.flink.X.y(X.java:1)\nCaused by: java.lang.ClassNotFoundException: Nope\n"
@@ -57,6 +58,7 @@ class Flink:
             "GET /v1/jars": [Answer({"address": "http://x", "files": []})],
             "POST /v1/jars/upload": [Answer({"filename": "/u/1_o.jar", "status": "success"})],
             "POST /v1/jars/1_o.jar/run": [Answer({"jobid": JOB})],
+            LIST: [Answer({"jobs": []})],
             "GET /v1/jobs/:id": [Answer({"name": NAME, "state": "RUNNING"})],
             "PATCH /v1/jobs/:id?mode=cancel": [Answer({}, 202)],
         }
@@ -361,7 +363,7 @@ class TestRelease:
         flink.answers_with("GET /v1/jobs/:id", *map(Answer, states))
         session.release_timeout = 30
         session.release_resource(STARTED)
-        assert flink.lines == ["GET /v1/jobs/:id", CANCEL, *["GET /v1/jobs/:id"] * 2]
+        assert flink.lines == [LIST, "GET /v1/jobs/:id", CANCEL, *["GET /v1/jobs/:id"] * 2]
 
     @pytest.mark.parametrize(
         "answer",
@@ -377,7 +379,7 @@ class TestRelease:
         """There is nothing to end."""
         flink.answers_with("GET /v1/jobs/:id", answer)
         session.release_resource(STARTED)
-        assert flink.lines == ["GET /v1/jobs/:id"]
+        assert flink.lines == [LIST, "GET /v1/jobs/:id"]
 
     @pytest.mark.parametrize("status", [404, 409])
     def test_over_meanwhile(self, session: FlinkContainer, flink: Flink, status: int) -> None:
@@ -389,9 +391,27 @@ class TestRelease:
         assert CANCEL in flink.lines
 
     def test_nothing_started(self, session: FlinkContainer, flink: Flink) -> None:
-        """Flink is not even asked."""
+        """And nothing of it runs that was not saved."""
         session.release_resource(resource())
-        assert flink.lines == []
+        assert flink.lines == [LIST]
+
+    @pytest.mark.parametrize("row", [resource(), STARTED])
+    def test_what_followed_and_was_not_saved(
+        self, session: FlinkContainer, flink: Flink, row: Resource
+    ) -> None:
+        """It is found by its id, which says what the row named when it was started."""
+        for each in (resource({"session-cluster-job-id": JOB[::-1]}), row):
+            session.request_resource(each)
+        bodies = [json.loads(each.body) for each in flink.requests if each.line == RUN]
+        older, lost = (body["jobId"] for body in bodies)
+        flink.answers_with(LIST, Answer({"jobs": [{"jid": older}, {"jid": lost}, {}, 7]}))
+        flink.answers_with("GET /v1/jobs/:id", Answer({"name": NAME, "state": "CANCELED"}))
+        flink.requests.clear()
+        session.release_resource(row)
+        named = [JOB] if row is STARTED else []
+        assert [each.path for each in flink.requests[1:]] == [
+            f"/v1/jobs/{each}" for each in (*named, lost)
+        ]
 
     def test_it_does_not_end(self, session: FlinkContainer) -> None:
         """The message says in which state it is."""
@@ -399,7 +419,7 @@ class TestRelease:
             session.release_resource(STARTED)
 
     @pytest.mark.parametrize("answer", [CUT, Answer({"errors": ["busy"]}, 503), Answer("x", 404)])
-    @pytest.mark.parametrize("line", ["GET /v1/jobs/:id", CANCEL])
+    @pytest.mark.parametrize("line", [LIST, "GET /v1/jobs/:id", CANCEL])
     def test_flink_does_not_say(
         self, session: FlinkContainer, flink: Flink, line: str, answer: Answer
     ) -> None:

@@ -3,6 +3,7 @@
 The counterpart of `org.apache.amoro.server.manager.FlinkOptimizerContainer` in Amoro 0.7 to master.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -32,6 +33,7 @@ _IMAGE: Final = "kubernetes.container.image"
 _DEFAULT_JOB: Final = "/plugin/optimizer/flink/optimizer-job.jar"
 _CLIENT_TIMEOUT: Final = "flink-client-timeout-second"
 _JOB_NAME: Final = "amoro-flink-optimizer-"  # what the optimizer calls its job, its id follows
+_MARK: Final = 16  # of the 32 digits of a job's id
 _JOB_ID: Final = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
 _SPLIT_BY_FLINK: Final = re.compile(r"[\s\"']|\A\Z")  # what does not survive as a word of a text
 _LIVE: Final = re.compile(r"[$`\"\\]")  # to a shell, within the double quotes of AMS
@@ -250,7 +252,8 @@ class FlinkContainer(OptimizerContainer):
         return FlinkRest(base_url(conf), self._client_timeout, self.mask(resource))
 
     def _start_in_session(self, resource: Resource) -> str:
-        submission, rest = self.submission(resource, uuid4().hex), self._rest(resource)
+        job_id = _mark(resource) + uuid4().hex[_MARK:]
+        submission, rest = self.submission(resource, job_id), self._rest(resource)
         rest.overview()
         jar = Path(self.job_uri)
         if not jar.is_file():
@@ -272,14 +275,16 @@ class FlinkContainer(OptimizerContainer):
         return str(job_id)
 
     def _end_in_session(self, resource: Resource) -> None:
-        if not (job_id := resource.properties.get(SESSION_ID)):
-            return
-        if not _JOB_ID.fullmatch(job_id):
-            raise ReleaseFailedError(f"{job_id!r} is no id of a Flink job; one has 32 hex digits")
+        """Ends the job that the row names, and those that followed it and were never saved."""
+        named = resource.properties.get(SESSION_ID)
+        if named and not _JOB_ID.fullmatch(named):
+            raise ReleaseFailedError(f"{named!r} is no id of a Flink job; one has 32 hex digits")
         rest = self._rest(resource)
-        job = rest.job(job_id)
-        if job and not job.is_over and not _is_anothers(job, resource):
-            rest.end(job_id, self.release_timeout)
+        unsaved = (each for each in rest.job_ids() if each.startswith(_mark(resource)))
+        for job_id in filter(None, (named, *unsaved)):
+            job = rest.job(job_id)
+            if job and not job.is_over and not _is_anothers(job, resource):
+                rest.end(job_id, self.release_timeout)
 
 
 def _require_alive(rest: FlinkRest, job_id: str) -> None:
@@ -304,6 +309,15 @@ def _is_gone_after(program: Program) -> bool:
             return True
         raise
     return False
+
+
+def _mark(resource: Resource) -> str:
+    """How the ids of jobs begin that are started while the resource's row is as it is.
+
+    So a job is found whose start was killed before its id was saved, and none that came later.
+    """
+    last = f"{resource.resource_id}\n{resource.properties.get(SESSION_ID, '')}"
+    return hashlib.sha256(last.encode(errors="surrogatepass")).hexdigest()[:_MARK]
 
 
 def _is_anothers(job: Job, resource: Resource) -> bool:

@@ -108,6 +108,12 @@ class FlinkRest:
             raise
         return Job(str(answer.get("name", "")), self._text(answer, "state"))
 
+    def job_ids(self) -> list[str]:
+        """The ids of all jobs that the cluster knows, those that are over included."""
+        jobs = self._ask("GET", "/jobs/overview").get("jobs")
+        known = jobs if isinstance(jobs, list) else []
+        return [str(each.get("jid", "")) for each in known if isinstance(each, dict)]
+
     def failure(self, job_id: str) -> str:
         """Why a job failed; empty if Flink does not say."""
         with suppress(RestError):
