@@ -6,7 +6,7 @@ And Flink's own programs for the other targets, as far as they go without YARN a
 import json
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import requests
 from dagster_amoro.containers.amoro.flink import FlinkContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.testing import ContainerContract
 from tests.engines.clusters import FlinkSession, flink_session, job_jar, missing
 from tests.helpers.ams import AmsLookAlike, Registration
 from tests.helpers.waiting import wait_until
@@ -90,6 +91,46 @@ def ask(cluster: FlinkSession, method: str, path: str) -> dict[str, list[dict[st
             method, cluster.rest_url + path, timeout=10
         ).json()
     return found
+
+
+class TestContract(ContainerContract):
+    """What every container has to do, with jobs of the session."""
+
+    container_class = FlinkContainer
+    settles = 10.0  # a job whose submission is broken off may still appear
+
+    @pytest.fixture
+    def properties(self, cluster: FlinkSession, ams: AmsLookAlike) -> Mapping[str, str]:
+        """Those of a container for the cluster."""
+        return container(cluster, ams).properties
+
+    @pytest.fixture
+    def hopeless(self, cluster: FlinkSession, ams: AmsLookAlike) -> Mapping[str, str]:
+        """Nobody listens there."""
+        return container(cluster, ams, {"flink-conf.rest.port": "1"}).properties
+
+    @pytest.fixture
+    def jobs(self, cluster: FlinkSession) -> Callable[[Resource], list[str]]:
+        """The ids of a resource's jobs that are not over, as Flink itself lists them."""
+
+        def jobs(row: Resource) -> list[str]:
+            name, over = f"amoro-flink-optimizer-{row.resource_id}", {"FINISHED", "CANCELED"}
+            found = ask(cluster, "GET", "/jobs/overview")["jobs"]
+            return [each["jid"] for each in found if each["name"] == name and each["state"] not in over]
+
+        return jobs
+
+    @pytest.fixture
+    def count(self, jobs: Callable[[Resource], list[str]]) -> Callable[[Resource], int]:
+        """How many they are."""
+        return lambda row: len(jobs(row))
+
+    @pytest.fixture
+    def kill(
+        self, cluster: FlinkSession, jobs: Callable[[Resource], list[str]]
+    ) -> Callable[[Resource], object]:
+        """Somebody cancels them in Flink's UI."""
+        return lambda row: [ask(cluster, "PATCH", f"/jobs/{each}") for each in jobs(row)]
 
 
 def test_dies_and_comes_back(cluster: FlinkSession, ams: AmsLookAlike) -> None:

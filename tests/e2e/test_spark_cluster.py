@@ -3,8 +3,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from uuid import uuid4
 import pytest
 
 from dagster_amoro.containers import processes
+from dagster_amoro.containers.amoro.local import processes_of
 from dagster_amoro.containers.amoro.spark import SparkContainer
 from dagster_amoro.core.errors import StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.testing import ContainerContract
 from tests.engines.clusters import SparkStandalone, job_jar, missing, spark_standalone
 from tests.helpers.ams import AmsLookAlike
 from tests.helpers.waiting import wait_until
@@ -106,6 +108,38 @@ def world(
         processes.end(
             processes.started_with({"-g": GROUP, "-id": resource.resource_id}), patience=0.5
         )
+
+
+class TestContract(ContainerContract):
+    """What every container has to do, with drivers on this host."""
+
+    container_class = SparkContainer
+    patience = REGISTERS_WITHIN
+
+    @pytest.fixture
+    def properties(self, world: World) -> Mapping[str, str]:
+        """Those of a container in client mode."""
+        return world.container("client").properties
+
+    @pytest.fixture
+    def hopeless(self, world: World) -> Mapping[str, str]:
+        """Nobody listens there."""
+        return world.container("client", master=NOWHERE).properties
+
+    @pytest.fixture
+    def resource(self, world: World) -> Resource:
+        """The world's."""
+        return replace(world.resource, resource_id=f"contract-{uuid4().hex[:8]}")
+
+    @pytest.fixture
+    def count(self) -> Callable[[Resource], int]:
+        """Drivers by their command lines."""
+        return lambda row: len(processes_of(row))
+
+    @pytest.fixture
+    def kill(self) -> Callable[[Resource], object]:
+        """SIGKILL."""
+        return lambda row: kill([each.pid for each in processes_of(row)])
 
 
 @pytest.mark.parametrize("mode", ["cluster", "client"])

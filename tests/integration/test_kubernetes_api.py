@@ -21,6 +21,7 @@ from kubernetes.config import incluster_config
 from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.testing import ContainerContract
 from tests.engines.clusters import engines_folder, missing
 from tests.helpers.certificates import self_signed
 from tests.helpers.waiting import wait_until
@@ -124,6 +125,46 @@ def cluster() -> Iterator[Cluster]:
 def kubernetes(cluster: Cluster, tmp_path: Path) -> KubernetesContainer:
     """A container for the cluster."""
     return container(kube_config(tmp_path, cluster.port))
+
+
+@pytest.mark.engine
+class TestContract(ContainerContract):
+    """What every container has to do, on the API with its controllers."""
+
+    container_class = KubernetesContainer
+    settles = 1.0
+
+    @pytest.fixture
+    def properties(self, kubernetes: KubernetesContainer) -> Mapping[str, str]:
+        """Those of a container for the cluster."""
+        return kubernetes.properties
+
+    @pytest.fixture
+    def hopeless(self, kubernetes: KubernetesContainer) -> Mapping[str, str]:
+        """There is no such namespace."""
+        return {**kubernetes.properties, "namespace": "none"}
+
+    @pytest.fixture
+    def count(self, cluster: Cluster) -> Callable[[Resource], int]:
+        """Pods, by their label."""
+
+        def count(row: Resource) -> int:
+            labels = [each["metadata"]["labels"] for each in cluster.items("pods")]
+            return [each["AmoroResourceId"] for each in labels].count(row.resource_id)
+
+        return count
+
+    @pytest.fixture
+    def kill(self, cluster: Cluster) -> Callable[[Resource], object]:
+        """Somebody deletes its Deployment: a pod alone would come back."""
+        deployments = "/apis/apps/v1/namespaces/amoro/deployments"
+        url, headers = (
+            f"http://127.0.0.1:{cluster.port}{deployments}",
+            {"Authorization": f"Bearer {TOKEN}"},
+        )
+        return lambda row: requests.delete(
+            f"{url}/amoro-optimizer-{row.resource_id}", headers=headers, timeout=10
+        ).raise_for_status()
 
 
 @pytest.mark.engine

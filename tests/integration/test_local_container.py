@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from dagster_amoro.containers.amoro.local import LocalContainer
 from dagster_amoro.containers.processes import end, started_with
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
+from dagster_amoro.testing import ContainerContract
 from tests.helpers.waiting import wait_until
 
 # No other test's, so that what is left of this one can be found.
@@ -118,6 +120,37 @@ def resource(resource_id: str = "abc", group: str = GROUP, **properties: str) ->
             **{key.replace("_", "-"): value for key, value in properties.items()},
         },
     )
+
+
+class TestContract(ContainerContract):
+    """What every container has to do, with processes that a script leaves in the background."""
+
+    container_class = LocalContainer
+
+    @pytest.fixture
+    def properties(self, home: Home) -> Mapping[str, str]:
+        """Those of this installation."""
+        return home.container.properties
+
+    @pytest.fixture
+    def hopeless(self, home: Home) -> Mapping[str, str]:
+        """Amoro is not there."""
+        return {**home.container.properties, "ams-home": str(home.folder / "elsewhere")}
+
+    @pytest.fixture
+    def resource(self) -> Resource:
+        """Its row says how much memory it gets, as those of AMS do."""
+        return resource(f"contract-{uuid4().hex[:8]}")
+
+    @pytest.fixture
+    def count(self) -> Callable[[Resource], int]:
+        """Optimizers by their command lines."""
+        return lambda row: len(local.processes_of(row))
+
+    @pytest.fixture
+    def kill(self) -> Callable[[Resource], object]:
+        """SIGKILL."""
+        return lambda row: [each.kill() for each in local.processes_of(row)]
 
 
 def test_a_start_runs_the_script_as_ams_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,22 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
+import psutil
 import pytest
 
 from dagster_amoro import CommandContainer, Container, Resource, StartFailedError
 from dagster_amoro.core.errors import UnknownTargetError
-from dagster_amoro.testing import RecordingContainer, check_container, ready_fleet
+from dagster_amoro.testing import ContainerContract, RecordingContainer, ready_fleet
+from dagster_amoro.testing.trial import Trial
 
+Workers = Callable[[Resource], list[psutil.Process]]
 SLEEP = json.dumps([sys.executable, "-c", "import time; time.sleep(600)", "{resource_id}"])
 
 
@@ -21,26 +26,110 @@ def command(folder: Path) -> dict[str, str]:
     return {"command": SLEEP, "log-dir": str(folder / "logs"), "start-check": "200ms"}
 
 
-def test_our_own_containers_keep_the_contract(tmp_path: Path) -> None:
-    """What is asked of others holds for ours."""
-    check_container(RecordingContainer, {})
-    check_container(CommandContainer, command(tmp_path))
+def running(argv: list[str]) -> list[psutil.Process]:
+    """The processes with this command line."""
+    wanted = "\0".join([*argv, ""]).encode()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes() == wanted:
+                found.append(process)
+    return found
+
+
+class TestContractOfCommands(ContainerContract):
+    """With real processes."""
+
+    container_class = CommandContainer
+
+    @pytest.fixture
+    def properties(self, tmp_path: Path) -> Mapping[str, str]:
+        """Those of the other tests here."""
+        return command(tmp_path)
+
+    @pytest.fixture
+    def hopeless(self, tmp_path: Path) -> Mapping[str, str]:
+        """There is no such program."""
+        return {**command(tmp_path), "command": '["/no/such/program"]'}
+
+    @pytest.fixture
+    def workers(self, tmp_path: Path) -> Callable[[Resource], list[psutil.Process]]:
+        """The processes that run a resource's command line."""
+        container = CommandContainer("c", command(tmp_path))
+        return lambda row: running(container.command(row))
+
+    @pytest.fixture
+    def count(self, workers: Workers) -> Callable[[Resource], int]:
+        """As the kernel knows them."""
+        return lambda row: len(workers(row))
+
+    @pytest.fixture
+    def kill(self, workers: Workers) -> Callable[[Resource], object]:
+        """SIGKILL."""
+        return lambda row: [each.kill() for each in workers(row)]
+
+
+class TestContractOfTheRecordingContainer(ContainerContract):
+    """It stands in for others, so it does what they do; but it remembers in its process alone."""
+
+    container_class = RecordingContainer
+    test_a_start_that_is_killed_leaves_no_second_worker = None  # type: ignore[assignment]
+    test_each_of_its_calls_can_be_a_process_of_its_own = None  # type: ignore[assignment]
+
+    @pytest.fixture
+    def recorder(self) -> RecordingContainer:
+        """The one that all calls are for."""
+        return RecordingContainer()
+
+    @pytest.fixture
+    def build(self, recorder: RecordingContainer) -> Callable[[], Container]:
+        """Whoever builds one gets the same."""
+        return lambda: recorder
+
+    @pytest.fixture
+    def hopeless(self) -> Mapping[str, str]:
+        """It fails as it is told."""
+        return {"fail-starts": "no room"}
+
+    @pytest.fixture
+    def count(self, recorder: RecordingContainer) -> Callable[[Resource], int]:
+        """What it pretends to run."""
+        return lambda row: int(row.resource_id in recorder.running)
+
+    @pytest.fixture
+    def kill(self, recorder: RecordingContainer) -> Callable[[Resource], object]:
+        """It pretends this, too."""
+        return lambda row: recorder.end(row.resource_id)
 
 
 class Good:
-    """Keeps the contract, with the least that it takes."""
+    """Keeps the contract: workers are entries of a list, each with a launch of its own."""
 
     supports_auto_restart: Any = True
+    workers: ClassVar[dict[str, str]] = {}  # resource ids, by launch
 
     def __init__(self, name: str, properties: Mapping[str, str]) -> None:
         self.name, self.properties = name, properties
 
     def request_resource(self, resource: Resource) -> Any:  # noqa: ANN401 - subclasses break it
-        """Starts nothing."""
-        return {"my-id": resource.resource_id}
+        """Starts one, and ends what is left of an earlier one."""
+        self.release_unsaved(resource)
+        launch = uuid4().hex
+        self.workers[launch] = resource.resource_id
+        return {"my-id": launch}
 
     def release_resource(self, resource: Resource) -> None:
-        """Stops nothing."""
+        """Ends the one that is named."""
+        self.workers.pop(resource.properties.get("my-id", ""), None)
+
+    def release_unsaved(self, resource: Resource) -> None:
+        """Ends all of a resource."""
+        for launch in [key for key, of in self.workers.items() if of == resource.resource_id]:
+            del self.workers[launch]
+
+    def status(self, resource: Resource) -> str:
+        """Whether the one that is named runs."""
+        return "running" if resource.properties.get("my-id") in self.workers else "ended"
 
 
 class ChangesProperties(Good):
@@ -72,6 +161,14 @@ class ReturnsNumbers(Good):
         return {"pid": 7}
 
 
+class ReturnsTooMuch(Good):
+    """Returns what belongs in a file."""
+
+    def request_resource(self, resource: Resource) -> dict[str, str]:  # noqa: ARG002 - the protocol
+        """Returns a log."""
+        return {"log": "x" * 1_000_000}
+
+
 class ChangesResource(Good):
     """Writes into the resource."""
 
@@ -89,6 +186,13 @@ class RefusesTheUnknown(Good):
         resource.properties["my-id"]
 
 
+class ReleasesNothing(Good):
+    """Believes that workers end by themselves."""
+
+    def release_resource(self, resource: Resource) -> None:
+        """Does nothing."""
+
+
 class StaysAlive(Good):
     """Says that everything runs, for ever."""
 
@@ -97,42 +201,123 @@ class StaysAlive(Good):
         return "running"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "problem"),
-    [
-        (ChangesProperties, "the constructor changes the properties"),
-        (Unsure, "supports_auto_restart is 'yes', neither True nor False"),
-        (ReturnsNothing, "request_resource returns NoneType, not a mapping"),
-        (ReturnsNumbers, "request_resource returns 'pid': 7; keys and values are texts"),
-        (ChangesResource, "request_resource changes the resource's properties"),
-        (
-            RefusesTheUnknown,
-            "release_resource of a resource that was never started raises KeyError",
-        ),
-        (StaysAlive, "status is 'running'; possible here: ended, unknown"),
-    ],
-)
-def test_what_breaks_the_contract_is_named(wrong: type[Good], problem: str) -> None:
+class SpeaksFreely(Good):
+    """Has words of its own."""
+
+    def status(self, resource: Resource) -> str:  # noqa: ARG002 - the protocol
+        """No word of the protocol."""
+        return "fine"
+
+
+class StartsASecond(Good):
+    """Knows only what was saved."""
+
+    def release_unsaved(self, resource: Resource) -> None:
+        """Does not look."""
+
+
+class EndsTheNewest(Good):
+    """Goes by the id alone, though its launches have ids."""
+
+    def release_resource(self, resource: Resource) -> None:
+        """Ends whatever there is."""
+        self.release_unsaved(resource)
+
+
+class TellsSecrets(Good):
+    """Shows what it was given."""
+
+    def request_resource(self, resource: Resource) -> Mapping[str, str]:
+        """Refuses every resource, with all of its properties."""
+        raise StartFailedError(str(resource.properties))
+
+
+class SaysTooMuch(Good):
+    """Tells in a text why a worker died."""
+
+    def post_mortem(self, resource: Resource) -> str:  # noqa: ARG002 - the protocol
+        """Not what is asked for."""
+        return "no idea"
+
+
+class TestTheContract:
     """Each kind of mistake has its sentence."""
-    check_container(Good, {"a": "b"})
-    with pytest.raises(AssertionError, match=f"^{problem}"):
-        check_container(wrong, {"a": "b"})
 
+    LIFE = "test_a_start_returns_texts_and_a_release_ends_it"
 
-def test_what_the_contract_started_is_released_when_a_check_fails() -> None:
-    """A test that fails leaves no worker behind."""
-    built: list[RecordingContainer] = []
+    @pytest.mark.parametrize(
+        ("wrong", "problem"),
+        [
+            (ChangesProperties, "the constructor changes the properties"),
+            (Unsure, "supports_auto_restart is 'yes', neither True nor False"),
+        ],
+    )
+    def test_of_its_members(self, wrong: type[Good], problem: str) -> None:
+        """What can be seen before anything is started."""
+        suite = ContainerContract()
+        suite.container_class = wrong
+        with pytest.raises(AssertionError, match=f"^{problem}"):
+            suite.test_it_has_the_members_of_the_protocol({"a": "b"})
 
-    class Wrong(RecordingContainer):
-        def status(self, resource: Resource) -> Any:  # noqa: ANN401, ARG002 - what it does wrong
-            """No word of the protocol."""
-            built.append(self)
-            return "fine"
+    @pytest.mark.parametrize(
+        ("wrong", "test", "problem"),
+        [
+            (ReturnsNothing, LIFE, "request_resource returns NoneType, not a mapping"),
+            (ReturnsNumbers, LIFE, "request_resource returns 'pid': 7; keys and values are texts"),
+            (ReturnsTooMuch, LIFE, "its start returned start-up properties of 1,000,003 char"),
+            (ChangesResource, LIFE, "request_resource changes the resource's properties"),
+            (ReleasesNothing, LIFE, "1 of its workers run after release_resource"),
+            (
+                RefusesTheUnknown,
+                "test_a_release_of_what_was_never_started_is_no_error",
+                "release_resource of a resource that was never started raises KeyError",
+            ),
+            (StaysAlive, LIFE, "status is 'running' after release_resource"),
+            (SpeaksFreely, LIFE, "status is 'fine'; possible are: running, ended, unknown"),
+            (
+                StartsASecond,
+                "test_a_start_whose_answer_was_lost_leaves_no_second_worker",
+                "2 workers of one resource run, not one",
+            ),
+            (
+                EndsTheNewest,
+                "test_a_release_of_an_older_launch_leaves_the_newest_alone",
+                "0 workers of one resource run, not one",
+            ),
+            (SaysTooMuch, "test_looks_change_nothing", "post_mortem returns 'no idea'"),
+        ],
+    )
+    def test_of_its_calls(self, wrong: type[Good], test: str, problem: str) -> None:
+        """Whatever it started is released, as far as it can be."""
+        row = Resource(
+            resource_id="w-1", group_name="g", container_name="c", thread_count=1, memory_mb=0
+        )
+        Good.workers.clear()
 
-    with pytest.raises(AssertionError, match="status is 'fine'"):
-        check_container(Wrong, {})
-    assert built[0].requested
-    assert not built[0].running
+        def run(container_class: type[Good]) -> None:
+            trial = Trial(
+                lambda: container_class("c", {}),
+                count=lambda of: list(Good.workers.values()).count(of.resource_id),
+            )
+            try:
+                getattr(ContainerContract(), test)(trial, row)
+            finally:
+                trial.clean_up()
+
+        run(Good)
+        assert not Good.workers
+        with pytest.raises(AssertionError, match=f"^{problem}"):
+            run(wrong)
+        assert wrong is ReleasesNothing or not Good.workers
+
+    def test_of_its_errors(self) -> None:
+        """They are shown to people."""
+        row = Resource(
+            resource_id="w-1", group_name="g", container_name="c", thread_count=1, memory_mb=0
+        )
+        trial = Trial(lambda: TellsSecrets("c", {}))
+        with pytest.raises(AssertionError, match="^the error tells a secret"):
+            ContainerContract().test_any_id_is_taken_as_it_is_or_refused(trial, row, "of lines")
 
 
 def test_a_dead_worker_is_restarted(tmp_path: Path) -> None:
