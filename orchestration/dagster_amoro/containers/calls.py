@@ -28,23 +28,24 @@ def texts(startup: Mapping[str, str]) -> dict[str, str]:
     Only texts can be saved for the stop that needs them, in a row that every tick reads.
 
     Raises:
-        StartFailedError: No row can hold what the container returned.
+        TypeError: The container returned no mapping.
+        ValueError: No row can hold what it returned.
     """
     if not isinstance(startup, Mapping):
-        raise StartFailedError(
+        raise TypeError(
             f"its start returned {type(startup).__name__}, not a mapping of texts to texts, "
             "so what it started cannot be found again"
         )
     found = {str(key): str(value) for key, value in startup.items()}
     length = sum(len(key) + len(value) for key, value in found.items())
     if length > LONGEST_STARTUP:
-        raise StartFailedError(
+        raise ValueError(
             f"its start returned start-up properties of {length:,} characters; "
             f"accepted are {LONGEST_STARTUP:,}"
         )
     for text in (*found, *found.values()):
         if problem := unusable(text):
-            raise StartFailedError(f"its start returned a start-up property that {problem}")
+            raise ValueError(f"its start returned a start-up property that {problem}")
     return found
 
 

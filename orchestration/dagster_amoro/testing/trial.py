@@ -8,7 +8,7 @@ from typing import Any, Final
 from dagster_amoro.containers.base import Container
 from dagster_amoro.containers.calls import texts
 from dagster_amoro.containers.waiting import within
-from dagster_amoro.core.errors import ContainerError, StartFailedError, describe
+from dagster_amoro.core.errors import ContainerError, describe
 from dagster_amoro.core.model import Resource
 
 _STATES: Final = ("running", "ended", "unknown")
@@ -55,7 +55,7 @@ class Trial:
             require(isinstance(key, str) and isinstance(value, str), problem)
         try:
             started = resource.with_properties(texts(startup))
-        except StartFailedError as error:
+        except ValueError as error:
             raise AssertionError(str(error)) from None
         self._called.append(started)
         return started
