@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,57 @@ def test_what_cannot_be_built_is_one_kind_of_error(implementation: str, why: str
     shown = harmless(implementation)
     assert str(caught.value).startswith(f"container 'c' cannot be used: {shown}: ")
     assert why in str(caught.value)
+
+
+def installed(folder: Path, name: str, *lines: str) -> None:
+    """A distribution with these entry points, as an installer leaves it."""
+    about = folder / f"{name}-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    content = "\n".join(["[dagster_amoro.containers]", *lines])
+    (about / "entry_points.txt").write_text(content)
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder from which packages are imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_name_without_a_dot_is_that_of_an_installed_container(packages: Path) -> None:
+    """Whichever package brings it; it may come in by two ways."""
+    installed(packages, "ours", f"recording = {HERE}:Counted")
+    installed(packages, "ours_again", f"recording = {HERE}:Counted")
+    assert isinstance(build_container(settings("recording", memory="1")), Counted)
+
+
+def test_an_installed_container_that_is_not_there_is_told_with_those_that_are(
+    packages: Path,
+) -> None:
+    """Mostly it is a typing error, or a package that is not installed here."""
+    installed(packages, "ours", "units = units:Units", "pods = pods:Pods")
+    with pytest.raises(ContainerError, match=r"in dagster_amoro\.containers, which are: 'pods', 'units'"):
+        build_container(settings("unit"))
+
+
+def test_an_installed_container_that_is_broken_names_its_package(packages: Path) -> None:
+    """That is what has to be mended or removed."""
+    (packages / "exits.py").write_text("raise SystemExit(3)")
+    installed(packages, "theirs", "units = exits:Units", "pods = no.such:Pods")
+    why = "exits:Units of theirs 1.2 cannot be imported: SystemExit: 3"
+    with pytest.raises(ContainerError, match=why):
+        build_container(settings("units"))
+    with pytest.raises(ContainerError, match=r"no\.such:Pods of theirs 1\.2 cannot be imported"):
+        build_container(settings("pods"))
+
+
+def test_two_packages_with_one_name_are_told(packages: Path) -> None:
+    """Nobody is to find out by what is started."""
+    installed(packages, "ours", f"units = {HERE}:Counted")
+    installed(packages, "theirs", f"units = {HERE}:Silent")
+    with pytest.raises(ContainerError, match=r"ambiguous: ours 1\.2 and theirs 1\.2 have a container"):
+        build_container(settings("units"))
 
 
 @pytest.mark.parametrize(
