@@ -110,7 +110,7 @@ def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
 def test_settings_of_the_pages_can_be_used() -> None:
     """No key of theirs is unknown, and no value is refused."""
     (amoro,), (container,) = blocks("amoro.md", "yaml"), blocks("containers.md", "yaml")
-    (check_in, _) = blocks("alerting.md", "yaml")
+    (check_in, _), (units,) = blocks("alerting.md", "yaml"), blocks("write-a-container.md", "yaml")
     base: dict[str, Any] = {
         "ams": {
             "server-expose-host": "ams.example.org",
@@ -118,7 +118,7 @@ def test_settings_of_the_pages_can_be_used() -> None:
         },
         "keeper": {"registry": "standalone"},
     }
-    for text in (amoro, container, check_in):
+    for text in (amoro, container, check_in, units):
         given = yaml.safe_load(text)
         merged = {
             name: {**base.get(name, {}), **section} if isinstance(section, dict) else section

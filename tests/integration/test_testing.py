@@ -14,8 +14,7 @@ import pytest
 
 from dagster_amoro import CommandContainer, Container, Resource, StartFailedError
 from dagster_amoro.core.errors import UnknownTargetError
-from dagster_amoro.testing import ContainerContract, RecordingContainer, ready_fleet
-from dagster_amoro.testing.trial import Trial
+from dagster_amoro.testing import ContainerContract, RecordingContainer, Trial, ready_fleet
 
 Workers = Callable[[Resource], list[psutil.Process]]
 SLEEP = json.dumps([sys.executable, "-c", "import time; time.sleep(600)", "{resource_id}"])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from dagster_amoro.testing.fleet import ReadyFleet, Restart, ready_fleet
 from dagster_amoro.testing.recording import Call, RecordingContainer
+from dagster_amoro.testing.trial import Trial
 
 if TYPE_CHECKING:
     from dagster_amoro.testing.contract import ContainerContract
@@ -31,6 +32,7 @@ __all__ = [
     "ReadyFleet",
     "RecordingContainer",
     "Restart",
+    "Trial",
     "ready_fleet",
 ]
 
