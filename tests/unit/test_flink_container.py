@@ -542,10 +542,11 @@ class TestReleaseOnKubernetes:
         flink_in(programs, ON_KUBERNETES).release_resource(row)
         assert f"-Dkubernetes.cluster-id=amoro-optimizer-{ID}" in programs.calls[0].argv
 
-    def test_nothing_started(self, programs: Programs) -> None:
-        """There is no need to ask Kubernetes."""
+    def test_what_was_never_saved(self, programs: Programs) -> None:
+        """A start that was killed may have made it; it would be in the way of the next."""
+        programs.add("bin/kubernetes-session.sh", "", self.NONE, codes=[0, 1])
         flink_in(programs, ON_KUBERNETES).release_resource(resource())
-        assert programs.calls == []
+        assert len(programs.calls) == 2
 
     def test_failed(self, programs: Programs) -> None:
         """The cluster may still be there."""

@@ -228,11 +228,10 @@ class FlinkContainer(OptimizerContainer):
     def _end_on_kubernetes(self, resource: Resource) -> None:
         """Stops the cluster as AMS does, and waits until it is gone: its name is needed again.
 
+        Also where the row names none: its start may have been killed before that was saved.
         Flink's script makes a new cluster where there is none; a size with which none can be made
         keeps it from that, and tells us.
         """
-        if not resource.properties.get(KUBERNETES_ID):
-            return  # nothing was started
         cluster = optimizer_name(resource)
         options = {
             **self.options(PREFIX, resource),
