@@ -33,6 +33,7 @@ PAGES: Final = {
     page.name: page.read_text(encoding="utf-8")
     for page in [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 }
+EXAMPLE: Final = (CHECKOUT / "examples" / "systemd" / "README.md").read_text(encoding="utf-8")
 CONFIG: Final = """
 ams:
   database: {type: sqlite, url: "sqlite:///registry.db"}
@@ -47,7 +48,11 @@ ELSEWHERE["README.md"] = {"export"}  # as on the page for operators of Amoro
 
 def blocks(page: str, language: str) -> list[str]:
     """The code of a page in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+    return _blocks(PAGES[page], language)
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def lines(page: str) -> list[list[str]]:
@@ -118,7 +123,7 @@ def test_settings_of_the_pages_can_be_used() -> None:
         },
         "keeper": {"registry": "standalone"},
     }
-    for text in (amoro, container, check_in, units):
+    for text in (amoro, container, check_in, units, *_blocks(EXAMPLE, "yaml")):
         given = yaml.safe_load(text)
         merged = {
             name: {**base.get(name, {}), **section} if isinstance(section, dict) else section

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.packaging.environments import build, environment, run
+from tests.packaging.environments import CHECKOUT, build, environment, install, run
 
 pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
 
@@ -46,6 +46,15 @@ import location
 names = {key.to_user_string() for key in location.defs.resolve_asset_graph().get_all_asset_keys()}
 assert {"orders", "orphan_history", "group_reliability"} <= names, names
 assert location.defs.resolve_job_def("restart_orphans") and location.defs.resolve_job_def("daily")
+"""
+
+
+BUILD: Final = """
+from dagster_amoro.config import ContainerSettings
+from dagster_amoro.containers.resolve import build_container
+entry = ContainerSettings(name="u", implementation="systemd", properties={"command": '["true"]'})
+found = type(build_container(entry))
+print(f"{found.__module__}.{found.__name__}")
 """
 
 
@@ -135,6 +144,15 @@ def test_a_project_with_packages_of_its_own_merges_the_definitions(
     run([programs / "python", "-c", LOOK], tmp_path, **home)
     validate: list[str | Path] = [programs / "dagster", "definitions", "validate", "-m", "location"]
     assert "Validation successful" in run(validate, tmp_path, **home)
+
+
+def test_a_container_of_another_package_is_found_by_its_name(
+    tmp_path: Path, programs: Path
+) -> None:
+    """The example, installed beside the wheel as its users do it."""
+    install(programs, "--no-deps", CHECKOUT / "examples" / "systemd")
+    found = run([programs / "python", "-c", BUILD], tmp_path)
+    assert found.strip() == "systemd_container.SystemdContainer"
 
 
 def test_the_command_is_installed(tmp_path: Path, programs: Path) -> None:

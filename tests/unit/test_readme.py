@@ -27,6 +27,7 @@ PAGES: Final = {
         CHECKOUT / "SECURITY.md",
         *sorted((CHECKOUT / "docs").glob("*.md")),
         CHECKOUT / "benchmarks" / "README.md",
+        CHECKOUT / "examples" / "systemd" / "README.md",
     ]
 }
 OPERATING: Final = PAGES[Path("docs/operations.md")]
