@@ -89,7 +89,7 @@ class SystemdContainer:
         """Runs a program of systemd, which gets nothing of Dagster's environment but its paths."""
         kept = {"PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"} & os.environ.keys()
         try:
-            done = subprocess.run(  # noqa: S603 - no shell
+            done = subprocess.run(
                 [program, self._manager, *arguments],
                 env={name: os.environ[name] for name in kept},
                 capture_output=True,

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from dagster_amoro import Resource, load_settings
 from dagster_amoro.cli import main
+from dagster_amoro.containers.resolve import ENTRY_POINTS
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.definitions import defs
 from dagster_amoro.healing.assembly import Services
@@ -130,6 +131,13 @@ def test_settings_of_the_pages_can_be_used() -> None:
             for name, section in {**base, **given}.items()
         }
         assert load_settings(sections=merged, environ={}).warnings == ()
+
+
+def test_packages_install_containers_as_the_page_says() -> None:
+    """In the group that is looked at, and so does the example."""
+    example = CHECKOUT / "examples" / "systemd" / "pyproject.toml"
+    for text in (*blocks("write-a-container.md", "toml"), example.read_text(encoding="utf-8")):
+        assert ENTRY_POINTS in tomllib.loads(text)["project"]["entry-points"]
 
 
 def test_the_launchpad_takes_what_the_page_has_for_it() -> None:
