@@ -15,7 +15,10 @@ from dagster_amoro import (
 )
 
 LAUNCH = "systemd-invocation-id"  # the start-up property: systemd's own name for one launch
-OPTIONS = ("--property=Type=exec", "--property=TimeoutStopSec=20")  # a failed exec is a failed start
+OPTIONS = (
+    "--property=Type=exec",
+    "--property=TimeoutStopSec=20",
+)  # a failed exec is a failed start
 CAUSES = {"signal": "killed", "core-dump": "killed", "oom-kill": "out of memory"}
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from systemd_container import SystemdContainer
 
 from dagster_amoro import Resource
 from dagster_amoro.testing import ContainerContract, Trial
+from systemd_container import SystemdContainer
 
 MANAGER = "user" if "XDG_RUNTIME_DIR" in os.environ else "system"
 

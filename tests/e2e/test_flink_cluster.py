@@ -116,7 +116,9 @@ class TestContract(ContainerContract):
         def jobs(row: Resource) -> list[str]:
             name, over = f"amoro-flink-optimizer-{row.resource_id}", {"FINISHED", "CANCELED"}
             found = ask(cluster, "GET", "/jobs/overview")["jobs"]
-            return [each["jid"] for each in found if each["name"] == name and each["state"] not in over]
+            return [
+                each["jid"] for each in found if each["name"] == name and each["state"] not in over
+            ]
 
         return jobs
 
