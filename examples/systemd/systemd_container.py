@@ -15,10 +15,7 @@ from dagster_amoro import (
 )
 
 LAUNCH = "systemd-invocation-id"  # the start-up property: systemd's own name for one launch
-OPTIONS = (
-    "--property=Type=exec",
-    "--property=TimeoutStopSec=20",
-)  # a failed exec is a failed start
+OPTIONS = ("--property=Type=exec", "--property=TimeoutStopSec=20")  # no program: no start
 CAUSES = {"signal": "killed", "core-dump": "killed", "oom-kill": "out of memory"}
 
 
@@ -33,7 +30,7 @@ class SystemdContainer:
 
     supports_auto_restart = True
 
-    def __init__(self, name: str, properties: Mapping[str, str]) -> None:
+    def __init__(self, _name: str, properties: Mapping[str, str]) -> None:
         self._command: list[str] = json.loads(properties["command"])
         self._manager = f"--{properties.get('manager', 'system')}"
 

@@ -116,9 +116,8 @@ class TestContract(ContainerContract):
         def jobs(row: Resource) -> list[str]:
             name, over = f"amoro-flink-optimizer-{row.resource_id}", {"FINISHED", "CANCELED"}
             found = ask(cluster, "GET", "/jobs/overview")["jobs"]
-            return [
-                each["jid"] for each in found if each["name"] == name and each["state"] not in over
-            ]
+            mine = [each for each in found if each["name"] == name]
+            return [each["jid"] for each in mine if each["state"] not in over]
 
         return jobs
 

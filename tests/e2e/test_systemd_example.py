@@ -34,17 +34,9 @@ def test_the_example_keeps_the_contract(tmp_path: Path) -> None:
     """With nothing but what its page says; no test of it is left out."""
     folder = tmp_path / "example"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-ra",
-        "--basetemp",
-        str(tmp_path / "own"),
-        str(folder),
-    ]
+    tests = [sys.executable, "-m", "pytest", "-ra", f"--basetemp={tmp_path / 'own'}", str(folder)]
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", INSIDE, str(MANAGER), *tests],
+        ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", INSIDE, str(MANAGER), *tests],
         cwd=folder,
         env={**os.environ, "XDG_RUNTIME_DIR": "/run/user/0"},
         stdout=subprocess.PIPE,

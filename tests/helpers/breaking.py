@@ -102,7 +102,7 @@ def changes_its_arguments(_folder: Path, resource: Resource | None) -> dict[str,
     return {}
 
 
-ANYWHERE = (*(exits, interrupts, vanishes, kills_its_group, closes_everything, raises_in_disarray),)
+ANYWHERE = (exits, interrupts, vanishes, kills_its_group, closes_everything, raises_in_disarray)
 RETURNS = (
     *(returns_nothing, returns_a_number, returns_without_an_end, returns_too_much),
     *(returns_half_a_character, returns_other_things, shouts, changes_its_arguments),

@@ -315,7 +315,7 @@ class TestTheContract:
             resource_id="w-1", group_name="g", container_name="c", thread_count=1, memory_mb=0
         )
         trial = Trial(lambda: TellsSecrets("c", {}))
-        with pytest.raises(AssertionError, match="^the error tells a secret"):
+        with pytest.raises(AssertionError, match=r"^the error tells a secret"):
             ContainerContract().test_any_id_is_taken_as_it_is_or_refused(trial, row, "of lines")
 
 

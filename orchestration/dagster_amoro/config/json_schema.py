@@ -22,8 +22,8 @@ CONTAINERS: Final[JsonSchema] = {
             "name": {"type": "string"},
             "container-impl": {
                 "type": "string",
-                "description": "A class as package.module.Class, the name of an installed container, "
-                "or one of Amoro's classes.",
+                "description": "A class as package.module.Class, or one of Amoro's; without a dot, "
+                "the name of a container that a package has installed.",
             },
             "properties": {
                 "type": ["object", "null"],
