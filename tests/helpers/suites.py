@@ -14,7 +14,7 @@ DEVELOPER: Final = "developer"
 REST: Final = "rest"
 # What leaves a test to `make test-all`, and why.
 LEFT_TO_REST: Final = {
-    "engine": "it needs a real Flink, Spark, ZooKeeper, systemd or Kubernetes API, which start slowly",
+    "engine": "it needs a real Flink, Spark, ZooKeeper, systemd or Kubernetes, which start slowly",
     "browser": "it looks at Dagster's UI with a real browser",
     "crash_loop": "it kills or freezes real processes, and waits in real time for them to heal",
     "packaging": "it builds the wheel and installs it into environments made for that",
