@@ -59,8 +59,13 @@ class TestSystemdContainer(ContainerContract):
 
     @pytest.fixture
     def kill(self) -> Callable[[Resource], object]:
-        """SIGKILL."""
-        return lambda resource: [os.kill(pid, signal.SIGKILL) for pid in workers(resource)]
+        """By the kernel, as where memory is short."""
+
+        def kill(resource: Resource) -> None:
+            for pid in workers(resource):
+                os.kill(pid, signal.SIGKILL)
+
+        return kill
 
     def test_it_says_why_a_worker_died(
         self,

@@ -36,6 +36,12 @@ def running(argv: list[str]) -> list[psutil.Process]:
     return found
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL."""
+    for process in processes:
+        process.kill()
+
+
 class TestContractOfCommands(ContainerContract):
     """With real processes."""
 
@@ -65,7 +71,7 @@ class TestContractOfCommands(ContainerContract):
     @pytest.fixture
     def kill(self, workers: Workers) -> Callable[[Resource], object]:
         """SIGKILL."""
-        return lambda row: [each.kill() for each in workers(row)]
+        return lambda row: kill(workers(row))
 
 
 class TestContractOfTheRecordingContainer(ContainerContract):

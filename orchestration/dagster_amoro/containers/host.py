@@ -152,8 +152,8 @@ class _Host:
         """The call, in the fork, which ends with it."""
         try:
             signal.set_wakeup_fd(-1)
-            for each in (signal.SIGCHLD, signal.SIGALRM):  # whatever the constructor made of them
-                signal.signal(each, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGALRM):  # whatever the constructor made of them
+                signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, _interrupt)
             left = max(ends_at - time.monotonic(), 0) + 2 * PATIENCE
             signal.setitimer(signal.ITIMER_REAL, left)  # it ends this process if the host is gone

@@ -119,10 +119,9 @@ class Trial:
 
 def _tells(found: object) -> bool:
     """Whether it is a `PostMortem`, or nothing."""
-    if found is None:
-        return True
-    is_one = isinstance(found, tuple) and len(found) in _TEXTS
-    return is_one and all(isinstance(each, str) for each in found)
+    if not isinstance(found, tuple):
+        return found is None
+    return len(found) in _TEXTS and all(isinstance(each, str) for each in found)
 
 
 def _argv(found: object) -> bool:
