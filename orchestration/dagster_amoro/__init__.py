@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from dagster_amoro.core.model import Resource
     from dagster_amoro.core.post_mortem import PostMortem
-    from dagster_amoro.healing.fleet import declare, declare_group, scale_out
+    from dagster_amoro.healing.fleet import declare, declare_group, scale_in, scale_out
     from dagster_amoro.worker import Heartbeat
 
     __version__: str
@@ -67,12 +67,13 @@ __all__ = [
     "declare",
     "declare_group",
     "load_settings",
+    "scale_in",
     "scale_out",
 ]
 
 _HOMES: Final = {  # of the public names; errors are in `core.errors`
     **dict.fromkeys(("Settings", "load_settings"), "config"),
-    **dict.fromkeys(("declare", "declare_group", "scale_out"), "healing.fleet"),
+    **dict.fromkeys(("declare", "declare_group", "scale_in", "scale_out"), "healing.fleet"),
     "Alert": "core.alerts",
     "CommandContainer": "containers.command.container",
     "Container": "containers.base",

@@ -26,7 +26,8 @@ UNITS: Final = {  # of Amoro's durations: nanoseconds, by label; no label means 
     **dict.fromkeys(("ns", "nano", "nanos", "nanosecond", "nanoseconds"), 1),
 }
 _HEARTBEAT: Final = "heart-beat-interval"  # of resources, in ms; Amoro's optimizers have 10 s
-_FLOOR: Final = "min-parallelism"  # deprecated in Amoro, and still what most groups have
+MIN_PARALLELISM: Final = "min-parallelism"
+"""How many threads a group has at least; deprecated in Amoro, and still what most groups have."""
 _ENABLED: Final = "dynamic-allocation.enabled"
 _MOST_THREADS: Final = 1024
 _SHORTEST_IDLE: Final = UNITS["s"] * 30
@@ -60,7 +61,7 @@ def min_parallelism(group: Group) -> int | None:
     None: nobody asked for a min-parallelism, or the properties cannot be read. A value that is
     no number of threads is 0: AMS starts nothing for it.
     """
-    text = _floor_text(_given(group, _FLOOR))
+    text = _floor_text(_given(group, MIN_PARALLELISM))
     if text is None:
         return None
     try:
@@ -136,7 +137,7 @@ def _given(group: Group, word: str) -> dict[str, str]:
 
 
 def _floor_text(given: Mapping[str, str]) -> str | None:
-    return given.get(f"dynamic-allocation.{_FLOOR}", given.get(_FLOOR))
+    return given.get(f"dynamic-allocation.{MIN_PARALLELISM}", given.get(MIN_PARALLELISM))
 
 
 def _sizes_hold(given: Mapping[str, str]) -> bool:

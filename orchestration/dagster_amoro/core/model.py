@@ -67,6 +67,8 @@ class State(StrEnum):
 
 RUN_KEY: Final = "incident.attempts.dispatch"
 """How the run key of a dispatch begins; no id of a run does."""
+APPLY: Final = "apply"
+"""How the name of a process begins that carries a declaration out; no id of a run does."""
 _CLOSED = frozenset({State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUPERSEDED})
 _REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING, State.RELEASING})
 
@@ -144,6 +146,11 @@ class Incident(NamedTuple):
         return self.claimed_by is not None and is_claimed and not self.awaits_run
 
     @property
+    def is_in_apply(self) -> bool:
+        """Whether whoever carries a declaration out has taken it in hand, and not let go of it."""
+        return self.claimed_by is not None and self.claimed_by.startswith(f"{APPLY} ")
+
+    @property
     def setbacks_if_lost(self) -> int:
         """Its setbacks, where the run that has it, if one has, was lost."""
         return self.setbacks + self.is_in_run
@@ -210,6 +217,8 @@ class EventKind(StrEnum):
     RESTORED = "restored"
     ACKNOWLEDGED = "acknowledged"  # somebody looks after what was given up, or is kept
     CORRECTED = "corrected"  # a time that lay in the future counts from now on
+    APPLIED = "applied"  # what config.yaml declares is carried out
+    SCALED_IN = "scaled-in"  # a worker was stopped for good, and its row removed
     LEASE_TAKEN = "lease-taken"  # another deployment acts from now on
 
 

@@ -198,7 +198,9 @@ def moves(inputs: TickInputs) -> Iterator[Transition]:
 
 
 def _registered(inputs: TickInputs, incident: Incident) -> Iterable[Transition]:
-    """It is back, unless it may be what an attempt has stopped."""
+    """It is back, unless it may be what an attempt has stopped, or an apply is about to stop."""
+    if incident.is_in_apply and inputs.is_claimed(incident):
+        return
     now, found = inputs.now, inputs.changes.registrations if inputs.changes else {}
     registrations = found.get(incident.resource_id, {})
     if not incident.doubts_registrations or (

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dagster_amoro.core import texts
+from dagster_amoro.core.errors import KeeperError
 from dagster_amoro.core.formatting import counted
 from dagster_amoro.core.model import (
     Event,
@@ -23,6 +24,23 @@ from dagster_amoro.core.registrations import Registrations
 from dagster_amoro.core.secrets import without_secrets
 
 _UNCLAIMED: Final[Mapping[str, Any]] = {"claimed_by": None, "claimed_until": None}
+
+
+class Hold(NamedTuple):
+    """By whom a resource is taken in hand for whom, to be given a worker now."""
+
+    owner: str  # the process, see `APPLY`
+    by: Mapping[str, str]  # who wants it (`author`) and why (`reason`)
+    now: datetime
+    until: datetime  # its right to act ends then, or with the lease of `fence`
+    fence: int | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What it makes of an incident."""
+        held = {"claimed_by": self.owner, "claimed_until": self.until, "fence": self.fence}
+        wanted = {"operator_request": OperatorRequest.RESTART, "unused_dispatches": 0}
+        return {"state": State.CLAIMED, "note": None, **held, **wanted}
 
 
 def detect(
@@ -48,6 +66,26 @@ def detect(
         )
     event = Event(kind=EventKind.DETECTED, at=now, message=message)
     return Transition(before=None, after=incident, event=event)
+
+
+def take_up(
+    orphan: Orphan, hold: Hold, why: str, *, cause: str | None, newest_start: str | None
+) -> Transition:
+    """A resource is to get a worker now, or another one: its incident opens in whose hands it is.
+
+    `cause` says how the worker that it has will end, as `Incident` does; None: it has none.
+    """
+    opened = detect(orphan, hold.now, newest_start=newest_start)
+    after = opened.after._replace(**hold.changes, cause=cause, death=why if cause else None)
+    event = replace(opened.event, message=signed(why, hold.by), details=dict(hold.by))
+    return replace(opened, after=after, event=event)
+
+
+def take_over(incident: Incident, hold: Hold, why: str) -> Transition:
+    """The same for a resource that has an incident, which is in nobody's hands any more."""
+    message, details = signed(why, hold.by), dict(hold.by)
+    event = Event(kind=EventKind.CLAIMED, at=hold.now, message=message, details=details)
+    return _step(incident, event, **hold.changes)
 
 
 def observed(
@@ -293,6 +331,18 @@ def reset(incident: Incident, by: Mapping[str, str], now: datetime) -> Transitio
     event = Event(kind=EventKind.RESET, at=now, message=message, details=dict(by))
     state = State.WAITING if incident.state is State.KEPT else incident.state
     return _step(incident, event, state=state, **_forgotten(incident))
+
+
+def by_of(author: str, reason: str) -> Mapping[str, str]:
+    """Who wants something and why, as it is kept and shown.
+
+    Raises:
+        KeeperError: One of them is not said.
+    """
+    if not author.strip() or not reason.strip():
+        raise KeeperError("say who wants it (author) and why (reason)")
+    # Hidden before they are stored: they are shown wherever the pause or the incident is.
+    return {"author": texts.shown(author.strip()), "reason": texts.shown(reason.strip())}
 
 
 def signed(what: str, by: Mapping[str, str]) -> str:

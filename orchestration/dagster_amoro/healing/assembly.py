@@ -6,20 +6,23 @@ from typing import Final, Self
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import FindLeader, Server, always, from_lease, from_zookeeper
-from dagster_amoro.config import AmsSettings, HighAvailability, Mode, Settings
+from dagster_amoro.config import AmsSettings, ApplyFleet, HighAvailability, Mode, Settings
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.isolated import IsolatedContainers
 from dagster_amoro.containers.resolve import DryRunContainers
 from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.clock import Clock, utc_clock
+from dagster_amoro.core.fleet_plan import DeclaredGroup
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy, TickSettings
+from dagster_amoro.healing.apply import Applier
 from dagster_amoro.healing.check_in import CheckIn
 from dagster_amoro.healing.metrics import MetricsReader
 from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.post_mortems import PostMortems
 from dagster_amoro.healing.preconditions import Preconditions
 from dagster_amoro.healing.reading import TickReader
+from dagster_amoro.healing.releases import Releaser
 from dagster_amoro.healing.restart import Restarter
 from dagster_amoro.healing.scaling import Scaler
 from dagster_amoro.healing.status import StatusReader
@@ -55,6 +58,8 @@ class Services:
     lease_time: timedelta | None = None
     check_in: CheckIn | None = None  # who hears of each completed survey. None: nobody
     given_up_for: timedelta = timedelta(days=1)  # so long a loss is told, unless seen to
+    fleet: tuple[DeclaredGroup, ...] | None = None  # as it is declared. None: nothing is
+    applies_fleet: bool = False  # whether a sensor has the declaration carried out
 
     @classmethod
     def connect(cls, settings: Settings, *, clock: Clock = utc_clock) -> Self:
@@ -91,6 +96,8 @@ class Services:
             lease_time=settings.lease_time,
             check_in=CheckIn(url=settings.check_in_url) if settings.check_in_url else None,
             given_up_for=settings.audit.given_up_for,
+            fleet=settings.fleet,
+            applies_fleet=settings.apply_fleet is ApplyFleet.BY_SENSOR,
         )
         return services.in_dry_run() if settings.mode is Mode.DRY_RUN else services
 
@@ -186,7 +193,24 @@ class Services:
             settings=self.settings,
             clock=self.clock,
             attached=self.attached,
+            releaser=self.releaser,
         )
+
+    @property
+    def releaser(self) -> Releaser:
+        """What stops workers for good."""
+        return Releaser(
+            registry=self.registry,
+            ledger=self.ledger,
+            containers=self.containers,
+            clock=self.clock,
+            attached=self.attached,
+        )
+
+    @property
+    def applier(self) -> Applier:
+        """What makes the fleet what was declared."""
+        return Applier(fleet=self.fleet, restarter=self.restarter, releaser=self.releaser)
 
     @property
     def status(self) -> StatusReader:

@@ -10,6 +10,7 @@ from dagster_amoro.core.errors import ConfigError, KeeperError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.verbs import os_user
 from dagster_amoro.stores.registry import Registry
 
 _AMS_ADDS: Final = "resources of an attached registry are added through AMS, not here"
@@ -60,6 +61,30 @@ def declare_group(
     with _standalone(settings, refusal) as services:
         services.registry.create()
         services.registry.save_group(name, container, properties)
+
+
+def scale_in(
+    settings: Settings, resource_id: str, *, author: str = "", reason: str = "no reason given"
+) -> None:
+    """Stops a worker for good: its process, then its row; its incident closes, if it has one.
+
+    Called again after it was interrupted at any place, it goes on there. What is declared in
+    config.yaml comes back with the next `dagster-amoro apply`.
+
+    Args:
+        settings: Those of the fleet.
+        resource_id: The worker.
+        author: Who wants it; the ledger keeps it. Empty: the user of this process.
+        reason: Why, in a few words; the ledger keeps it.
+
+    Raises:
+        ConfigError: The registry is an AMS's, which releases its resources itself.
+        UnknownTargetError: There is no such resource, or it is paused.
+        ContainerError: Its container is unknown, or could not stop it; its row stays.
+        StoreUnavailableError: A store did not answer.
+    """
+    with closing(Services.connect(settings)) as services:
+        services.releaser.release(resource_id, author=author or os_user(), reason=reason)
 
 
 def add(registry: Registry, resource: Resource) -> None:

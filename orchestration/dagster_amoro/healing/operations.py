@@ -2,7 +2,7 @@
 
 Each verb writes to the ledger who wanted it and why, and returns a sentence for a person. No verb
 needs the lease: it moves incidents, which takes them from the run that has them in hand, and
-leaves restarts and removals to ticks and runs.
+leaves restarts and removals to ticks and runs. Only `scale_in` acts by itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from dagster_amoro.core.messages import next_step
 from dagster_amoro.core.model import Event, EventKind, Incident, OperatorRequest, ScaleUp, State
 from dagster_amoro.core.pauses import Pause, Pauses, Scope, Target
 from dagster_amoro.core.policy import RestartPolicy, TickSettings, holds_claim
-from dagster_amoro.core.texts import shown
-from dagster_amoro.core.transitions import signed
+from dagster_amoro.core.transitions import by_of, signed
+from dagster_amoro.healing.releases import Releaser
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import Registry, group_sizes, orphan_of
 
@@ -46,6 +46,7 @@ class Operations:
     settings: TickSettings
     clock: Clock
     attached: bool  # whether the registry is an AMS's
+    releaser: Releaser
 
     def pause(
         self, target: Target, *, author: str, reason: str, until: datetime | None = None
@@ -58,7 +59,7 @@ class Operations:
         Raises:
             KeeperError: The end is past.
         """
-        by, now = _by(author, reason), self.clock()
+        by, now = by_of(author, reason), self.clock()
         if until is not None and until <= now:
             it_is = clock_time(now)
             raise KeeperError(f"a pause until {clock_time(until)} is over: it is {it_is} now")
@@ -76,7 +77,7 @@ class Operations:
 
     def resume(self, target: Target, *, author: str, reason: str) -> str:
         """Ends the pause of a target."""
-        by, now = _by(author, reason), self.clock()
+        by, now = by_of(author, reason), self.clock()
         holding = Pauses(self.ledger.pauses(), now).holding
         ended = holding.pop(target, None)
         incident, group_name = self._story_of(target, may_be_gone=True)
@@ -98,7 +99,7 @@ class Operations:
 
         It counts as an attempt, and is made even where the attempts are used up.
         """
-        incident = self._request(resource_id, OperatorRequest.RESTART, _by(author, reason))
+        incident = self._request(resource_id, OperatorRequest.RESTART, by_of(author, reason))
         attempt, most = incident.attempts_spent + 1, self.policy.max_retries
         allowed = f" of {most}" if attempt <= most else f", beyond the {most} allowed"
         return (
@@ -108,7 +109,7 @@ class Operations:
 
     def give_up(self, resource_id: str, *, author: str, reason: str) -> str:
         """Has an orphan given up: released and removed, its row kept in the ledger."""
-        self._request(resource_id, OperatorRequest.GIVE_UP, _by(author, reason))
+        self._request(resource_id, OperatorRequest.GIVE_UP, by_of(author, reason))
         return (
             f"{resource_id} is to be given up: the next tick hands it to a run, {self._soon()}, "
             "which keeps its row in the ledger, removes it from the registry and stops what may be "
@@ -121,7 +122,7 @@ class Operations:
         Raises:
             KeeperError: Everything was moved by other processes meanwhile.
         """
-        by = _by(author, reason)
+        by = by_of(author, reason)
         if target.scope is Scope.ALL:
             raise UnknownTargetError("name a group or a resource whose attempts are not to count")
         self._story_of(target)
@@ -152,7 +153,7 @@ class Operations:
         The row comes first. If this process dies after it, or a tick is faster, a tick opens the
         incident, as for any orphan; restored again, only the event is added.
         """
-        by, now = _by(author, reason), self.clock()
+        by, now = by_of(author, reason), self.clock()
         removed, row = self._removed(resource_id)
         if not self.registry.restore(row) and not self._is_unfinished(removed, row):
             raise UnknownTargetError(
@@ -177,7 +178,7 @@ class Operations:
 
         The check `nothing_given_up` passes for it from then on; nothing else changes.
         """
-        by, now = _by(author, reason), self.clock()
+        by, now = by_of(author, reason), self.clock()
         self._prepare()
         lost = self.ledger.open_incident(resource_id) or self.ledger.last_removed(resource_id)
         if lost is None or lost.state not in _LOST:
@@ -192,6 +193,10 @@ class Operations:
             f"{resource_id}: {event.message}. The check nothing_given_up passes for it; restore "
             "puts a removed row back."
         )
+
+    def scale_in(self, resource_id: str, *, author: str, reason: str) -> str:
+        """Stops a worker for good and removes its row, here and now, as `Releaser.release` does."""
+        return self.releaser.release(resource_id, author=author, reason=reason)
 
     def _story_of(
         self, target: Target, *, may_be_gone: bool = False
@@ -398,13 +403,6 @@ def _nothing_to_reset(target: Target, used: _UsedBudgets) -> UnknownTargetError:
     others = f"only of {_listed(known)}" if known else "nor anything of others"
     what = f"nothing of {target} counts now, {others}"
     return UnknownTargetError(f"there is nothing to reset: {what}")
-
-
-def _by(author: str, reason: str) -> By:
-    if not author.strip() or not reason.strip():
-        raise KeeperError("say who wants it (author) and why (reason)")
-    # Hidden before they are stored: they are shown wherever the pause or the incident is.
-    return {"author": shown(author.strip()), "reason": shown(reason.strip())}
 
 
 def _event(kind: EventKind, message: str, now: datetime, details: Mapping[str, Any]) -> Event:

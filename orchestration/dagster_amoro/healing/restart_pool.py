@@ -2,28 +2,60 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final, TypeVar
 
+from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.calls import concurrent_starts, warm_up
 from dagster_amoro.core.model import Incident
 from dagster_amoro.core.policy import due_at
 from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
 
 
-class RestartPool:
-    """Works ahead of the steps of a run, which collect what came of each orphan.
+T = TypeVar("T")
 
-    Each container has threads of its own, as many as it may have starts at once. So what hangs
-    holds up one of the threads of its container, until its time is up, and nothing else.
+
+class ContainerThreads:
+    """Threads of its own for each container, as many as it may have starts at once.
+
+    So what hangs holds up one of the threads of its container, until its time is up, and nothing
+    else.
     """
+
+    def __init__(self, containers: ContainerLookup, most: int) -> None:
+        """Starts none yet; `most` is how many a container has that does not say it itself."""
+        self._containers: Final = containers
+        self._most: Final = most
+        self._threads: Final[dict[str, ThreadPoolExecutor]] = {}  # by container
+
+    def submit(self, container_name: str, work: Callable[..., T], *arguments: Any) -> Future[T]:  # noqa: ANN401 - those of `work`
+        """Lets a thread of a container do something, as soon as one is free."""
+        if container_name not in self._threads:
+            warm_up(self._containers, container_name)
+            most = concurrent_starts(self._containers, container_name) or self._most
+            self._threads[container_name] = ThreadPoolExecutor(most, "restart")
+        return self._threads[container_name].submit(work, *arguments)
+
+    def close(self, under_way: Iterable[Future[Any]]) -> None:
+        """Ends the calls of what is under way, begins no more, and waits for what then follows."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        if not all(each.done() for each in under_way):
+            self._containers.close()
+        for threads in self._threads.values():
+            threads.shutdown()
+
+
+class RestartPool:
+    """Works ahead of the steps of a run, which collect what came of each orphan."""
 
     def __init__(self, restarter: Restarter, run_id: str) -> None:
         """Starts nothing yet."""
         self._restarter: Final = restarter
         self._run_id: Final = run_id
-        self._threads: Final[dict[str, ThreadPoolExecutor]] = {}  # by container
+        most = restarter.max_concurrent_starts
+        self._threads: Final = ContainerThreads(restarter.containers, most)
         self._under_way: Final[dict[int, Future[RestartResult]]] = {}  # by incident
         self._failed: Final[dict[int, Incident]] = {}  # what is to be tried again
         self._closing: Final = threading.Event()
@@ -70,12 +102,7 @@ class RestartPool:
     def close(self) -> None:
         """Ends what is under way, and waits until that is written down."""
         self._closing.set()
-        for threads in self._threads.values():
-            threads.shutdown(wait=False, cancel_futures=True)
-        if not all(each.done() for each in self._under_way.values()):
-            self._restarter.containers.close()
-        for threads in self._threads.values():
-            threads.shutdown()
+        self._threads.close(self._under_way.values())
 
     def _begin_again(self, incident_id: int) -> None:
         now, policy = self._restarter.clock(), self._restarter.policy
@@ -88,14 +115,9 @@ class RestartPool:
             self._begin(incident_id, failed.container_name if failed else "")
 
     def _begin(self, incident_id: int, container_name: str, pause: float = 0) -> None:
-        if container_name not in self._threads:
-            containers, most = self._restarter.containers, self._restarter.max_concurrent_starts
-            warm_up(containers, container_name)
-            most = concurrent_starts(containers, container_name) or most
-            self._threads[container_name] = ThreadPoolExecutor(most, "restart")
-        threads = self._threads[container_name]
         due = time.monotonic() + pause
-        self._under_way[incident_id] = threads.submit(self._restart, incident_id, due)
+        begun = self._threads.submit(container_name, self._restart, incident_id, due)
+        self._under_way[incident_id] = begun
 
     def _restart(self, incident_id: int, due: float) -> RestartResult:
         self._closing.wait(max(due - time.monotonic(), 0))

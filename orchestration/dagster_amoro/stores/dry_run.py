@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_amoro.core.fleet_plan import FleetRows
+from dagster_amoro.core.model import Resource
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
 from dagster_amoro.stores.database import Database, has_tables, utc_now
 from dagster_amoro.stores.registry import Registry, ResourceSnapshot, optimizer, resource
@@ -39,6 +41,12 @@ class DryRunRegistry(Registry):
         """A snapshot of one group but what would have been removed of it."""
         return self._without_removed(super().read_group_snapshot(name))
 
+    def read_fleet(self, declared: Collection[str]) -> FleetRows:
+        """The same; nothing, where there are no tables."""
+        if not has_tables(self.database, resource):
+            return FleetRows()
+        return super().read_fleet(declared)
+
     def present(self, resource_ids: Iterable[str]) -> set[str]:
         """Of these ids, the ones that would have a resource row."""
         return super().present(resource_ids) - set(self._removed())
@@ -64,6 +72,18 @@ class DryRunRegistry(Registry):
         """Removes nothing; whether it would have been possible."""
         found = super().read_resource(resource_id)
         return found.orphan is not None and found.orphan.properties == properties
+
+    def remove_resource(self, resource_id: str, properties: str | None) -> bool:
+        """Removes nothing; whether it would have been possible."""
+        return self.save_startup(resource_id, properties, {})
+
+    def redeclare(self, resource_id: str, properties: str | None, _new: Resource) -> bool:
+        """Changes nothing; whether it would have been possible."""
+        return self.save_startup(resource_id, properties, {})
+
+    def declare(self, _groups: object, _new: object) -> set[str]:
+        """Records nothing."""
+        return set()
 
     def restore(self, row: Mapping[str, Any]) -> bool:
         """Puts nothing back; whether it would have been possible."""

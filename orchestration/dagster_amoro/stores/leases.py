@@ -53,6 +53,13 @@ def acquire(connection: sa.Connection, holder: str, lease_time: timedelta) -> tu
     return before, after
 
 
+def in_force(connection: sa.Connection) -> int | None:
+    """The fence of the lease that somebody holds at this moment; None: nobody does."""
+    held = sa.select(lease.c.fence).where(lease.c.name == _NAME, lease.c.expires_at > utc_now())
+    fence: int | None = connection.scalar(held)
+    return fence
+
+
 def _write(connection: sa.Connection, **values: Any) -> None:  # noqa: ANN401 - of the columns
     connection.execute(sa.update(lease).where(lease.c.name == _NAME).values(values))
 

@@ -306,6 +306,11 @@ class Ledger:
         with self.transaction(fence):
             pass
 
+    def fence(self) -> int | None:
+        """The fence of the lease that is in force; None: nobody holds one."""
+        with self._reading() as connection:
+            return leases.in_force(connection)
+
     def renew(self, run_id: str, until: datetime) -> None:
         """Extends every claim of a run that is alive, so that it holds until `until` at least."""
         mine = (incident.c.claimed_by == run_id, incident.c.claimed_until < until)

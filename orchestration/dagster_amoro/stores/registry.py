@@ -18,6 +18,7 @@ from sqlalchemy.types import TypeDecorator
 
 from dagster_amoro.core.corrections import TOLERANCE
 from dagster_amoro.core.errors import StoreUnavailableError
+from dagster_amoro.core.fleet_plan import DECLARED, FleetRows, GroupStep
 from dagster_amoro.core.groups import Group, min_parallelism
 from dagster_amoro.core.looks import NEVER
 from dagster_amoro.core.model import Orphan, Resource
@@ -25,7 +26,14 @@ from dagster_amoro.core.properties import dump_properties, merge_properties
 from dagster_amoro.core.registrations import Registrations
 from dagster_amoro.core.replacement import NewResource
 from dagster_amoro.core.tick_inputs import RegistrySnapshot
-from dagster_amoro.stores.database import Database, is_mysql, on_mysql, utc_now
+from dagster_amoro.stores import bulk
+from dagster_amoro.stores.database import (
+    Database,
+    insert_unless_there,
+    is_mysql,
+    on_mysql,
+    utc_now,
+)
 
 metadata: Final = sa.MetaData()
 # Every database takes as many bound values; where `resource_id` has no index, each statement
@@ -224,6 +232,32 @@ class Registry:
                 live=_threads(connection, optimizers, [name]),
             )
 
+    def read_fleet(self, declared: Collection[str]) -> FleetRows:
+        """The rows of declared resources, and of those that were declared before; and all groups.
+
+        Expired heartbeats are removed first, as for `read_snapshot`; for standalone mode.
+        """
+        if self.heartbeat_timeout is not None:
+            self.create()
+            self._settle_heartbeats(self.heartbeat_timeout)
+        marked = resource.c.properties.contains(f'"{DECLARED}":')
+        ids, chosen = list(declared), [marked]
+        for at in range(0, len(ids), _IDS_PER_STATEMENT):
+            chosen.append(resource.c.resource_id.in_(ids[at : at + _IDS_PER_STATEMENT]))
+        with self.database.snapshot() as connection:
+            optimizers = self._optimizers(connection)
+            registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)
+            found: dict[str, tuple[Orphan, bool]] = {}
+            for some in chosen:
+                query = sa.select(*ORPHAN_COLUMNS, registered).where(some)
+                rows = connection.execute(query)
+                found |= {row[0]: (Orphan(*row[:-1]), bool(row[-1])) for row in rows}
+            return FleetRows(
+                groups=_groups(connection, sa.true()),
+                rows={name: row for name, (row, _) in found.items()},
+                registered={name for name, (_, is_registered) in found.items() if is_registered},
+            )
+
     def present(self, resource_ids: Iterable[str]) -> set[str]:
         """Of these ids, the ones that have a resource row."""
         ids, query = list(resource_ids), sa.select(resource.c.resource_id)
@@ -379,27 +413,43 @@ class Registry:
         self, group_name: str, container_name: str, properties: Mapping[str, str]
     ) -> None:
         """Records a group, or what it is to be from now on; for standalone mode."""
-        values = {"container_name": container_name, "properties": dump_properties(properties)}
-        mine = resource_group.c.group_name == group_name
         with self.database.writing() as connection:
-            update = sa.update(resource_group).where(mine).values(values)
-            if not connection.execute(update).rowcount:
-                connection.execute(
-                    sa.insert(resource_group).values(group_name=group_name, **values)
-                )
+            _save_group(connection, group_name, container_name, properties)
 
     def add_resource(self, new: Resource) -> None:
         """Records a resource; a StoreUnavailableError where its id is taken. Standalone mode."""
-        values = {
-            "resource_id": new.resource_id,
-            "group_name": new.group_name,
-            "container_name": new.container_name,
-            "thread_count": new.thread_count,
-            "total_memory": new.memory_mb,
-            "properties": dump_properties(new.properties),
-        }
         with self.database.writing() as connection:
-            connection.execute(sa.insert(resource).values(values))
+            connection.execute(sa.insert(resource).values(_row_of(new)))
+
+    def declare(self, groups: Iterable[GroupStep], new: Sequence[Resource]) -> set[str]:
+        """Records groups as they are from now on, and the resources whose ids are not taken.
+
+        All together: between the two, a group would seem to be below its min-parallelism. Returns
+        the ids of the resources that were recorded; for standalone mode.
+        """
+        added: set[str] = set()
+        with self.database.writing() as connection:
+            for group in groups:
+                _save_group(connection, group.name, group.container_name, group.properties)
+            for at in range(0, len(new), bulk.ROWS):
+                rows = [_row_of(each) for each in new[at : at + bulk.ROWS]]
+                added |= bulk.insert_new(connection, resource, resource.c.resource_id, rows).keys()
+        return added
+
+    def redeclare(self, resource_id: str, properties: str | None, new: Resource) -> bool:
+        """Makes a row another one, if it has the `properties` given; nobody stands for it then.
+
+        False: as for `save_startup`. For standalone mode, and a worker that was stopped.
+        """
+        update = sa.update(resource).values(_row_of(new))
+        return self._change(resource_id, properties, update, unregisters=True)
+
+    def remove_resource(self, resource_id: str, properties: str | None) -> bool:
+        """Deletes a row, if it has the `properties` given, and what stands for it.
+
+        False: as for `save_startup`. For standalone mode, and a worker that was stopped.
+        """
+        return self._change(resource_id, properties, sa.delete(resource), unregisters=True)
 
     def _resources(self) -> sa.FromClause:
         return resource  # all of them count
@@ -446,14 +496,46 @@ class Registry:
             return True
 
     def _change(
-        self, resource_id: str, properties: str | None, statement: sa.Update | sa.Delete
+        self,
+        resource_id: str,
+        properties: str | None,
+        statement: sa.Update | sa.Delete,
+        *,
+        unregisters: bool = False,
     ) -> bool:
         """Changes a row if it is the only one and has just these properties; whether it did."""
         chosen = resource.c.resource_id == resource_id
         with self.database.writing() as connection:
             if not _is_unchanged(connection, chosen, properties):
                 return False
+            if unregisters:
+                mine = optimizer.c.resource_id == resource_id
+                connection.execute(sa.delete(optimizer).where(mine))
             return connection.execute(statement.where(chosen)).rowcount > 0
+
+
+def _row_of(new: Resource) -> dict[str, Any]:
+    return {
+        "resource_id": new.resource_id,
+        "group_name": new.group_name,
+        "container_name": new.container_name,
+        "thread_count": new.thread_count,
+        "total_memory": new.memory_mb,
+        "properties": dump_properties(new.properties),
+    }
+
+
+def _save_group(
+    connection: sa.Connection, group_name: str, container_name: str, properties: Mapping[str, str]
+) -> None:
+    values = {"container_name": container_name, "properties": dump_properties(properties)}
+    mine = resource_group.c.group_name == group_name
+    update = sa.update(resource_group).where(mine).values(values)
+    new = {"group_name": group_name, **values}
+    if not connection.execute(update).rowcount and not insert_unless_there(
+        connection, resource_group, new
+    ):
+        connection.execute(update)  # somebody else was faster
 
 
 def _is_unchanged(
