@@ -8,6 +8,7 @@ from dagster_amoro import telling
 from dagster_amoro.asset_keys import DEFAULT, Names, Translation
 from dagster_amoro.config import AuditSettings, Settings
 from dagster_amoro.core.errors import ConfigError
+from dagster_amoro.defs.fleet_sensor import build_fleet_sensor
 from dagster_amoro.defs.operator_jobs import build_operator_jobs
 from dagster_amoro.defs.restart_job import build_restart_job
 from dagster_amoro.defs.scale_up_job import build_scale_up_job
@@ -73,7 +74,9 @@ def definitions_of(
     )
     reliability = build_group_reliability(ledger, services.status, policy, clock, names)
     prune = build_prune_job(ledger, audit, policy.stable_after, clock, names)
-    operator_jobs = build_operator_jobs(services.operations, services.status, names)
+    applier, interval = services.applier, services.settings.check_interval
+    operator_jobs = build_operator_jobs(services.operations, services.status, applier, names)
+    applying = [build_fleet_sensor(applier, interval, names)] if services.applies_fleet else []
     inspector = _inspector(services, audit, names)
     fleet = build_fleet_status(services.status, services.post_mortems, ledger, inspector, names)
     tables = sources(names, services.registry.database.url, ledger.database.url)
@@ -85,6 +88,7 @@ def definitions_of(
         sensors=[
             build_orphan_sensor(services.ticker, restarting, scaling_up, names, services.check_in),
             build_audit_sensor(inspector, AUDIT_TAGS, names, is_running=policy.enabled),
+            *applying,
         ],
         resources={
             names.of(name): stores.io_manager(kind, audit.storage)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dagster_amoro.asset_keys import Names, Translation
 from dagster_amoro.code_location import build_definitions
 from dagster_amoro.config import load_settings
-from dagster_amoro.config.json_schema import CONTAINERS, JsonSchema, section_schema
+from dagster_amoro.config.json_schema import CONTAINERS, FLEET, JsonSchema, section_schema
 from dagster_amoro.core.values import NAME_ACCEPTS, NAME_PATTERN
 
 _FILE: Final = "defs.yaml"
@@ -22,8 +22,9 @@ _TEMPLATE: Final = re.compile(r"\{[{%]")  # stands for what is known only when i
 _SCAFFOLD: Final = """\
 type: {type_name}
 
-# The sections `ams`, `keeper` and `containers` are those of config.yaml. A folder that has one is
-# given as `conf_dir`; what stands here wins over it. Secrets are written as {{{{ env.NAME }}}}.
+# The sections `ams`, `keeper`, `containers` and `fleet` are those of config.yaml. A folder that has
+# one is given as `conf_dir`; what stands here wins over it. Secrets are written as
+# {{{{ env.NAME }}}}.
 attributes:
   name: {name}
   ams:
@@ -96,6 +97,7 @@ class KeeperComponent(dg.Component, dg.Model, dg.Resolvable):
     ams: Annotated[dict[str, Any], _RESOLVER] = Field(default_factory=dict)
     keeper: Annotated[dict[str, Any], _RESOLVER] = Field(default_factory=dict)
     containers: Annotated[list[dict[str, Any]], _RESOLVER] = Field(default_factory=list)
+    fleet: Annotated[dict[str, Any], _RESOLVER] = Field(default_factory=dict)
     translation: Translation = Field(
         default_factory=Translation,
         description="How the assets and runs are marked. Nothing is, unless it is said here.",
@@ -113,7 +115,8 @@ class KeeperComponent(dg.Component, dg.Model, dg.Resolvable):
             ConfigError: Something cannot be used; it says everything that is wrong, a line each.
         """
         folder = context.path if context.path.is_dir() else context.path.parent
-        given = {"ams": self.ams, "keeper": self.keeper, "containers": self.containers}
+        given: dict[str, object] = {"ams": self.ams, "keeper": self.keeper}
+        given |= {"containers": self.containers, "fleet": self.fleet}
         settings = load_settings(
             None if self.conf_dir is None else folder / self.conf_dir,
             sections={name: section for name, section in given.items() if section},
@@ -148,7 +151,7 @@ def _with_keys(derived: type[BaseModel]) -> type[BaseModel]:
         schema.update(extra)
         for name in ("ams", "keeper"):
             properties[name] = section_schema(name)
-        properties["containers"] = CONTAINERS
+        properties |= {"containers": CONTAINERS, "fleet": FLEET}
         properties["name"]["pattern"] = f"^(?:{NAME_PATTERN}|.*{_TEMPLATE.pattern}.*)$"
         # Not, as Dagster has it, this or a text: a typo within would be told of the whole.
         (properties["translation"],) = (

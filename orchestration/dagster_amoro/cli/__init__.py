@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dagster_amoro.core.errors import KeeperError, describe
-from dagster_amoro.core.texts import shown, shown_json
+from dagster_amoro.core.texts import shown, shown_json, shown_lines
 from dagster_amoro.healing.verbs import (
+    APPLY,
     CHECK,
     KNOWN,
     METRICS,
@@ -24,6 +25,7 @@ from dagster_amoro.healing.verbs import (
     Command,
     Parameter,
     Verb,
+    by_declaration,
     os_user,
 )
 
@@ -86,6 +88,32 @@ def _metrics(conf_dir: Path | None, file: str | None) -> None:
             _say(openmetrics.render(found))
         else:
             openmetrics.write(found, Path(file))
+
+
+def _apply(
+    conf_dir: Path | None, /, *, release: bool, dry_run: bool, yes: bool, **values: str | None
+) -> None:
+    from dagster_amoro.core.fleet_plan import lines  # noqa: PLC0415 - see the module
+
+    with _connected(conf_dir) as (_, services):
+        applier = services.applier
+        plan = applier.plan()
+        _say(shown_lines(lines(plan, release=release)))
+        to_do = plan.to_do(release=release)
+        if dry_run or to_do.is_empty:
+            return
+        if not yes:
+            _confirm()
+        applied = applier.apply(to_do, **by_declaration({**values, KNOWN: os_user()}))
+        _say(shown_lines(applied.lines()))
+    sys.exit(0 if applied.is_good else REFUSED)
+
+
+def _confirm() -> None:
+    """Asks whoever is there."""
+    if not sys.stdin.isatty():
+        raise KeeperError("nobody can be asked here whether that is to be done: say it with --yes")
+    click.confirm("Is that to be done?", abort=True)
 
 
 def _verb(verb: Verb) -> Callable[..., None]:
@@ -207,5 +235,14 @@ def _registry_of(conf_dir: Path | None) -> "sa.URL":
 _add(CHECK, _check, _JSON)
 _add(STATUS, _status, _JSON)
 _add(METRICS, _metrics)
+_add(
+    APPLY,
+    _apply,
+    click.Option(
+        ["--release"], is_flag=True, help="Stops and removes what is declared no longer."
+    ),
+    click.Option(["--dry-run"], is_flag=True, help="Shows the difference, and does nothing."),
+    click.Option(["--yes"], is_flag=True, help="Does it without asking."),
+)
 for _each in VERBS:
     _add(_each, _verb(_each))

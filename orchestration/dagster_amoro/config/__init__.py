@@ -1,7 +1,7 @@
 """What the configuration says: `config.yaml` and the environment, as frozen settings.
 
 One file serves AMS and this project: `ams:` and `containers:` are read as AMS reads them, `keeper:`
-holds what Amoro has no key for, and variables that begin with `AMS` or `KEEPER_` overrule these.
+and `fleet:` hold what Amoro has no key for, and variables that begin with `AMS` or `KEEPER_` overrule these.
 All that is wrong is reported at once, without secrets. All keys are in docs/configuration.md.
 """
 
@@ -9,6 +9,7 @@ from dagster_amoro.config.load import load_settings
 from dagster_amoro.config.models import SETTINGS, Setting
 from dagster_amoro.config.settings import (
     AmsSettings,
+    ApplyFleet,
     AuditSettings,
     HighAvailability,
     Mode,
@@ -21,6 +22,7 @@ from dagster_amoro.core.values import parse_duration
 __all__ = [
     "SETTINGS",
     "AmsSettings",
+    "ApplyFleet",
     "AuditSettings",
     "ContainerSettings",
     "HighAvailability",

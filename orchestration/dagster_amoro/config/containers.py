@@ -36,7 +36,7 @@ def _container(raw: RawConfig, place: str, entry: object) -> ContainerSettings:
     implementation = _required(raw, place, entry, "container-impl")
     name = _required(raw, place, entry, "name")
     lists = not implementation.startswith(_AMORO)
-    properties = _properties(raw, place, entry.get("properties", {}), lists=lists)
+    properties = read_properties(raw, place, entry.get("properties", {}), lists=lists)
     for key in (each for each in CALL_PROPERTIES if each in properties):
         try:
             parse_limit(key, properties[key])
@@ -55,7 +55,7 @@ def _required(raw: RawConfig, place: str, entry: Mapping[object, object], key: s
     return ""
 
 
-def _properties(raw: RawConfig, place: str, given: object, *, lists: bool) -> Mapping[str, str]:
+def read_properties(raw: RawConfig, place: str, given: object, *, lists: bool) -> Mapping[str, str]:
     """An entry's properties; a null among them counts as left out, as it does for AMS."""
     if not isinstance(given, dict):
         raw.reject_in_file(f"{place}.properties", kind_of(given), "a map, or to leave it out")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dagster_amoro.config.models import GROUP, SETTINGS, Setting
+from dagster_amoro.core.groups import MIN_PARALLELISM
 
 JsonSchema = dict[str, Any]
 _SCALARS: Final = ["string", "number", "boolean", "null"]
@@ -33,6 +34,48 @@ CONTAINERS: Final[JsonSchema] = {
     },
 }
 """The section `containers`."""
+
+
+_PROPERTIES: Final[JsonSchema] = {
+    "type": ["object", "null"],
+    "additionalProperties": {"type": _SCALARS},
+}
+_NUMBER: Final[JsonSchema] = {"type": ["integer", "string", "null"]}
+_OF_WORKERS: Final[JsonSchema] = {
+    "container": {"type": ["string", "null"], "description": "The name of an entry of containers."},
+    "threads": {**_NUMBER, "description": "At least 1. Default: 1."},
+    "memory": {**_NUMBER, "description": "In MiB. Default: 0, which says nothing."},
+    "properties": _PROPERTIES,
+}
+_WORKER: Final[JsonSchema] = {
+    "type": ["object", "string", "number"],
+    "description": "Its id, or what differs from the other workers of its group.",
+    "required": ["id"],
+    "additionalProperties": False,
+    "properties": {"id": {"type": ["string", "number"]}, **_OF_WORKERS},
+}
+_GROUP: Final[JsonSchema] = {
+    "type": "object",
+    "required": ["name", "container"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": ["string", "number"]},
+        "workers": {
+            "type": ["array", "integer", "string", "null"],
+            "description": "How many, or a list of ids, or of maps with an id.",
+            "items": _WORKER,
+        },
+        MIN_PARALLELISM: {**_NUMBER, "description": "The threads that it has at least."},
+        **_OF_WORKERS,
+    },
+}
+FLEET: Final[JsonSchema] = {
+    "type": ["object", "null"],
+    "description": "Which workers there are to be, as `dagster-amoro apply` makes them.",
+    "additionalProperties": False,
+    "properties": {"groups": {"type": ["array", "null"], "items": _GROUP}},
+}
+"""The section `fleet`."""
 
 
 def section_schema(name: str) -> JsonSchema:

@@ -18,7 +18,7 @@ from dagster_amoro.config.models import (
     settings_of,
 )
 from dagster_amoro.config.repeats import repetitions
-from dagster_amoro.config.rules import build_settings, is_attached
+from dagster_amoro.config.rules import Lists, build_settings, is_attached
 from dagster_amoro.config.settings import HighAvailability, Settings
 from dagster_amoro.config.sources import RawConfig, documented, group_of, kind_of
 from dagster_amoro.config.values import InvalidValueError, decode
@@ -44,9 +44,10 @@ def load_settings(
             `$AMORO_CONF_DIR`, and if that is not set, the configuration that comes with the
             package.
         environ: The environment. None: the one of this process.
-        sections: `ams`, `keeper` and `containers` as they stand in config.yaml. What they say wins
-            over the environment, and that over the file; a container replaces that of its name.
-            Other than there, a key of `ams` that is not known is refused.
+        sections: `ams`, `keeper`, `containers` and `fleet` as they stand in config.yaml. What they
+            say wins over the environment, and that over the file; a container replaces that of its
+            name, a fleet the other one. Other than there, a key of `ams` that is not known is
+            refused.
         source: Where the sections stand, as errors name it. Without a file, relative paths start at
             its folder. None: in the working directory.
 
@@ -68,8 +69,10 @@ def load_settings(
     raw.add_environment(environ)
     raw.add_inline(RawConfig(inline), sections or {})
     raw.reject_unknown()
-    containers = _containers(document.get("containers"), (sections or {}).get("containers"))
-    settings = build_settings(raw, _configuration(raw), containers, environ)
+    given = sections or {}
+    containers = _containers(document.get("containers"), given.get("containers"))
+    lists = Lists(containers, given.get("fleet", document.get("fleet")))
+    settings = build_settings(raw, _configuration(raw), lists, environ)
     if raw.problems:
         raise ConfigError(Shown("\n".join(map(harmless, raw.problems))))
     return settings

@@ -380,6 +380,18 @@ class GroupConfig(Section, alias_generator=below(f"keeper.groups.{GROUP}")):
     """`keeper.max-orphaned-fraction` for this group. Left out: that of all groups."""
 
 
+class FleetConfig(Section, alias_generator=below("keeper")):
+    """The declared fleet.
+
+    Which groups and workers there are to be is said in the section `fleet`, below.
+    """
+
+    apply_fleet: Annotated[settings.ApplyFleet, one_of(settings.ApplyFleet)] = key("by-hand")
+    """Who carries that out: a person alone, by `dagster-amoro apply` or the job `keeper_apply`
+    (`by-hand`), or the sensor `fleet_sensor` as well, as soon as something is missing or differs
+    (`by-sensor`). It releases nothing, and leaves what was given up to a person."""
+
+
 class DeploymentConfig(Section, alias_generator=below("keeper")):
     """Several Dagster deployments that share a registry, or several keepers in one."""
 
@@ -472,6 +484,7 @@ class Configuration(BaseModel):
     restart: RestartConfig
     limits: LimitsConfig
     groups: dict[str, GroupConfig]
+    fleet: FleetConfig
     deployment: DeploymentConfig
     alerting: AlertingConfig
     audit: AuditConfig

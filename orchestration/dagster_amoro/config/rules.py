@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from dagster_amoro.config.containers import add_ams_properties, read_containers
+from dagster_amoro.config.fleet import read_fleet, reject_fleet
 from dagster_amoro.config.jdbc import url_flaws
 from dagster_amoro.config.models import LONGEST_NAME, Configuration
 from dagster_amoro.config.settings import (
@@ -35,8 +36,15 @@ _FRACTION: Final = "max-orphaned-fraction"
 _DAEMON_SLACK: Final = timedelta(seconds=10)
 
 
+class Lists(NamedTuple):
+    """The sections that are no maps of keys, as they stand in the file."""
+
+    containers: object
+    fleet: object
+
+
 def build_settings(
-    raw: RawConfig, config: Configuration, containers: object, environ: Mapping[str, str]
+    raw: RawConfig, config: Configuration, lists: Lists, environ: Mapping[str, str]
 ) -> Settings:
     """What was configured; what does not go together is noted in `raw`."""
     embedded = config.database.type is DatabaseType.SQLITE
@@ -44,7 +52,9 @@ def build_settings(
         why = f"with {_TYPE} sqlite, an unreachable combination: AMS has no SQLite"
         raw.reject("keeper.registry", why)
     ams = _ams_settings(raw, config) if is_attached(config) else None
-    found = read_containers(raw, containers)
+    if ams is not None:
+        reject_fleet(raw, lists.fleet)
+    found = read_containers(raw, lists.containers)
     database_url = _database_url(raw, config, environ)
     groups, restart = config.groups.items(), DynamicAllocation.RESTART
     return Settings(
@@ -71,6 +81,8 @@ def build_settings(
         notes_surveys=config.alerting.note_surveys,
         audit=_audit_settings(raw, config),
         containers=add_ams_properties(raw, config, ams, found, environ) if ams else found,
+        fleet=None if ams else read_fleet(raw, lists.fleet, found),
+        apply_fleet=config.fleet.apply_fleet,
         warnings=tuple(raw.warnings),
     )
 

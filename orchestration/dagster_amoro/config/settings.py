@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.ams_version import AmsVersion
 from dagster_amoro.core.container_settings import ContainerSettings
+from dagster_amoro.core.fleet_plan import DeclaredGroup
 from dagster_amoro.core.limits import Limits
 from dagster_amoro.core.policy import RestartPolicy
 
@@ -26,6 +27,13 @@ class Mode(StrEnum):
 
     ENFORCE = "enforce"
     DRY_RUN = "dry-run"  # it is recorded as if it were done, and nothing is
+
+
+class ApplyFleet(StrEnum):
+    """Who carries out what the section `fleet` declares."""
+
+    BY_HAND = "by-hand"  # a person, with `dagster-amoro apply` or the job `keeper_apply`
+    BY_SENSOR = "by-sensor"  # the sensor `fleet_sensor` too, whenever something is missing
 
 
 class DynamicAllocation(StrEnum):
@@ -129,6 +137,9 @@ class Settings:
     notes_surveys: bool  # in the ledger, so that metrics have their age
     audit: AuditSettings
     containers: Mapping[str, ContainerSettings]  # by name
+    # As it is declared; not in the repr, since properties can be secrets. None: nothing is.
+    fleet: tuple[DeclaredGroup, ...] | None = field(repr=False)
+    apply_fleet: ApplyFleet
     # What is accepted, but hardly meant: a sentence each, with file or variable, key and value,
     # and what would be right.
     warnings: tuple[str, ...]

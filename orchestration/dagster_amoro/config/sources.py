@@ -13,7 +13,7 @@ from dagster_amoro.config.models import GROUP, SETTINGS, GroupConfig, settings_o
 
 _BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
 _GROUP_KEYS: Final = tuple(setting.key for setting in settings_of(GroupConfig))
-_SECTIONS: Final = ("ams", "containers", "keeper")
+_SECTIONS: Final = ("ams", "containers", "fleet", "keeper")
 _KEEPER: Final = "keeper."
 _KEEPER_KEYS: Final = tuple(key for key in _BY_KEY if key.startswith(_KEEPER))
 _WORDS_OF_GROUPS: Final = "|".join(key.rpartition(".")[2] for key in _GROUP_KEYS)

@@ -11,9 +11,13 @@ from dagster_amoro import telling
 from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.core import pages
 from dagster_amoro.core.errors import KeeperError, describe
+from dagster_amoro.core.fleet_plan import lines
+from dagster_amoro.core.texts import shown_lines
+from dagster_amoro.healing.apply import Applier
 from dagster_amoro.healing.operations import Operations
 from dagster_amoro.healing.status import StatusReader, as_json
 from dagster_amoro.healing.verbs import (
+    APPLY,
     GROUP,
     KNOWN,
     STATUS,
@@ -22,6 +26,7 @@ from dagster_amoro.healing.verbs import (
     Parameter,
     Values,
     Verb,
+    by_declaration,
     os_user,
 )
 
@@ -32,11 +37,12 @@ Answer = tuple[str, Mapping[str, Any]]
 
 
 def build_operator_jobs(
-    operations: Operations, status: StatusReader, names: Names = DEFAULT
+    operations: Operations, status: StatusReader, applier: Applier, names: Names = DEFAULT
 ) -> list[dg.JobDefinition]:
-    """The jobs `keeper_status`, `keeper_pause` and so on, each of one step."""
+    """The jobs `keeper_status`, `keeper_apply`, `keeper_pause` and so on, each of one step."""
     verbs = [_job(verb, names, partial(_do, verb, operations)) for verb in VERBS]
-    return [_job(STATUS, names, partial(_show_status, status)), *verbs]
+    showing = _job(STATUS, names, partial(_show_status, status))
+    return [showing, _job(APPLY, names, partial(_apply, applier)), *verbs]
 
 
 def _show_status(reader: StatusReader, values: Values) -> Answer:
@@ -45,6 +51,16 @@ def _show_status(reader: StatusReader, values: Values) -> Answer:
     status = reader.read(values["group"])
     text, fields = render(status), json.loads(as_json(status))
     return text, {"status": telling.block(text), "json": dg.MetadataValue.json(fields)}
+
+
+def _apply(applier: Applier, values: Values) -> Answer:
+    """Releases nothing, and leaves what was given up: nobody has seen the difference."""
+    plan = applier.plan(unattended=True)
+    applied = applier.apply(plan.to_do(), **by_declaration(values))
+    difference, done = shown_lines(lines(plan)), shown_lines(applied.lines())
+    if not applied.is_good:
+        raise KeeperError(done)
+    return done, {"result": telling.block(done), "difference": telling.block(difference)}
 
 
 def _do(verb: Verb, operations: Operations, values: Values) -> Answer:

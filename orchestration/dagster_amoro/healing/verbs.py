@@ -77,6 +77,7 @@ REMOVED: Final = replace(
 LOST: Final = replace(
     ORPHAN, help="The id of a resource that was given up, or is kept, as the ledger has it."
 )
+WORKER: Final = replace(ORPHAN, help="The id of a resource, as the registry has it.")
 UNTIL: Final = Parameter(
     "until",
     "TIME",
@@ -86,14 +87,15 @@ UNTIL: Final = Parameter(
 FOR: Final = Parameter(
     "for", "DURATION", "After how long the pause ends by itself: 90min, 2h.", in_jobs=False
 )
+AUTHOR: Final = Parameter(
+    "author",
+    "NAME",
+    "Who wants it; the ledger keeps it, with the user that the system knows.",
+    is_required=True,
+    default="the user of this system",
+)
 BY: Final = (
-    Parameter(
-        "author",
-        "NAME",
-        "Who wants it; the ledger keeps it, with the user that the system knows.",
-        is_required=True,
-        default="the user of this system",
-    ),
+    AUTHOR,
     Parameter(
         "reason", "TEXT", "Why it is wanted, in a few words; the ledger keeps it.", is_required=True
     ),
@@ -145,12 +147,17 @@ def _resource(values: Values) -> str:
     return values["resource"] or ""
 
 
-def _by(values: Values) -> dict[str, str]:
+def by(values: Values) -> dict[str, str]:
     """Who wants it, as was typed, with who the system knows it is in parentheses; and why."""
     author, known = (values["author"] or "").strip(), values.get(KNOWN)
     if author and known and author != known:
         author = f"{author} ({known})"
     return {"author": author, "reason": values["reason"] or ""}
+
+
+def by_declaration(values: Values) -> dict[str, str]:
+    """The same for a verb that needs no reason: that it is declared is one."""
+    return by({**values, "reason": values["reason"] or "config.yaml declares it"})
 
 
 def os_user() -> str:
@@ -163,7 +170,7 @@ def os_user() -> str:
 
 def _pause(operations: "Operations", values: Values) -> str:
     until = end_of(operations.clock(), values["until"], values.get("for"))
-    return operations.pause(_target(values), **_by(values), until=until)
+    return operations.pause(_target(values), **by(values), until=until)
 
 
 CHECK: Final = Command(
@@ -197,6 +204,18 @@ METRICS: Final = Command(
         ),
     ),
 )
+APPLY: Final = Command(
+    "apply",
+    "Makes the fleet what the section `fleet` of config.yaml declares.",
+    "Adds what is missing and starts it, and starts anew what is declared otherwise than before. "
+    "What is with a run at this moment, or paused, is left, and said; so is a start that failed, "
+    "which the keeper goes on with. Said again, it goes on where it was. Workers start on the "
+    "host on which it runs, where their container is of one host.",
+    (
+        AUTHOR,
+        Parameter("reason", "TEXT", "Why; the ledger keeps it. Left out: it is declared."),
+    ),
+)
 VERBS: Final = (
     Verb(
         "pause",
@@ -212,14 +231,14 @@ VERBS: Final = (
         "Ends a pause: that of everything, unless a group or a resource is named.",
         "",
         (GROUP, RESOURCE, *BY),
-        lambda operations, values: operations.resume(_target(values), **_by(values)),
+        lambda operations, values: operations.resume(_target(values), **by(values)),
     ),
     Verb(
         "restart-now",
         "Has an orphan restarted without waiting for the end of its grace period.",
         "It counts as an attempt, and is made even where the attempts are used up.",
         (ORPHAN, *BY),
-        lambda operations, values: operations.restart_now(_resource(values), **_by(values)),
+        lambda operations, values: operations.restart_now(_resource(values), **by(values)),
     ),
     Verb(
         "reset",
@@ -231,7 +250,7 @@ VERBS: Final = (
             RESOURCE,
             *BY,
         ),
-        lambda operations, values: operations.reset(_target(values), **_by(values)),
+        lambda operations, values: operations.reset(_target(values), **by(values)),
     ),
     Verb(
         "give-up",
@@ -239,20 +258,28 @@ VERBS: Final = (
         "It is released, and its row moves from the registry to the ledger, from where the "
         "verb restore puts it back.",
         (ORPHAN, *BY),
-        lambda operations, values: operations.give_up(_resource(values), **_by(values)),
+        lambda operations, values: operations.give_up(_resource(values), **by(values)),
     ),
     Verb(
         "restore",
         "Puts the row of a resource that was given up or superseded back as it was.",
         "A new incident is opened for it, so that it is restarted after its grace period.",
         (REMOVED, *BY),
-        lambda operations, values: operations.restore(_resource(values), **_by(values)),
+        lambda operations, values: operations.restore(_resource(values), **by(values)),
     ),
     Verb(
         "acknowledge",
         "Says that somebody looks after a resource that was given up, or is kept.",
         "The check nothing_given_up passes for it from then on; nothing else changes.",
         (LOST, *BY),
-        lambda operations, values: operations.acknowledge(_resource(values), **_by(values)),
+        lambda operations, values: operations.acknowledge(_resource(values), **by(values)),
+    ),
+    Verb(
+        "scale-in",
+        "Stops a worker for good, and removes its row.",
+        "At once and here: where its container is of one host, on the host of the worker. Its "
+        "incident is closed, if it has one. What is declared comes back with the next apply.",
+        (WORKER, *BY),
+        lambda operations, values: operations.scale_in(_resource(values), **by(values)),
     ),
 )
