@@ -10,6 +10,7 @@ from dagster_amoro.asset_keys import DEFAULT, REGISTRY, Names
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.formatting import clock_time
 from dagster_amoro.core.messages import AGE
+from dagster_amoro.core.model import is_apply
 from dagster_amoro.core.texts import shown_lines
 from dagster_amoro.healing.post_mortems import PostMortems
 from dagster_amoro.healing.status import Status, StatusReader
@@ -113,7 +114,11 @@ def links_of(ledger: Ledger, status: Status, names: Names) -> summaries.Links:
     numbers = [*(each.incident_id for each in orphans[some])]
     numbers += [each.incident_id for each in losses[some]]
     told = (number for number in numbers if number is not None)
-    runs = ((n, [e.run_id for e in ledger.events(n) if e.run_id]) for n in told)
+    events = ((number, ledger.events(number)) for number in told)
+    runs = (
+        (number, [e.run_id for e in story if e.run_id and not is_apply(e.run_id)])
+        for number, story in events
+    )
     return summaries.Links(names.pages, {number: found[-1] for number, found in runs if found})
 
 

@@ -73,6 +73,11 @@ _CLOSED = frozenset({State.RECOVERED, State.EXHAUSTED, State.RELEASED, State.SUP
 _REMOVING = frozenset({State.GIVING_UP, State.SUPERSEDING, State.RELEASING})
 
 
+def is_apply(owner: str) -> bool:
+    """Whether this is the name of a process that carries a declaration out, and no run's id."""
+    return owner.startswith(f"{APPLY} ")
+
+
 class OperatorRequest(StrEnum):
     """What an operator wants to be done about an incident, whatever the policy says."""
 
@@ -148,7 +153,7 @@ class Incident(NamedTuple):
     @property
     def is_in_apply(self) -> bool:
         """Whether whoever carries a declaration out has taken it in hand, and not let go of it."""
-        return self.claimed_by is not None and self.claimed_by.startswith(f"{APPLY} ")
+        return self.claimed_by is not None and is_apply(self.claimed_by)
 
     @property
     def setbacks_if_lost(self) -> int:

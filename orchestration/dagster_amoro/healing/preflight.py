@@ -4,7 +4,7 @@ Nothing is changed: no row, no table, no file, no process.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -16,6 +16,7 @@ from dagster_amoro.containers.preview import Preview, preview
 from dagster_amoro.containers.resolve import opts_out, says_it_restarts
 from dagster_amoro.core.ams_restart import settling_time
 from dagster_amoro.core.errors import AmsUnavailableError, ContainerError, KeeperError, describe
+from dagster_amoro.core.fleet_plan import DeclaredGroup
 from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import Orphan
 from dagster_amoro.core.texts import Shown, shown_lines
@@ -115,8 +116,16 @@ def _findings(settings: Settings, services: Services) -> Iterator[Finding]:
         yield Finding(Grade.PROBLEM, "containers", message)
     for name, entry in settings.containers.items():
         yield from _about(f"container {name}", _container(services.containers, entry))
+    if settings.fleet is not None:
+        yield Finding(Grade.GOOD, "fleet", _declared(settings.fleet))
     yield from _about(f"registry {_url(database)}", _registry(database, is_ours=ams is None))
     yield from _about(f"ledger {_url(ledger)}", _ledger(ledger))
+
+
+def _declared(fleet: Sequence[DeclaredGroup]) -> str:
+    workers = counted(sum(len(group.workers) for group in fleet), "worker")
+    groups = counted(len(fleet), "group")
+    return f"{workers} in {groups} declared; dagster-amoro apply --dry-run shows what differs"
 
 
 def _about(subject: str, found: _Found) -> Iterator[Finding]:
@@ -170,8 +179,10 @@ def _container(containers: ContainerLookup, entry: ContainerSettings) -> _Found:
     try:
         container = containers.get(entry.name)
         if says_it_restarts(container, entry):
+            own = getattr(container, "own", container)
             yield Grade.GOOD, entry.implementation
-            yield from _programs(getattr(container, "own", container))
+            yield from ((Grade.PROBLEM, each) for each in getattr(own, "problems", list)())
+            yield from _programs(own)
         else:
             yield Grade.WARNING, opts_out(entry.name)
     except ContainerError as error:

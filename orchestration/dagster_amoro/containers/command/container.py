@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,22 @@ class CommandContainer:
     def own_variables(self, resource: Resource) -> Mapping[str, str]:  # noqa: ARG002 - as others have it
         """What of a worker's environment is set here, not passed on."""
         return self.environment.own
+
+    def problems(self) -> list[str]:
+        """Why none of its workers can start on this host, as far as one sees without a start."""
+        program = self._command[0]
+        if any(field is not None for _, field, *_ in Formatter().parse(program)):
+            return []  # each worker has its own
+        program = program.format()
+        where = Path(self._directory or ".").absolute()
+        if not where.is_dir():
+            return [f"its working directory {str(where)!r} is not there"]
+        path = self.environment.variables.get("PATH", os.defpath)
+        # Joined to the folder, a path stays as it is where it is absolute.
+        named = str(where / program) if os.sep in program else program
+        if shutil.which(named, path=path):
+            return []
+        return [f"its program {program!r} is not there, or cannot be executed (PATH is {path!r})"]
 
     def command(self, resource: Resource) -> list[str]:
         """The argv of the resource's worker; a value never becomes more than one argument.
