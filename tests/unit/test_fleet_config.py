@@ -146,7 +146,7 @@ IDS = "a text of 1 to 100 characters that can be seen, blanks within it"
         ({**GROUP, "workers": [["a"]]}, "fleet.groups[0].workers[0].id is ['a']; accepted is a tex"),
         (
             {**GROUP, "workers": ["a", "b", {"id": "a"}]},
-            "fleet.groups[0].workers[2].id is 'a', as fleet.groups[0].workers[0].id is; accepted",
+            "fleet.groups[0].workers[2].id is 'a', as in fleet.groups[0].workers[0].id; accepted",
         ),
         (
             {**GROUP, "workers": [{"id": "a", "memroy": 1}]},
@@ -173,7 +173,7 @@ def test_ids_are_apart_across_groups(tmp_path: Path) -> None:
     other = {"name": "other", "container": "local", "workers": ["etl-2"]}
     (line,) = problems(tmp_path, {**GROUP, "workers": 2}, other)
     assert line == (
-        "fleet.groups[1].workers[0].id is 'etl-2', as fleet.groups[0].workers is; accepted is one "
+        "fleet.groups[1].workers[0].id is 'etl-2', as in fleet.groups[0].workers; accepted is one "
         "that no other id is like"
     )
 

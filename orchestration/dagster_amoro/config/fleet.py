@@ -143,7 +143,7 @@ class _Fleet:
         other = self._places.setdefault((key, name), place)
         if name and other != place:
             accepts = f"one that no other {key} is like"
-            self._raw.reject_in_file(place, f"{name!r}, as {other} is", accepts)
+            self._raw.reject_in_file(place, f"{name!r}, as in {other}", accepts)
 
     def _value(self, entry: _Entry, place: str, key: str, reader: Reader, default: Any) -> Any:  # noqa: ANN401 - what the reader reads
         """What an entry says, or the default; that too where it is not accepted."""
