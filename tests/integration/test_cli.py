@@ -211,6 +211,79 @@ def test_give_up_and_restore(site: Site) -> None:
         assert (told_of.details["author"], told_of.details["reason"]) == (ANN, "a move")
 
 
+def test_scale_in(site: Site) -> None:
+    """At once: its row is gone, and its incident closed."""
+    site.tick()
+    told = site.says("scale-in", "w-1", *BY)
+    assert told == f"w-1: its worker was stopped and its row removed, by {ANN}: a move.\n"
+    assert site.row("w-1") == []
+    assert site.services.ledger.open_incident("w-1") is None
+    (event_of,) = site.events(EventKind.SCALED_IN)
+    assert event_of.details == {"author": ANN, "reason": "a move", "resource": "w-1"}
+
+
+def declare(site: Site, workers: int, **changes: object) -> None:
+    """The section `fleet` of the file."""
+    group = {"name": "f", "container": "recording", "workers": workers, **changes}
+    text = f"{CONFIG}\nfleet: {json.dumps({'groups': [group]})}\n"
+    (site.folder / "config.yaml").write_text(text)
+
+
+def test_apply_shows_the_difference_first(site: Site) -> None:
+    """Where nobody can be asked, it is done with --yes alone; the second time it is done."""
+    declare(site, 2)
+    difference = (
+        "~ group f: new, in container recording\n"
+        "+ f-1 of group f: 1 thread in container recording\n"
+        "+ f-2 of group f: 1 thread in container recording\n"
+        "1 group to change, 2 to add.\n"
+    )
+    assert site.says("apply", "--dry-run") == difference
+    result = site.run("apply")
+    assert (result.exit_code, result.stdout) == (REFUSED, difference)
+    assert result.stderr == (
+        "nobody can be asked here whether that is to be done: say it with --yes\n"
+    )
+    assert site.row("f-1") == []
+    assert site.says("apply", "--yes", "--author", "ann") == f"{difference}2 added.\n"
+    (applied,) = site.events(EventKind.APPLIED)
+    assert applied.details.items() >= {"author": ANN, "reason": "config.yaml declares it"}.items()
+    assert site.says("apply", "--yes") == "the fleet is as declared.\n"
+
+
+def test_apply_releases_if_it_is_told_to(site: Site) -> None:
+    """What was declared, and nothing else."""
+    declare(site, 2)
+    site.says("apply", "--yes")
+    declare(site, 1)
+    said = site.says("apply", "--yes")
+    assert said.splitlines()[0] == "- f-2 of group f: it is declared no longer"
+    assert said.splitlines()[-1] == "What is declared no longer is released with --release alone."
+    assert site.row("f-2") != []
+    assert site.says("apply", "--yes", "--release").splitlines()[-1] == "1 released."
+    assert site.row("f-2") == []
+    assert site.row("w-1") != []
+
+
+def test_apply_says_what_it_could_not_do(site: Site) -> None:
+    """With the exit code of what is refused; the keeper goes on with it."""
+    fails = {"name": "failing", "properties": {"fail-starts": "no room"}}
+    containers = [{**fails, "container-impl": "dagster_amoro.testing.RecordingContainer"}]
+    document = {"groups": [{"name": "f", "container": "failing", "workers": 1}]}
+    text = CONFIG.replace("containers:", f"fleet: {json.dumps(document)}\ncontainers:")
+    text += f"  - {json.dumps(containers[0])}\n"
+    (site.folder / "config.yaml").write_text(text)
+    result = site.run("apply", "--yes")
+    assert result.exit_code == REFUSED
+    assert "f-1 was not started by attempt 1 of 5: no room." in result.stdout
+    assert site.row("f-1") != []
+
+
+def test_apply_without_a_declaration_is_refused(site: Site) -> None:
+    """By a sentence that says what is missing."""
+    assert site.refuses("apply").startswith("config.yaml declares no fleet: it has no section `fle")
+
+
 def test_status(site: Site) -> None:
     """A table, or JSON; of a group alone where one is named."""
     site.tick()
@@ -243,6 +316,7 @@ def test_status(site: Site) -> None:
         ),
         (["give-up", "x"], "there is no resource 'x'; orphans are w-1, w-2, x-1"),
         (["acknowledge", "w-1"], "'w-1' was not given up, nor is it out of attempts and kept: "),
+        (["scale-in", "x"], "there is no resource 'x'"),
         (["restore", "w-1"], "'w-1' cannot be restored: the ledger has no removed row of it; nor "),
     ],
 )
@@ -274,7 +348,8 @@ def test_secrets_in_a_reason_are_not_repeated(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "pause", "resume", "reset", "restart-now", "give-up", "restore"]
+    "command",
+    ["status", "pause", "resume", "reset", "restart-now", "give-up", "restore", "scale-in", "apply"],
 )
 def test_each_command_explains_itself(command: str) -> None:
     """What it does, and each option."""

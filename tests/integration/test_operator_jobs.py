@@ -55,7 +55,11 @@ SELECTOR = {"repositoryLocationName": "dagster-amoro", "repositoryName": "__repo
 BY = {"author": "ann", "reason": "a move"}
 USER = pwd.getpwuid(os.getuid()).pw_name
 KEPT = {**BY, "author": f"ann ({USER})"}  # as typed, and as the system knows
-VERBS = ("status", "pause", "resume", "restart_now", "reset", "give_up", "restore", "acknowledge")
+VERBS = (
+    *("status", "apply", "pause", "resume", "restart_now", "reset", "give_up", "restore"),
+    *("acknowledge", "scale_in"),
+)
+NEEDS = {"status": set[str](), "apply": {"author"}}  # what else than who and why is required
 LAUNCH = """
 mutation ($of: ExecutionParams!) {
   launchRun(executionParams: $of) {
@@ -426,7 +430,7 @@ def test_the_launchpad_describes_every_field(site: Site) -> None:
         fields = op["definition"]["configField"]["configType"]["fields"]
         assert [each["name"] for each in fields if not each["description"]] == []
         required = {each["name"] for each in fields if each["isRequired"]}
-        assert required - {"resource"} == (set() if verb == "status" else {"author", "reason"})
+        assert required - {"resource"} == NEEDS.get(verb, {"author", "reason"})
 
 
 def test_the_launchpad_opens_with_what_can_be_launched_and_does_nothing(site: Site) -> None:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from dagster_amoro.core import transitions
+from dagster_amoro.core.fleet_plan import GroupStep
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.ledger import Ledger
@@ -20,6 +21,7 @@ from tests.integration.stores.helpers import (
     NOW,
     TIMEOUT,
     UNTIL,
+    a_resource,
     a_scale_up,
     detected,
     move_scale_up,
@@ -73,6 +75,13 @@ def add_group(database: Database) -> Callable[[], object]:
     return lambda: Registry(database, TIMEOUT).add_group("g", "local")
 
 
+def declare(database: Database) -> Callable[[], object]:
+    """Records a group and ten resources; how many of them were recorded by this process."""
+    groups = [GroupStep("g", "local", {}, "new")]
+    new = [a_resource(f"r-{number}") for number in range(10)]
+    return lambda: len(Registry(database, TIMEOUT).declare(groups, new))
+
+
 def migrate(database: Database) -> Callable[[], object]:
     """Uses the ledger for the first time."""
     return lambda: len(Ledger(database).open_incidents())
@@ -124,7 +133,7 @@ def lease(database: Database) -> Callable[[], object]:
 
 RACES: Final = {
     do.__name__: do
-    for do in (create, add_group, migrate, detect, claim, scale_up, scale_up_again, lease)
+    for do in (create, add_group, declare, migrate, detect, claim, scale_up, scale_up_again, lease)
 }
 
 

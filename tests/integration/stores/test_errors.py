@@ -21,6 +21,7 @@ from dagster_amoro.core.errors import (
     StoreUnavailableError,
     UnansweredCommitError,
 )
+from dagster_amoro.core.fleet_plan import GroupStep
 from dagster_amoro.core.post_mortem import PostMortem
 from dagster_amoro.stores import audit_queries, schema
 from dagster_amoro.stores import database as database_module
@@ -75,6 +76,7 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "create": lambda registry: registry.create(),
     "read_snapshot": lambda registry: registry.read_snapshot(),
     "present": lambda registry: registry.present([SECRET]),
+    "read_fleet": lambda registry: registry.read_fleet([SECRET]),
     "capacity": lambda registry: registry.capacity([SECRET]),
     "read_group_snapshot": lambda registry: registry.read_group_snapshot(SECRET),
     "group": lambda registry: registry.group(SECRET),
@@ -95,6 +97,12 @@ REGISTRY_CALLS: Final[Mapping[str, Callable[[Registry], object]]] = {
     "add_resource": lambda registry: registry.add_resource(
         a_resource(SECRET, properties={"password": SECRET})
     ),
+    "declare": lambda registry: registry.declare(
+        [GroupStep(SECRET, SECRET, {"password": SECRET}, "new")],
+        [a_resource(SECRET, properties={"password": SECRET})],
+    ),
+    "redeclare": lambda registry: registry.redeclare(SECRET, SECRET, a_resource(SECRET)),
+    "remove_resource": lambda registry: registry.remove_resource(SECRET, SECRET),
 }
 STORED: Final = detected(SECRET).after._replace(incident_id=1)
 LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
@@ -116,6 +124,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "removed_row": lambda ledger: ledger.removed_row(1),
     "events": lambda ledger: ledger.events(1),
     "renew": lambda ledger: ledger.renew(SECRET, UNTIL),
+    "fence": lambda ledger: ledger.fence(),
     "newest_incident": lambda ledger: ledger.newest_incident(SECRET),
     "looks": lambda ledger: ledger.looks(),
     "mark": lambda ledger: ledger.mark(1),
