@@ -41,6 +41,9 @@ ams:
   optimizer: {auto-restart-enabled: true, auto-restart-grace-period: 1h}
 containers:
   - {name: local, container-impl: dagster_amoro.testing.RecordingContainer}
+fleet:
+  groups:
+    - {name: etl, container: local, workers: 4, threads: 2}
 """
 ELSEWHERE: Final = {"amoro.md": {"export", "touch", "dagster-webserver", "dagster-daemon"}}
 ELSEWHERE["dagster.md"] = {"dg"}
@@ -108,6 +111,7 @@ def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert {words[0] for words in typed} >= {"check", "status", "pause", "resume", "restart-now"}
     for words in sorted(typed, key=lambda words: words[0] == "restart-now"):
         here = [word.replace("/var/lib/node_exporter", str(tmp_path)) for word in words]
+        here += ["--yes"] if words[0] == "apply" else []  # there is nobody to be asked
         done = CliRunner().invoke(main, here)
         assert done.exit_code == 0, (words, done.output)
     assert "dagster_amoro_resources" in (tmp_path / "dagster_amoro.prom").read_text()
@@ -117,14 +121,17 @@ def test_settings_of_the_pages_can_be_used() -> None:
     """No key of theirs is unknown, and no value is refused."""
     (amoro,), (container,) = blocks("amoro.md", "yaml"), blocks("containers.md", "yaml")
     (check_in, _), (units,) = blocks("alerting.md", "yaml"), blocks("write-a-container.md", "yaml")
+    (fleet,) = blocks("fleets.md", "yaml")
+    local = {"name": "local", "container-impl": "dagster_amoro.testing.RecordingContainer"}
     base: dict[str, Any] = {
         "ams": {
             "server-expose-host": "ams.example.org",
             "database": {"type": "postgres", "url": "jdbc:postgresql://db:5432/amoro"},
         },
         "keeper": {"registry": "standalone"},
+        "containers": [local],
     }
-    for text in (amoro, container, check_in, units, *_blocks(EXAMPLE, "yaml")):
+    for text in (amoro, container, check_in, units, fleet, *_blocks(EXAMPLE, "yaml")):
         given = yaml.safe_load(text)
         merged = {
             name: {**base.get(name, {}), **section} if isinstance(section, dict) else section

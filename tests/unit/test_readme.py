@@ -15,6 +15,7 @@ from dagster_amoro.core.groups import min_parallelism
 from dagster_amoro.demo import fleet as demo
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import Registry
+from tests.helpers.commands import command_runner
 
 CHECKOUT: Final = Path(__file__).parents[2]
 README: Final = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -100,6 +101,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
     monkeypatch.setenv("AMORO_CONF_DIR", str(tmp_path))
+    assert command_runner().invoke(main, ["apply", "--yes"]).exit_code == 0
     names: dict[str, object] = {}
     for page in PAGES.values():
         for block in blocks(page, "python"):

@@ -122,6 +122,9 @@ EXITS: Final = {
     "orchestration/dagster_amoro/defs/sensor.py": {
         *("_request: RunRequest", "_idle: SensorResult", "_result: SensorResult"),
     },
+    "orchestration/dagster_amoro/defs/fleet_sensor.py": {
+        *("fleet_sensor: SensorResult", "_request: RunRequest"),
+    },
     "orchestration/dagster_amoro/defs/restart_job.py": {"restart_orphan: AssetObservation"},
     "orchestration/dagster_amoro/defs/metrics.py": {"news: AssetObservation"},
     "assets/dagster_amoro_audit/checks.py": {
