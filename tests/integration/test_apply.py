@@ -82,24 +82,25 @@ def test_what_is_missing_is_added_and_started(world: Fleet) -> None:
 
 
 def test_the_keeper_sees_its_workers_come(world: Fleet) -> None:
-    """Their incidents end as those of any start; the group is as large as it should be."""
-    group = a_group(["w-1"], properties={"min-parallelism": "2"})
-    apply(world, group)
-    world.tick()
-    assert [incident.state for incident in world.incidents()] == [State.WAITING]
-    world.register("w-1", "g", 2)
+    """While they are young they are starting; there is no incident, and nothing is filled up."""
+    apply(world, a_group(["w-1"], properties={"min-parallelism": "2"}))
+    world.born(world.now)
     assert world.tick() == []
-    assert [incident.state for incident in world.incidents()] == [State.RECOVERED]
-    assert world.kinds() == ["detected", "attempt", "started", "recovered"]
+    assert world.message == "1 resource, 0 orphans, 1 starting"
+    world.register("w-1", "g", 2)
+    world.later(GRACE * 2)
+    assert world.tick() == []
+    assert world.incidents() == []
 
 
 def test_who_wanted_it_is_kept(world: Fleet) -> None:
-    """With the group, and with each worker that was started."""
+    """With the group, and with each worker that was started anew."""
     apply(world, a_group(["w-1"]))
     (note,) = world.notes()
     assert note == ("applied", "made what config.yaml declares: 1 to add, by ann: a move")
+    apply(world, a_group(["w-1"], thread_count=4))
     first, *_ = world.services.ledger.events(1)
-    assert first.message == "it is declared and has no worker, by ann: a move"
+    assert first.message == "its declaration changed (threads 2 → 4), by ann: a move"
     assert first.details.items() >= BY.items()
 
 
@@ -115,7 +116,7 @@ def test_what_is_declared_otherwise_is_started_anew(world: Fleet) -> None:
     after = properties_of(world, "w-1")
     assert "queue" not in after
     assert after["recording-launch"] != before["recording-launch"]
-    assert world.container.released == ["w-1", "w-1", "w-1"]  # before each start, and for good
+    assert world.container.released == ["w-1", "w-1"]  # and once more, before the new one starts
     assert world.container.calls[-1].resource.thread_count == 4
     assert difference(world, changed) == []
     assert world.incidents()[-1].cause == "changed"
@@ -177,23 +178,35 @@ def test_a_hundred_workers_of_several_groups(world: Fleet) -> None:
 
 
 def test_a_start_that_fails_is_said_and_left_to_the_keeper(world: Fleet) -> None:
-    """It has used an attempt; after the grace period a run makes the next one."""
+    """It is an orphan as any other; or the next apply tries again, whichever comes first."""
     group = a_group(["w-1", "w-2"])
     world.container.fail_starts("no room", times=1)
     world.services = replace(world.services, max_concurrent_starts=1)
     applied = apply(world, group)
     assert not applied.is_good
-    said = list(applied.lines())
-    assert "w-1 was not started by attempt 1 of 3: no room." in said[0]
-    assert said[-1] == "1 added, 1 left, which the next apply goes on with."
-    incident = world.services.ledger.open_incident("w-1")
-    assert incident is not None
-    assert (incident.state, incident.attempts) == (State.WAITING, 1)
-    assert difference(world, group) == []
+    assert list(applied.lines()) == [
+        "w-1 was left: no room.",
+        "1 added, 1 left, which the next apply goes on with.",
+    ]
+    assert difference(world, group) == [("start", "w-1")]
     world.register("w-2", "g", 2)
+    world.aged()
+    world.tick()
+    assert difference(world, group) == []
     (request,) = world.later(GRACE * 2).tick()
     assert world.launch(request).success
     assert running(world) == {"w-1", "w-2"}
+    assert difference(world, group) == []
+
+
+def test_a_start_that_failed_is_tried_again_by_the_next_apply(world: Fleet) -> None:
+    """As a restart, which has an incident: it may have left something."""
+    world.container.fail_starts(times=1)
+    assert not apply(world, a_group(["w-1"])).is_good
+    assert apply(world, a_group(["w-1"])).is_good
+    assert running(world) == {"w-1"}
+    assert world.kinds() == ["detected", "attempt", "started"]
+    assert difference(world, a_group(["w-1"])) == []
 
 
 def test_where_nobody_heals_the_next_apply_tries_again(world: Fleet) -> None:
@@ -231,6 +244,8 @@ def test_an_orphan_that_a_run_has_in_hand_is_left(world: Fleet) -> None:
 def test_what_a_run_takes_in_hand_meanwhile_is_left(world: Fleet) -> None:
     """Between the plan and the step; nothing is stopped."""
     apply(world, a_group(["w-1"]))
+    world.aged()
+    world.tick()
     doing = applier(world, a_group(["w-1"], thread_count=9))
     plan = doing.plan().to_do()
     (request,) = world.later(GRACE * 2).tick()
@@ -323,6 +338,7 @@ def test_under_a_lease_its_claims_are_those_of_whoever_acts(world: Fleet) -> Non
     with services.ledger.transaction() as ledger:
         acquire(ledger.connection, "elsewhere", GRACE * 4)
     apply(world, a_group(["w-1"]))
+    apply(world, a_group(["w-1"], thread_count=9))
     (incident,) = world.incidents()
     assert incident.fence == 1
 
@@ -381,17 +397,18 @@ def one_worker(name: str, **changes: Any) -> list[DeclaredGroup]:  # noqa: ANN40
 )
 def test_cut_off_anywhere_it_is_completed_by_the_next_one(
     world: Fleet,
+    monkeypatch: pytest.MonkeyPatch,
     before: Callable[[str], list[DeclaredGroup]],
     after: Callable[[str], list[DeclaredGroup]],
 ) -> None:
-    """Before each of its calls; once its claims have lapsed, the next apply goes on."""
+    """Before each of its calls; real processes are killed in `test_apply_sigkill`."""
+    monkeypatch.setattr("dagster_amoro.healing.apply.has_ended", lambda _: True)
     number, calls = 0, 0
     while calls >= number:
         number += 1
         name = f"w-{number}"
         apply(world, *before(name), release=True)
         calls = cut(world, number, after(name))
-        world.later(world.services.settings.claim_timeout * 2)
         apply(world, *after(name), release=True)
         wanted = {worker.resource_id for group in after(name) for worker in group.workers}
         assert running(world) == wanted, number

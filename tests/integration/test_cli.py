@@ -275,7 +275,7 @@ def test_apply_says_what_it_could_not_do(site: Site) -> None:
     (site.folder / "config.yaml").write_text(text)
     result = site.run("apply", "--yes")
     assert result.exit_code == REFUSED
-    assert "f-1 was not started by attempt 1 of 5: no room." in result.stdout
+    assert "f-1 was left: no room.\n" in result.stdout
     assert site.row("f-1") != []
 
 

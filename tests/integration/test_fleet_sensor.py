@@ -69,7 +69,7 @@ def test_nothing_is_released_and_what_was_given_up_stays_so(world: Fleet) -> Non
     world.services = replace(world.services, policy=policy)
     declare(world, a_group(["w-1", "w-2"]))
     launched(world, evaluate(world)[0][0])
-    for _ in range(3):
+    for _ in range(6):
         for request in world.later(GRACE * 2).tick():
             world.launch(request)
     assert world.resources() == []

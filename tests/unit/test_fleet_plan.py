@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from dagster_amoro.core.fleet_plan import (
     DECLARED,
     DECLARED_GROUP,
+    NOBODY,
+    STARTED_BY,
     Action,
     DeclaredGroup,
     FleetInputs,
@@ -161,26 +163,49 @@ def test_a_groups_properties_are_kept_as_declared() -> None:
     }
 
 
+START = [("start", "w-1")]
+OWNER = "apply host 1 2.0 x"
+
+
 @pytest.mark.parametrize(
-    ("incident", "heals", "expected"),
+    ("started_by", "incident", "heals", "expected"),
     [
-        (None, True, [("start", "w-1")]),
-        (an_incident(), True, []),
-        (an_incident(), False, [("start", "w-1")]),
-        (an_incident(attempts=1), False, []),
-        (an_incident(attempts=1, last_error="no"), False, [("start", "w-1")]),
-        (an_incident(claimed_by="apply host 1 2.0 x"), True, [("start", "w-1")]),
-        (an_incident(claimed_by="a-run"), True, []),
+        ("", None, True, []),
+        ("", None, False, []),
+        (OWNER, None, True, START),
+        (NOBODY, None, True, START),
+        (OWNER, an_incident(), True, []),
+        ("", an_incident(), False, START),
+        ("", an_incident(attempts=1), False, []),
+        ("", an_incident(attempts=1, last_error="no"), False, START),
+        ("", an_incident(claimed_by=OWNER), True, START),
+        ("", an_incident(claimed_by="a-run"), True, []),
     ],
 )
-def test_a_declared_worker_that_is_not_there_is_started(
-    incident: Incident | None, heals: bool, expected: list[tuple[str, str]]
+def test_a_declared_worker_that_was_never_started_is_started(
+    started_by: str,
+    incident: Incident | None,
+    heals: bool,
+    expected: list[tuple[str, str]],
 ) -> None:
-    """Unless it is an orphan that the keeper restarts; what another apply has begun is finished."""
-    stored = replace(there(a_group(["w-1"])), registered=frozenset())
+    """What another apply has begun is finished; what died is the keeper's, where it heals."""
+    stored = there(a_group(["w-1"]), **{STARTED_BY: started_by})
+    stored = replace(stored, registered=frozenset())
     incidents: Mapping[str, Incident] = {"w-1": incident} if incident else {}
     plan = planned(stored, a_group(["w-1"]), incidents=incidents, heals=heals)
     assert actions(plan) == expected
+
+
+def test_what_another_apply_is_starting_is_left() -> None:
+    """As long as its process lives, whatever is declared here."""
+    stored = replace(there(a_group(["w-1"]), **{STARTED_BY: OWNER}), registered=frozenset())
+    for fleet in ([a_group(["w-1"])], [a_group(["w-1"], thread_count=9)], []):
+        plan = planned(stored, *fleet, has_ended=lambda owner: owner != OWNER)
+        (step,) = plan.steps
+        assert (step.action, step.what) == (Action.LEAVE, "another apply is starting it")
+        assert plan.leaves
+    stored = replace(stored, registered=frozenset({"w-1"}))
+    assert planned(stored, a_group(["w-1"]), has_ended=lambda _: False).steps == ()
 
 
 def test_what_others_have_in_hand_is_left() -> None:

@@ -99,14 +99,14 @@ def _apply(
         applier = services.applier
         plan = applier.plan()
         _say(shown_lines(lines(plan, release=release)))
-        to_do = plan.to_do(release=release)
-        if dry_run or to_do.is_empty:
-            return
-        if not yes:
-            _confirm()
-        applied = applier.apply(to_do, **by_declaration({**values, KNOWN: os_user()}))
-        _say(shown_lines(applied.lines()))
-    sys.exit(0 if applied.is_good else REFUSED)
+        to_do, is_good = plan.to_do(release=release), not plan.leaves
+        if not (dry_run or to_do.is_empty):
+            if not yes:
+                _confirm()
+            applied = applier.apply(to_do, **by_declaration({**values, KNOWN: os_user()}))
+            _say(shown_lines(applied.lines()))
+            is_good &= applied.is_good
+    sys.exit(0 if is_good or dry_run else REFUSED)
 
 
 def _confirm() -> None:

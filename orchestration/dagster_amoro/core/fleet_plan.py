@@ -21,9 +21,13 @@ DECLARED: Final = "declared"
 
 What else its properties hold is of its last start.
 """
+STARTED_BY: Final = "declared-start"
+"""The property of a declared row that says which process is to start its worker; empty: one did."""
+NOBODY: Final = "nobody"
+"""Its value where that did not work."""
 DECLARED_GROUP: Final = "declared-group"
 """The property of a declared group."""
-RESERVED: Final = frozenset({DECLARED, DECLARED_GROUP, MIN_PARALLELISM})
+RESERVED: Final = frozenset({DECLARED, STARTED_BY, DECLARED_GROUP, MIN_PARALLELISM})
 """Properties that a declaration cannot give to workers."""
 _SHOWN: Final = 20  # steps of each kind
 _GIVEN_UP: Final = "it was given up, and comes back by restore, or by apply on the command line"
@@ -57,6 +61,7 @@ class FleetInputs:
     pauses: Pauses = field(default_factory=Pauses)
     # In whose hands an incident is, so that its resource has to be left alone; None: in nobody's.
     in_hands: Callable[[Incident], str | None] = lambda _: None
+    has_ended: Callable[[str], bool] = lambda _: True  # whether a process that applies is over
     heals: bool = True  # whether orphans are restarted by the keeper
     given_up: Collection[str] = frozenset()  # resources that are left to a person
 
@@ -120,6 +125,11 @@ class FleetPlan:
         return not (self.groups or self.steps)
 
     @property
+    def leaves(self) -> bool:
+        """Whether something differs that cannot be done now."""
+        return any(step.action is Action.LEAVE for step in self.steps)
+
+    @property
     def summary(self) -> str:
         """How many steps of each kind: "3 to add, 1 to change"."""
         numbers = {each: sum(step.action is each for step in self.steps) for each in Action}
@@ -139,9 +149,9 @@ def plan_fleet(fleet: Sequence[DeclaredGroup], inputs: FleetInputs) -> FleetPlan
     )
 
 
-def declared_row(declared: Resource) -> Resource:
-    """A resource as its row has it before any start, with its mark."""
-    mark = {DECLARED: dump_properties(declared.properties)}
+def declared_row(declared: Resource, started_by: str = "") -> Resource:
+    """A resource as its row has it before its first start, with its mark."""
+    mark = {DECLARED: dump_properties(declared.properties), STARTED_BY: started_by}
     return replace(declared, properties={**declared.properties, **mark})
 
 
@@ -177,11 +187,17 @@ def _difference(
         return Action.CHANGE, differences
     if mark is None:
         return Action.ADOPT, "its row is as declared already"
-    incident = inputs.incidents.get(row.resource_id)
-    is_ours = incident is None or may_start(incident, heals=inputs.heals)
-    if is_ours and row.resource_id not in inputs.stored.registered:
+    if row.resource_id not in inputs.stored.registered and _is_unstarted(row, properties, inputs):
         return Action.START, "it has no worker"
     return None
+
+
+def _is_unstarted(row: Orphan, properties: Mapping[str, str], inputs: FleetInputs) -> bool:
+    """Whether an apply was to start it and is over, or nobody else would start it."""
+    incident = inputs.incidents.get(row.resource_id)
+    if incident is not None:
+        return may_start(incident, heals=inputs.heals)
+    return bool(properties.get(STARTED_BY))
 
 
 def may_start(incident: Incident, *, heals: bool) -> bool:
@@ -238,7 +254,13 @@ def _releases(rows: Iterable[Orphan], inputs: FleetInputs) -> Iterator[Step]:
 def _unless_held(step: Step, inputs: FleetInputs) -> Step:
     pause = inputs.pauses.of(step.resource_id, step.group_name)
     incident = inputs.incidents.get(step.resource_id)
-    why = str(pause) if pause else inputs.in_hands(incident) if incident else None
+    owner = parse_properties(step.row.properties).get(STARTED_BY) if step.row else None
+    if pause:
+        why: str | None = str(pause)
+    elif owner and not inputs.has_ended(owner):
+        why = "another apply is starting it"
+    else:
+        why = inputs.in_hands(incident) if incident else None
     return step._replace(action=Action.LEAVE, what=why) if why else step
 
 

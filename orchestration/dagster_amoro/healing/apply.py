@@ -1,8 +1,9 @@
 """How does a fleet become what config.yaml declares? In steps, each of which may be said again.
 
-Rows come first. A worker is started as an orphan is restarted, by `Restarter`, while its incident
-is in the hands of this process: so no tick, no run and no other apply starts it as well. Whoever is
-killed at any place leaves what the next apply, or the keeper, goes on with.
+Rows come first. Whoever has added a row starts its worker, and the row says so. Whatever was there
+before is started as an orphan is restarted, by `Restarter`, while its incident is in the hands of
+this process: so no tick, no run and no other apply starts it as well. Whoever is killed at any place
+leaves what the next apply, or the keeper, goes on with.
 """
 
 from collections import Counter
@@ -13,9 +14,11 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from dagster_amoro.containers.calls import stop
-from dagster_amoro.core.errors import ConfigError, KeeperError, describe
+from dagster_amoro.core.errors import ConfigError, ContainerError, KeeperError, describe
 from dagster_amoro.core.fleet_plan import (
     DECLARED,
+    NOBODY,
+    STARTED_BY,
     Action,
     DeclaredGroup,
     FleetInputs,
@@ -43,6 +46,7 @@ from dagster_amoro.healing.owners import has_ended, new_owner
 from dagster_amoro.healing.releases import Releaser
 from dagster_amoro.healing.restart import Outcome, Restarter, resource_of
 from dagster_amoro.healing.restart_pool import ContainerThreads
+from dagster_amoro.healing.starts import start_new
 
 _TRIES: Final = 3  # to take in hand what a tick moves at the same moment
 _SHOWN: Final = 20  # steps that could not be done
@@ -119,6 +123,7 @@ class Applier:
             incidents=incidents,
             pauses=Pauses(ledger.pauses(), now),
             in_hands=lambda incident: _in_hands(incident, now),
+            has_ended=has_ended,
             heals=self.restarter.policy.enabled,
             given_up=frozenset(ledger.removed_resources()) if unattended else frozenset(),
         )
@@ -131,18 +136,17 @@ class Applier:
             KeeperError: Nobody wants it, or a store did not answer at the beginning; nothing was
                 begun.
         """
-        by, restarter = by_of(author, reason), self.restarter
-        if restarter.ledger.dry_run:
-            return Applied((), is_dry_run=True)
+        by, restarter, owner = by_of(author, reason), self.restarter, new_owner()
+        if restarter.ledger.dry_run or plan.is_empty:
+            return Applied((), is_dry_run=restarter.ledger.dry_run)
         self._note(plan, by)
         new = [each.declared for each in plan.steps if each.action is Action.ADD and each.declared]
-        added = restarter.registry.declare(plan.groups, [declared_row(each) for each in new])
-        work = self._work(plan, by, added)
+        rows = [declared_row(each, owner) for each in new]
+        work = self._work(plan, by, owner, restarter.registry.declare(plan.groups, rows))
         threads = ContainerThreads(restarter.containers, restarter.max_concurrent_starts)
         begun: list[Future[Done]] = []
         try:
-            for step in plan.steps:
-                begun.append(threads.submit(step.container_name, work.do, step))
+            begun.extend(threads.submit(each.container_name, work.do, each) for each in plan.steps)
             return Applied(tuple(each.result() for each in begun))
         finally:
             threads.close(begun)
@@ -165,7 +169,9 @@ class Applier:
                 )
                 ledger.add_event(event, group_name=name)
 
-    def _work(self, plan: FleetPlan, by: Mapping[str, str], added: Collection[str]) -> "_Work":
+    def _work(
+        self, plan: FleetPlan, by: Mapping[str, str], owner: str, added: Collection[str]
+    ) -> "_Work":
         registry, policy = self.restarter.registry, self.restarter.policy
         groups = {step.group_name for step in plan.steps}
         return _Work(
@@ -173,7 +179,7 @@ class Applier:
             restarter=replace(self.restarter, policy=replace(policy, enabled=True)),
             releaser=self.releaser,
             by=by,
-            owner=new_owner(),
+            owner=owner,
             heals=policy.enabled,
             added=added,
             newest_starts=registry.newest_starts(groups),
@@ -200,8 +206,10 @@ class _Work:
         """Takes a step; whatever is in its way concerns that one alone."""
         try:
             match step:
-                case Step(action=Action.ADD | Action.START, declared=Resource() as declared):
-                    return self._start(step, declared)
+                case Step(Action.ADD, declared=Resource() as declared):
+                    return self._add(step, declared)
+                case Step(Action.START, row=Orphan() as row, declared=Resource() as declared):
+                    return self._start(step, row, declared)
                 case Step(Action.CHANGE, row=Orphan() as row, declared=Resource() as declared):
                     return self._change(step, row, declared)
                 case Step(Action.ADOPT, row=Orphan() as row, declared=Resource() as declared):
@@ -213,14 +221,30 @@ class _Work:
             return _left(step, describe(error))
         return _left(step, step.what)
 
-    def _start(self, step: Step, declared: Resource) -> Done:
-        is_new = step.resource_id in self.added
+    def _add(self, step: Step, declared: Resource) -> Done:
+        if step.resource_id not in self.added:
+            return _left(step, _BY_OTHERS)
+        new, of = declared_row(declared, self.owner), self.restarter
+        try:
+            start_new(of.registry, of.containers, new, {STARTED_BY: ""})
+        except ContainerError as error:
+            failed = {STARTED_BY: NOBODY}
+            of.registry.save_startup(new.resource_id, dump_properties(new.properties), failed)
+            return _left(step, describe(error))
+        return Done(step, is_good=True, message=f"{step.resource_id} was started.")
+
+    def _start(self, step: Step, row: Orphan, declared: Resource) -> Done:
         incident = self._hold(
             declared,
             "it is declared and has no worker",
-            takes=lambda found: is_new or may_start(found, heals=self.heals),
+            takes=lambda found: may_start(found, heals=self.heals),
         )
-        return self._restarted(step, incident) if incident else _left(step, _BY_OTHERS)
+        if incident is None:
+            return _left(step, _BY_OTHERS)
+        registry, over = self.restarter.registry, {STARTED_BY: ""}
+        if not registry.save_startup(row.resource_id, row.properties, over):
+            return self._let_go(step, incident, _MEANWHILE)
+        return self._restarted(step, incident)
 
     def _change(self, step: Step, row: Orphan, declared: Resource) -> Done:
         """Stops the worker as it was started, before its row says how the next one is."""
@@ -240,7 +264,7 @@ class _Work:
         return self._restarted(step, incident)
 
     def _adopt(self, step: Step, row: Orphan, declared: Resource) -> Done:
-        mark = {DECLARED: dump_properties(declared.properties)}
+        mark = {DECLARED: dump_properties(declared.properties), STARTED_BY: ""}
         if self.restarter.registry.save_startup(row.resource_id, row.properties, mark):
             message = f"{row.resource_id} is a declared one from now on."
             return Done(step, is_good=True, message=message)

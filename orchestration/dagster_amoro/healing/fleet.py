@@ -6,10 +6,10 @@ from typing import Final
 
 from dagster_amoro.config import Settings
 from dagster_amoro.containers.base import ContainerLookup
-from dagster_amoro.core.errors import ConfigError, KeeperError
+from dagster_amoro.core.errors import ConfigError
 from dagster_amoro.core.model import Resource
-from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.starts import start_new
 from dagster_amoro.healing.verbs import os_user
 from dagster_amoro.stores.registry import Registry
 
@@ -97,15 +97,7 @@ def add(registry: Registry, resource: Resource) -> None:
 def add_and_start(registry: Registry, containers: ContainerLookup, resource: Resource) -> None:
     """Adds a worker to a registry of ours and starts it, as `scale_out` does."""
     add(registry, resource)
-    container = containers.get(resource.container_name)
-    startup = container.request_resource(resource)
-    properties = dump_properties(resource.properties)
-    if not registry.save_startup(resource.resource_id, properties, startup):
-        container.release_resource(resource.with_properties(startup))
-        raise KeeperError(
-            f"{resource.resource_id} was removed or changed while it was started; "
-            "what was started was released again"
-        )
+    start_new(registry, containers, resource)
 
 
 @contextmanager

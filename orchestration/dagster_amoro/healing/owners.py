@@ -25,15 +25,18 @@ def new_owner() -> str:
 
 
 def has_ended(owner: str) -> bool:
-    """Whether the process of this name is known to be over: it was one of this host."""
-    _, host, pid, started, _ = owner.split()
-    if host != _host():
-        return False
+    """Whether the process of this name is known to be over: it was one of this host.
+
+    So is what is no such name.
+    """
     try:
+        _, host, pid, started, _ = owner.split()
+        if host != _host():
+            return False
         process = psutil.Process(int(pid))
         is_another = abs(process.create_time() - float(started)) > _SAME
         return is_another or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (ValueError, OverflowError, psutil.NoSuchProcess):
         return True
 
 
