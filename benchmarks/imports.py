@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from os import environ
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from benchmarks.world import close, no_runs
 from dagster_amoro.config import load_settings
 from dagster_amoro.core.ams_restart import AmsRestartDetector
 from dagster_amoro.core.model import Resource
-from dagster_amoro.demo.fleet import HOPELESS, environment
+from dagster_amoro.demo.fleet import environment
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.registry import optimizer
@@ -76,7 +77,7 @@ def _make_fleet(folder: Path) -> None:
     services = Services.connect(load_settings(Path(variables["AMORO_CONF_DIR"]), variables))
     for number in range(1, _WORKERS + 1):
         add(services.registry, _worker(f"ingest-{number}"))
-    add(services.registry, HOPELESS)
+    add(services.registry, replace(_worker("legacy-1"), group_name="legacy"))
     alive = [
         {"token": str(number), "resource_id": f"ingest-{number}", "group_name": "ingest"}
         for number in range(1, _WORKERS)

@@ -57,10 +57,11 @@ def _run(folder: Path, port: int) -> None:
     services = _prepare(folder)
     try:
         _say(f"Starting the fleet and Dagster, all of it under {folder} …")
-        started = fleet.start_fleet(services)
+        applied = fleet.start_fleet(services)
+        _say(f"The fleet: {shown_lines(applied.lines())}")
         with _dagster(folder, port) as (dagster, address):
             _wait_until_up(dagster, address)
-            _introduce(services.policy, folder, address, started)
+            _introduce(services.policy, folder, address, len(applied.done))
             _follow(services.ledger, dagster)
     finally:
         for number in _ENDING:
@@ -147,7 +148,7 @@ A fleet of {started} workers is kept alive by Dagster: {address}
           {address}/assets/orphan_history
   try     make chaos    in another terminal: kills a worker with SIGKILL. Its heartbeat expires
                         after 5 s, its grace period of {grace} follows, then it is restarted.
-          {fleet.HOPELESS.resource_id} never registers, whatever is tried: it is given up after
+          {fleet.HOPELESS} never registers, whatever is tried: it is given up after
                         {policy.max_retries} attempts.
           Group {fleet.SIZED} has no worker and a min-parallelism of 2: a run starts one.
   logs    {folder / "dagster" / "workers"} and {folder / "dagster.log"}

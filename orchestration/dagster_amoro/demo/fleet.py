@@ -13,21 +13,17 @@ import psutil
 import sqlalchemy as sa
 
 from dagster_amoro.config import load_settings
-from dagster_amoro.core.model import Resource
+from dagster_amoro.healing.apply import Applied
 from dagster_amoro.healing.assembly import Services
-from dagster_amoro.healing.fleet import add, add_and_start
 from dagster_amoro.stores.registry import optimizer, resource
 
 CONF: Final = Path(__file__).parent / "conf"
 MARKER: Final = "DAGSTER_AMORO_DEMO"  # in the environment of all that a demo starts: its folder
 
 _STOP_SECONDS: Final = 10
-_FLEET: Final = {"compaction": 3, "ingest": 2}  # workers per group
-SIZED: Final = "reports"  # a group of which only the size is said; the keeper starts its worker
-HOPELESS: Final = Resource(
-    resource_id="legacy-1", group_name="legacy", container_name="hopeless", thread_count=1,
-    memory_mb=0,
-)  # fmt: skip
+_BY: Final = {"author": "make run", "reason": "the demo begins"}
+SIZED: Final = "reports"  # a group of which only the size is said
+HOPELESS: Final = "legacy-1"  # a worker that never registers
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -40,29 +36,14 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def start_fleet(services: Services) -> int:
-    """Starts all workers anew, the hopeless one excepted; returns how many rows there are."""
+def start_fleet(services: Services) -> Applied:
+    """Starts all workers that the configuration declares anew; says what could not be started."""
     registry = services.registry
     registry.create()
     with registry.database.writing() as connection:  # of a demo that ended before
         connection.execute(sa.delete(optimizer))
         connection.execute(sa.delete(resource))
-    workers = [
-        Resource(
-            resource_id=f"{group}-{number}",
-            group_name=group,
-            container_name="local",
-            thread_count=2,
-            memory_mb=0,
-        )
-        for group, size in _FLEET.items()
-        for number in range(1, size + 1)
-    ]
-    for worker in workers:
-        add_and_start(registry, services.containers, worker)
-    add(registry, HOPELESS)
-    registry.save_group(SIZED, "local", {"min-parallelism": "2"})
-    return len(workers) + 1
+    return services.applier.apply(services.applier.plan().to_do(), **_BY)
 
 
 def kill_one(folder: Path) -> str:

@@ -222,9 +222,9 @@ class _Work:
         return _left(step, step.what)
 
     def _add(self, step: Step, declared: Resource) -> Done:
-        if step.resource_id not in self.added:
-            return _left(step, _BY_OTHERS)
         new, of = declared_row(declared, self.owner), self.restarter
+        if step.resource_id not in self.added or not self._is_untouched(new):
+            return _left(step, _BY_OTHERS)
         try:
             start_new(of.registry, of.containers, new, {STARTED_BY: ""})
         except ContainerError as error:
@@ -232,6 +232,14 @@ class _Work:
             of.registry.save_startup(new.resource_id, dump_properties(new.properties), failed)
             return _left(step, describe(error))
         return Done(step, is_good=True, message=f"{step.resource_id} was started.")
+
+    def _is_untouched(self, new: Resource) -> bool:
+        """Whether nobody has started it since its row was added: a queue can be long."""
+        row = self.restarter.registry.read_resource(new.resource_id, to_act=True).row
+        if row is None or row["properties"] != dump_properties(new.properties):
+            return False
+        incident = self.restarter.ledger.open_incident(new.resource_id)
+        return incident is None or not _in_hands(incident, self.restarter.clock())
 
     def _start(self, step: Step, row: Orphan, declared: Resource) -> Done:
         incident = self._hold(
