@@ -264,6 +264,29 @@ def test_a_standalone_fleet_that_never_ran_is_well(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_program_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    """Before a worker dies; and the check says how many are declared."""
+    (tmp_path / "config.yaml").write_text(
+        """
+        ams:
+          database: {type: sqlite, url: "sqlite:///r.db"}
+          optimizer: {auto-restart-enabled: true}
+        containers:
+          - name: w
+            container-impl: dagster_amoro.CommandContainer
+            properties: {command: [no-such-worker]}
+        fleet:
+          groups:
+            - {name: g, container: w, workers: 3}
+        """
+    )
+    result = command_runner().invoke(main, ["--conf-dir", str(tmp_path), "check"])
+    assert result.exit_code == 1
+    assert "container w: its program 'no-such-worker' is not there" in result.output
+    assert "fleet: 3 workers in 1 group declared; dagster-amoro apply --dry-run" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_what_ams_would_refuse_is_left_alone(running: Amoro) -> None:
     """The check says it, as a tick would."""
     running.execute(sa.delete(resource_group).where(resource_group.c.group_name == "g"))

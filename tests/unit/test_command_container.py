@@ -151,6 +151,36 @@ def test_a_bad_command_is_an_error_of_the_configuration(text: str, why: str) -> 
     assert "{resource_id}, {group_name}, {thread_count}, {memory_mb}" in message
 
 
+def test_a_program_that_is_not_there_is_known_before_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked for as a start would: in the worker's own PATH, or from its folder."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    (said,) = container(command='["my-worker"]').problems()
+    assert said == (
+        "its program 'my-worker' is not there, or cannot be executed (PATH is '/nowhere')"
+    )
+    program = tmp_path / "my-worker"
+    program.touch()
+    for path in ('["my-worker"]', f'["{program}"]', '["./my-worker"]'):
+        worker = container(command=path, working_directory=str(tmp_path))
+        program.chmod(0o600)
+        assert len(worker.problems()) == 1
+        program.chmod(0o700)
+        assert worker.problems() == ([] if "/" in path else [said])
+    exported = {"command": '["my-worker"]', "export.PATH": str(tmp_path)}
+    assert CommandContainer("local", exported).problems() == []
+
+
+def test_a_program_of_each_worker_is_known_at_its_start(tmp_path: Path) -> None:
+    """Where its name has a placeholder; and a folder that is not there is known before."""
+    assert container(command='["{group_name}-worker"]').problems() == []
+    assert len(container(command='["{{x}}"]').problems()) == 1
+    gone = str(tmp_path / "gone")
+    said = container(command='["sh"]', working_directory=gone).problems()
+    assert said == [f"its working directory {gone!r} is not there"]
+
+
 def test_a_command_is_required() -> None:
     """The error says what one looks like."""
     with pytest.raises(ConfigError, match="'local': property 'command' is missing; it is a JSON"):
