@@ -293,6 +293,22 @@ def test_a_container_that_is_gone_keeps_its_worker(world: Fleet) -> None:
     assert world.services.ledger.open_incidents() == []
 
 
+def test_what_nothing_would_start_again_is_not_stopped(world: Fleet) -> None:
+    """A container that opts out of restarts, or is not there, or a group that AMS would size."""
+    apply(world, a_group(["w-1"]))
+    world.container.opt_out()
+    (done,) = apply(world, a_group(["w-1"], thread_count=9)).done
+    assert done.message == "w-1 was left: it opts out."
+    (done,) = apply(world, a_group(["w-1"], container="gone")).done
+    assert done.message == "w-1 was left: container 'gone' is not configured."
+    world.container.supports_auto_restart = True
+    sized = {"dynamic-allocation.enabled": "true", "dynamic-allocation.max-parallelism": "4"}
+    (done,) = apply(world, a_group(["w-1"], properties=sized)).done
+    assert "its group is under dynamic allocation" in done.message
+    assert running(world) == {"w-1"}
+    assert world.container.released == []
+
+
 def test_a_tick_leaves_what_is_being_changed(world: Fleet) -> None:
     """While its worker stops it is registered still, which is no recovery."""
     apply(world, a_group(["w-1"]))
@@ -347,6 +363,14 @@ def test_a_declaration_that_is_not_there_is_refused(world: Fleet) -> None:
     """By an error that says what is missing."""
     with pytest.raises(ConfigError, match="declares no fleet"):
         world.services.applier.plan()
+
+
+def test_an_attached_fleet_is_amss(world: Fleet) -> None:
+    """There is nothing to be declared here."""
+    doing = applier(world, a_group(["w-1"]))
+    attached = replace(doing, releaser=replace(doing.releaser, attached=True))
+    with pytest.raises(ConfigError, match="made in AMS, not here"):
+        attached.plan()
 
 
 def test_in_a_dry_run_nothing_is_done(world: Fleet) -> None:

@@ -28,6 +28,7 @@ from dagster_amoro.core.fleet_plan import (
     may_start,
     plan_fleet,
 )
+from dagster_amoro.core.groups import group_obstacle
 from dagster_amoro.core.messages import DRY_RUN
 from dagster_amoro.core.model import Event, EventKind, Incident, Orphan, Resource
 from dagster_amoro.core.pauses import Pauses
@@ -109,9 +110,11 @@ class Applier:
         `unattended`: nobody looks at it, so what was given up stays so.
 
         Raises:
-            ConfigError: There is no declaration.
+            ConfigError: There is no declaration, or the registry is an AMS's.
             StoreUnavailableError: A store did not answer.
         """
+        if self.releaser.attached:
+            raise ConfigError("the fleet of an attached registry is made in AMS, not here")
         if self.fleet is None:
             raise ConfigError("config.yaml declares no fleet: it has no section `fleet`")
         ledger, now = self.restarter.ledger, self.restarter.clock()
@@ -208,10 +211,10 @@ class _Work:
             match step:
                 case Step(Action.ADD, declared=Resource() as declared):
                     return self._add(step, declared)
-                case Step(Action.START, row=Orphan() as row, declared=Resource() as declared):
-                    return self._start(step, row, declared)
-                case Step(Action.CHANGE, row=Orphan() as row, declared=Resource() as declared):
-                    return self._change(step, row, declared)
+                case Step(
+                    Action.START | Action.CHANGE, row=Orphan() as row, declared=Resource() as new
+                ):
+                    return self._restart(step, row, new)
                 case Step(Action.ADOPT, row=Orphan() as row, declared=Resource() as declared):
                     return self._adopt(step, row, declared)
                 case Step(Action.RELEASE):
@@ -240,6 +243,16 @@ class _Work:
             return False
         incident = self.restarter.ledger.open_incident(new.resource_id)
         return incident is None or not _in_hands(incident, self.restarter.clock())
+
+    def _restart(self, step: Step, row: Orphan, declared: Resource) -> Done:
+        """Starts what was started before, or may have been, if anything could start it."""
+        group = self.restarter.registry.group(declared.group_name)
+        obstacle = group_obstacle(group, self.restarter.settings)
+        obstacle = obstacle or self.restarter.containers.obstacle(declared.container_name)
+        if obstacle is not None:
+            return _left(step, obstacle)
+        do = self._start if step.action is Action.START else self._change
+        return do(step, row, declared)
 
     def _start(self, step: Step, row: Orphan, declared: Resource) -> Done:
         incident = self._hold(
