@@ -77,7 +77,10 @@ def _make_fleet(folder: Path) -> None:
     services = Services.connect(load_settings(Path(variables["AMORO_CONF_DIR"]), variables))
     for number in range(1, _WORKERS + 1):
         add(services.registry, _worker(f"ingest-{number}"))
-    add(services.registry, replace(_worker("legacy-1"), group_name="legacy", container_name="hopeless"))
+    add(
+        services.registry,
+        replace(_worker("legacy-1"), group_name="legacy", container_name="hopeless"),
+    )
     alive = [
         {"token": str(number), "resource_id": f"ingest-{number}", "group_name": "ingest"}
         for number in range(1, _WORKERS)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from dagster_amoro.core.errors import ConfigError, StartFailedError
 from dagster_amoro.core.fleet_plan import DECLARED, Action, DeclaredGroup, FleetPlan
-from dagster_amoro.core.model import EventKind, Resource, State
+from dagster_amoro.core.model import EventKind, Resource
 from dagster_amoro.core.pauses import Pause, Scope, Target
 from dagster_amoro.core.properties import parse_properties
 from dagster_amoro.healing.apply import Applied, Applier
@@ -321,7 +321,9 @@ def test_a_tick_leaves_what_is_being_changed(world: Fleet) -> None:
     world.container.during_request = meanwhile
     release = world.container.release_resource
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.container, "release_resource", lambda each: (release(each), world.tick()))
+        patch.setattr(
+            world.container, "release_resource", lambda each: (release(each), world.tick())
+        )
         assert apply(world, a_group(["w-1"], thread_count=9)).is_good
     assert world.kinds() == ["detected", "attempt", "started"]
 
@@ -405,6 +407,11 @@ def cut(world: Fleet, number: int, groups: list[DeclaredGroup]) -> int:
     return calls
 
 
+def no_worker(_name: str) -> list[DeclaredGroup]:
+    """A declaration of nothing."""
+    return []
+
+
 def one_worker(name: str, **changes: Any) -> list[DeclaredGroup]:  # noqa: ANN401 - of any field
     """A declaration of one."""
     return [a_group([name], **changes)]
@@ -413,9 +420,9 @@ def one_worker(name: str, **changes: Any) -> list[DeclaredGroup]:  # noqa: ANN40
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (lambda name: [], one_worker),
+        (no_worker, one_worker),
         (one_worker, lambda name: one_worker(name, thread_count=9)),
-        (one_worker, lambda name: []),
+        (one_worker, no_worker),
     ],
     ids=["add", "change", "release"],
 )
@@ -466,8 +473,12 @@ def test_two_at_once_do_no_harm(world: Fleet) -> None:
 def test_an_error_of_the_store_ends_its_step_alone(world: Fleet) -> None:
     """The next apply does what is left."""
     apply(world, a_group(["w-1"]))
-    world.execute(sa.text("CREATE TRIGGER no BEFORE UPDATE ON resource WHEN NEW.thread_count = 9 "
-                          "BEGIN SELECT RAISE(FAIL, 'no'); END"))
+    world.execute(
+        sa.text(
+            "CREATE TRIGGER no BEFORE UPDATE ON resource WHEN NEW.thread_count = 9 "
+            "BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+    )
     applied = apply(world, a_group(["w-1"], thread_count=9), a_group(["x"], name="h"))
     assert [each.is_good for each in applied.done] == [False, True]
     assert "the registry cannot be written" in applied.done[0].message

@@ -349,7 +349,17 @@ def test_secrets_in_a_reason_are_not_repeated(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "pause", "resume", "reset", "restart-now", "give-up", "restore", "scale-in", "apply"],
+    [
+        "status",
+        "pause",
+        "resume",
+        "reset",
+        "restart-now",
+        "give-up",
+        "restore",
+        "scale-in",
+        "apply",
+    ],
 )
 def test_each_command_explains_itself(command: str) -> None:
     """What it does, and each option."""

@@ -1,6 +1,5 @@
 """The difference between a declared fleet and what is there."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -185,13 +184,13 @@ OWNER = "apply host 1 2.0 x"
 def test_a_declared_worker_that_was_never_started_is_started(
     started_by: str,
     incident: Incident | None,
-    heals: bool,
+    heals: bool,  # noqa: FBT001 - a case
     expected: list[tuple[str, str]],
 ) -> None:
     """What another apply has begun is finished; what died is the keeper's, where it heals."""
     stored = there(a_group(["w-1"]), **{STARTED_BY: started_by})
     stored = replace(stored, registered=frozenset())
-    incidents: Mapping[str, Incident] = {"w-1": incident} if incident else {}
+    incidents = {"w-1": incident} if incident else {}
     plan = planned(stored, a_group(["w-1"]), incidents=incidents, heals=heals)
     assert actions(plan) == expected
 
@@ -213,10 +212,8 @@ def test_what_others_have_in_hand_is_left() -> None:
     fleet = a_group(["w-1", "w-3"], thread_count=4)
     stored, incidents = there(a_group(["w-1", "w-2"])), {"w-1": an_incident()}
     plan = planned(stored, fleet, incidents=incidents, in_hands=lambda _: "a run has it in hand")
-    assert [(step.action, step.what) for step in plan.steps][0] == (
-        Action.LEAVE,
-        "a run has it in hand",
-    )
+    changed, *_ = plan.steps
+    assert (changed.action, changed.what) == (Action.LEAVE, "a run has it in hand")
     pause = Pause(target=EVERYTHING, author="ann", reason="a move", paused_at=NOW, until=None)
     plan = planned(stored, fleet, pauses=Pauses([pause], NOW))
     assert {step.what for step in plan.steps} == {"everything is paused by ann: a move"}
@@ -305,7 +302,9 @@ def after(stored: FleetRows, plan: FleetPlan) -> FleetRows:
 
 @given(fleets(), registries(), st.booleans())
 def test_a_plan_that_was_carried_out_leaves_nothing_to_do(
-    fleet: tuple[DeclaredGroup, ...], stored: FleetRows, release: bool
+    fleet: tuple[DeclaredGroup, ...],
+    stored: FleetRows,
+    release: bool,  # noqa: FBT001 - a case
 ) -> None:
     """Whatever was there: the second plan is empty, but for what is not to be released."""
     done = after(stored, planned(stored, *fleet).to_do(release=release))

@@ -238,9 +238,7 @@ _add(METRICS, _metrics)
 _add(
     APPLY,
     _apply,
-    click.Option(
-        ["--release"], is_flag=True, help="Stops and removes what is declared no longer."
-    ),
+    click.Option(["--release"], is_flag=True, help="Stops and removes what is declared no longer."),
     click.Option(["--dry-run"], is_flag=True, help="Shows the difference, and does nothing."),
     click.Option(["--yes"], is_flag=True, help="Does it without asking."),
 )

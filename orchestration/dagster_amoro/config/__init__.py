@@ -1,8 +1,9 @@
 """What the configuration says: `config.yaml` and the environment, as frozen settings.
 
 One file serves AMS and this project: `ams:` and `containers:` are read as AMS reads them, `keeper:`
-and `fleet:` hold what Amoro has no key for, and variables that begin with `AMS` or `KEEPER_` overrule these.
-All that is wrong is reported at once, without secrets. All keys are in docs/configuration.md.
+and `fleet:` hold what Amoro has no key for, and variables that begin with `AMS` or `KEEPER_`
+overrule the keys. All that is wrong is reported at once, without secrets. All keys are in
+docs/configuration.md.
 """
 
 from dagster_amoro.config.load import load_settings

@@ -177,4 +177,3 @@ class _Fleet:
                 f"no such key;{hint} accepted are {', '.join(keys)}"
             )
         return given
-

@@ -176,9 +176,7 @@ def _step(declared: Resource, inputs: FleetInputs) -> Step | None:
     return _unless_held(step, inputs)
 
 
-def _difference(
-    row: Orphan, declared: Resource, inputs: FleetInputs
-) -> tuple[Action, str] | None:
+def _difference(row: Orphan, declared: Resource, inputs: FleetInputs) -> tuple[Action, str] | None:
     properties = parse_properties(row.properties)
     mark = known = _mark(properties)
     if known is None:  # what else it has is of its starts
@@ -273,9 +271,7 @@ def _described(declared: Resource) -> str:
 # --- Groups --------------------------------------------------------------------------------------
 
 
-def _groups(
-    fleet: Iterable[DeclaredGroup], stored: Mapping[str, Group]
-) -> Iterator[GroupStep]:
+def _groups(fleet: Iterable[DeclaredGroup], stored: Mapping[str, Group]) -> Iterator[GroupStep]:
     for group in fleet:
         wanted = {**group.properties, DECLARED_GROUP: "true"}
         step = GroupStep(group.name, group.container_name, wanted, "")

@@ -1,4 +1,4 @@
-"""The sensor `fleet_sensor`: requests a run of `keeper_apply` where the fleet is not as declared."""
+"""The sensor `fleet_sensor`: requests `keeper_apply` where the fleet is not as it is declared."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -2,16 +2,15 @@
 
 Rows come first. Whoever has added a row starts its worker, and the row says so. Whatever was there
 before is started as an orphan is restarted, by `Restarter`, while its incident is in the hands of
-this process: so no tick, no run and no other apply starts it as well. Whoever is killed at any place
-leaves what the next apply, or the keeper, goes on with.
+this process: so no tick, no run and no other apply starts it as well. Whoever is killed at any
+place leaves what the next apply, or the keeper, goes on with.
 """
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dagster_amoro.containers.calls import stop
 from dagster_amoro.core.errors import ConfigError, ContainerError, KeeperError, describe
@@ -48,6 +47,9 @@ from dagster_amoro.healing.releases import Releaser
 from dagster_amoro.healing.restart import Outcome, Restarter, resource_of
 from dagster_amoro.healing.restart_pool import ContainerThreads
 from dagster_amoro.healing.starts import start_new
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _TRIES: Final = 3  # to take in hand what a tick moves at the same moment
 _SHOWN: Final = 20  # steps that could not be done

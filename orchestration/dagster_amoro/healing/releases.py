@@ -109,4 +109,3 @@ class Releaser:
         """Not where a run has it: that releases what it has started, and closes it."""
         is_removing = incident.state.is_removing
         return not (self.ledger.dry_run or incident.is_in_run or is_removing)
-

@@ -12,7 +12,6 @@ from dagster_amoro.core.model import Incident
 from dagster_amoro.core.policy import due_at
 from dagster_amoro.healing.restart import Outcome, Restarter, RestartResult
 
-
 T = TypeVar("T")
 
 

@@ -241,9 +241,9 @@ class Registry:
             self.create()
             self._settle_heartbeats(self.heartbeat_timeout)
         marked = resource.c.properties.contains(f'"{DECLARED}":')
-        ids, chosen = list(declared), [marked]
-        for at in range(0, len(ids), _IDS_PER_STATEMENT):
-            chosen.append(resource.c.resource_id.in_(ids[at : at + _IDS_PER_STATEMENT]))
+        ids, starts = list(declared), range(0, len(declared), _IDS_PER_STATEMENT)
+        some_ids = (ids[at : at + _IDS_PER_STATEMENT] for at in starts)
+        chosen = [marked, *(resource.c.resource_id.in_(some) for some in some_ids)]
         with self.database.snapshot() as connection:
             optimizers = self._optimizers(connection)
             registered = sa.exists().where(optimizers.c.resource_id == resource.c.resource_id)

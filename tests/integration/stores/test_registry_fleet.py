@@ -1,4 +1,4 @@
-"""Rows of a declared fleet: read together, added together, changed and removed with what they had."""
+"""Rows of a declared fleet: read and added together, changed and removed with what they had."""
 
 from datetime import timedelta
 
