@@ -19,7 +19,12 @@ def a_group(
     """A declared group with these workers, which have its properties."""
     given = properties or {}
     own = {key: value for key, value in given.items() if key != MIN_PARALLELISM}
-    fields = {"container_name": container, "thread_count": 2, "memory_mb": 0, "properties": own}
+    fields: dict[str, Any] = {
+        "container_name": container,
+        "thread_count": 2,
+        "memory_mb": 0,
+        "properties": own,
+    }
     return DeclaredGroup(
         name=name,
         container_name=container,

@@ -100,7 +100,7 @@ def test_cut_off_anywhere_it_goes_on_where_it_was(world: Fleet) -> None:
 
     number, calls = 0, 1
     while calls > number:
-        number, calls, name = number + 1, 0, f"w-{number + 1}"
+        number, calls, name = number + 1, 0, f"x-{number + 1}"
         started(world, name)
         world.aged()
         world.tick()

@@ -140,7 +140,7 @@ IDS = "a text of 1 to 100 characters that can be seen, blanks within it"
         ),
         (
             {**GROUP, "properties": {"min-parallelism": 1}},
-            "fleet.groups[0].properties.min-parallelism is no property of workers; accepted is min-",
+            "fleet.groups[0].properties.min-parallelism is no property of workers; accepted is mi",
         ),
         (
             {**GROUP, "properties": {"declared": 1}},

@@ -49,7 +49,11 @@ def build_fleet_sensor(
 
 
 def _digest(plan: FleetPlan) -> str:
-    return sha256("\n".join(lines(plan.to_do())).encode(errors="replace")).hexdigest()[:16]
+    """What is to be done, in a few letters; groups are not what a run cannot change."""
+    to_do = plan.to_do()
+    differences = [(step.resource_id, step.what) for step in to_do.steps]
+    differences = differences or [(group.name, group.what) for group in to_do.groups]
+    return sha256(repr(differences).encode(errors="replace")).hexdigest()[:16]
 
 
 def _was_tried(instance: dg.DagsterInstance, tags: Mapping[str, str], applier: Applier) -> bool:
