@@ -44,6 +44,7 @@ containers:
 fleet:
   groups:
     - {name: etl, container: local, workers: 4, threads: 2}
+    - {name: loaders, container: local, workers: [loader-a]}
 """
 ELSEWHERE: Final = {"amoro.md": {"export", "touch", "dagster-webserver", "dagster-daemon"}}
 ELSEWHERE["dagster.md"] = {"dg"}
