@@ -1,4 +1,4 @@
-"""Two PostgreSQL servers for the tests: a primary, and a streaming standby that can be cut off."""
+"""PostgreSQL on TCP: a server, or a primary with a streaming standby that can be cut off."""
 
 import os
 import socket
@@ -15,6 +15,10 @@ from tests.helpers.databases import PostgresServer, administering, running_postg
 from tests.helpers.waiting import wait_until
 
 _STOP_SECONDS: Final = 120  # until a server that does not stop is an error
+_ASKS: Final = """\
+host all postgres 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,17 @@ def replicated_postgresql() -> Iterator[Replicated]:
         _run(made, "pg_basebackup", *source, "-D", str(standby), "-R", "-c", "fast", "--no-sync")
         stack.enter_context(_serving(made, standby, servers.standby))
         yield servers
+
+
+@contextmanager
+def postgresql_on_tcp() -> Iterator[tuple[PostgresServer, int]]:
+    """A server that listens on a port of this host, and asks everybody but its owner who they are."""
+    with running_postgresql() as made:
+        made.stop()  # it listens on a unix socket alone
+        (made.pgdata / "pg_hba.conf").write_text(_ASKS)
+        (port,) = free_ports(1)
+        with _serving(made, made.pgdata, port):
+            yield made, port
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Optimizers on a Kubernetes API: real controllers where they are installed, and worse answers."""
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -30,6 +31,7 @@ ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"amoro-optimizer-{ID}"
 TOKEN = "t0p-s3cr3t-bearer"  # noqa: S105 - of the tests' own servers
 SERVER = Path(__file__).parents[1] / "engines" / "kubernetes" / "server.mjs"
+DEPLOY = Path(__file__).parents[2] / "deploy" / "helm"
 
 
 def kube_config(folder: Path, port: int, token: str = TOKEN) -> Path:
@@ -596,3 +598,44 @@ def test_a_server_that_speaks_something_else(tmp_path: Path) -> None:
         with pytest.raises(StartFailedError, match="does not answer"):
             own.request_resource(resource())
         thread.join()
+
+
+# What the account of a deployment may do.
+
+
+def granted() -> set[tuple[str, str, str]]:
+    """The verbs of the role in `deploy/`, each with a kind of object and its group of the API."""
+    documents = yaml.safe_load_all((DEPLOY / "service-account.yaml").read_text())
+    (role,) = (each for each in documents if each["kind"] == "Role")
+    return {
+        (verb, kind, group)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for kind in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def asked(script: Script) -> set[tuple[str, str, str]]:
+    """What calls ask for, as Kubernetes names it where it is to be granted."""
+    found = set()
+    for call in script.calls:
+        method, path = call.split(" ")
+        group, kind, name = re.fullmatch(
+            r"/apis?/(?:(\w+)/)?v1/namespaces/amoro/(\w+)(/[^?]+)?.*", path
+        ).groups("")  # type: ignore[union-attr]
+        verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}[method]
+        found.add((verb, kind, group))
+    return found
+
+
+def test_the_role_allows_what_is_asked_and_nothing_else(scripted: Scripted) -> None:
+    """A start in the place of a leftover, a look, why it ended, and a release."""
+    own, script = scripted(EXISTS, found(), DELETED, GONE, CREATED)
+    row = resource()
+    row = row.with_properties(own.request_resource(row))
+    script.answers = [found(), (200, "application/json", '{"items": []}'), DELETED, GONE]
+    assert own.status(row) == "unknown"
+    own.post_mortem(row)
+    own.release_resource(row)
+    assert asked(script) == granted()

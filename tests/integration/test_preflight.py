@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import yaml
 from click.testing import Result
 
 from dagster_amoro.cli import UNUSABLE, main
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
+from dagster_amoro.stores.migrations import VERSION_TABLE
 from dagster_amoro.stores.registry import resource_group
 from tests.helpers.attached import Amoro, amoro
 from tests.helpers.commands import command_runner
@@ -294,3 +298,14 @@ def test_what_ams_would_refuse_is_left_alone(running: Amoro) -> None:
     why = "its group g is not in resource_group, so that AMS would refuse its registration"
     assert f"  orphan dead would be left alone: {why}" in lines
     assert "  if it died, alive would be started with" in lines
+
+
+def test_a_ledger_that_a_newer_version_wrote_is_a_problem(running: Amoro) -> None:
+    """As after a step back to an older version, whose ticks would all abstain."""
+    with closing(Database(running.url, "ledger")) as database:
+        assert Ledger(database).open_incidents() == []
+    assert check(running).exit_code == 0
+    running.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))  # noqa: S608
+    result = check(running)
+    assert result.exit_code == 1
+    assert "the ledger has schema version '9999', which this dagster-amoro does not" in result.output

@@ -29,6 +29,7 @@ from dagster_amoro.stores import registry, schema
 from dagster_amoro.stores.database import Database, has_tables
 from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import count_open
+from dagster_amoro.stores.migrations import ensure_known
 
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
 
@@ -225,6 +226,7 @@ def _registry(database: Database, *, is_ours: bool) -> _Found:
 
 def _ledger(database: Database) -> _Found:
     if has_tables(database, schema.incident):
+        ensure_known(database)
         yield Grade.GOOD, f"{count_open(database)} open incidents"
     else:
         yield Grade.GOOD, "is not there yet; the first tick creates it"

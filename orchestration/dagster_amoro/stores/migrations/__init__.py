@@ -33,6 +33,18 @@ def migrate(database: Database) -> None:
         _upgrade(database, current)
 
 
+def ensure_known(database: Database) -> None:
+    """Makes sure that this code can work on the ledger's tables, upgraded or not; changes nothing.
+
+    Raises:
+        StoreUnavailableError: They are of a version that this code does not know.
+    """
+    with database.reading() as connection:
+        current = _read_version(database, connection)
+        if current != HEAD:
+            _refuse_unknown(current, alembic_config(connection))
+
+
 def alembic_config(connection: sa.Connection) -> "Config":
     """The configuration with which Alembic's commands run on a connection."""
     from alembic.config import Config  # noqa: PLC0415 - see the module
@@ -58,16 +70,21 @@ def _read_version(database: Database, connection: sa.Connection) -> str | None:
 
 def _upgrade(database: Database, current: str | None) -> None:
     from alembic import command  # noqa: PLC0415 - see the module
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     with _ALEMBIC, database.creating() as connection:
         config = alembic_config(connection)
-        scripts = ScriptDirectory.from_config(config)
-        known = {script.revision for script in scripts.walk_revisions()}
-        if current is not None and current not in known:
-            raise StoreUnavailableError(
-                f"the ledger has schema version {current!r}, which this dagster-amoro does not "
-                f"know (it knows {', '.join(sorted(known))}): a newer one wrote it, install that"
-            )
+        _refuse_unknown(current, config)
         if _read_version(database, connection) == current:  # no other process was faster
             command.upgrade(config, "head")
+
+
+def _refuse_unknown(current: str | None, config: "Config") -> None:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see the module
+
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    if current is not None and current not in known:
+        raise StoreUnavailableError(
+            f"the ledger has schema version {current!r}, which this dagster-amoro does not "
+            f"know (it knows {', '.join(sorted(known))}): a newer one wrote it, install that"
+        )
