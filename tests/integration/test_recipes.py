@@ -1,8 +1,9 @@
 """What the pages have one type or copy does what they say; tests of their own run the rest.
 
-Python is run by `test_readme`, the page on alerting by `test_alerting_page`, statements of SQL by
-`test_attached_registry` and `test_views`, `defs.yaml` by `test_component`, and the programs of
-Dagster by `test_operator_page` and by `test_component` of the packaging.
+Python is run by `test_readme`, the page on alerting by `test_alerting_page`, that on backups by
+`test_backups`, statements of SQL by `test_attached_registry` and `test_views`, `defs.yaml` by
+`test_component`, and the programs of Dagster by `test_operator_page`, and by `test_component` and
+`test_deploy` of the packaging.
 """
 
 import re
@@ -49,6 +50,12 @@ fleet:
 ELSEWHERE: Final = {"amoro.md": {"export", "touch", "dagster-webserver", "dagster-daemon"}}
 ELSEWHERE["dagster.md"] = {"dg"}
 ELSEWHERE["README.md"] = {"export"}  # as on the page for operators of Amoro
+ELSEWHERE["backup.md"] = {"pg_dump", "pg_restore"}
+# What a host, an engine and a cluster have; which files of ours they are given is looked at.
+ELSEWHERE["deployment.md"] = {
+    *("cd", "cp", "docker", "helm", "install", "kubectl", "python3", "systemctl", "useradd"),
+    "/opt/dagster-amoro/bin/pip",
+}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -87,6 +94,15 @@ def test_what_is_typed_is_there(page: str) -> None:
             assert arguments[0] in main.commands
         else:
             assert program in ELSEWHERE.get(page, set()), (page, program)
+
+
+def test_the_files_that_a_deployment_is_given_are_there() -> None:
+    """Each by its path in the repository, and all that are to be given."""
+    deploy = CHECKOUT / "deploy"
+    named = {word for words in lines("deployment.md") for word in words if word.startswith("deploy/")}
+    assert [name for name in named if not (CHECKOUT / name).exists()] == []
+    units = {f"deploy/systemd/{file.name}" for file in (deploy / "systemd").iterdir()}
+    assert units <= named
 
 
 def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
