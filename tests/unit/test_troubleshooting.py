@@ -11,12 +11,10 @@ import pytest
 CHECKOUT: Final = Path(__file__).parents[2]
 PAGE: Final = (CHECKOUT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SOURCES: Final = ("orchestration", "assets", "client")
-# What stands in the first column of a table and in code, but is no setting or command.
+# What is in code and has something left out, or is a sentence where a table says what one sees.
 QUOTED: Final = [
-    quoted
-    for line in PAGE.splitlines()
-    if line.startswith("| ")
-    for quoted in re.findall(r"`([^`]*…[^`]*|[^`]* [^`]*)`", line.split(" | ")[0])
+    *re.findall(r"`([^`\n]*…[^`\n]*)`", PAGE),
+    *re.findall(r"^\| `([^`…]* [^`…]*)`", PAGE, re.MULTILINE),
 ]
 
 
