@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from pkgutil import iter_modules
 
 import sqlalchemy as sa
@@ -39,6 +40,12 @@ def test_the_head_is_that_of_the_scripts(
     with open_database(sqlite_url).reading() as connection:
         scripts = ScriptDirectory.from_config(alembic_config(connection))
     assert scripts.get_current_head() == HEAD
+
+
+def test_the_page_on_upgrades_names_it() -> None:
+    """So that whoever goes back a version knows whether the ledger goes along."""
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text(encoding="utf-8")
+    assert f"This version writes `{HEAD}`" in page
 
 
 def test_alembic_is_imported_for_a_migration_only(sqlite_url: sa.URL) -> None:
