@@ -308,4 +308,6 @@ def test_a_ledger_that_a_newer_version_wrote_is_a_problem(running: Amoro) -> Non
     running.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))  # noqa: S608
     result = check(running)
     assert result.exit_code == 1
-    assert "the ledger has schema version '9999', which this dagster-amoro does not" in result.output
+    assert (
+        "the ledger has schema version '9999', which this dagster-amoro does not" in result.output
+    )

@@ -99,7 +99,9 @@ def test_what_is_typed_is_there(page: str) -> None:
 def test_the_files_that_a_deployment_is_given_are_there() -> None:
     """Each by its path in the repository, and all that are to be given."""
     deploy = CHECKOUT / "deploy"
-    named = {word for words in lines("deployment.md") for word in words if word.startswith("deploy/")}
+    named = {
+        word for words in lines("deployment.md") for word in words if word.startswith("deploy/")
+    }
     assert [name for name in named if not (CHECKOUT / name).exists()] == []
     units = {f"deploy/systemd/{file.name}" for file in (deploy / "systemd").iterdir()}
     assert units <= named

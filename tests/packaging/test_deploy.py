@@ -55,9 +55,13 @@ def deployed(tmp_path: Path) -> Iterator[Deployed]:
         here = {
             "/var/lib/dagster": str(tmp_path / "home"),
             "/etc/dagster-amoro": str(tmp_path / "conf"),
-            **{"postgres:5432": f"127.0.0.1:{port}", "postgres": "127.0.0.1", "5432": str(port)},
-            **{"code-location": "127.0.0.1", "0.0.0.0": "127.0.0.1"},  # noqa: S104 - it is not bound
-            **{"4000": str(code), "3000": str(web)},
+            "postgres:5432": f"127.0.0.1:{port}",
+            "postgres": "127.0.0.1",
+            "5432": str(port),
+            "code-location": "127.0.0.1",
+            "0.0.0.0": "127.0.0.1",  # noqa: S104 - it is not bound
+            "4000": str(code),
+            "3000": str(web),
         }
         services = of_compose(SECRETS)
         found = Deployed(tmp_path, programs, services, here, QUICKER)
@@ -117,7 +121,7 @@ def next_worker(deployed: Deployed, before: Workers) -> Workers:
 
 def asked(deployed: Deployed, query: str) -> Any:  # noqa: ANN401 - JSON
     """What the web server answers."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
+    request = urllib.request.Request(
         f"http://127.0.0.1:{deployed.here['3000']}/graphql",
         data=json.dumps({"query": query}).encode(),
         headers={"Content-Type": "application/json"},

@@ -27,7 +27,13 @@ def tool(requirement: str, *command: str | Path) -> str:
 def test_compose_is_of_its_specification() -> None:
     """As its JSON schema has it."""
     file = DEPLOY / "compose/compose.yaml"
-    tool("check-jsonschema==0.39.0", "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file)
+    tool(
+        "check-jsonschema==0.39.0",
+        "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        file,
+    )
 
 
 def test_manifests_are_those_of_kubernetes() -> None:
@@ -57,7 +63,7 @@ def test_systemd_reads_the_units(tmp_path: Path) -> None:
 
 
 def test_the_chart_gets_what_compose_has() -> None:
-    """The same command, folder, account of the pod and settings of Dagster, each in its own words."""
+    """The same command, folder, user and settings of Dagster, each in its own words."""
     (code,) = VALUES["dagster-user-deployments"]["deployments"]
     service = COMPOSE["services"]["code-location"]
     port = ["-h", "0.0.0.0", "-p", str(code["port"])]  # noqa: S104 - as the chart has it
@@ -70,7 +76,9 @@ def test_the_chart_gets_what_compose_has() -> None:
         "tagConcurrencyLimits": INSTANCE["run_queue"]["tag_concurrency_limits"],
     }
     for kind, kept in INSTANCE["retention"].items():
-        assert VALUES["retention"][kind]["purgeAfterDays"].items() >= kept["purge_after_days"].items()
+        assert (
+            VALUES["retention"][kind]["purgeAfterDays"].items() >= kept["purge_after_days"].items()
+        )
     (account, _, _) = yaml.safe_load_all((DEPLOY / "helm/service-account.yaml").read_text())
     assert code["serviceAccount"]["name"] == account["metadata"]["name"]
     user = VALUES["dagsterDaemon"]["podSecurityContext"]["runAsUser"]
@@ -91,7 +99,7 @@ def test_the_image_starts_the_code_server_of_compose() -> None:
 
 
 def test_the_context_of_the_image_has_what_it_copies() -> None:
-    """What is built from is let through, one by one, and everything that a build of the wheel needs."""
+    """What the wheel is built from is let through, and is there."""
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     let_through = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert [name for name in let_through if not (CHECKOUT / name).exists()] == []
@@ -102,4 +110,4 @@ def test_the_settings_of_dagster_are_those_of_the_demo() -> None:
     """But for where its storage is."""
     file = CHECKOUT / "orchestration/dagster_amoro/demo/conf/dagster.yaml"
     tried = yaml.safe_load(file.read_text())
-    assert INSTANCE == {**tried, "storage": INSTANCE["storage"]}
+    assert {**tried, "storage": INSTANCE["storage"]} == INSTANCE
