@@ -26,8 +26,16 @@ from dagster_amoro_audit.orphan_history import build_orphan_history
 from dagster_amoro_audit.prune import build_prune_job, build_prune_schedule
 from dagster_amoro_audit.what_if.job import build_what_if_job
 
-AUDIT_TAGS: Final = {"dagster-amoro/audit": "true", PRIORITY_TAG: "-10"}
-"""Of the audit's runs: nobody waits for them, and the first is for a limit in dagster.yaml."""
+AUDIT_TAGS: Final = {
+    "dagster-amoro/audit": "true",
+    PRIORITY_TAG: "-10",
+    "dagster/max_runtime": "3600",
+}
+"""Of the audit's runs: nobody waits for them, and the first is for a limit in dagster.yaml.
+
+A run that ended with its code server looks to Dagster as if it went on. With the last one run
+monitoring ends it after an hour (in seconds), so that it does not hold that limit for ever.
+"""
 
 
 def build_definitions(

@@ -72,7 +72,7 @@ def replicated_postgresql() -> Iterator[Replicated]:
 
 @contextmanager
 def postgresql_on_tcp() -> Iterator[tuple[PostgresServer, int]]:
-    """A server that listens on a port of this host, and asks everybody but its owner who they are."""
+    """A server that listens on a port of this host, and asks all but its owner who they are."""
     with running_postgresql() as made:
         made.stop()  # it listens on a unix socket alone
         (made.pgdata / "pg_hba.conf").write_text(_ASKS)

@@ -1,4 +1,4 @@
-"""The page on backups: what it has one type copies the stores, and what it says happens then does."""
+"""What the page on backups has one type copies the stores, and what it says comes of it does."""
 
 import os
 import re
@@ -25,7 +25,6 @@ from tests.helpers.databases import postgresql_url_of
 from tests.helpers.fleet import Fleet, fleet
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "backup.md").read_text(encoding="utf-8")
-BY: Final = {"author": "ann", "reason": "a test"}
 ONE_ATTEMPT: Final = {"max_retries": 1}
 
 
@@ -97,7 +96,7 @@ def states(world: Fleet, resource_id: str) -> list[State]:
 
 
 def test_both_at_one_moment_go_on_from_there(stores: Apart) -> None:
-    """Given up since, it is tried again; attempts since are forgotten; what was added is unknown."""
+    """Given up since, it is tried again; attempts are forgotten; what was added is unknown."""
     world = stores.world
     world.worker("lost")
     world.tick()
@@ -121,12 +120,12 @@ def test_an_older_ledger_sees_how_the_fleet_is_now(stores: Apart) -> None:
     """What came back since did so by itself, what was given up is released, a pause holds again."""
     world = stores.world
     operations = world.services.operations
-    operations.pause(EVERYTHING, **BY)
+    operations.pause(EVERYTHING, author="ann", reason="a test")
     for name in ("back", "lost"):
         world.worker(name)
     world.tick()
     stores.save("ledger")
-    operations.resume(EVERYTHING, **BY)
+    operations.resume(EVERYTHING, author="ann", reason="done")
     (request,) = world.later().tick()
     assert world.launch(request).success
     world.register("back")
@@ -143,7 +142,7 @@ def test_an_older_ledger_sees_how_the_fleet_is_now(stores: Apart) -> None:
 
 
 def test_an_older_registry_has_what_was_given_up_since(stores: Apart) -> None:
-    """It is an orphan with a fresh budget; what was added since is there no more, and is released."""
+    """It is an orphan with a fresh budget; what was added since is gone, and is released."""
     world = stores.world
     world.worker("lost")
     stores.save("registry")
@@ -188,7 +187,7 @@ def test_a_ledger_that_was_put_back_needs_a_new_identity(
     kind: str,
     block: int,
 ) -> None:
-    """Its numbers were given away before: without it, what keeps late runs out refuses its starts."""
+    """Its numbers were given away before: what keeps late runs out refuses its starts."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with closing(Database(request.getfixturevalue(f"{kind}_url"), "ledger")) as database:
         before = Ledger(database)

@@ -1,4 +1,4 @@
-"""What `deploy/` describes: its processes, as Compose and as systemd have them, and on this host."""
+"""What `deploy/` describes: its processes, as Compose and systemd have them, and on this host."""
 
 import os
 import re

@@ -114,8 +114,9 @@ def registered(deployed: Deployed) -> Workers:
 
 
 def next_worker(deployed: Deployed, before: Workers) -> Workers:
-    """What is registered once something else is than before."""
+    """What is registered once something else is than before, and the run that did it is over."""
     wait_until(lambda: registered(deployed).items() - before.items() != set())
+    wait_until(lambda: not acted(deployed, "QUEUED", "NOT_STARTED", "STARTING", "STARTED"))
     return registered(deployed)
 
 
@@ -130,10 +131,12 @@ def asked(deployed: Deployed, query: str) -> Any:  # noqa: ANN401 - JSON
         return json.load(answer)["data"]
 
 
-def jobs_of_runs(deployed: Deployed) -> set[str]:
-    """The jobs of all runs that succeeded, as the web server has them."""
-    query = "{runsOrError(filter: {statuses: [SUCCESS]}) {... on Runs {results {jobName}}}}"
-    return {run["jobName"] for run in asked(deployed, query)["runsOrError"]["results"]}
+def acted(deployed: Deployed, *statuses: str) -> set[str]:
+    """The jobs of runs in one of these states that act on the fleet, as the web server has them."""
+    of = ", ".join(statuses)
+    query = f"{{runsOrError(filter: {{statuses: [{of}]}}) {{... on Runs {{results {{jobName}}}}}}}}"
+    found = {run["jobName"] for run in asked(deployed, query)["runsOrError"]["results"]}
+    return found & {"scale_up_groups", "restart_orphans"}
 
 
 def test_what_compose_describes_keeps_a_fleet_alive(deployed: Deployed) -> None:
@@ -159,7 +162,7 @@ def test_what_compose_describes_keeps_a_fleet_alive(deployed: Deployed) -> None:
     third = next_worker(deployed, second)
     assert set(third) == {name}
 
-    wait_until(lambda: jobs_of_runs(deployed) >= {"scale_up_groups", "restart_orphans"})
+    assert acted(deployed, "SUCCESS") == {"scale_up_groups", "restart_orphans"}
     for each in reversed(deployed.order):
         deployed.stop(each)
     assert registered(deployed) == third
