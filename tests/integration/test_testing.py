@@ -315,6 +315,19 @@ class TestTheContract:
             run(wrong)
         assert wrong is ReleasesNothing or not Good.workers
 
+    def test_without_a_count(self) -> None:
+        """What the container says of a launch that was lost is all there is."""
+        row = Resource(
+            resource_id="w-1", group_name="g", container_name="c", thread_count=1, memory_mb=0
+        )
+        trial = Trial(lambda: StartsASecond("c", {}))
+        problem = "a start whose answer was lost leaves its worker running beside the next one"
+        with pytest.raises(AssertionError, match=problem):
+            ContainerContract().test_a_start_whose_answer_was_lost_leaves_no_second_worker(
+                trial, row
+            )
+        trial.clean_up()
+
     def test_of_its_errors(self) -> None:
         """They are shown to people."""
         row = Resource(

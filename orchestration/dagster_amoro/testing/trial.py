@@ -85,6 +85,15 @@ class Trial:
         gone = within(self._patience, lambda: self.status(resource) != "running", _POLL)
         require(gone, "status is 'running' of a worker that died")
 
+    def is_gone(self, lost: Resource) -> None:
+        """Fails if a launch that nobody knows of runs beside a later one of its resource.
+
+        Where workers are counted, `runs` has seen that of the later one.
+        """
+        if self._count is None:
+            problem = "a start whose answer was lost leaves its worker running beside the next one"
+            require(self.status(lost) != "running", problem)
+
     def status(self, resource: Resource) -> str:
         """What the container says of a worker, if it says anything."""
         if not hasattr(self._build(), "status"):
