@@ -69,7 +69,7 @@ clean:
 	rm -rf $(FOLDER)
 
 # Exactly the versions of uv.lock, uv's own included.
-$(VENV)/ready: uv.lock pyproject.toml
+$(VENV)/ready: uv.lock pyproject.toml client/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed: make PYTHON=/path/to/python run"; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON), once; this takes a minute …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -78,11 +78,13 @@ $(VENV)/ready: uv.lock pyproject.toml
 	@touch $@
 
 # The lowest versions that pyproject.toml allows, as wheels, and the newest of what those need.
-$(LOWEST)/ready: $(VENV)/ready pyproject.toml
+$(LOWEST)/ready: $(VENV)/ready pyproject.toml client/pyproject.toml
 	@echo "Setting up $(LOWEST), once …"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip compile --quiet --no-header --all-extras --group test --only-binary :all: \
-		--resolution lowest-direct --python $(BIN)/python -o $(LOWEST)/versions.txt pyproject.toml
+		--no-emit-package dagster-amoro-worker --resolution lowest-direct \
+		--python $(BIN)/python -o $(LOWEST)/versions.txt pyproject.toml
 	@$(BIN)/uv pip sync --quiet --python $(LOWEST)/bin/python $(LOWEST)/versions.txt
-	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps \
+		--editable . --editable client
 	@touch $@

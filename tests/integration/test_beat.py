@@ -1,4 +1,7 @@
-"""`dagster-amoro beat` around real programs that know nothing of us, on a real registry."""
+"""`beat` around real programs that know nothing of us, on a real registry.
+
+As the plugin's command, and as that of the light client, which needs nothing of the plugin.
+"""
 
 import json
 import os
@@ -23,7 +26,8 @@ from dagster_amoro.stores.registry import Registry, optimizer
 from dagster_amoro.testing import ready_fleet
 
 PATIENCE_SECONDS = 60  # a deadline for what takes a second
-BEAT = [sys.executable, "-c", "from dagster_amoro.cli import main; main()", "beat"]
+PLUGIN = [sys.executable, "-c", "from dagster_amoro.cli import main; main()", "beat"]
+LIGHT = [sys.executable, "-c", "from dagster_amoro_worker.cli import main; main()"]
 WHO = ["--resource-id", "w-1", "--group", "g", "--container", "local", "--interval", "100 ms"]
 SHELL = ["sh", "-c", "echo up; while :; do sleep 0.05; done"]
 JAVA = """
@@ -39,8 +43,9 @@ public class Worker {
 class World:
     """A registry, and programs that say to it that they are alive."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: list[str]) -> None:
         self.folder = folder
+        self.command = command
         self.url = sa.URL.create("sqlite", database=str(folder / "registry.db"))
         self.registry = Registry(Database(self.url, "registry"), timedelta(minutes=1))
         self.registry.create()
@@ -49,7 +54,7 @@ class World:
     def beat(self, *command: str, options: list[str] | None = None) -> subprocess.Popen[str]:
         """The command line with this program."""
         environment = os.environ | {"DAGSTER_AMORO_REGISTRY": str(self.url)}
-        line = [*BEAT, *WHO, *(options or []), "--", *command]
+        line = [*self.command, *WHO, *(options or []), "--", *command]
         pipe = subprocess.PIPE
         process = subprocess.Popen(
             line, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -71,10 +76,10 @@ class World:
         self.registry.database.close()
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(params=[PLUGIN, LIGHT], ids=["plugin", "light"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A registry without workers."""
-    made = World(tmp_path)
+    made = World(tmp_path, request.param)
     yield made
     made.close()
 
@@ -197,38 +202,54 @@ def programs_of(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.crash_loop
 @pytest.mark.parametrize("language", ["shell", "java"])
-@pytest.mark.parametrize("killed", ["the program", "both"])
+@pytest.mark.parametrize(
+    ("killed", "command"), [("the program", LIGHT), ("beat", LIGHT), ("both", PLUGIN)]
+)
 def test_a_program_of_any_language_is_kept_alive(
-    tmp_path: Path, language: str, killed: str
+    tmp_path: Path, language: str, killed: str, command: list[str]
 ) -> None:
-    """Killed, it comes back under the same id; nothing of it is left when the fleet is released."""
+    """Killed, it comes back under the same id; nothing of it is left when the fleet is released.
+
+    It is not taken for alive before it is ready.
+    """
     program = SHELL if language == "shell" else java(tmp_path)
     url = sa.URL.create("sqlite", database=str(tmp_path / "fleet.db"))
     who = ["--resource-id", "{resource_id}", "--group", "{group_name}", "--container", "local"]
-    line = [*BEAT, *who, "--interval", "100 ms", "--registry", str(url), "--", *program]
+    ready = tmp_path / "ready"
+    options = ["--interval", "100 ms", "--registry", str(url), "--ready", f"test -e '{ready}'"]
+    line = [*command, *who, *options, "--", *program]
     properties = {"command": json.dumps(line), "log-dir": str(tmp_path / "logs")}
     registry = Registry(Database(url, "registry"), None)
     with ready_fleet(tmp_path, CommandContainer, properties) as fleet:
         fleet.start("w-1")
+        wait_for(lambda: "up" in printed(tmp_path / "logs"), "the program")
+        assert pids_of("w-1", registry) == []
+        ready.touch()
         wait_for(lambda: pids_of("w-1", registry), "the row")
         (pid,) = pids_of("w-1", registry)
-        wait_for(lambda: programs_of(pid), "the program")
-        victims = [*programs_of(pid), *([psutil.Process(pid)] if killed == "both" else [])]
-        for each in victims:
-            each.kill()
-        if killed == "both":
+        old = [*programs_of(pid), psutil.Process(pid)]
+        for each in {"the program": old[:-1], "beat": old[-1:], "both": old}[killed]:
+            with suppress(psutil.NoSuchProcess):  # what the shell waited for
+                each.kill()
+        if killed != "the program":
             fleet.lose("w-1")
         wait_for(lambda: not pids_of("w-1", registry), "the end of its row")
         assert [each.outcome for each in fleet.heal()] == ["started"]
+        assert not any(map(is_alive, old))
         wait_for(lambda: pids_of("w-1", registry), "the row of the new one")
         (new,) = pids_of("w-1", registry)
         assert new != pid
-        wait_for(lambda: programs_of(new), "the new program")
         programs = [*programs_of(new), psutil.Process(new)]
+        assert len(programs) > 1
         fleet.tick()
         fleet.container.release_resource(fleet.resource("w-1"))
         wait_for(lambda: not any(map(is_alive, programs)), "the end of all")
     registry.database.close()
+
+
+def printed(logs: Path) -> str:
+    """What the programs of a fleet have printed."""
+    return "".join(file.read_text() for file in logs.rglob("*.log"))
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -21,12 +21,12 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from dagster_amoro import worker as module
 from dagster_amoro.core.errors import StoreUnavailableError
-from dagster_amoro.stores import database as database_module
 from dagster_amoro.stores.database import Database, utc_now
 from dagster_amoro.stores.registry import Registry, optimizer
-from dagster_amoro.worker import Heartbeat
+from dagster_amoro_worker import Heartbeat
+from dagster_amoro_worker import heartbeat as module
+from dagster_amoro_worker import registry as registry_module
 
 TIMEOUT = timedelta(minutes=1)
 SHORT = timedelta(milliseconds=5)
@@ -40,7 +40,7 @@ HOSTILE = [
 WORKER = """
 import sys, time
 from datetime import timedelta
-from dagster_amoro.worker import Heartbeat
+from dagster_amoro_worker import Heartbeat
 with Heartbeat(
     sys.argv[1], resource_id="w-1", group_name="g", container_name="local",
     interval=timedelta(milliseconds=5),
@@ -279,16 +279,16 @@ def test_a_registration_whose_answer_was_lost_is_not_made_twice(
 ) -> None:
     """The commit held, the connection broke: the next beat finds the row."""
     heartbeat = world.heartbeat()
-    writing = heartbeat._database.writing
+    connected = heartbeat._registry.connected
 
     @contextmanager
-    def answer_lost() -> Iterator[sa.Connection]:
-        with writing() as connection:
-            yield connection
+    def answer_lost() -> Iterator[Callable[..., int]]:
+        with connected() as execute:
+            yield execute
         raise StoreUnavailableError
 
     with monkeypatch.context() as patch:
-        patch.setattr(heartbeat._database, "writing", answer_lost)
+        patch.setattr(heartbeat._registry, "connected", answer_lost)
         with pytest.raises(StoreUnavailableError):
             heartbeat.beat()
     first = world.row()["token"]
@@ -339,7 +339,7 @@ def test_a_locked_file_is_ridden_out(
     sqlite: World, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One warning for any number of failed beats, one line when it is back."""
-    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(registry_module, "LOCK_TIMEOUT_SECONDS", 0.01)
     heartbeat = sqlite.heartbeat()
     locker = sqlite3.connect(str(sqlite.url.database), isolation_level=None)
     tokens = []

@@ -20,8 +20,8 @@ from dagster_amoro.config import (
 )
 from dagster_amoro.config.sources import RESTART_KEYS, environment_key, show
 from dagster_amoro.core.errors import ConfigError
-from dagster_amoro.core.groups import UNITS
 from dagster_amoro.core.policy import Backoff, OnExhausted, RestartPolicy
+from dagster_amoro_worker.durations import UNITS
 
 SQLITE = "ams: {database.type: sqlite}\n"
 POSTGRES = (

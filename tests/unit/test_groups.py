@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dagster_amoro.core import groups
 from dagster_amoro.core.groups import (
-    UNITS,
     Group,
     absence_obstacle,
     heartbeat_obstacle,
@@ -20,6 +19,7 @@ from dagster_amoro.core.groups import (
     min_parallelism,
 )
 from dagster_amoro.core.values import parse_duration
+from dagster_amoro_worker.durations import UNITS
 from tests.helpers.inputs import SETTINGS
 
 FLAT: Final = "min-parallelism"

@@ -11,6 +11,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 PLUGIN: Final = ROOT / "orchestration" / "dagster_amoro"
 AUDIT: Final = ROOT / "assets" / "dagster_amoro_audit"
+CLIENT: Final = ROOT / "client" / "dagster_amoro_worker"
 PAGE: Final = ROOT / "CONTRIBUTING.md"
 ROOMS: Final = {path.stem for path in PLUGIN.iterdir()} - {"__init__"}
 
@@ -21,8 +22,8 @@ Arrows = dict[str, set[str]]
 def room_of(module: str) -> str | None:
     """The room of a module by its dotted name; None: it is not ours, or only the public API."""
     package, _, rest = module.partition(".")
-    if package == AUDIT.name:
-        return "audit"
+    if package in {AUDIT.name, CLIENT.name}:
+        return "audit" if package == AUDIT.name else "client"
     room = rest.partition(".")[0]
     return room if package == PLUGIN.name and room in ROOMS else None
 
@@ -39,7 +40,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def arrows() -> Arrows:
     """Which room imports which, read from the code; the public API itself is no room."""
     found: Arrows = {}
-    for package in (PLUGIN, AUDIT):
+    for package in (PLUGIN, AUDIT, CLIENT):
         for file in package.rglob("*.py"):
             name = ".".join(file.relative_to(package.parent).with_suffix("").parts)
             room = room_of(name.removesuffix(".__init__"))

@@ -28,6 +28,7 @@ from dagster_amoro.healing.verbs import (
     by_declaration,
     os_user,
 )
+from dagster_amoro_worker.cli import beat_command
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -178,59 +179,13 @@ def _os_user() -> str:
         return ""
 
 
-@main.command()
-@click.option("--resource-id", required=True, help="The resource that the program stands for.")
-@click.option("--group", "group_name", required=True, help="Its group.")
-@click.option("--container", "container_name", required=True, help="What has started it.")
-@click.option("--threads", "thread_count", default=1, show_default=True, help="It works with.")
-@click.option("--memory-mb", default=0, help="In MiB; 0: not said.")
-@click.option("--interval", default="10 s", show_default=True, help="Between two heartbeats.")
-@click.option(
-    "--ready",
-    default="",
-    metavar="COMMAND",
-    help="Ends with 0 once the program is ready, and may be registered; asked every second.",
-)
-@click.option(
-    "--registry",
-    envvar="DAGSTER_AMORO_REGISTRY",
-    metavar="URL",
-    help="Its database, as SQLAlchemy writes it; with a password, better in "
-    "$DAGSTER_AMORO_REGISTRY. Left out: that of config.yaml.",
-)
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_obj
-def beat(
-    conf_dir: Path | None,
-    /,
-    *,
-    command: tuple[str, ...],
-    ready: str,
-    registry: str | None,
-    interval: str,
-    **worker: Any,  # noqa: ANN401 - what a heartbeat says
-) -> None:
-    """Runs a program with a heartbeat: dagster-amoro beat ... -- COMMAND [ARGUMENT]...
-
-    Signals are passed on to the program; this process ends when and as the program does.
-    """
-    from dagster_amoro import beat as around  # noqa: PLC0415 - see the module
-
-    try:
-        url = registry or _registry_of(conf_dir)
-        heartbeat = around.heartbeat(url, interval=interval, **worker)
-        code = around.keep(command, heartbeat, around.split(ready))
-    except KeeperError as error:
-        _say(describe(error), err=True)
-        sys.exit(UNUSABLE)
-    around.end_like(code)
-
-
-def _registry_of(conf_dir: Path | None) -> "sa.URL":
+def _registry_of_config() -> "sa.URL":
     from dagster_amoro.config import load_settings  # noqa: PLC0415 - see the module
 
-    return load_settings(conf_dir).database_url
+    return load_settings(click.get_current_context().obj).database_url
 
+
+main.add_command(beat_command("beat", _registry_of_config))
 
 _add(CHECK, _check, _JSON)
 _add(STATUS, _status, _JSON)

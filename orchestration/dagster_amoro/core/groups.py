@@ -14,17 +14,8 @@ from dagster_amoro.core.errors import PropertiesError
 from dagster_amoro.core.formatting import duration
 from dagster_amoro.core.policy import TickSettings
 from dagster_amoro.core.properties import parse_properties
+from dagster_amoro_worker.durations import JAVA_BLANKS, UNITS, nanoseconds
 
-UNITS: Final = {  # of Amoro's durations: nanoseconds, by label; no label means milliseconds
-    "": 10**6,
-    **dict.fromkeys(("d", "day", "days"), 86_400 * 10**9),
-    **dict.fromkeys(("h", "hour", "hours"), 3_600 * 10**9),
-    **dict.fromkeys(("min", "minute", "minutes"), 60 * 10**9),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 10**9),
-    **dict.fromkeys(("ms", "milli", "millis", "millisecond", "milliseconds"), 10**6),
-    **dict.fromkeys(("\u00b5s", "micro", "micros", "microsecond", "microseconds"), 10**3),
-    **dict.fromkeys(("ns", "nano", "nanos", "nanosecond", "nanoseconds"), 1),
-}
 _HEARTBEAT: Final = "heart-beat-interval"  # of resources, in ms; Amoro's optimizers have 10 s
 MIN_PARALLELISM: Final = "min-parallelism"
 """How many threads a group has at least; deprecated in Amoro, and still what most groups have."""
@@ -39,11 +30,8 @@ _SPANS: Final = {
     "dynamic-allocation.drain-timeout": "15min",
 }
 _INT_MAX: Final = 2**31 - 1
-_LONG_MAX: Final = 2**63 - 1
 _INTEGER: Final = re.compile(r"([+-]?)0*(\d{1,10})")  # with the digits of any script, as in Java
 _MILLISECONDS: Final = re.compile(r"[+-]?0*[0-9]{1,15}")
-_DURATION: Final = re.compile(r"0*([0-9]{1,19})(.*)", re.DOTALL)
-_BLANKS: Final = "".join(map(chr, range(0x21)))  # what Java trims
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +53,7 @@ def min_parallelism(group: Group) -> int | None:
     if text is None:
         return None
     try:
-        return max(0, _integer(text.strip(_BLANKS)))
+        return max(0, _integer(text.strip(JAVA_BLANKS)))
     except ValueError:
         return 0
 
@@ -142,7 +130,7 @@ def _floor_text(given: Mapping[str, str]) -> str | None:
 
 def _sizes_hold(given: Mapping[str, str]) -> bool:
     floor_text = _floor_text(given)
-    least = 0 if floor_text is None else _integer(floor_text.strip(_BLANKS))
+    least = 0 if floor_text is None else _integer(floor_text.strip(JAVA_BLANKS))
     most = _integer(given.get("dynamic-allocation.max-parallelism", ""))  # it is required
     unit = _integer(given.get("dynamic-allocation.executor-parallelism", "1"))
     if not (0 <= least <= most <= _MOST_THREADS and 1 <= unit <= most):
@@ -164,12 +152,3 @@ def _integer(text: str) -> int:
     if not -_INT_MAX - 1 <= number <= _INT_MAX or max(text) > "\uffff":
         raise ValueError("no integer of Java")
     return number
-
-
-def nanoseconds(text: str) -> int:
-    """A duration as Amoro reads it, or ValueError; AMS fails over more than a long of them."""
-    match = _DURATION.fullmatch(text.strip(_BLANKS))
-    unit = UNITS.get(match[2].strip(_BLANKS).lower()) if match else None
-    if not match or not unit or int(match[1]) > min(_LONG_MAX, _LONG_MAX * UNITS["ms"] // unit):
-        raise ValueError("no duration of Amoro")
-    return int(match[1]) * unit

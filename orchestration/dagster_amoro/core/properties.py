@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dagster_amoro.core.errors import PropertiesError, shorten
+from dagster_amoro_worker.properties import dump_properties
+
+__all__ = ["dump_properties", "merge_properties", "parse_properties"]
 
 _LITERALS: Final = {True: "true", False: "false", None: None}
-_ESCAPE: Final = re.compile(r"\\(?:u(....)|.)")
 # Texts go as far as the end where a quote is missing, so that whatever stands there is read once.
 _TOKEN: Final = re.compile(
     r"""
@@ -42,15 +44,6 @@ def merge_properties(text: str | None, startup: Mapping[str, str]) -> str:
     Raises `PropertiesError` as `parse_properties` does.
     """
     return dump_properties({**_parse(text), **startup})
-
-
-def dump_properties(properties: Mapping[str, str | None]) -> str:
-    """The text that AMS would store; never NULL and never blank, both of which break AMS.
-
-    To the byte: AMS's Jackson writes control characters with upper-case digits.
-    """
-    text = json.dumps(dict(properties), ensure_ascii=False, separators=(",", ":"))
-    return _ESCAPE.sub(lambda found: f"\\u{found[1].upper()}" if found[1] else found[0], text)
 
 
 def _parse(text: str | None) -> dict[str, str | None]:

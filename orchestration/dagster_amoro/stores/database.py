@@ -1,13 +1,13 @@
 """How a store talks to its database: engines, transactions, time and errors, in one place."""
 
 import os
-import re
 import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -16,15 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
 from dagster_amoro.core.errors import ConfigError, StoreUnavailableError, UnansweredCommitError
+from dagster_amoro_worker.registry import CLOCKS, PATIENCE, connect_in_turn, reason
 
 LOCK_TIMEOUT_SECONDS: Final = 10  # a tick has 60 s in all
 # A process that is paused within a transaction would keep its locks, and the others waiting.
 _IDLE_SECONDS: Final = 30
-_PATIENCE: Final = {
-    "connect_timeout": "10",  # s, to connect to a server that does not answer
-    "keepalives_idle": "10",  # s, until a silent server is asked whether it is there
-    "tcp_user_timeout": "10000",  # ms, until one that does not answer counts as gone
-}
 # Connections are made as they are needed and kept; an overflow would be closed after each use, and
 # made anew for the next of the many threads of a run.
 _POOL: Final[Mapping[str, Any]] = {"pool_size": 15, "max_overflow": 0}
@@ -34,7 +30,6 @@ _WRITES: Final = "dagster_amoro_writes"
 _TURNS: Final[defaultdict[str, threading.Lock]] = defaultdict(threading.Lock)
 _CREATION: Final = int.from_bytes(b"amoro")  # the lock under which tables are created
 _UNSENDABLE: Final = (UnicodeEncodeError, OverflowError)  # what drivers raise for values like that
-_MYSQL_VALUE: Final = re.compile(r"(entry|value:) '.*' for ", re.DOTALL)
 
 
 class Database:
@@ -182,15 +177,8 @@ def _commit(connection: sa.Connection) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in the driver's words, without statements and values.
-
-    SQLAlchemy adds the statement; PostgreSQL does so too, or adds the whole row, from its second
-    line on; MySQL puts the value in the middle.
-    """
-    cause = getattr(error, "orig", None) or error
-    text = cause.args[-1] if len(cause.args) == 2 else cause  # noqa: PLR2004 - MySQL: number, text
-    first_line = _MYSQL_VALUE.sub(r"\1 for ", str(text)).strip().partition("\n")[0]
-    return f"{type(cause).__name__}: {first_line}".removesuffix(": ")
+    """What went wrong, in the driver's words, without the statement that SQLAlchemy adds."""
+    return reason(getattr(error, "orig", None) or error)
 
 
 def _engine(url: sa.URL) -> sa.Engine:
@@ -202,7 +190,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if url.drivername == "postgresql+psycopg":  # PyMySQL waits for 10 s by itself
-        url = url.update_query_dict({**_PATIENCE, **url.query})
+        url = url.update_query_dict({**PATIENCE, **url.query})
     engine = sa.create_engine(
         url, isolation_level="READ COMMITTED", pool_pre_ping=True, hide_parameters=True, **_POOL
     )
@@ -238,17 +226,10 @@ def _connect_in_turn(
 
     They stand in the URL as for libpq, as `host=a,b` and `port=1,2` of its query part.
     """
-    hosts = str(named.get("host", "")).split(",")
-    ports = str(named.get("port", 3306)).split(",")
-    if len(hosts) < 2:  # noqa: PLR2004 - several
+    if "," not in str(named.get("host", "")):
         return None
-    failed: list[Exception] = []
-    for host, port in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True):
-        try:
-            return dialect.connect(*arguments, **{**named, "host": host, "port": int(port)})
-        except dialect.loaded_dbapi.OperationalError as error:
-            failed.append(error)
-    raise type(failed[-1])(failed[-1].args[0], "; ".join(str(each.args[-1]) for each in failed))
+    refused = dialect.loaded_dbapi.OperationalError
+    return connect_in_turn(partial(dialect.connect, *arguments), named, refused)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
@@ -311,7 +292,4 @@ class utc_now(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - named
 
 @compiles(utc_now)
 def _utc_now(_now: utc_now, compiler: sa.Compiled, **_: object) -> str:
-    return {
-        "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
-        "postgresql": "timezone('utc', clock_timestamp())",
-    }.get(compiler.dialect.name, "utc_timestamp(6)")
+    return CLOCKS.get(compiler.dialect.name, CLOCKS["mysql"])

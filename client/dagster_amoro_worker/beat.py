@@ -9,11 +9,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-import sqlalchemy as sa
-
-from dagster_amoro.core.errors import ConfigError
-from dagster_amoro.core.values import parse_duration
-from dagster_amoro.worker import Heartbeat
+from dagster_amoro_worker.durations import parse_duration
+from dagster_amoro_worker.errors import ConfigError
+from dagster_amoro_worker.heartbeat import Heartbeat
+from dagster_amoro_worker.registry import Url
 
 _PASSED_ON: Final = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
@@ -23,7 +22,7 @@ _ASKING_SECONDS: Final = 10.0  # that one readiness command may take
 _PAUSE_SECONDS: Final = 1.0  # between two of them
 
 
-def heartbeat(url: str | sa.URL, *, interval: str, **worker: Any) -> Heartbeat:  # noqa: ANN401
+def heartbeat(url: str | Url, *, interval: str, **worker: Any) -> Heartbeat:  # noqa: ANN401
     """A heartbeat as the command line says it.
 
     Args:
@@ -40,8 +39,6 @@ def heartbeat(url: str | sa.URL, *, interval: str, **worker: Any) -> Heartbeat: 
         raise ConfigError(f"--interval is {interval!r}; {error}") from None
     try:
         return Heartbeat(url, interval=every, **worker)
-    except sa.exc.ArgumentError:  # whose text may be the URL, with its password
-        raise ConfigError("the registry's URL cannot be read: accepted is SQLAlchemy's") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
