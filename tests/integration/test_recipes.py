@@ -1,9 +1,9 @@
 """What the pages have one type or copy does what they say; tests of their own run the rest.
 
 Python is run by `test_readme`, the page on alerting by `test_alerting_page`, that on backups by
-`test_backups`, statements of SQL by `test_attached_registry` and `test_views`, `defs.yaml` by
-`test_component`, and the programs of Dagster by `test_operator_page`, and by `test_component` and
-`test_deploy` of the packaging.
+`test_backups`, that on heartbeats by `test_heartbeats`, statements of SQL by
+`test_attached_registry` and `test_views`, `defs.yaml` by `test_component`, and the programs of
+Dagster by `test_operator_page`, and by `test_component` and `test_deploy` of the packaging.
 """
 
 import re
@@ -49,6 +49,7 @@ fleet:
 """
 ELSEWHERE: Final = {"amoro.md": {"export", "touch", "dagster-webserver", "dagster-daemon"}}
 ELSEWHERE["dagster.md"] = {"dg"}
+ELSEWHERE["heartbeats.md"] = {"dagster-amoro-beat"}
 ELSEWHERE["README.md"] = {"export"}  # as on the page for operators of Amoro
 ELSEWHERE["backup.md"] = {"pg_dump", "pg_restore"}
 # What a host, an engine and a cluster have; which files of ours they are given is looked at.
@@ -83,13 +84,17 @@ def our_own() -> list[list[str]]:
 def test_what_is_typed_is_there(page: str) -> None:
     """A target of make, an extra of the wheel, a command of ours, or what another test runs."""
     targets = re.findall(r"^([\w-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    projects = {
+        project["name"]: project["optional-dependencies"]
+        for folder in (CHECKOUT, CHECKOUT / "client")
+        if (project := tomllib.loads((folder / "pyproject.toml").read_text())["project"])
+    }
     for program, *arguments in lines(page):
         if program == "make":
             assert set(arguments) <= set(targets)
         elif program == "pip":
-            (extra,) = re.findall(r"^dagster-amoro\[(\w+)\]$", arguments[-1])
-            assert extra in project["optional-dependencies"]
+            ((name, extra),) = re.findall(r"^([a-z-]+)\[(\w+)\]$", arguments[-1])
+            assert extra in projects[name]
         elif program == "dagster-amoro":
             assert arguments[0] in main.commands
         else:
@@ -140,7 +145,7 @@ def test_settings_of_the_pages_can_be_used() -> None:
     """No key of theirs is unknown, and no value is refused."""
     (amoro,), (container,) = blocks("amoro.md", "yaml"), blocks("containers.md", "yaml")
     (check_in, _), (units,) = blocks("alerting.md", "yaml"), blocks("write-a-container.md", "yaml")
-    (fleet,) = blocks("fleets.md", "yaml")
+    (fleet,), (worker,) = blocks("fleets.md", "yaml"), blocks("heartbeats.md", "yaml")
     local = {"name": "local", "container-impl": "dagster_amoro.testing.RecordingContainer"}
     base: dict[str, Any] = {
         "ams": {
@@ -150,7 +155,7 @@ def test_settings_of_the_pages_can_be_used() -> None:
         "keeper": {"registry": "standalone"},
         "containers": [local],
     }
-    for text in (amoro, container, check_in, units, fleet, *_blocks(EXAMPLE, "yaml")):
+    for text in (amoro, container, check_in, units, fleet, worker, *_blocks(EXAMPLE, "yaml")):
         given = yaml.safe_load(text)
         merged = {
             name: {**base.get(name, {}), **section} if isinstance(section, dict) else section

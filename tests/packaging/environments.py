@@ -1,4 +1,4 @@
-"""Fresh environments with the built wheel, made by uv."""
+"""Fresh environments with the built wheels, made by uv."""
 
 import os
 import subprocess
@@ -35,20 +35,32 @@ def run(command: Sequence[str | Path], folder: Path, **variables: str) -> str:
 
 
 def build(kind: str, folder: Path) -> Path:
-    """The wheel or the source distribution of this checkout, as `kind` says: wheel or sdist."""
-    run([_UV, "build", "--quiet", f"--{kind}", "--out-dir", folder, CHECKOUT], CHECKOUT)
-    (built,) = folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    """The wheel or the source distribution of this checkout, as `kind` says: wheel or sdist.
+
+    That of the light client, which it needs, is beside it.
+    """
+    for source in (CHECKOUT, CHECKOUT / "client"):
+        run([_UV, "build", "--quiet", f"--{kind}", "--out-dir", folder, source], CHECKOUT)
+    (built,) = folder.glob(f"dagster_amoro-*.{'whl' if kind == 'wheel' else 'tar.gz'}")
     return built
 
 
-def environment(folder: Path, wheel: Path, *others: str, locked: bool = True) -> Path:
+def client_of(built: Path) -> Path:
+    """The light client that was built beside the plugin."""
+    (client,) = built.parent.glob(f"dagster_amoro_worker-*{''.join(built.suffixes[-1:])}")
+    return client
+
+
+def environment(folder: Path, wheel: Path | str, *others: str, locked: bool = True) -> Path:
     """The folder of the programs of a new environment with the wheel, on this Python.
 
     Where it is `locked`, all libraries are those of uv.lock; otherwise they are chosen anew.
     """
     run([_UV, "venv", "--quiet", "--python", sys.executable, folder], CHECKOUT)
-    pins: list[str | Path] = ["--constraints", _pins(folder)] if locked else []
-    install(folder / "bin", *pins, wheel, *others)
+    options: list[str | Path] = ["--constraints", _pins(folder)] if locked else []
+    if isinstance(wheel, Path):
+        options += ["--find-links", wheel.parent]
+    install(folder / "bin", *options, wheel, *others)
     return folder / "bin"
 
 
@@ -61,6 +73,6 @@ def install(programs: Path, *arguments: str | Path) -> None:
 def _pins(folder: Path) -> Path:
     """The versions of uv.lock, as a file."""
     file = folder / "pins.txt"
-    export = ["export", "--quiet", "--frozen", "--no-hashes", "--no-emit-project", "--all-extras"]
+    export = ["export", "--quiet", "--frozen", "--no-hashes", "--no-emit-workspace", "--all-extras"]
     run([_UV, *export, "--output-file", file], CHECKOUT)
     return file

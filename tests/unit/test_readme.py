@@ -33,7 +33,7 @@ PAGES: Final = {
 }
 OPERATING: Final = PAGES[Path("docs/operations.md")]
 RETENTION: Final = PAGES[Path("docs/retention.md")]
-PUBLIC: Final = {"dagster_amoro", "dagster_amoro.testing"}
+PUBLIC: Final = {"dagster_amoro", "dagster_amoro.testing", "dagster_amoro_worker"}
 
 
 def blocks(text: str, language: str) -> list[str]:
