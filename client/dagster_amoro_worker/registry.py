@@ -98,7 +98,7 @@ class _Kind(NamedTuple):
     """What one kind of database has of its own."""
 
     driver: str  # the name of its module
-    open: Callable[[Any, Url], Any]  # a connection that commits each statement by itself
+    connect: Callable[[Any, Url], Any]  # gives a connection that commits each statement by itself
     clock: str
     value: str  # how a value is marked in a statement; `\1` is its name
     limit_waits: str = ""  # a statement
@@ -134,7 +134,7 @@ class Registry:
         StoreUnavailableError says that the database does not answer as it should.
         """
         try:
-            with closing(self._kind.open(self._driver, self._url)) as connection:
+            with closing(self._kind.connect(self._driver, self._url)) as connection:
                 execute = partial(self._execute, connection)
                 if self._kind.limit_waits:
                     execute(self._kind.limit_waits)
@@ -212,9 +212,7 @@ def connect_in_turn(
 
 def libpq_arguments(url: Url) -> dict[str, object]:
     """What PostgreSQL's driver is told; what the URL says counts before our patience."""
-    named = {"host": url.host, "port": url.port, "user": url.username, "password": url.password}
-    named["dbname"] = url.database
-    return {**PATIENCE, **{key: value for key, value in named.items() if value}, **_texts(url)}
+    return {**PATIENCE, **_server(url, "dbname"), **_texts(url)}
 
 
 def pymysql_arguments(url: Url) -> dict[str, object]:
@@ -224,10 +222,14 @@ def pymysql_arguments(url: Url) -> dict[str, object]:
         for key, text in _texts(url).items()
     }
     tls = {key: said.pop(f"ssl_{key}") for key in _TLS if f"ssl_{key}" in said}
+    given = {**_server(url, "database"), **said, **({"ssl": tls} if tls else {})}
+    return {**given, "client_flag": _FOUND_ROWS, "autocommit": True}
+
+
+def _server(url: Url, database: str) -> dict[str, object]:
+    """Where the server is and who connects, as drivers call it, but for the name of the database."""
     named = {"host": url.host, "port": url.port, "user": url.username, "password": url.password}
-    named["database"] = url.database
-    given = {key: value for key, value in {**named, "ssl": tls}.items() if value}
-    return {**given, **said, "client_flag": _FOUND_ROWS, "autocommit": True}
+    return {key: value for key, value in {**named, database: url.database}.items() if value}
 
 
 def _texts(url: Url) -> dict[str, str]:

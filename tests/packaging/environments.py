@@ -47,7 +47,7 @@ def build(kind: str, folder: Path) -> Path:
 
 def client_of(built: Path) -> Path:
     """The light client that was built beside the plugin."""
-    (client,) = built.parent.glob(f"dagster_amoro_worker-*{''.join(built.suffixes[-1:])}")
+    (client,) = built.parent.glob(f"dagster_amoro_worker-*{built.suffix}")
     return client
 
 
