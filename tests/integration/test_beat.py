@@ -24,6 +24,7 @@ from dagster_amoro.cli import UNUSABLE
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.registry import Registry, optimizer
 from dagster_amoro.testing import ready_fleet
+from tests.helpers.waiting import is_alive
 
 PATIENCE_SECONDS = 60  # a deadline for what takes a second
 PLUGIN = [sys.executable, "-c", "from dagster_amoro.cli import main; main()", "beat"]
@@ -250,10 +251,3 @@ def test_a_program_of_any_language_is_kept_alive(
 def printed(logs: Path) -> str:
     """What the programs of a fleet have printed."""
     return "".join(file.read_text() for file in logs.rglob("*.log"))
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it still does something."""
-    with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False

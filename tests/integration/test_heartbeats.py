@@ -7,10 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from dagster_amoro.stores.registry import Registry, optimizer
 from dagster_amoro_worker.registry import CLOCKS, REGISTER, TOUCH, UNREGISTER
 from tests.helpers.databases import NO_MARIADB, administering, running_mariadb
 from tests.helpers.replication import free_ports
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import is_alive, wait_until
 
 CHECKOUT: Final = Path(__file__).parents[2]
 PAGE: Final = (CHECKOUT / "docs" / "heartbeats.md").read_text(encoding="utf-8")
@@ -64,9 +65,14 @@ class Fleet:
         with self.database.reading() as connection:
             return [dict(row) for row in connection.execute(sa.select(optimizer)).mappings()]
 
-    def token(self) -> object:
-        """That of the only row; None: there is none."""
-        return next((row["token"] for row in self.rows()), None)
+    def token(self) -> str:
+        """That of the only row; empty: there is none."""
+        return next((str(row["token"]) for row in self.rows()), "")
+
+    def forget(self) -> None:
+        """Deletes all rows, as if they had been too old."""
+        with self.database.writing() as connection:
+            connection.execute(sa.delete(optimizer))
 
     def age(self, by: timedelta) -> None:
         """The last touch was so long ago."""
@@ -161,38 +167,41 @@ def test_a_worker_needs_the_rights_that_the_page_names(
 @contextmanager
 def started(command: list[str], folder: Path, **variables: str) -> Iterator[psutil.Popen]:
     """A program of the page; whatever of it still runs at the end is killed."""
-    with (folder / "said").open("w") as output:
+    with (folder / "said").open("w") as said:
         process = psutil.Popen(
-            command, cwd=folder, env=os.environ | variables, stdout=output, stderr=output
+            command,
+            cwd=folder,
+            env=os.environ | variables,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
     try:
         yield process
     finally:
-        left = [process, *process.children(recursive=True)] if process.is_running() else []
-        for each in left:
-            each.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def lives_and_dies(fleet: Fleet, command: list[str], folder: Path, **variables: str) -> None:
     """The program is alive, comes back where its row went, and is missed when it was ended."""
     with started(command, folder, **variables) as process:
-        wait_until(fleet.token)
+        wait_until(lambda: fleet.token() != "")
         first = fleet.token()
         assert fleet.is_alive()
-        fleet.age(TIMEOUT + timedelta(seconds=1))
-        fleet.is_alive()
-        wait_until(lambda: fleet.token() not in {None, first})
+        fleet.forget()
+        wait_until(lambda: fleet.token() not in {"", first})
         process.terminate()
         process.wait()
-        wait_until(lambda: fleet.token() is None)
+        wait_until(lambda: fleet.token() == "")
         assert not fleet.is_alive()
     with started(command, folder, **variables) as process:
-        wait_until(fleet.token)
+        wait_until(lambda: fleet.token() != "")
         children = process.children(recursive=True)
         process.kill()
         process.wait()
-        wait_until(lambda: not any(each.is_running() for each in children))
+        wait_until(lambda: not any(map(is_alive, children)))
         assert fleet.is_alive()
         fleet.age(TIMEOUT + timedelta(seconds=1))
         assert not fleet.is_alive()
@@ -246,7 +255,7 @@ def test_the_command_of_the_page_runs(
     (line,) = re.findall(r"^dagster-amoro-beat (.*)$", PAGE, re.MULTILINE)
     variables = os.environ | {"DAGSTER_AMORO_REGISTRY": str(sqlite_url)}
     process = subprocess.Popen([*LIGHT, *shlex.split(line)], env=variables)
-    wait_until(fleet.token)
+    wait_until(lambda: fleet.token() != "")
     assert fleet.is_alive()
     assert process.wait() == 0
     assert not fleet.is_alive()

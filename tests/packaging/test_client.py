@@ -52,8 +52,7 @@ def test_it_is_small_and_works_alone(
     command = [str(programs / "dagster-amoro-beat"), *WHO, "--", "sleep", "600"]
     process = subprocess.Popen(command, env=clean_environment(DAGSTER_AMORO_REGISTRY=url))
     try:
-        wait_until(registered)
-        assert registered() == ["w-1"]
+        wait_until(lambda: registered() == ["w-1"])
     finally:
         process.terminate()
         process.wait()
