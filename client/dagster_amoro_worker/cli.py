@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 UNUSABLE: Final = 2  # exit code where the configuration or the command line cannot be used
 _WORKER: Final = (
-    click.Option(["--resource-id"], required=True, help="The resource that the program stands for."),
+    click.Option(["--resource-id"], required=True, help="The resource that it stands for."),
     click.Option(["--group", "group_name"], required=True, help="Its group."),
     click.Option(["--container", "container_name"], required=True, help="What has started it."),
-    click.Option(["--threads", "thread_count"], default=1, show_default=True, help="It works with."),
-    click.Option(["--memory-mb"], default=0, help="In MiB; 0: not said."),
     click.Option(
-        ["--interval"], default="10 s", show_default=True, help="Between two heartbeats."
+        ["--threads", "thread_count"], default=1, show_default=True, help="It has so many."
     ),
+    click.Option(["--memory-mb"], default=0, help="In MiB; 0: not said."),
+    click.Option(["--interval"], default="10 s", show_default=True, help="Between two heartbeats."),
     click.Option(
         ["--ready"],
         default="",

@@ -227,7 +227,7 @@ def pymysql_arguments(url: Url) -> dict[str, object]:
 
 
 def _server(url: Url, database: str) -> dict[str, object]:
-    """Where the server is and who connects, as drivers call it, but for the name of the database."""
+    """Where the server is and who connects; how the database is called, drivers do not agree."""
     named = {"host": url.host, "port": url.port, "user": url.username, "password": url.password}
     return {key: value for key, value in {**named, database: url.database}.items() if value}
 

@@ -81,7 +81,10 @@ def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
         *("sqlite:////var/lib/registry.db", "sqlite:///a b/registry.db", "sqlite:////a%20b#c.db"),
         *("postgresql+psycopg://u:p%40w%2F@host:5433/db", "postgresql://a,b/db?port=1,2"),
         *("postgresql://u@/db?host=/run/postgresql&sslmode=require", "mysql+pymysql://u:p@h/d"),
-        *("mariadb://u:@[::1]:3307/my%20db?charset=utf8mb4", "postgresql://host/db?options=-cx%3Dy"),
+        *(
+            "mariadb://u:@[::1]:3307/my%20db?charset=utf8mb4",
+            "postgresql://host/db?options=-cx%3Dy",
+        ),
     ],
 )
 def test_a_url_means_what_it_means_for_the_keeper(text: str) -> None:
