@@ -159,6 +159,7 @@ def test_a_worker_needs_the_rights_that_the_page_names(
     rights = ", ".join(re.findall(r"[A-Z]{2,}", named[1]))
     with database.rehearsing() as connection:
         connection.exec_driver_sql("CREATE ROLE small_worker")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO small_worker")  # as it is usual
         connection.exec_driver_sql(f"GRANT {rights} ON optimizer TO small_worker")
         connection.exec_driver_sql("SET LOCAL ROLE small_worker")
         assert [send(connection, each, "t") for each in statements("postgresql")] == [1, 1, 1]
