@@ -7,7 +7,6 @@ checks, settings, and the script that makes the databases.
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,11 +22,11 @@ from dagster_amoro.stores.registry import optimizer
 from tests.helpers.replication import free_ports, postgresql_on_tcp
 from tests.helpers.waiting import wait_until
 from tests.packaging.deployed import COMPOSE, DEPLOY, UNITS, Deployed, of_compose, of_systemd, unit
-from tests.packaging.environments import CHECKOUT, build, environment
+from tests.packaging.environments import build, environment
 
 pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
 
-PAGE: Final = (CHECKOUT / "docs" / "deployment.md").read_text(encoding="utf-8")
+FLEET: Final = ("etl-1", "etl-2")  # as config.yaml declares it
 # With what a URL, a shell and SQL would read in another way.
 SECRETS: Final = {
     "POSTGRES_PASSWORD": "not asked for here",
@@ -111,9 +110,14 @@ def registered(deployed: Deployed) -> Workers:
     return {row.resource_id: (row.token, int(json.loads(row.properties)["job-id"])) for row in rows}
 
 
-def next_worker(deployed: Deployed, before: Workers) -> Workers:
-    """What is registered once something else is than before, and the run that did it is over."""
-    wait_until(lambda: registered(deployed).items() - before.items() != set())
+def back(deployed: Deployed, before: Workers, *names: str) -> Workers:
+    """What is registered once these workers are anew, and the runs that did it are over."""
+
+    def are_anew() -> bool:
+        found = registered(deployed)
+        return all(found.get(name, before.get(name)) != before.get(name) for name in names)
+
+    wait_until(are_anew)
     wait_until(lambda: not acted(deployed, "QUEUED", "NOT_STARTED", "STARTING", "STARTED"))
     return registered(deployed)
 
@@ -134,48 +138,37 @@ def acted(deployed: Deployed, *statuses: str) -> set[str]:
     of = ", ".join(statuses)
     query = f"{{runsOrError(filter: {{statuses: [{of}]}}) {{... on Runs {{results {{jobName}}}}}}}}"
     found = {run["jobName"] for run in asked(deployed, query)["runsOrError"]["results"]}
-    return found & {"scale_up_groups", "restart_orphans"}
+    return found & {"keeper_apply", "restart_orphans"}
 
 
 def test_what_compose_describes_keeps_a_fleet_alive(deployed: Deployed) -> None:
-    """The code location ends with its worker, as a container does; then alone, as a unit does.
+    """The code location ends with its workers, as a container does; then alone, as a unit does.
 
-    Each time the worker is there in the end, under its id; and nothing is left that was not meant.
+    Each time they are there in the end, under their ids; and nothing is left that was not meant.
     """
     for name in deployed.order:
         deployed.start(name)
-    declare_as_the_page_does(deployed)
-    first = next_worker(deployed, {})
-    (name,) = first
+    first = back(deployed, {}, *FLEET)
 
     deployed.end_container("code-location")
     deployed.start("code-location")
-    second = next_worker(deployed, first)
-    assert set(second) == {name}
+    second = back(deployed, first, *FLEET)
 
     deployed.stop("code-location")
     deployed.start("code-location")
     assert registered(deployed) == second
-    os.kill(second[name][1], signal.SIGKILL)
-    third = next_worker(deployed, second)
-    assert set(third) == {name}
+    killed, other = FLEET
+    os.kill(second[killed][1], signal.SIGKILL)
+    third = back(deployed, second, killed)
+    assert third[other] == second[other]
 
-    assert acted(deployed, "SUCCESS") == {"scale_up_groups", "restart_orphans"}
+    assert acted(deployed, "SUCCESS") == {"keeper_apply", "restart_orphans"}
+    assert set(first) == set(second) == set(third) == set(FLEET)
     for each in reversed(deployed.order):
         deployed.stop(each)
     assert registered(deployed) == third
     wait_until(lambda: "" not in deployed.processes().values())  # a run that was under way ends
-    assert len(set(deployed.processes().values())) == 1
-
-
-def declare_as_the_page_does(deployed: Deployed) -> None:
-    """With the line of the page, which wants two threads; one is enough here."""
-    (line,) = re.findall(r"^docker compose exec code-location (python -c .*)$", PAGE, re.MULTILINE)
-    program, option, code = shlex.split(line)
-    assert '"min-parallelism": "2"' in code
-    code = code.replace('"min-parallelism": "2"', '"min-parallelism": "1"')
-    exit_code, output = deployed.run("code-location", program, option, code)
-    assert exit_code == 0, output
+    assert len(set(deployed.processes().values())) == len(FLEET)
 
 
 def test_systemd_and_compose_describe_the_same_processes() -> None:
