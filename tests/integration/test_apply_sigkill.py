@@ -30,7 +30,7 @@ SLEEP: Final = [sys.executable, "-ISc", "import time; time.sleep(600)"]
 # Workers with their threads: one is changed, one released, one added.
 BEFORE: Final = {"w-1": 1, "w-2": 1}
 AFTER: Final = {"w-1": 2, "w-3": 1}
-CALLS: Final = 80  # that an apply of it makes on the registry, the ledger and the containers
+CALLS: Final = 48  # that an apply of it makes on the registry, the ledger and the containers
 
 
 def keeper(folder: Path, workers: dict[str, int]) -> Services:
