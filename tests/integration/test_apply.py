@@ -174,6 +174,30 @@ def test_a_hundred_workers_of_several_groups(world: Fleet) -> None:
     assert sorted(world.container.requested) == sorted(running(world))
 
 
+def test_the_same_on_every_database(tmp_path: Path, database_url: sa.URL) -> None:
+    """Added, changed, adopted and released; two at once fail on none."""
+    with fleet(tmp_path, url=database_url) as world:
+        both = [applier(world, a_group([f"w-{n}" for n in range(20)])) for _ in range(2)]
+        plans = [each.plan().to_do() for each in both]
+        pairs = zip(both, plans, strict=True)
+        threads = [Thread(target=one.apply, args=(plan,), kwargs=BY) for one, plan in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(running(world)) == len(world.container.requested) == 20
+        world.worker("own")
+        after = a_group(["w-1", "own"], thread_count=4), a_group(["w-2"], name="h")
+        assert apply(world, *after, release=True).is_good
+        assert running(world) == {"w-1", "w-2", "own"}
+        assert {row[0]: row[1:4] for row in world.resources()} == {
+            "w-1": ("g", "recording", 4),
+            "w-2": ("h", "recording", 2),
+            "own": ("g", "recording", 4),
+        }
+        assert difference(world, *after) == []
+
+
 # --- What is left --------------------------------------------------------------------------------
 
 
