@@ -44,10 +44,6 @@ class ContainerContract:
     Example:
         class TestUnits(ContainerContract):
             container_class = UnitContainer
-
-            @pytest.fixture
-            def properties(self, tmp_path: Path) -> Mapping[str, str]:
-                return {"unit-dir": str(tmp_path)}
     """
 
     # Built as `container_class(name, properties)`, as a configuration does it.
