@@ -186,7 +186,8 @@ def test_a_post_mortem_that_hangs_is_over_in_time(tmp_path: Path) -> None:
     sick = replace(ONE, resource_id="sick")
     with marked(tmp_path), closing(container(tmp_path, "post_mortem")) as made:
         found = calls.post_mortem(made, sick)
-    why = "the question how its worker ended was not over within 0.5 s and was ended"
+    asked = "the question how its worker ended was not over within 0.5 s and was ended"
+    why = f"container 'c': {asked}"
     assert found == ("unknown", f"how its last worker ended cannot be learned: {why}", "")
 
 
