@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dagster_amoro.config import Settings, load_settings
     from dagster_amoro.containers.base import Container
     from dagster_amoro.containers.command.container import CommandContainer
+    from dagster_amoro.containers.kubernetes.container import PodContainer
     from dagster_amoro.core.alerts import Alert
     from dagster_amoro.core.errors import (
         AmsUnavailableError,
@@ -51,6 +52,7 @@ __all__ = [
     "KeeperError",
     "LeaseLostError",
     "OverdueError",
+    "PodContainer",
     "PostMortem",
     "PropertiesError",
     "ReleaseFailedError",
@@ -79,6 +81,7 @@ _HOMES: Final = {  # of the public names; errors are in `core.errors`
     "Container": "containers.base",
     "Heartbeat": "worker",
     "KeeperComponent": "component",
+    "PodContainer": "containers.kubernetes.container",
     "PostMortem": "core.post_mortem",
     "Resource": "core.model",
     "Translation": "asset_keys",

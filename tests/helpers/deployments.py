@@ -102,6 +102,7 @@ class Deployment:
     name: str
     folder: Path
     database: sa.URL
+    directory: Path = _CHECKOUT  # that its processes are started in
     instance: dg.DagsterInstance = field(init=False)
     _daemon: subprocess.Popen[bytes] = field(init=False)
 
@@ -112,7 +113,7 @@ class Deployment:
         with (self.folder / f"{self.name}.log").open("wb") as log:
             self._daemon = subprocess.Popen(
                 [sys.executable, "-c", _DAEMON, "run", "-w", str(_CHECKOUT / "workspace.yaml")],
-                cwd=_CHECKOUT,
+                cwd=self.directory,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -188,5 +189,5 @@ class Deployment:
             "AMORO_CONF_DIR": str(self.folder),
             "AMS_DATABASE_URL": self.database.render_as_string(hide_password=False),
             "KEEPER_DEPLOYMENT": self.name,
-            "PYTHONPATH": str(_CHECKOUT),
+            "PYTHONPATH": os.pathsep.join([str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]),
         }

@@ -26,9 +26,9 @@ from dagster_amoro.ams.client import Ams
 from dagster_amoro.ams.leader import Server, always, from_zookeeper
 from dagster_amoro.containers.amoro import spark_rest
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest
-from dagster_amoro.containers.amoro.kubernetes_api import Deployments, client_of
-from dagster_amoro.containers.amoro.rest import LARGEST_ANSWER, RestError
 from dagster_amoro.containers.amoro.spark_rest import SparkRest
+from dagster_amoro.containers.kubernetes.api import DEPLOYMENT, Objects, client_of
+from dagster_amoro.containers.rest import LARGEST_ANSWER, RestError
 from dagster_amoro.core.errors import AmsUnavailableError, KeeperError, describe
 from dagster_amoro.core.secrets import Mask
 from tests.helpers.attacks import ANSWERS, acts
@@ -170,7 +170,13 @@ def kubernetes(url: str, seconds: float) -> None:
     configuration.host, configuration.retries = url, False
     configuration.ssl_ca_cert = os.environ.get("REQUESTS_CA_BUNDLE")
     with client_of(configuration) as client:
-        Deployments(client, "amoro", seconds, seconds).read("x")
+        Objects(
+            client=client,
+            kind=DEPLOYMENT,
+            namespace="amoro",
+            request_timeout=seconds,
+            deletion_timeout=seconds,
+        ).read("x")
 
 
 def ams(url: str, seconds: float) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dagster_amoro.containers.amoro.flink import FlinkContainer
 from dagster_amoro.containers.amoro.flink_rest import base_url
-from dagster_amoro.containers.amoro.rest import RestError
+from dagster_amoro.containers.rest import RestError
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 

@@ -4,18 +4,13 @@ import json
 import re
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 import yaml
 from kubernetes.config import incluster_config
 
@@ -23,28 +18,23 @@ from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
 from dagster_amoro.core.errors import ReleaseFailedError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.testing import ContainerContract
-from tests.engines.clusters import engines_folder, missing
 from tests.helpers.certificates import self_signed
+from tests.helpers.kubernetes import (
+    TOKEN,
+    Answer,
+    Cluster,
+    Script,
+    kube_config,
+    running_cluster,
+    serving,
+    status,
+    verbs,
+)
 from tests.helpers.waiting import wait_until
 
 ID = "5ghs0a2v1j9k3m7n4p8q6r0t2u"
 NAME = f"amoro-optimizer-{ID}"
-TOKEN = "t0p-s3cr3t-bearer"  # noqa: S105 - of the tests' own servers
-SERVER = Path(__file__).parents[1] / "engines" / "kubernetes" / "server.mjs"
 DEPLOY = Path(__file__).parents[2] / "deploy" / "helm"
-
-
-def kube_config(folder: Path, port: int, token: str = TOKEN) -> Path:
-    """A kubeconfig file for a server on this machine."""
-    file = folder / "kube-config.yaml"
-    parts = {
-        "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "keeper"}}],
-        "users": [{"name": "keeper", "user": {"token": token}}],
-    }
-    file.write_text(yaml.safe_dump(parts))
-    return file
 
 
 def container(file: Path, **properties: str) -> KubernetesContainer:
@@ -75,52 +65,17 @@ def resource(properties: Mapping[str, str] | None = None, group: str = "k8s") ->
 # A cluster: the controllers of Kubernetes, behind its API.
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """A Kubernetes that runs."""
-
-    port: int
-
-    def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """An answer of its API."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        return requests.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10).json()
-
-    def items(self, kind: str) -> list[dict[str, Any]]:
-        """The objects of a kind in the namespace amoro."""
-        group = "/api/v1" if kind == "pods" else "/apis/apps/v1"
-        found: list[dict[str, Any]] = self.get(f"{group}/namespaces/amoro/{kind}")["items"]
-        return found
-
-    def says_of(self, pod: str, status: dict[str, Any]) -> None:
-        """Writes down what a kubelet would say of a pod."""
-        url, headers = (
-            f"http://127.0.0.1:{self.port}/says/{pod}",
-            {"Authorization": f"Bearer {TOKEN}"},
-        )
-        requests.post(url, headers=headers, json=status, timeout=10).raise_for_status()
-
-    def uid(self) -> str:
-        """Which Deployment it is that is there."""
-        (only,) = self.items("deployments")
-        return str(only["metadata"]["uid"])
-
-
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A cluster of the test's own."""
-    if reason := missing("kubernetes"):
-        pytest.skip(reason)
-    folder = engines_folder() / "kubernetes"
-    command = ["node", str(SERVER), str(folder.absolute()), TOKEN]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        try:
-            yield Cluster(port=int(process.stdout.readline()))
-        finally:
-            process.stdin.close()  # which ends it
-            process.wait(10)
+    with running_cluster() as running:
+        yield running
+
+
+def uid(cluster: Cluster) -> str:
+    """Which Deployment it is that is there."""
+    (only,) = cluster.items("deployments")
+    return str(only["metadata"]["uid"])
 
 
 @pytest.fixture
@@ -159,14 +114,7 @@ class TestContract(ContainerContract):
     @pytest.fixture
     def kill(self, cluster: Cluster) -> Callable[[Resource], object]:
         """Somebody deletes its Deployment: a pod alone would come back."""
-        deployments = "/apis/apps/v1/namespaces/amoro/deployments"
-        url, headers = (
-            f"http://127.0.0.1:{cluster.port}{deployments}",
-            {"Authorization": f"Bearer {TOKEN}"},
-        )
-        return lambda row: requests.delete(
-            f"{url}/amoro-optimizer-{row.resource_id}", headers=headers, timeout=10
-        ).raise_for_status()
+        return lambda row: cluster.delete("deployments", f"amoro-optimizer-{row.resource_id}")
 
 
 @pytest.mark.engine
@@ -208,9 +156,9 @@ def test_a_release_ends_pods_too(cluster: Cluster, kubernetes: KubernetesContain
 def test_a_leftover_is_replaced(cluster: Cluster, kubernetes: KubernetesContainer) -> None:
     """A start comes through whatever an earlier one left behind."""
     kubernetes.request_resource(resource())
-    first = cluster.uid()
+    first = uid(cluster)
     assert kubernetes.request_resource(resource())["name"] == NAME
-    assert cluster.uid() != first
+    assert uid(cluster) != first
     wait_until(lambda: kubernetes.status(resource()) == "running")
     assert len(cluster.items("pods")) == 1
 
@@ -222,15 +170,11 @@ def test_a_deployment_of_others_is_left_alone(
     """One that only has the name is not replaced."""
     manifest = kubernetes.manifest(resource())
     manifest["spec"]["template"]["metadata"]["labels"]["AmoroResourceId"] = "other"
-    url = f"http://127.0.0.1:{cluster.port}/apis/apps/v1/namespaces/amoro/deployments"
-    sent = requests.post(
-        url, json=manifest, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10
-    )
-    assert sent.status_code == 201
-    first = cluster.uid()
+    cluster.create("deployments", manifest)
+    first = uid(cluster)
     with pytest.raises(StartFailedError, match="AmoroResourceId='other'"):
         container(kube_config(tmp_path, cluster.port)).request_resource(resource())
-    assert cluster.uid() == first
+    assert uid(cluster) == first
 
 
 @pytest.mark.engine
@@ -330,31 +274,6 @@ def test_the_kubeconfig_of_the_environment_is_used(
 
 # A server that answers as the test wants it to.
 
-Answer = tuple[int, str, str]  # status, content type, body
-
-
-@dataclass
-class Script:
-    """An API that answers in order; the last answer stays."""
-
-    answers: list[Answer]
-    calls: list[str] = field(default_factory=list)
-    bodies: list[Any] = field(default_factory=list)
-    authorizations: list[str | None] = field(default_factory=list)
-
-    def next(self, call: str, body: bytes, authorization: str | None) -> Answer:
-        """The answer to a call."""
-        self.calls.append(call)
-        self.authorizations.append(authorization)
-        self.bodies.append(json.loads(body) if body else None)
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-
-def status(code: int, reason: str, message: str) -> Answer:
-    """A refusal as the API gives it."""
-    body = {"kind": "Status", "status": "Failure", "reason": reason, "message": message}
-    return code, "application/json", json.dumps(body)
-
 
 def found(uid: str = "u1", **metadata: object) -> Answer:
     """The resource's Deployment."""
@@ -373,42 +292,6 @@ GONE = status(404, "NotFound", f'deployments.apps "{NAME}" not found')
 LOGIN: Answer = (200, "text/html; charset=utf-8", "<html>\n  <h1>Please  log in</h1></html>")
 
 
-@contextmanager
-def serving(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port of a server that answers by a script."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Nothing is logged."""
-
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            sent = self.headers.get("Authorization")
-            code, kind, text = script.next(f"{self.command} {self.path}", body, sent)
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.send_header("X-Echo", sent or "")
-            self.send_header("Retry-After", "1")
-            self.send_header("Location", "/elsewhere")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = answer  # noqa: N815 - http.server's
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 Scripted = Callable[..., tuple[KubernetesContainer, Script]]
 
 
@@ -425,11 +308,6 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
             return own, script
 
         yield made
-
-
-def verbs(script: Script) -> list[str]:
-    """The methods of the calls."""
-    return [call.partition(" ")[0] for call in script.calls]
 
 
 def test_without_a_leftover_one_call_is_enough(scripted: Scripted) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import yaml
 from click.testing import Result
 
 from dagster_amoro.cli import UNUSABLE, main
+from dagster_amoro.core.model import Resource
+from dagster_amoro.healing.fleet import add
 from dagster_amoro.stores.database import Database
 from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.migrations import VERSION_TABLE
-from dagster_amoro.stores.registry import resource_group
+from dagster_amoro.stores.registry import Registry, resource_group
 from tests.helpers.attached import Amoro, amoro
 from tests.helpers.commands import command_runner
 from tests.helpers.waiting import wait_until
@@ -289,6 +292,66 @@ def test_a_program_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert "container w: its program 'no-such-worker' is not there" in result.output
     assert "fleet: 3 workers in 1 group declared; dagster-amoro apply --dry-run" in result.output
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.fixture
+def standalone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fleet of processes with an SQLite file, and the home of a Dagster."""
+    (tmp_path / "config.yaml").write_text(
+        """
+        ams:
+          database: {type: sqlite, url: "sqlite:///r.db"}
+          optimizer: {auto-restart-enabled: true}
+        containers:
+          - name: w
+            container-impl: dagster_amoro.CommandContainer
+            properties: {command: [sleep, "600"]}
+        """
+    )
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    return tmp_path
+
+
+def test_what_belongs_to_one_host_is_warned_of_where_runs_have_hosts_of_their_own(
+    standalone: Path,
+) -> None:
+    """By what Dagster's own file says of its run launcher: it works, but not as it was meant."""
+    (standalone / "dagster.yaml").write_text("run_launcher: {class: K8sRunLauncher}")
+    result = command_runner().invoke(main, ["--conf-dir", str(standalone), "check"])
+    assert result.exit_code == 0, result.output
+    doubt = "runs are launched by K8sRunLauncher, each on a host of its own"
+    for subject in ("container w", f"registry sqlite:///{standalone}/r.db", "audit"):
+        assert f"warning  {subject}: {doubt}: " in result.output
+
+
+def test_in_a_pod_a_server_and_an_object_store_are_not_warned_of(
+    running: Amoro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others reach them as well."""
+    reconfigure(running, lambda conf: conf.update(keeper={"audit-storage": "s3://b/audit"}))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert "this host is a pod" not in check(running).output
+
+
+def test_workers_of_another_host_are_warned_of(standalone: Path) -> None:
+    """By what their rows say: from here nobody sees or stops them."""
+    database = Database(sa.URL.create("sqlite", database=str(standalone / "r.db")), "registry")
+    registry = Registry(database, timedelta(minutes=1))
+    worker = Resource(
+        resource_id="w-1",
+        group_name="g",
+        container_name="w",
+        thread_count=1,
+        memory_mb=0,
+        properties={"command-host": "elsewhere"},
+    )
+    add(registry, worker)
+    database.close()
+    result = command_runner().invoke(main, ["--conf-dir", str(standalone), "check"])
+    assert result.exit_code == 0, result.output
+    line = "warning  container w: its workers were started on 1 other host (elsewhere) as well"
+    assert line in result.output
 
 
 def test_what_ams_would_refuse_is_left_alone(running: Amoro) -> None:

@@ -1,7 +1,8 @@
 """What the pages have one type or copy does what they say; tests of their own run the rest.
 
 Python is run by `test_readme`, the page on alerting by `test_alerting_page`, that on backups by
-`test_backups`, that on heartbeats by `test_heartbeats`, statements of SQL by
+`test_backups`, that on heartbeats by `test_heartbeats`, that on Kubernetes by
+`test_pod_container`, statements of SQL by
 `test_attached_registry` and `test_views`, `defs.yaml` by `test_component`, and the programs of
 Dagster by `test_operator_page`, and by `test_component` and `test_deploy` of the packaging.
 """
@@ -50,6 +51,7 @@ fleet:
 ELSEWHERE: Final = {"amoro.md": {"export", "touch", "dagster-webserver", "dagster-daemon"}}
 ELSEWHERE["dagster.md"] = {"dg"}
 ELSEWHERE["heartbeats.md"] = {"dagster-amoro-beat"}
+ELSEWHERE["kubernetes.md"] = {"kubectl"}
 ELSEWHERE["README.md"] = {"export"}  # as on the page for operators of Amoro
 ELSEWHERE["backup.md"] = {"pg_dump", "pg_restore"}
 # What a host, an engine and a cluster have; which files of ours they are given is looked at.

@@ -107,7 +107,7 @@ def test_a_template_is_literal_where_its_braces_are_doubled(text: str) -> None:
 @pytest.mark.parametrize("value", ["a\0b", "a\ud800"])
 def test_a_value_that_no_argument_can_hold_fails_the_start(value: str) -> None:
     """The error names the field."""
-    with pytest.raises(StartFailedError, match=r"^resource_id 'a.*' cannot be put"):
+    with pytest.raises(StartFailedError, match=r"^resource_id 'a.*' cannot be given to a program"):
         container(command='["w", "{resource_id}"]').command(resource(value))
 
 

@@ -8,7 +8,8 @@ import pytest
 from dagster_amoro.config import SETTINGS, Setting
 from dagster_amoro.config.__main__ import render, renew, variable
 from dagster_amoro.config.sources import environment_key
-from dagster_amoro.containers.command.container import _KEYS
+from dagster_amoro.containers.command import container as command
+from dagster_amoro.containers.kubernetes import container as pods
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def test_the_variable_that_the_page_names_sets_the_key(setting: Setting) -> None
         assert environment_key(name) == setting.key
 
 
-def test_the_page_names_the_properties_of_the_command_container() -> None:
+def test_the_page_names_the_properties_of_our_own_containers() -> None:
     """All of them, and no others but the variables."""
     rows = re.findall(r"(?m)^\| `([^`]+)` \|", PAGE[PAGE.index("<!-- end of keys -->") :])
-    assert set(rows) == {*_KEYS, "export.X"}
+    assert set(rows) == {*command._KEYS, *pods._KEYS, "export.X"}

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_amoro.containers.amoro import kubernetes
 from dagster_amoro.containers.amoro.kubernetes import KubernetesContainer
 from dagster_amoro.containers.base import Container
+from dagster_amoro.containers.kubernetes import api
 from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError
 from dagster_amoro.core.model import Resource
 
@@ -465,7 +465,7 @@ def test_the_version_does_not_matter_where_nothing_is_restarted() -> None:
 
 def test_says_how_to_install_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an optional part."""
-    monkeypatch.setattr(kubernetes, "find_spec", lambda name: PathFinder.find_spec(name, []))
+    monkeypatch.setattr(api, "find_spec", lambda name: PathFinder.find_spec(name, []))
     with pytest.raises(ConfigError, match=re.escape("pip install dagster-amoro[kubernetes]")):
         container()
 

@@ -108,6 +108,7 @@ def test_a_worker_loads_no_heavy_library(statement: str) -> None:
         ("import dagster_amoro.containers.preview", {"kubernetes", "requests", "psutil"}),
         ("import dagster_amoro.containers.amoro.spark", {"kubernetes", "requests", "dagster"}),
         ("from dagster_amoro import CommandContainer", {"kubernetes", "requests", "dagster"}),
+        ("from dagster_amoro import PodContainer", {"kubernetes", "psutil", "dagster"}),
         ("import dagster_amoro.testing", {"dagster", "pandas", "pytest"}),
     ],
 )

@@ -131,7 +131,7 @@ def test_pages_have_yaml_that_can_be_read() -> None:
     """An indentation that slipped would be noticed by whoever copies it."""
     for page, text in PAGES.items():
         for block in blocks(text, "yaml"):
-            assert isinstance(yaml.safe_load(block), dict), page
+            assert all(isinstance(each, dict) for each in yaml.safe_load_all(block)), page
 
 
 def test_the_commands_and_jobs_are_there() -> None:

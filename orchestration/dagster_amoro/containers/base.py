@@ -37,6 +37,8 @@ class Container(Protocol):
     It may in addition have `status(resource) -> Status` and `post_mortem(resource) -> PostMortem`,
     which says how the last worker ended. Containers that run a command line have
     `command(resource) -> list[str]`, and those that send a document `manifest(resource) -> dict`.
+    One whose attribute `fenced` is true gets the fence of an attempt as a second argument of both
+    calls, which grows with each attempt, and can refuse what comes too late wherever it comes from.
     Modules whose names are in its attribute `libraries` are loaded once, before its first call.
     """
 

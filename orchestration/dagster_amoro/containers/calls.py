@@ -57,7 +57,7 @@ def start(container: Container, resource: Resource, fence: Fence | None = None) 
             is an OverdueError where the start took too long.
     """
     try:
-        return texts(container.request_resource(resource, *_shown(container, fence)))
+        return texts(container.request_resource(resource, *shown(container, fence)))
     except interruptions():
         raise
     except BaseException as error:
@@ -70,7 +70,7 @@ def stop(container: Container, resource: Resource, what: str, fence: Fence | Non
     `what` is what the notes call the resource.
     """
     try:
-        container.release_resource(resource, *_shown(container, fence))
+        container.release_resource(resource, *shown(container, fence))
     except interruptions():
         raise
     except BaseException as error:  # noqa: BLE001 - a container may raise anything
@@ -129,6 +129,6 @@ def concurrent_starts(containers: ContainerLookup, name: str) -> int | None:
     return limits.max_concurrent_starts if limits else None
 
 
-def _shown(container: Container, fence: Fence | None) -> tuple[Fence, ...]:
-    """The fence as an argument, for a container that looks at fences."""
+def shown(container: Container, fence: Fence | None) -> tuple[Fence, ...]:
+    """The fence as an argument, for a container that looks at fences, as `fenced` says."""
     return (fence,) if fence and getattr(container, "fenced", False) else ()

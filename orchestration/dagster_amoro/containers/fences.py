@@ -29,6 +29,10 @@ class Fence(NamedTuple):
         """Whether the other one came later. Nothing is known about those of another ledger."""
         return other is not None and self.ledger == other.ledger and self[1:] < other[1:]
 
+    def dumped(self) -> str:
+        """The fence as a text, for `parse_fence`."""
+        return json.dumps(self)
+
 
 @contextmanager
 def fenced(container: str, resource_id: str, fence: Fence | None) -> Iterator[None]:
@@ -55,17 +59,22 @@ def fenced(container: str, resource_id: str, fence: Fence | None) -> Iterator[No
 def _pass(file: int, fence: Fence | None) -> None:
     if fence is None:
         return
-    last = _parsed(os.pread(file, _LONGEST, 0))
-    if fence.is_older_than(last):
-        raise ContainerError("refused, since a later attempt has called for it")
+    last = parse_fence(os.pread(file, _LONGEST, 0))
+    refuse_older(fence, last)
     if fence != last:
-        content = json.dumps(fence).encode()
+        content = fence.dumped().encode()
         os.ftruncate(file, 0)
         os.pwrite(file, content, 0)
 
 
-def _parsed(content: bytes) -> Fence | None:
-    """The fence in a file; None where there is none, or a process died while it was written."""
+def refuse_older(fence: Fence | None, last: Fence | None) -> None:
+    """A ContainerError says that a call comes after those of a later attempt."""
+    if fence is not None and fence.is_older_than(last):
+        raise ContainerError("refused, since a later attempt has called for it")
+
+
+def parse_fence(content: str | bytes) -> Fence | None:
+    """The fence in a text; None where there is none, or a process died while it was written."""
     try:
         ledger, incident_id, attempt = json.loads(content)
         return Fence(str(ledger), int(incident_id), int(attempt))

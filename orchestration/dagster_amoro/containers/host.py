@@ -43,12 +43,14 @@ _STOPS_WITHIN: Final = 0.2  # seconds; what hangs in the kernel starts nothing, 
 _STILL: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
 LONGEST: Final = 64 * 1024 * 1024  # bytes of a request
 _LONGEST_ANSWER: Final = 1024 * 1024  # bytes; it goes into a process that others share
-_Made = Callable[[Container, Resource], Any]
-_STARTS_AND_STOPS: Final[Mapping[str, _Made]] = {
-    "start": lambda container, resource: calls.texts(container.request_resource(resource)),
-    "stop": lambda container, resource: container.release_resource(resource),
+_Act = Callable[[Container, Resource, tuple[Fence, ...]], Any]
+_STARTS_AND_STOPS: Final[Mapping[str, _Act]] = {
+    "start": lambda container, resource, fence: calls.texts(
+        container.request_resource(resource, *fence)
+    ),
+    "stop": lambda container, resource, fence: container.release_resource(resource, *fence),
 }
-_LOOKS: Final[Mapping[str, _Made]] = {
+_LOOKS: Final[Mapping[str, Callable[[Container, Resource], Any]]] = {
     "status": lambda container, resource: str(container.status(resource)),  # type: ignore[attr-defined]
     "preview": preview,
 }
@@ -193,7 +195,8 @@ class _Host:
             if call in _LOOKS:
                 return {"value": _LOOKS[call](container, resource)}
             with fenced(self.settings.name, resource.resource_id, fence):
-                return {"value": _STARTS_AND_STOPS[call](container, resource)}
+                shown = calls.shown(container, fence)
+                return {"value": _STARTS_AND_STOPS[call](container, resource, shown)}
         except ContainerError as error:
             return {"error": type(error).__name__, "message": describe(error, mask.hide)}
         except BaseException as error:  # noqa: BLE001 - anybody's code; its process ends with it

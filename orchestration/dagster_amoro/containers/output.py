@@ -25,9 +25,14 @@ _UNPRINTABLE: Final = re.compile(r"[^\n\t\r\x20-\x7e\xa0-\U0010ffff]")  # databa
 
 def file_stem(container: str, resource_id: str) -> str:
     """A file name for any resource id at all: its readable characters, and a hash."""
-    digest = hashlib.sha256(json.dumps([container, resource_id]).encode()).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", resource_id)[:_SLUG].strip("-._")
-    return f"{slug or 'resource'}-{digest[:16]}"
+    return f"{slug or 'resource'}-{digest(container, resource_id)}"
+
+
+def digest(container: str, resource_id: str) -> str:
+    """Sixteen characters that no other resource of any container has."""
+    names = json.dumps([container, resource_id])
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def home_folder(name: str) -> Path:

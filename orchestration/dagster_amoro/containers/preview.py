@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from dagster_amoro.containers.base import Container
 from dagster_amoro.core.model import Resource
-from dagster_amoro.core.secrets import Mask, is_secret
+from dagster_amoro.core.secrets import Mask, is_secret, named_values
 
 _JOB_ID: Final = "<32 hex digits, new each time>"
 
@@ -43,7 +43,9 @@ def _text(container: Container, resource: Resource, mask: Mask) -> str:
     if manifest := getattr(container, "manifest", None):
         import yaml  # noqa: PLC0415 - slow to import, and seldom needed
 
-        return mask.hide(yaml.safe_dump(manifest(resource), sort_keys=False, width=1000)).rstrip()
+        found = manifest(resource)
+        text = yaml.safe_dump(found, sort_keys=False, width=1000)
+        return mask.hide(Mask(*named_values(found)).hide(text)).rstrip()
     if command := getattr(container, "command", None):
         ask = getattr(container, "own_variables", None)
         own = ask(resource) if ask else {}

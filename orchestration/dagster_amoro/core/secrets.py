@@ -37,6 +37,18 @@ def without_secrets(properties: Mapping[str, str]) -> dict[str, str]:
     return {key: HIDDEN if is_secret(key) else mask.hide(text) for key, text in properties.items()}
 
 
+def named_values(document: object) -> Iterator[Mapping[str, str]]:
+    """What a document has as `name` and `value` side by side, as pods have their variables."""
+    if isinstance(document, Mapping):
+        name, value = document.get("name"), document.get("value")
+        if isinstance(name, str) and isinstance(value, str | int | float):
+            yield {name: str(value)}
+        document = list(document.values())
+    if isinstance(document, list):
+        for each in document:
+            yield from named_values(each)
+
+
 class Mask:
     """Hides the secrets among some properties, wherever a text repeats them."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import Final
 
-from dagster_amoro.containers.amoro.rest import RestError, ask
+from dagster_amoro.containers.rest import RestError, ask
 from dagster_amoro.core.errors import describe
 from dagster_amoro.core.secrets import Mask
 

@@ -3,19 +3,28 @@
 Nothing is changed: no row, no table, no file, no process.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Final
 
 from dagster_amoro.ams.client import Ams
 from dagster_amoro.config import ContainerSettings, Settings
-from dagster_amoro.containers.base import Container, ContainerLookup
+from dagster_amoro.containers.base import Container
 from dagster_amoro.containers.preview import Preview, preview
 from dagster_amoro.containers.resolve import opts_out, says_it_restarts
 from dagster_amoro.core.ams_restart import settling_time
-from dagster_amoro.core.errors import AmsUnavailableError, ContainerError, KeeperError, describe
+from dagster_amoro.core.errors import (
+    AmsUnavailableError,
+    ContainerError,
+    KeeperError,
+    StoreUnavailableError,
+    describe,
+)
 from dagster_amoro.core.fleet_plan import DeclaredGroup
 from dagster_amoro.core.formatting import counted, duration
 from dagster_amoro.core.model import Orphan
@@ -23,6 +32,7 @@ from dagster_amoro.core.texts import Shown, shown_lines
 from dagster_amoro.core.tick_inputs import Obstacle
 from dagster_amoro.core.tick_plan import obstacle_of, obstacles_of_groups
 from dagster_amoro.healing.assembly import Services
+from dagster_amoro.healing.hosting import Hosting, find_hosting
 from dagster_amoro.healing.reading import Recorded, with_starting
 from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores import registry, schema
@@ -31,6 +41,7 @@ from dagster_amoro.stores.dry_run import DryRunRegistry
 from dagster_amoro.stores.ledger import count_open
 from dagster_amoro.stores.migrations import ensure_known
 
+_LOOKED_AT: Final = 1000  # resources of a container, for the hosts that their rows name
 SHOWN: Final = 5  # orphans of a group that are shown with their commands
 
 
@@ -103,6 +114,7 @@ _Found = Iterator[tuple[Grade, str]]
 
 def _findings(settings: Settings, services: Services) -> Iterator[Finding]:
     ams, database, ledger = services.ams, services.registry.database, services.ledger.database
+    hosting = find_hosting(os.environ)
     yield Finding(Grade.GOOD, "configuration", str(settings.source))
     for warning in settings.warnings:
         yield Finding(Grade.WARNING, "configuration", warning)
@@ -116,11 +128,13 @@ def _findings(settings: Settings, services: Services) -> Iterator[Finding]:
         message = "none is configured, so that nothing can be restarted"
         yield Finding(Grade.PROBLEM, "containers", message)
     for name, entry in settings.containers.items():
-        yield from _about(f"container {name}", _container(services.containers, entry))
+        yield from _about(f"container {name}", _container(services, entry, hosting))
     if settings.fleet is not None:
         yield Finding(Grade.GOOD, "fleet", _declared(settings.fleet))
-    yield from _about(f"registry {_url(database)}", _registry(database, is_ours=ams is None))
-    yield from _about(f"ledger {_url(ledger)}", _ledger(ledger))
+    found = chain(_registry(database, is_ours=ams is None), _file(database, hosting))
+    yield from _about(f"registry {_url(database)}", found)
+    yield from _about(f"ledger {_url(ledger)}", chain(_ledger(ledger), _file(ledger, hosting)))
+    yield from _about("audit", _audit(settings, hosting))
 
 
 def _declared(fleet: Sequence[DeclaredGroup]) -> str:
@@ -176,14 +190,16 @@ def _version(ams: Ams) -> _Found:
         yield Grade.GOOD, "as keeper.ams-version says; AMS does not say it"
 
 
-def _container(containers: ContainerLookup, entry: ContainerSettings) -> _Found:
+def _container(services: Services, entry: ContainerSettings, hosting: Hosting) -> _Found:
     try:
-        container = containers.get(entry.name)
+        container = services.containers.get(entry.name)
         if says_it_restarts(container, entry):
             own = getattr(container, "own", container)
             yield Grade.GOOD, entry.implementation
             yield from ((Grade.PROBLEM, each) for each in getattr(own, "problems", list)())
             yield from _programs(own)
+            if getattr(own, "is_of_one_host", False):
+                yield from _workers(services.registry.database, entry.name, hosting)
         else:
             yield Grade.WARNING, opts_out(entry.name)
     except ContainerError as error:
@@ -191,6 +207,15 @@ def _container(containers: ContainerLookup, entry: ContainerSettings) -> _Found:
     for key in _expandable(entry.properties):
         expanded = "AMS's shell would expand its value; here it is taken as it stands"
         yield Grade.WARNING, f"property {key}: {expanded}, so write down what it expands to"
+
+
+def _workers(database: Database, container: str, hosting: Hosting) -> _Found:
+    """Whether workers that are processes of a host are in the right place on this one."""
+    found: list[str | None] = []
+    with suppress(StoreUnavailableError):  # what is said of the registry
+        if has_tables(database, registry.resource):
+            found = registry.some_properties(database, container, _LOOKED_AT)
+    yield from ((Grade.WARNING, each) for each in hosting.of_workers(found))
 
 
 def _programs(container: Container) -> _Found:
@@ -230,6 +255,18 @@ def _ledger(database: Database) -> _Found:
         yield Grade.GOOD, f"{count_open(database)} open incidents"
     else:
         yield Grade.GOOD, "is not there yet; the first tick creates it"
+
+
+def _file(database: Database, hosting: Hosting) -> _Found:
+    """Whether a database that is a file is in the right place on this host."""
+    if database.url.get_backend_name() == "sqlite":
+        yield from ((Grade.WARNING, each) for each in hosting.of_files("a database server"))
+
+
+def _audit(settings: Settings, hosting: Hosting) -> _Found:
+    if "://" not in (settings.audit.storage or ""):
+        better = "an object store (keeper.audit-storage)"
+        yield from ((Grade.WARNING, each) for each in hosting.of_files(better))
 
 
 def _groups(services: Services) -> Iterator[Group]:

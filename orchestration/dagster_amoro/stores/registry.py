@@ -610,6 +610,14 @@ def examples(database: Database) -> dict[str, Orphan]:
     return {row.group_name or "": row for row in rows}
 
 
+def some_properties(database: Database, container: str, number: int) -> list[str | None]:
+    """The properties of a number of the resources of a container at most, as they are stored."""
+    mine = resource.c.container_name == container
+    with database.reading() as connection:
+        query = sa.select(resource.c.properties).where(mine).limit(number)
+        return list(connection.scalars(query))
+
+
 def _newest_starts(connection: sa.Connection, groups: Collection[str]) -> dict[str, str]:
     newest = _by_group(connection, resource, sa.func.max(_START_TIME), groups)
     return {name: str(_plain(start)) for name, start in newest}

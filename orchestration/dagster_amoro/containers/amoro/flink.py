@@ -16,9 +16,9 @@ from dagster_amoro.containers.amoro import yarn
 from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, optimizer_name, usable
 from dagster_amoro.containers.amoro.flink_conf import PREFIX, read_conf, with_sizes
 from dagster_amoro.containers.amoro.flink_rest import FlinkRest, Job, base_url
-from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.programs import Program, ProgramError
+from dagster_amoro.containers.rest import RestError
 from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError

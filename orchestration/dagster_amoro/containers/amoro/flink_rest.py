@@ -14,7 +14,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from dagster_amoro.containers.amoro.base import is_true
-from dagster_amoro.containers.amoro.rest import Answer, RestError, ask
+from dagster_amoro.containers.rest import Answer, RestError, ask
 from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import Mask

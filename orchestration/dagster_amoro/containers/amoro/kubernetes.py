@@ -9,28 +9,25 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Final
 
 from dagster_amoro.containers.amoro.base import OptimizerContainer, as_text, is_true, optimizer_name
-from dagster_amoro.containers.amoro.kubernetes_api import (
-    Deployments,
-    at,
-    client_of,
-    configuration_of,
-    token_of,
-)
 from dagster_amoro.containers.amoro.kubernetes_template import parse_pod_template
 from dagster_amoro.containers.base import Status
-from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
-from dagster_amoro.core.errors import ConfigError, ContainerError, StartFailedError, shorten
-from dagster_amoro.core.model import Resource
-from dagster_amoro.core.post_mortem import (
-    NEVER_STARTED,
-    OUT_OF_MEMORY,
-    UNKNOWN,
-    PostMortem,
+from dagster_amoro.containers.kubernetes.api import (
+    DEPLOYMENT,
+    LIBRARIES,
+    Objects,
+    at,
+    connected,
+    is_namespace,
+    require_client,
 )
+from dagster_amoro.containers.kubernetes.ends import end_of, newest
+from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
+from dagster_amoro.core.errors import ContainerError, StartFailedError, shorten
+from dagster_amoro.core.model import Resource
+from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem
 from dagster_amoro.core.secrets import Mask
 
 _ID_LABEL: Final = "AmoroResourceId"
@@ -41,7 +38,6 @@ _LARGEST: Final = 1e9  # far above any factor or ratio; keeps products finite
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # what Java's Long.parseLong reads
 _NUMBER: Final = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*")
-_NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class KubernetesContainer(OptimizerContainer):
@@ -76,7 +72,7 @@ class KubernetesContainer(OptimizerContainer):
         ConfigError: A property is missing, or Kubernetes' client is not installed.
     """
 
-    libraries = ("kubernetes.client", "kubernetes.config")
+    libraries = LIBRARIES
     request_timeout: float = 10.0  # seconds for one call of the API
     deletion_timeout: float = 60.0  # seconds for a Deployment and its pods to disappear
 
@@ -84,11 +80,7 @@ class KubernetesContainer(OptimizerContainer):
         self, name: str, properties: Mapping[str, str], ask_ams_version: AskAmsVersion | None = None
     ) -> None:
         super().__init__(name, properties, ask_ams_version)
-        if find_spec("kubernetes") is None:
-            raise ConfigError(
-                f"container {name!r}: the client of Kubernetes is not installed; "
-                "pip install dagster-amoro[kubernetes]"
-            )
+        require_client(name)
 
     @property
     def supports_auto_restart(self) -> bool:
@@ -121,7 +113,7 @@ class KubernetesContainer(OptimizerContainer):
         with self._connected(resource) as deployments:
             manifest = self.manifest(resource)
             for _ in range(_TRIES):
-                if deployments.create(manifest):
+                if deployments.create(manifest) is not None:
                     return {"namespace": deployments.namespace, "name": optimizer_name(resource)}
                 self._clear(deployments, resource)
         raise StartFailedError(
@@ -149,20 +141,13 @@ class KubernetesContainer(OptimizerContainer):
         """How the newest of its pods ended, or why it does not come up."""
         name = optimizer_name(resource)
         with self._connected(resource) as deployments:
-            pods = deployments.pods(name)
-        if not pods:
+            pods = deployments.pods(name, f"app={name}")
+        last = newest(pods)
+        if last is None:
             return PostMortem(UNKNOWN, f"there is no pod of {deployments.place(name)}")
-        newest = max(pods, key=lambda pod: str(at(pod, "metadata", "creationTimestamp")))
-        pod = f"its last pod {at(newest, 'metadata', 'name')}"
-        (state, *_) = at(newest, "status", "containerStatuses") or [{}]
-        if ended := at(state, "lastState", "terminated") or at(state, "state", "terminated"):
-            return _by_end(pod, ended)
-        if waiting := at(state, "state", "waiting"):
-            why = f"{waiting.get('reason')}: {waiting.get('message', '')}"
-            return PostMortem(NEVER_STARTED, f"{pod} waits, {why}")
-        return PostMortem(UNKNOWN, f"{pod} is {at(newest, 'status', 'phase')}")
+        return end_of(last)
 
-    def _clear(self, deployments: Deployments, resource: Resource) -> None:
+    def _clear(self, deployments: Objects, resource: Resource) -> None:
         """Deletes the Deployment that has the resource's name, if it is the resource's."""
         name = optimizer_name(resource)
         found = deployments.read(name)
@@ -179,17 +164,20 @@ class KubernetesContainer(OptimizerContainer):
         deployments.wait_until_gone(name, uid=at(found, "metadata", "uid"))
 
     @contextmanager
-    def _connected(self, resource: Resource) -> Iterator[Deployments]:
+    def _connected(self, resource: Resource) -> Iterator[Objects]:
         """The API in the resource's namespace; errors within get the container's name."""
-        token = {}
         try:
             namespace = _Given({**self.properties, **resource.properties}).namespace()
-            configuration = configuration_of(self.properties.get("kube-config-path"))
-            token["token"] = token_of(configuration)
-            with client_of(configuration) as client:
-                yield Deployments(client, namespace, self.request_timeout, self.deletion_timeout)
+            with connected(self.properties.get("kube-config-path")) as client:
+                yield Objects(
+                    client=client,
+                    kind=DEPLOYMENT,
+                    namespace=namespace,
+                    request_timeout=self.request_timeout,
+                    deletion_timeout=self.deletion_timeout,
+                )
         except ContainerError as error:
-            text = Mask(self.properties, resource.properties, token).hide(str(error))
+            text = Mask(self.properties, resource.properties).hide(str(error))
             raise ContainerError(f"container {self.name!r}: {text}") from None
 
     def _pod_template(self, resource: Resource) -> dict[str, Any]:
@@ -231,14 +219,6 @@ class KubernetesContainer(OptimizerContainer):
         return text.replace("$", "$$")  # Kubernetes puts variables for $(NAME), and $ for $$
 
 
-def _by_end(pod: str, ended: Mapping[str, Any]) -> PostMortem:
-    """What the kubelet wrote down of a container that is over."""
-    code, reason = ended.get("exitCode"), str(ended.get("reason") or "without a reason")
-    cause = OUT_OF_MEMORY if reason == "OOMKilled" else f"exit {code}"
-    text = f"{pod} ended with exit code {code}, {reason}, at {ended.get('finishedAt')}"
-    return PostMortem(cause, text, str(ended.get("message") or ""))
-
-
 @dataclass(frozen=True, slots=True)
 class _Given:
     """The container's properties overlaid by the resource's, and what is wrong with them."""
@@ -267,7 +247,7 @@ class _Given:
     def namespace(self) -> str:
         """The namespace; one that could not be a namespace must not become part of an address."""
         value = self.values.get("namespace", "default")
-        if _NAMESPACE.fullmatch(value):
+        if is_namespace(value):
             return value
         raise StartFailedError(
             f"property 'namespace' is {shorten(repr(value), 200)}, which cannot name a namespace: "

@@ -1,32 +1,9 @@
 """What pod does the property `podTemplate` describe, if it describes one at all?"""
 
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
-
-from dagster_amoro.containers.amoro.kubernetes_api import at
-
-
-class _Scalar(NamedTuple):
-    """A scalar of YAML that is no text, together with what stands there."""
-
-    text: str
-    value: object
-
-
-class _Loader(yaml.SafeLoader):
-    """Keeps what is written: where Kubernetes wants a text, AMS takes `true` and `1.10` as such."""
-
-
-def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Scalar:
-    plain = yaml.SafeLoader.yaml_constructors[node.tag]
-    return _Scalar(node.value, plain(loader, node))
-
-
-for _tag in ("int", "float", "bool", "timestamp"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
+from dagster_amoro.containers.kubernetes.api import at
+from dagster_amoro.containers.kubernetes.template import as_model, load
 
 
 def parse_pod_template(text: str) -> dict[str, Any]:
@@ -35,13 +12,7 @@ def parse_pod_template(text: str) -> dict[str, Any]:
     Raises:
         ValueError: It is something else; the message says where, and shows no values.
     """
-    try:
-        given = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{getattr(error, 'problem', None) or 'no YAML'}{where}") from None
-    found = _read(given, "V1PodTemplate")
+    found = as_model(load(text), "V1PodTemplate")
     for path in (("template",), ("template", "metadata"), ("template", "spec", "containers")):
         if at(found, *path) is None:
             raise ValueError(f"it has no {'.'.join(path)}")
@@ -49,50 +20,3 @@ def parse_pod_template(text: str) -> dict[str, Any]:
         raise ValueError("template.spec.containers is empty")
     template: dict[str, Any] = found["template"]
     return template
-
-
-def _read(value: object, kind: str, path: str = "") -> Any:  # noqa: ANN401 - JSON
-    """The value at this place as JSON of a kind such as `str`, `List[V1Container]` or `V1PodSpec`.
-
-    A ValueError says that it cannot be that, by the client's models.
-    """
-    if value is None:
-        return None
-    if match := re.fullmatch(r"List\[(.+)\]", kind):
-        if not isinstance(value, list):
-            raise ValueError(f"{path} is no list")
-        return [_read(each, match[1], f"{path}[{i}]") for i, each in enumerate(value)]
-    if match := re.fullmatch(r"Dict\[str, (.+)\]", kind):
-        return _fields(value, lambda _: str(match[1]), path)
-    if re.match("[A-Z]", kind):
-        return _fields(value, _kinds_of(kind).get, path)
-    if isinstance(value, dict | list | set):
-        raise ValueError(f"{path} is no single value")  # noqa: TRY004 - of the text
-    if kind in {"str", "datetime"}:
-        return _text(value)
-    return value.value if isinstance(value, _Scalar) else value
-
-
-def _kinds_of(model: str) -> dict[str, str]:
-    """The kinds of a model's fields."""
-    from kubernetes.client import models  # noqa: PLC0415 - an extra, and slow to import
-
-    found = getattr(models, model)
-    return {found.attribute_map[name]: kind for name, kind in found.openapi_types.items()}
-
-
-def _fields(value: object, kind_of: Callable[[str], str | None], path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{path or 'it'} is no mapping")  # noqa: TRY004 - of the text
-    found = {}
-    for key, each in value.items():
-        name = _text(key)
-        place = f"{path}.{name}" if path else name
-        if (kind := kind_of(name)) is None:
-            raise ValueError(f"{place} is no field that Kubernetes knows")
-        found[name] = _read(each, kind, place)
-    return found
-
-
-def _text(value: object) -> str:
-    return value.text if isinstance(value, _Scalar) else str(value)

@@ -21,11 +21,11 @@ from dagster_amoro.containers.amoro.base import (
     usable,
 )
 from dagster_amoro.containers.amoro.local import end_here, end_processes, processes_of
-from dagster_amoro.containers.amoro.rest import RestError
 from dagster_amoro.containers.amoro.spark_rest import SUBMISSION_ID, SparkRest
 from dagster_amoro.containers.base import Status
 from dagster_amoro.containers.output import end_of, size_of
 from dagster_amoro.containers.programs import Program
+from dagster_amoro.containers.rest import RestError
 from dagster_amoro.containers.waiting import within
 from dagster_amoro.core.ams_version import AmsVersion, AskAmsVersion
 from dagster_amoro.core.errors import ContainerError, ReleaseFailedError, StartFailedError

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from dagster_amoro.containers.amoro.rest import Answer, RestError, ask
+from dagster_amoro.containers.rest import Answer, RestError, ask
 from dagster_amoro.core.errors import shorten
 from dagster_amoro.core.secrets import Mask
 

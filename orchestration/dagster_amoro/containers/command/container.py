@@ -4,7 +4,6 @@ The next start of a resource, from whatever process, finds what the last one lef
 it first (see `launches`), so that there are never two workers under one id.
 """
 
-import difflib
 import json
 import logging
 import os
@@ -12,14 +11,13 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from string import Formatter
-from typing import Final, TypeVar
+from typing import Final
 
-from dagster_amoro.containers import processes
+from dagster_amoro.containers import placeholders, processes
 from dagster_amoro.containers.base import Status, unusable, without_prefix
 from dagster_amoro.containers.command import witnessed
 from dagster_amoro.containers.command.launches import (
@@ -33,6 +31,7 @@ from dagster_amoro.containers.command.launches import (
     turn_all,
 )
 from dagster_amoro.containers.environment import Environment, build, chosen
+from dagster_amoro.containers.given import DURATIONS, Given, seconds
 from dagster_amoro.containers.output import Rotation, ending, home_folder, opened, size_of
 from dagster_amoro.containers.processes import (
     LAUNCH_VARIABLE,
@@ -40,25 +39,20 @@ from dagster_amoro.containers.processes import (
     Launch,
     Worker,
 )
-from dagster_amoro.core.container_settings import CALL_PROPERTIES, ContainerSettings
+from dagster_amoro.core.container_settings import CALL_PROPERTIES
 from dagster_amoro.core.errors import (
-    ConfigError,
     ContainerError,
     ReleaseFailedError,
     StartFailedError,
     describe,
-    shorten,
 )
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.post_mortem import LOST_HOST, NEVER_STARTED, PostMortem
 from dagster_amoro.core.texts import shown
-from dagster_amoro.core.values import parse_duration, parse_switch
+from dagster_amoro.core.values import parse_switch
 
-_T = TypeVar("_T")
 _logger: Final = logging.getLogger(__name__)
 
-_PLACEHOLDERS: Final = ("resource_id", "group_name", "thread_count", "memory_mb")
-_ACCEPTED_PLACEHOLDERS: Final = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
 _KEYS: Final = (
     *("command", "log-dir", "log-max-size", "log-files"),
     *("working-directory", "environment"),
@@ -70,10 +64,9 @@ _EXPORT: Final = "export."  # Amoro's prefix of environment variables
 _INHERIT: Final = "inherit"
 _VARIABLES: Final = f"{_INHERIT}, or a JSON array of the names of environment variables"
 _SIZES: Final = "a whole number with a unit, such as 500KB, 64MB or 1GB"
-_DURATIONS: Final = "a whole number with a unit, such as 500ms, 10s or 1min"
 _COMMANDS: Final = (
     'a JSON array of texts such as ["my-worker", "--id", "{resource_id}"], '
-    f"with the placeholders {_ACCEPTED_PLACEHOLDERS} and {{{{ or }}}} for braces"
+    f"with {placeholders.ACCEPTED}"
 )
 
 
@@ -110,9 +103,11 @@ class CommandContainer:
         ConfigError: A property is missing, unknown or cannot be used.
     """
 
+    is_of_one_host = True  # from another its workers are neither seen nor stopped
+
     def __init__(self, name: str, properties: Mapping[str, str]) -> None:
-        given = _Given(name, properties)
-        given.check_keys()
+        given = Given(name, _HERE, properties)
+        given.check_keys(_KEYS, prefix=_EXPORT)
         self.name: Final = name
         self._command: Final = given.read("command", None, parse_command, _COMMANDS)
         self._log_dir: Final = given.read("log-dir", str(home_folder("workers")), _folder, "a path")
@@ -124,13 +119,13 @@ class CommandContainer:
             "working-directory", "", lambda text: str(_folder(text)) if text else None, "a path"
         )
         self._inherited: Final = given.read("environment", "[]", parse_variables, _VARIABLES)
-        self._start_check: Final = given.read("start-check", "1s", _seconds, _DURATIONS)
-        self._patience: Final = given.read("termination-grace-period", "10s", _seconds, _DURATIONS)
+        self._start_check: Final = given.read("start-check", "1s", seconds, DURATIONS)
+        self._patience: Final = given.read("termination-grace-period", "10s", seconds, DURATIONS)
         given.check_below("start-check", self._start_check, "start-timeout")
         given.check_below("termination-grace-period", self._patience, "stop-timeout")
         switch = given.read("auto-restart", "true", parse_switch, "true or false")
         self.supports_auto_restart: Final = switch
-        self.exports: Final = given.exports()
+        self.exports: Final = _exports(given)
 
     @property
     def environment(self) -> Environment:
@@ -150,7 +145,7 @@ class CommandContainer:
     def problems(self) -> list[str]:
         """Why none of its workers can start on this host, as far as one sees without a start."""
         program = self._command[0]
-        if any(field is not None for _, field, *_ in Formatter().parse(program)):
+        if placeholders.has_any(program):
             return []  # each worker has its own
         program = program.format()
         where = Path(self._directory or ".").absolute()
@@ -169,12 +164,7 @@ class CommandContainer:
         Raises:
             StartFailedError: A value cannot be part of any argument.
         """
-        values = {name: str(getattr(resource, name)) for name in _PLACEHOLDERS}
-        for field in {field for text in self._command for _, field, *_ in Formatter().parse(text)}:
-            if field and (problem := unusable(values[field])):
-                raise StartFailedError(
-                    f"{field} {values[field]!r} cannot be put on a command line: it {problem}"
-                )
+        values = placeholders.values_of(resource, self._command)
         return [text.format_map(values) for text in self._command]
 
     def request_resource(self, resource: Resource) -> Mapping[str, str]:
@@ -322,54 +312,15 @@ class CommandContainer:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """The properties as they were given, and errors that say which of them is wrong and how."""
-
-    container: str
-    properties: Mapping[str, str]
-
-    def check_keys(self) -> None:
-        for key in self.properties:
-            if key not in _KEYS and not key.startswith(_EXPORT):
-                near = difflib.get_close_matches(key, [*_KEYS, _EXPORT], n=1)
-                hint = f", did you mean {near[0]!r}?" if near else ";"
-                raise ConfigError(  # without its value, which may be a secret
-                    f"container {self.container!r}: unknown property {key!r}{hint} "
-                    f"accepted are {', '.join(_KEYS)} and {_EXPORT}NAME"
-                )
-
-    def read(self, key: str, default: str | None, parse: Callable[[str], _T], accepted: str) -> _T:
-        value = self.properties.get(key, default)
-        if value is None:
-            raise self._error(key, f" is missing; it is {accepted}")
-        try:
-            return parse(value)
-        except (ValueError, TypeError, RuntimeError) as error:
-            shown = shorten(repr(value), 300)
-            raise self._error(key, f" is {shown}: {error}; accepted is {accepted}") from error
-
-    def check_below(self, key: str, seconds: float, timeout: str) -> None:
-        """A part of a call ends before the call does, which would be ended in the middle."""
-        settings = ContainerSettings(name="", implementation=_HERE, properties=self.properties)
-        limit = getattr(settings.limits, timeout.replace("-", "_"))
-        if seconds >= limit.total_seconds():
-            flaw = f"not less than {timeout}, which is {limit.total_seconds():g} s"
-            value = self.properties.get(key, f"{seconds:g} s")
-            raise self._error(key, f" is {value!r}: {flaw}; accepted is less than that")
-
-    def exports(self) -> dict[str, str]:
-        found = without_prefix(_EXPORT, self.properties)
-        for name, value in found.items():
-            if problem := _unusable_variable(name, value):
-                raise self._error(  # without its value, which may be a secret
-                    _EXPORT + name,
-                    f": {problem}; accepted is {_EXPORT} and the name of an environment variable",
-                )
-        return found
-
-    def _error(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"container {self.container!r}: property {key!r}{problem}")
+def _exports(given: Given) -> dict[str, str]:
+    found = without_prefix(_EXPORT, given.properties)
+    for name, value in found.items():
+        if problem := _unusable_variable(name, value):
+            raise given.error(  # without its value, which may be a secret
+                _EXPORT + name,
+                f": {problem}; accepted is {_EXPORT} and the name of an environment variable",
+            )
+    return found
 
 
 def _unusable_variable(name: str, value: str) -> str | None:
@@ -384,13 +335,6 @@ def _usable(text: str) -> str:
     if problem := unusable(text):
         raise ValueError(f"it {problem}")
     return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise ValueError("not a duration") from error
 
 
 def _count(text: str) -> int:
@@ -425,7 +369,7 @@ def parse_command(text: str) -> list[str]:
     if not arguments or not arguments[0]:
         raise ValueError("it names no program")
     for argument in arguments:
-        _check_placeholders(_usable(argument))
+        placeholders.check(_usable(argument))
     return arguments
 
 
@@ -441,15 +385,6 @@ def parse_variables(text: str) -> frozenset[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("not an array of texts")
     return frozenset(names)
-
-
-def _check_placeholders(text: str) -> None:
-    for _, field, spec, conversion in Formatter().parse(text):
-        if field is not None and (spec or conversion or field not in _PLACEHOLDERS):
-            raise ValueError(
-                f"{{{field}{'!' if conversion else ''}{conversion or ''}"
-                f"{':' if spec else ''}{spec or ''}}} is no placeholder"
-            )
 
 
 def _log_shown(files: LaunchFiles, offset: int) -> str:

@@ -29,6 +29,9 @@ from dagster_amoro.containers.processes import Launch
 from dagster_amoro.core.errors import describe
 from dagster_amoro.core.model import Resource
 
+HOST: Final = "command-host"
+"""The start-up property that says where a worker was started."""
+
 _LARGEST_RECORD: Final = 64 * 1024  # bytes; ours have some 200
 _TAIL_LINES: Final = 20
 _TAIL_CHARACTERS: Final = 2000
@@ -68,7 +71,7 @@ def properties_of(launch: Launch) -> dict[str, str]:
     return {
         "command-pid": str(launch.pid),
         "command-started-at": repr(launch.started_at),
-        "command-host": str(launch.host),
+        HOST: str(launch.host),
         "command-launch-id": str(launch.launch_id),
     }
 
