@@ -161,7 +161,12 @@ class TestPods(ContainerContract):
     @pytest.fixture
     def kill(self, cluster: Cluster) -> Callable[[Resource], object]:
         """As a kernel does."""
-        return lambda row: [os.kill(pid, signal.SIGKILL) for pid in pids(cluster, row)]
+
+        def kill(row: Resource) -> None:
+            for pid in pids(cluster, row):
+                os.kill(pid, signal.SIGKILL)
+
+        return kill
 
 
 class TestJobs(TestPods):
