@@ -50,4 +50,4 @@ def test_the_product_stays_small() -> None:
     keepers in one deployment, 900; a heartbeat around programs of any language, 180.
     """
     files = [f for package in ("orchestration", "assets") for f in (ROOT / package).rglob("*.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 28_682
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 29_726
