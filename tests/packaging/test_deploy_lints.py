@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,6 +115,10 @@ def test_the_context_of_the_image_has_what_it_copies() -> None:
     let_through = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert [name for name in let_through if not (CHECKOUT / name).exists()] == []
     assert let_through >= {"LICENSE", "README.md", "pyproject.toml", "orchestration", "assets"}
+    workspace = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]
+    assert let_through >= {*workspace["members"]}
+    for member in workspace["members"]:
+        assert f" /src/{member} " in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_the_settings_of_dagster_are_those_of_the_demo() -> None:
