@@ -22,6 +22,8 @@ from dagster_amoro.containers.calls import stop
 from dagster_amoro.healing.assembly import Services
 from dagster_amoro.healing.restart import resource_of
 from dagster_amoro.stores import schema
+from dagster_amoro.stores.database import Database
+from dagster_amoro.stores.ledger import Ledger
 from dagster_amoro.stores.registry import optimizer, orphan_of, resource
 from tests.helpers.deployments import Deployment
 from tests.helpers.kubernetes import NAMESPACE, Cluster, kube_config, running_cluster
@@ -150,6 +152,8 @@ def world(
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         url = postgresql_url.render_as_string(hide_password=False)
         settings = load_settings(tmp_path, {**os.environ, "AMS_DATABASE_URL": url})
+        with closing(Database(postgresql_url, "ledger")) as database:
+            Ledger(database).open_incidents()  # which makes its tables
         made = World(folder=tmp_path, url=postgresql_url, cluster=cluster, settings=settings)
         for name in NAMES:
             worker = Resource(
