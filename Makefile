@@ -82,7 +82,7 @@ $(LOWEST)/ready: $(VENV)/ready pyproject.toml client/pyproject.toml
 	@echo "Setting up $(LOWEST), once …"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip compile --quiet --no-header --all-extras --group test --only-binary :all: \
-		--no-emit-package dagster-amoro-worker --resolution lowest-direct \
+		--no-binary pypd --no-emit-package dagster-amoro-worker --resolution lowest-direct \
 		--python $(BIN)/python -o $(LOWEST)/versions.txt pyproject.toml
 	@$(BIN)/uv pip sync --quiet --python $(LOWEST)/bin/python $(LOWEST)/versions.txt
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps \
