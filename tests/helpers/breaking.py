@@ -73,7 +73,12 @@ def returns_without_an_end(_folder: Path, _resource: Resource | None) -> Iterato
 
 
 def returns_too_much(_folder: Path, _resource: Resource | None) -> dict[str, str]:
-    """More than any row holds."""
+    """More than a row is to hold."""
+    return {"log": "x" * 100_000}
+
+
+def returns_far_too_much(_folder: Path, _resource: Resource | None) -> dict[str, str]:
+    """More than a process is to hold that others share."""
     return {"log": "x" * 10_000_000}
 
 
@@ -105,6 +110,7 @@ def changes_its_arguments(_folder: Path, resource: Resource | None) -> dict[str,
 ANYWHERE = (exits, interrupts, vanishes, kills_its_group, closes_everything, raises_in_disarray)
 RETURNS = (
     *(returns_nothing, returns_a_number, returns_without_an_end, returns_too_much),
+    returns_far_too_much,
     *(returns_half_a_character, returns_other_things, shouts, changes_its_arguments),
 )
 

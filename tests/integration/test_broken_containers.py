@@ -40,8 +40,12 @@ SAID: Final = {
     "returns_nothing": "its start returned NoneType, not a mapping of texts to texts",
     "returns_a_number": "its start returned int, not a mapping",
     "returns_without_an_end": "its start returned generator, not a mapping",
-    "returns_too_much": "start-up properties of 10,000,003 characters",
-    "returns_half_a_character": "holds half a character",
+    "returns_far_too_much": "its answer has 10,000,",
+}
+# What is said of one that worked, and whose worker was ended again.
+SAID_OF_NO_USE: Final = {
+    "returns_too_much": "start-up properties have 100,003 characters; accepted are 16,384",
+    "returns_half_a_character": "start-up properties hold half a character",
 }
 Way = Callable[..., Any]
 
@@ -125,7 +129,11 @@ def test_starts_that_break_are_given_up(tmp_path: Path) -> None:
             assert f"container '{name}': " in failed
             assert SAID[name] in failed
             assert found[name].state is State.EXHAUSTED
-        for name in {"well", *names} - SAID.keys():
+        for name, why in SAID_OF_NO_USE.items():
+            failed = said(world, name, EventKind.ATTEMPT_FAILED)
+            assert f"released again, since its {why}" in failed
+            assert found[name].state is State.EXHAUSTED
+        for name in {"well", *names} - SAID.keys() - SAID_OF_NO_USE.keys():
             assert found[name].state is State.WAITING
             row = world.services.registry.read_resource(name).row
             assert row is not None

@@ -269,7 +269,7 @@ class TestTheContract:
         [
             (ReturnsNothing, LIFE, "request_resource returns NoneType, not a mapping"),
             (ReturnsNumbers, LIFE, "request_resource returns 'pid': 7; keys and values are texts"),
-            (ReturnsTooMuch, LIFE, "its start returned start-up properties of 1,000,003 char"),
+            (ReturnsTooMuch, LIFE, "request_resource returns what is not saved: start-up prop"),
             (ChangesResource, LIFE, "request_resource changes the resource's properties"),
             (ReleasesNothing, LIFE, "1 of its workers run after release_resource"),
             (

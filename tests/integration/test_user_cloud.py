@@ -1,6 +1,7 @@
 """On Dagster+ user code may not call everything: all checks, jobs and sensors do without."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dagster_amoro.asset_keys import Names
 from dagster_amoro.code_location import alert_sensor_of
 from dagster_amoro.config import AuditSettings
 from dagster_amoro.core.alerts import Alert
+from tests.helpers.declared import a_group
 from tests.helpers.fleet import Fleet, fleet
 from tests.helpers.user_cloud import user_cloud
 
@@ -103,6 +105,7 @@ def test_every_check(world: Fleet) -> None:
 def test_every_job_that_somebody_launches(world: Fleet) -> None:
     """Each ends; none is left out."""
     by = {"author": "ann", "reason": "a move"}
+    world.services = replace(world.services, fleet=(a_group(["w-2"]),))
     launched: dict[str, dict[str, Any]] = {
         "what_if": of("replay_incidents", grace_period="1min"),
         "prune": {},
@@ -114,6 +117,8 @@ def test_every_job_that_somebody_launches(world: Fleet) -> None:
         "keeper_give_up": of("give_up", resource="w-1", **by),
         "keeper_acknowledge": of("acknowledge", resource="w-1", **by),
         "keeper_restore": of("restore", resource="w-1", **by),
+        "keeper_scale_in": of("scale_in", resource="w-1", **by),
+        "keeper_apply": of("apply", **by),
         "scale_up_groups": of("claim_groups", dispatch="none"),
         "restart_orphans": {"resources": {"restart_pool": {"config": {"dispatch": "none"}}}},
     }

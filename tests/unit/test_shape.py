@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("orchestration", "assets", "client")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -12,7 +13,7 @@ def lengths() -> dict[str, int]:
     """Lines of each function's body, without its docstring, by file and name."""
     return {
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": length(node)
-        for package in ("orchestration", "assets")
+        for package in PACKAGES
         for file in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, Function)
@@ -48,6 +49,9 @@ def test_the_product_stays_small() -> None:
     why a worker died, 600. What people see and are told at 3 a.m. (the page of the fleet, causes
     that are known early and counted, alerts, metrics) may have 1,900; a component, and several
     keepers in one deployment, 900; a heartbeat around programs of any language, 180.
+    Fleets that are declared in the file, with what applies them and scales them in, may have 1,650;
+    workers as pods, 950; the contract that containers of others are held to, 450; a worker's side
+    that needs no more than a driver, 450.
     """
-    files = [f for package in ("orchestration", "assets") for f in (ROOT / package).rglob("*.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 29_726
+    files = [f for package in PACKAGES for f in (ROOT / package).rglob("*.py")]
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 29_735

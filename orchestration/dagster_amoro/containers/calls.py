@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from dagster_amoro.containers.base import Container, ContainerLookup, interruptions, unusable
+from dagster_amoro.containers.base import Container, ContainerLookup, interruptions
 from dagster_amoro.containers.fences import Fence
 from dagster_amoro.core.container_settings import CallLimits
 from dagster_amoro.core.errors import ContainerError, OverdueError, StartFailedError, describe
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.post_mortem import UNKNOWN, PostMortem
 from dagster_amoro.core.secrets import Mask
-
-LONGEST_STARTUP: Final = 16_384  # characters of all start-up properties of a resource
 
 
 class Stop(NamedTuple):
@@ -25,28 +23,17 @@ class Stop(NamedTuple):
 def texts(startup: Mapping[str, str]) -> dict[str, str]:
     """Start-up properties as texts, which not every container of other people returns.
 
-    Only texts can be saved for the stop that needs them, in a row that every tick reads.
+    Only texts can be saved for the stop that needs them.
 
     Raises:
         TypeError: The container returned no mapping.
-        ValueError: No row can hold what it returned.
     """
     if not isinstance(startup, Mapping):
         raise TypeError(
             f"its start returned {type(startup).__name__}, not a mapping of texts to texts, "
             "so what it started cannot be found again"
         )
-    found = {str(key): str(value) for key, value in startup.items()}
-    length = sum(len(key) + len(value) for key, value in found.items())
-    if length > LONGEST_STARTUP:
-        raise ValueError(
-            f"its start returned start-up properties of {length:,} characters; "
-            f"accepted are {LONGEST_STARTUP:,}"
-        )
-    for text in (*found, *found.values()):
-        if problem := unusable(text):
-            raise ValueError(f"its start returned a start-up property that {problem}")
-    return found
+    return {str(key): str(value) for key, value in startup.items()}
 
 
 def start(container: Container, resource: Resource, fence: Fence | None = None) -> dict[str, str]:

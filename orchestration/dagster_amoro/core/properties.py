@@ -15,6 +15,8 @@ from dagster_amoro_worker.properties import dump_properties
 
 __all__ = ["dump_properties", "merge_properties", "parse_properties"]
 
+LONGEST_STARTUP: Final = 16_384
+"""Characters of all start-up properties of a resource, whose row is read with each tick."""
 _LITERALS: Final = {True: "true", False: "false", None: None}
 # Texts go as far as the end where a quote is missing, so that whatever stands there is read once.
 _TOKEN: Final = re.compile(
@@ -41,9 +43,22 @@ def parse_properties(text: str | None) -> dict[str, str]:
 def merge_properties(text: str | None, startup: Mapping[str, str]) -> str:
     """The column's text after a start: old keys in their order, start-up keys set or appended.
 
-    Raises `PropertiesError` as `parse_properties` does.
+    Raises:
+        PropertiesError: As for `parse_properties`; or no row is to hold the start-up properties.
     """
-    return dump_properties({**_parse(text), **startup})
+    length = sum(len(key) + len(value) for key, value in startup.items())
+    if length > LONGEST_STARTUP:
+        raise PropertiesError(
+            f"start-up properties have {length:,} characters; accepted are {LONGEST_STARTUP:,}"
+        )
+    merged = dump_properties({**_parse(text), **startup})
+    try:
+        merged.encode()
+    except UnicodeEncodeError:
+        raise PropertiesError(
+            "start-up properties hold half a character (a lone surrogate), which no database stores"
+        ) from None
+    return merged
 
 
 def _parse(text: str | None) -> dict[str, str | None]:

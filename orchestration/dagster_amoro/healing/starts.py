@@ -6,7 +6,7 @@ from typing import Final
 
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.calls import start, stop
-from dagster_amoro.core.errors import KeeperError
+from dagster_amoro.core.errors import KeeperError, PropertiesError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.stores.registry import Registry
@@ -25,13 +25,19 @@ def start_new(
     Raises:
         ContainerError: The container is unknown, or the start failed; the row stays.
         KeeperError: The row was removed or changed meanwhile; what was started is stopped again.
+        PropertiesError: The start-up properties cannot be saved; what was started is stopped again.
         StoreUnavailableError: The registry did not answer; the row is an orphan as any other.
     """
     container = containers.get(resource.container_name)
     startup = start(container, resource)
-    properties = dump_properties(resource.properties)
-    if not registry.save_startup(resource.resource_id, properties, {**startup, **also}):
-        stop(container, resource.with_properties(startup), "what was started")
+    started, properties = resource.with_properties(startup), dump_properties(resource.properties)
+    try:
+        is_saved = registry.save_startup(resource.resource_id, properties, {**startup, **also})
+    except PropertiesError:
+        stop(container, started, "what was started")
+        raise
+    if not is_saved:
+        stop(container, started, "what was started")
         raise KeeperError(
             f"{resource.resource_id} was removed or changed while it was started; "
             "what was started was released again"

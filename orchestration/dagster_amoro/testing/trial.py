@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dagster_amoro.containers.base import Container
-from dagster_amoro.containers.calls import texts
 from dagster_amoro.containers.waiting import within
-from dagster_amoro.core.errors import ContainerError, describe
+from dagster_amoro.core.errors import ContainerError, PropertiesError, describe
 from dagster_amoro.core.model import Resource
+from dagster_amoro.core.properties import merge_properties
 
 _STATES: Final = ("running", "ended", "unknown")
 _POLL: Final = 0.05  # seconds between two looks at what an engine does
@@ -53,11 +53,12 @@ class Trial:
         for key, value in startup.items():
             problem = f"request_resource returns {key!r}: {value!r}; keys and values are texts"
             require(isinstance(key, str) and isinstance(value, str), problem)
-        try:
-            started = resource.with_properties(texts(startup))
-        except ValueError as error:
-            raise AssertionError(str(error)) from None
+        started = resource.with_properties(startup)
         self._called.append(started)
+        try:
+            merge_properties(None, startup)
+        except PropertiesError as error:
+            raise AssertionError(f"request_resource returns what is not saved: {error}") from None
         return started
 
     def release(self, resource: Resource, what: str = "a resource that runs") -> None:
