@@ -9,7 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dagster_amoro.core.errors import PropertiesError
-from dagster_amoro.core.properties import dump_properties, merge_properties, parse_properties
+from dagster_amoro.core.properties import (
+    LONGEST_STARTUP,
+    dump_properties,
+    merge_properties,
+    parse_properties,
+)
 
 # What a database can store: anything but half a character.
 texts: Final = st.text(st.characters(exclude_categories=["Cs"]))
@@ -69,6 +74,21 @@ def test_dumps_as_amoro_does() -> None:
 def test_no_properties_are_an_empty_object() -> None:
     """NULL and blanks break AMS, so they are never written."""
     assert dump_properties({}) == merge_properties(None, {}) == merge_properties(" ", {}) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("startup", "problem"),
+    [
+        ({"log": "x" * LONGEST_STARTUP}, "have 16,387 characters; accepted are 16,384"),
+        ({"name": "\ud800"}, "hold half a character"),
+        ({"\udfff": "name"}, "hold half a character"),
+    ],
+)
+def test_what_no_row_is_to_hold_is_refused(startup: dict[str, str], problem: str) -> None:
+    """One character fewer, or the whole one, is taken."""
+    with pytest.raises(PropertiesError, match=f"^start-up properties {problem}"):
+        merge_properties('{"a":"b"}', startup)
+    assert merge_properties("{}", {"log": "x" * (LONGEST_STARTUP - 5), "\0": "\U0001f600"})
 
 
 @pytest.mark.parametrize("text", [None, "", " ", "\n\t ", "null", " null\n", "{}", " { } "])

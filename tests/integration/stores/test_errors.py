@@ -406,7 +406,7 @@ def test_values_that_no_driver_sends_are_refused(registry: Registry, ledger: Led
         lambda: registry.present([half]),
         lambda: registry.read_resource(half),
         lambda: registry.remove_orphan(half, half),
-        lambda: registry.save_startup(half, "{}", {half: half}),
+        lambda: registry.save_startup(half, "{}", {"a": "b"}),
         lambda: registry.add_group(half, half),
         lambda: registry.add_resource(a_resource(half)),
         lambda: registry.read_group_snapshot(half),
