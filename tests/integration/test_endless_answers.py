@@ -206,6 +206,7 @@ def _libraries_are_loaded() -> None:
 # What is shown.
 
 
+@pytest.mark.long
 @everybody
 @pytest.mark.parametrize("how", SLOW)
 def test_the_deadline_is_one_for_everything(who: str, how: str) -> None:

@@ -128,6 +128,7 @@ def test_a_turn_makes_the_calls_that_these_tests_think_it_makes(tmp_path: Path, 
         assert turn_with(world, kind, 0, lambda: None) == PLACES[kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """It is never started once it is registered, and ends as recovered unless it is gone."""
@@ -151,6 +152,7 @@ def test_an_optimizer_registers_in_the_middle_of_a_turn(tmp_path: Path, kind: st
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_a_resource_is_removed_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """Nothing is left running, and the incident ends."""
@@ -164,6 +166,7 @@ def test_a_resource_is_removed_in_the_middle_of_a_turn(tmp_path: Path, kind: str
             assert not world.container.running
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_properties_are_changed_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """An operator's change survives the saving of the start-up properties."""
@@ -191,6 +194,7 @@ def test_properties_are_spoilt_in_the_middle_of_a_turn(tmp_path: Path, kind: str
         assert not spoilt or world.incidents()[0].state in {*State} - {State.EXHAUSTED}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_the_process_dies_in_the_middle_of_a_turn(tmp_path: Path, kind: str, at: int) -> None:
     """As if killed: whatever was written stands, and others carry on from there."""

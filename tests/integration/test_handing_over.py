@@ -281,6 +281,7 @@ class Overload:
             self._world.instance.report_run_canceled(run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [STATUS.NOT_STARTED, STATUS.QUEUED, STATUS.STARTING])
 @pytest.mark.parametrize("claim_timeout", [timedelta(minutes=2), timedelta(minutes=6)])
 def test_an_overload_does_not_feed_on_itself(

@@ -30,6 +30,7 @@ def played(group: RefilledGroup, seed: int) -> list[tuple[Deed, int]]:
     return story
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", range(4))
 def test_in_the_end_a_group_has_the_threads_of_its_floor(block: int) -> None:
     """Whenever AMS refills, whoever dies, and whether the daemon is restarted."""

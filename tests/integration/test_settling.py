@@ -84,6 +84,7 @@ def assert_causes(ledger: Ledger, settled: Settled, now: datetime) -> None:
     assert numbers == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_and_the_rest_say_what_all_incidents_say(ledger: Ledger, seed: int) -> None:
     """Of a random history with all that a real one can have, settled at once and step by step."""

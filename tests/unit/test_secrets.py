@@ -186,6 +186,7 @@ def test_ordinary_errors_come_back_unchanged(text: str) -> None:
     assert Mask({"memory": "1024", "fs.s3a.secret.key": "hunter2"}).hide(text) == text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "piece",
     [
