@@ -223,6 +223,23 @@ def test_a_start_that_fails_is_said_and_left_to_the_keeper(world: Fleet) -> None
     assert difference(world, group) == []
 
 
+def test_a_start_whose_properties_no_row_can_hold_has_failed(
+    world: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it started is ended, and the next apply tries again."""
+    start, group = world.container.request_resource, a_group(["w-1"])
+    with monkeypatch.context() as patch:
+        returned = {"name": "\ud800"}
+        patch.setattr(world.container, "request_resource", lambda of: {**start(of), **returned})
+        applied = apply(world, group)
+    said = "w-1 was left: released again, since its start-up properties hold half a character"
+    assert next(applied.lines()).startswith(said)
+    assert running(world) == set()
+    assert difference(world, group) == [("start", "w-1")]
+    assert apply(world, group).is_good
+    assert running(world) == {"w-1"}
+
+
 def test_a_start_that_failed_is_tried_again_by_the_next_apply(world: Fleet) -> None:
     """As a restart, which has an incident: it may have left something."""
     world.container.fail_starts(times=1)

@@ -6,7 +6,7 @@ from typing import Final
 
 from dagster_amoro.containers.base import ContainerLookup
 from dagster_amoro.containers.calls import start, stop
-from dagster_amoro.core.errors import KeeperError, PropertiesError
+from dagster_amoro.core.errors import KeeperError, PropertiesError, StartFailedError
 from dagster_amoro.core.model import Resource
 from dagster_amoro.core.properties import dump_properties
 from dagster_amoro.stores.registry import Registry
@@ -25,7 +25,6 @@ def start_new(
     Raises:
         ContainerError: The container is unknown, or the start failed; the row stays.
         KeeperError: The row was removed or changed meanwhile; what was started is stopped again.
-        PropertiesError: The start-up properties cannot be saved; what was started is stopped again.
         StoreUnavailableError: The registry did not answer; the row is an orphan as any other.
     """
     container = containers.get(resource.container_name)
@@ -33,9 +32,9 @@ def start_new(
     started, properties = resource.with_properties(startup), dump_properties(resource.properties)
     try:
         is_saved = registry.save_startup(resource.resource_id, properties, {**startup, **also})
-    except PropertiesError:
+    except PropertiesError as error:
         stop(container, started, "what was started")
-        raise
+        raise StartFailedError(f"released again, since its {error}") from None
     if not is_saved:
         stop(container, started, "what was started")
         raise KeeperError(
