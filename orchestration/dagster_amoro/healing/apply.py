@@ -123,14 +123,16 @@ class Applier:
         # Before the registry, as a tick does: what recovers in between is registered there.
         incidents = {each.resource_id: each for each in ledger.open_incidents()}
         ids = [worker.resource_id for group in self.fleet for worker in group.workers]
+        stored = self.restarter.registry.read_fleet(ids)
+        missing = [each for each in ids if each not in stored.rows]
         inputs = FleetInputs(
-            stored=self.restarter.registry.read_fleet(ids),
+            stored=stored,
             incidents=incidents,
             pauses=Pauses(ledger.pauses(), now),
             in_hands=lambda incident: _in_hands(incident, now),
             has_ended=has_ended,
             heals=self.restarter.policy.enabled,
-            given_up=frozenset(ledger.removed_resources()) if unattended else frozenset(),
+            given_up=ledger.removed_of(missing) if unattended else frozenset(),
         )
         return plan_fleet(self.fleet, inputs)
 

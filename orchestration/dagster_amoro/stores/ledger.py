@@ -425,6 +425,22 @@ class Ledger:
                 found += ((number, name) for number, name in connection.execute(of_state))
         return [*dict.fromkeys(name for _, name in sorted(found, reverse=True))]
 
+    def removed_of(self, resource_ids: Sequence[str]) -> set[str]:
+        """Those of these resources whose last incident removed their rows, but for dry runs."""
+        number, name = sa.func.max(incident.c.incident_id).label("number"), incident.c.resource_id
+        found: set[str] = set()
+        with self._reading() as connection:
+            for at in range(0, len(resource_ids), bulk.ROWS):
+                some = name.in_(resource_ids[at : at + bulk.ROWS])
+                last = sa.select(number).where(some, incident.c.dry_run == 0).group_by(name)
+                last_of = last.subquery()
+                states = sa.select(name, incident.c.state)
+                states = states.join(last_of, last_of.c.number == incident.c.incident_id)
+                # Chosen here, as an index of states would lead through all that was ever removed.
+                rows = connection.execute(states)
+                found.update(row.resource_id for row in rows if row.state in _REMOVALS)
+        return found
+
     def removed_in_dry_run(self) -> set[str]:
         """The resources that would not be there any more if this were no dry run.
 

@@ -115,6 +115,7 @@ LEDGER_CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "recovered": lambda ledger: ledger.recovered(NOW),
     "last_removed": lambda ledger: ledger.last_removed(SECRET),
     "removed_resources": lambda ledger: ledger.removed_resources(),
+    "removed_of": lambda ledger: ledger.removed_of([SECRET]),
     "pauses": lambda ledger: ledger.pauses(),
     "scale_ups": lambda ledger: ledger.scale_ups(),
     "unstable": lambda ledger: ledger.unstable(NOW),

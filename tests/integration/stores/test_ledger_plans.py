@@ -76,6 +76,7 @@ CALLS: Final[Mapping[str, Callable[[Ledger], object]]] = {
     "unstable": lambda ledger: ledger.unstable(RECENTLY),
     "last_removed": lambda ledger: ledger.last_removed("worker-3"),
     "removed_resources": lambda ledger: ledger.removed_resources(),
+    "removed_of": lambda ledger: ledger.removed_of(["worker-3", "worker-4", "worker-5"]),
     "removed_in_dry_run": lambda ledger: ledger.removed_in_dry_run(),
     "removed_row": lambda ledger: ledger.removed_row(7),
     "events": lambda ledger: ledger.events(7),
