@@ -57,7 +57,8 @@ URI: Final = f"thrift://127.0.0.1:1261?connectTimeout={os.getpid()}"
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As Dagster's is; its log folder is the test's."""
-    monkeypatch.delenv("JAVA_HOME", raising=False)
+    for name in ("JAVA_HOME", "LC_CTYPE"):  # Python sets the latter where nobody set a locale
+        monkeypatch.delenv(name, raising=False)
     for name, value in {**OURS, **HOSTS, "DAGSTER_HOME": str(tmp_path / "dagster")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(local, "_STAYS_FOR", 0.3)
