@@ -33,7 +33,6 @@ def main(report: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     worker = os.fork() or _become(argv, environment, report)
-    os.write(report, b"%d\n" % worker)
     os.close(report)
     _, status = os.waitpid(worker, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -44,8 +43,9 @@ def main(report: int) -> None:
 
 
 def _become(argv: list[bytes], environment: dict[bytes, bytes], report: int) -> int:
-    """The worker: this never returns."""
+    """The worker: this never returns. It says its id itself, so that an error comes after it."""
     try:
+        os.write(report, b"%d\n" % os.getpid())
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
