@@ -18,7 +18,7 @@ LEFT_TO_REST: Final = {
     "browser": "it looks at Dagster's UI with a real browser",
     "crash_loop": "it kills or freezes real processes, and waits in real time for them to heal",
     "packaging": "it builds the wheel and installs it into environments made for that",
-    "long": "it takes many seconds, as it plays long histories or tries very many cases",
+    "long": "it plays long histories, tries very many cases, or waits for many deadlines",
     "web_server": "it starts Dagster's web server, and a process for each run",
     "other_database": "it is in `make test` with another database, and only that differs here",
 }

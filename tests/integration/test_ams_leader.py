@@ -307,6 +307,7 @@ def test_not_zookeeper(reply: bytes, stays: bool) -> None:  # noqa: FBT001 - a p
         zookeeper_problem(f"127.0.0.1:{other.port}")
 
 
+@pytest.mark.long
 def test_silent_zookeeper() -> None:
     """A server that says nothing holds nobody up for longer than 10 s."""
     pytest.importorskip("kazoo", reason="there is no kazoo")

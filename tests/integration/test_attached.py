@@ -128,6 +128,7 @@ def test_a_row_that_is_removed_while_its_optimizer_boots_leaves_no_process(runni
         container.release_resource(_resource(name))
 
 
+@pytest.mark.long
 def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
     """Its row is removed and kept; nothing else of Amoro's is written."""
     world = running.world
@@ -150,6 +151,7 @@ def test_a_resource_that_cannot_be_helped_is_given_up(running: Amoro) -> None:
     assert running.rows("optimizer") == optimizers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("behaviour", ["refuses", "hangs", "talks nonsense"])
 def test_nothing_is_concluded_while_ams_does_not_answer(
     running: Amoro, behaviour: Behaviour
@@ -362,6 +364,7 @@ def test_a_group_that_is_dropped_before_the_run_begins_is_no_attempt(running: Am
     assert (incident.state, incident.attempts) == (State.UNSUPPORTED, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("interval", "why"),
     [

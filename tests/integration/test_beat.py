@@ -77,7 +77,12 @@ class World:
         self.registry.database.close()
 
 
-@pytest.fixture(params=[PLUGIN, LIGHT], ids=["plugin", "light"])
+@pytest.fixture(
+    params=[
+        pytest.param(PLUGIN, marks=pytest.mark.long, id="plugin"),
+        pytest.param(LIGHT, id="light"),
+    ]
+)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A registry without workers."""
     made = World(tmp_path, request.param)

@@ -719,6 +719,7 @@ def test_a_worker_is_known_though_the_clock_was_set(fleet: Fleet) -> None:
     assert fleet.pids() == set()
 
 
+@pytest.mark.long
 def test_a_zombie_is_dead(fleet: Fleet) -> None:
     """Also one whose parent does not care for it; that one is ended with the launch."""
     container = fleet.container(SLEEP)

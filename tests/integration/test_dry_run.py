@@ -38,6 +38,8 @@ from dagster_amoro.stores.registry import Registry, optimizer, resource, resourc
 from dagster_amoro.testing import RecordingContainer
 from tests.helpers.fleet import GRACE, Fleet, Shelf, fleet, fleet_services, with_settings
 
+pytestmark = pytest.mark.long
+
 MIDNIGHT: Final = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)
 MINUTE: Final = timedelta(minutes=1)
 DAY: Final = 1_440  # minutes
@@ -342,7 +344,6 @@ def _spy(engine: sa.Engine, spied: list[str]) -> None:
         pytest.param(True, Limits(max_orphaned=0.4), id="attached, up to a share"),
     ],
 )
-@pytest.mark.long
 def test_a_dry_run_of_a_day_tells_what_the_keeper_would_have_done(
     tmp_path: Path, *, attached: bool, limits: Limits
 ) -> None:

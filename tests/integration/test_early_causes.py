@@ -28,6 +28,8 @@ from tests.helpers.hangs import marked, settings
 from tests.helpers.waiting import wait_until
 from tests.integration.test_post_mortem import SLEEP, properties
 
+pytestmark = pytest.mark.long
+
 KILLED = PostMortem("killed", "its last worker was killed by SIGKILL 1 h after its start", "bye")
 
 

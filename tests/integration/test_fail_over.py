@@ -22,6 +22,8 @@ from tests.helpers.fleet import GRACE
 from tests.helpers.replication import Replicated, free_ports, replicated_postgresql
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 READ_ONLY = "the registry cannot be written: ReadOnlySqlTransaction: cannot execute "
 
 

@@ -15,6 +15,8 @@ from dagster_amoro.core.policy import OnExhausted
 from dagster_amoro_audit.group_reliability import KEY
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
+pytestmark = pytest.mark.long
+
 MINUTE = timedelta(minutes=1)
 
 

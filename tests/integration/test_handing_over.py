@@ -29,6 +29,8 @@ from tests.helpers.cutting import CutDatabase, cut_database
 from tests.helpers.daemons import Daemons, daemons
 from tests.helpers.fleet import GRACE, Fleet, fleet, with_settings
 
+pytestmark = pytest.mark.long
+
 AGAIN: Final = "requested again: the tick before was cut off"
 STATUS: Final = dg.DagsterRunStatus
 
@@ -281,7 +283,6 @@ class Overload:
             self._world.instance.report_run_canceled(run)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("status", [STATUS.NOT_STARTED, STATUS.QUEUED, STATUS.STARTING])
 @pytest.mark.parametrize("claim_timeout", [timedelta(minutes=2), timedelta(minutes=6)])
 def test_an_overload_does_not_feed_on_itself(

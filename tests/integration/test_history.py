@@ -184,6 +184,7 @@ def test_giving_up_and_failing_are_seen_and_doing_nothing_is_not(tmp_path: Path)
 # --- Content ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_history_is_what_the_ledger_tells(world: Fleet) -> None:
     """Incident by incident and event by event, refresh after refresh, on every backend."""
     for number in range(3):
@@ -233,6 +234,7 @@ def test_what_happened_to_a_group_is_in_its_history(world: Fleet) -> None:
     assert events["resource"].isna().tolist() == (events["kind"] == "paused").tolist()
 
 
+@pytest.mark.long
 def test_a_dry_run_is_in_the_history_and_says_so(local: Fleet) -> None:
     """What it would have done, and that it did not do it."""
     local.worker()
@@ -289,6 +291,7 @@ def test_a_group_without_incidents_has_an_empty_history(local: Fleet) -> None:
     assert local.history("g").incidents.empty
 
 
+@pytest.mark.long
 def test_several_groups_in_one_run(local: Fleet) -> None:
     """Each partition gets its own rows and its own figures."""
     for number, group in enumerate("aabc"):
@@ -300,6 +303,7 @@ def test_several_groups_in_one_run(local: Fleet) -> None:
         assert stored(local.history(group)) == told(local.services.ledger, group)
 
 
+@pytest.mark.long
 def test_a_history_may_be_in_an_object_store(local: Fleet) -> None:
     """Wherever fsspec can write; here it is a dictionary in memory."""
     local.audit_storage = f"memory://audit-{local.instance.root_directory.replace('/', '-')}"
@@ -310,6 +314,7 @@ def test_a_history_may_be_in_an_object_store(local: Fleet) -> None:
     assert stored(local.history("g")) == told(local.services.ledger)
 
 
+@pytest.mark.long
 def test_a_first_refresh_comes_in_parts(local: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many fit in; the last may be full or not."""
     for number in range(4):
@@ -324,6 +329,7 @@ def test_a_first_refresh_comes_in_parts(local: Fleet, monkeypatch: pytest.Monkey
         assert stored(files.load()) == told(local.services.ledger)
 
 
+@pytest.mark.long
 def test_old_days_go_where_a_retention_is_set(local: Fleet) -> None:
     """From the files; the ledger keeps everything."""
     dies_and_recovers(local, "w-1")
@@ -382,6 +388,7 @@ def test_a_wiped_folder_is_filled_again(local: Fleet) -> None:
     assert stored(local.folder("g").load()) == told(local.services.ledger)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("incidents", [0, 1, 2, 3])
 def test_another_ledger_begins_another_history(
     local: Fleet, tmp_path: Path, incidents: int
@@ -431,6 +438,7 @@ def die() -> None:
     raise Died
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("write", range(1, 8))
 def test_a_refresh_that_died_half_way_is_made_up_for(
     local: Fleet, monkeypatch: pytest.MonkeyPatch, write: int

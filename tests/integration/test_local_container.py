@@ -122,6 +122,7 @@ def resource(resource_id: str = "abc", group: str = GROUP, **properties: str) ->
     )
 
 
+@pytest.mark.long
 class TestContract(ContainerContract):
     """What every container has to do, with processes that a script leaves in the background."""
 

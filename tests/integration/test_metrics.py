@@ -292,6 +292,7 @@ def test_a_sensor_that_does_not_look_any_more_is_noticed(
     assert (age, abstentions) == (240, 4 if happens is abstaining else 0)
 
 
+@pytest.mark.long
 def test_a_sensor_that_looks_again_is_fresh_at_once(world: Fleet) -> None:
     """However long it was away."""
     evaluate(world)
@@ -362,6 +363,7 @@ def refusal(world: Fleet) -> dg.AssetCheckEvaluation:
     return checked(world)["restarts_are_not_refused"]
 
 
+@pytest.mark.long
 def test_what_the_guards_hold_back_is_told_with_its_share(world: Fleet) -> None:
     """Once it is due; the groups that are allowed to be restarted are not named."""
     world.services = replace(world.services, limits=Limits(max_orphaned=0.5))
@@ -390,6 +392,7 @@ def told_messages(world: Fleet) -> str:
     return " ".join(str(r.asset_observation and r.asset_observation.description) for r in records)
 
 
+@pytest.mark.long
 def test_a_start_that_failed_is_a_refusal_until_the_next_one_goes_through(world: Fleet) -> None:
     """With the error of the newest."""
     world.worker()
@@ -406,6 +409,7 @@ def test_a_start_that_failed_is_a_refusal_until_the_next_one_goes_through(world:
     assert refusal(world).passed
 
 
+@pytest.mark.long
 def test_a_group_whose_rounds_did_not_help_is_a_refusal(world: Fleet) -> None:
     """Until somebody changes its min-parallelism, or it gets its threads from elsewhere."""
     world.services = with_settings(world.services, max_keeping_attempts=1)

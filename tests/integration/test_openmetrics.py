@@ -36,6 +36,8 @@ from tests.helpers.fleet import GRACE, Fleet, fleet, with_settings
 from tests.helpers.histories import fill
 from tests.integration.test_status_agrees import begins, happens, runs
 
+pytestmark = pytest.mark.long
+
 Numbers = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 COUNTERS = ("incidents", "attempts")
 ENDS = {"recoveries": State.RECOVERED, "give_ups": State.EXHAUSTED}

@@ -11,6 +11,8 @@ from dagster_amoro.demo.fleet import environment
 from tests.helpers.daemons import daemons
 from tests.helpers.fleet import fleet
 
+pytestmark = pytest.mark.long
+
 OTHERS: Final = """
 import dagster as dg
 from dagster_amoro import build_definitions, load_settings

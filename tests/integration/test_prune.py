@@ -36,6 +36,8 @@ from tests.helpers.fleet import Fleet, fleet
 from tests.helpers.histories import fill
 from tests.helpers.waiting import PATIENCE
 
+pytestmark = pytest.mark.long
+
 DAYS = 20
 RETENTION = timedelta(days=8)
 SECOND = timedelta(seconds=1)
@@ -173,7 +175,6 @@ def test_what_is_old_goes_and_nobody_notices(past: Past) -> None:
     assert past.prune() == Counter({prune._NEEDED: would[prune._NEEDED]})
 
 
-@pytest.mark.long
 def test_what_the_sums_do_not_have_stays(past: Past) -> None:
     """However old it is."""
     past.refresh()
@@ -185,7 +186,6 @@ def test_what_the_sums_do_not_have_stays(past: Past) -> None:
     assert past.now - timedelta(days=16, hours=12) < last < past.now - timedelta(days=15)
 
 
-@pytest.mark.long
 def test_what_the_files_do_not_have_stays(past: Past) -> None:
     """A group that was never refreshed keeps its past, and that is said."""
     past.refresh("g", "")
@@ -205,7 +205,6 @@ def test_what_the_files_do_not_have_stays(past: Past) -> None:
     assert set(past.numbers()) == past.expected()
 
 
-@pytest.mark.long
 def test_a_pruning_that_is_cut_off_goes_on(past: Past) -> None:
     """Each incident is there with all its events or not at all."""
     past.refresh()
@@ -294,7 +293,6 @@ def numbers(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     return {name: each.value for name, each in output.step_output_data.metadata.items()}
 
 
-@pytest.mark.long
 def test_several_that_prune_at_once_do_no_harm(
     past: Past, open_database: Callable[..., Database]
 ) -> None:

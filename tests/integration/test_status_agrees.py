@@ -26,6 +26,8 @@ from dagster_amoro_audit.fleet_status import metadata_of
 from dagster_amoro_audit.summaries import Links
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
+pytestmark = pytest.mark.long
+
 GROUPS: Final = ("a", "b", "sized", "paused")
 GROUP_ROWS: Final = "SELECT group_name FROM resource_group"
 SOON: Final = "at one of the next ticks"

@@ -23,6 +23,8 @@ from tests.helpers.amoro_schema import create_amoro, insert_group, insert_optimi
 from tests.helpers.ams import AmsLookAlike
 from tests.helpers.fleet import Fleet, fleet, with_settings
 
+pytestmark = pytest.mark.long
+
 MINUTE = timedelta(minutes=1)
 GRACE = 6 * MINUTE  # longer than AMS's first check takes, 5 minutes
 LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - the registry's times have no zone

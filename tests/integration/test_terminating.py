@@ -15,6 +15,8 @@ import pytest
 from tests.helpers.terminating import MARK
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 ROOT: Final = Path(__file__).parents[2]
 PLUGINS: Final = ("suites", "reporting", "terminating")
 # Each of its tests has a database server, a child in a session of its own, and a grandchild that

@@ -34,6 +34,8 @@ from tests.helpers.fleet import GRACE, START, fleet_services, watched
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.integration.test_faults import PLACES
 
+pytestmark = pytest.mark.long
+
 WORKER = Resource(
     resource_id="w-1", group_name="g", container_name="local", thread_count=1, memory_mb=0
 )
@@ -173,7 +175,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield made
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("is_seen", [False, True], ids=["not seen", "seen by a tick"])
 @pytest.mark.parametrize("at", range(len(PLACES["restart"])), ids=PLACES["restart"].__getitem__)
 def test_a_run_that_goes_on_leaves_the_worker_of_the_next_run(
@@ -200,7 +201,6 @@ def test_a_run_that_goes_on_leaves_the_worker_of_the_next_run(
     assert {world.named()} == healthy
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("at", range(len(PLACES["give up"])), ids=PLACES["give up"].__getitem__)
 def test_a_run_that_goes_on_removes_nothing_that_came_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int

@@ -29,6 +29,8 @@ from tests.helpers.databases import administering
 from tests.helpers.fleet import Fleet, fleet
 from tests.helpers.locations import location, lose_a_worker
 
+pytestmark = pytest.mark.long
+
 EAST, WEST = Names(keeper="east"), Names(keeper="west")
 
 

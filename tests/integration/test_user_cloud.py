@@ -30,6 +30,8 @@ from tests.helpers.declared import a_group
 from tests.helpers.fleet import Fleet, fleet
 from tests.helpers.user_cloud import user_cloud
 
+pytestmark = pytest.mark.long
+
 _ORIGIN = RemoteInstigatorOrigin(
     RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("dagster-amoro"), "__repository__"),
     "orphan_sensor",

@@ -21,6 +21,8 @@ from dagster_amoro.core.transitions import order
 from dagster_amoro.stores.registry import resource, resource_group
 from tests.helpers.fleet import GRACE, Fleet, fleet
 
+pytestmark = pytest.mark.long
+
 WAVE: Final = 50
 GROUPS: Final = 100
 WAVES: Final = 20
@@ -92,7 +94,6 @@ def lead(dispatched: Sequence[Batch], sizes: Sequence[int]) -> int:
     return most
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("sizes", [[10] * GROUPS, [2, 18] * (GROUPS // 2)], ids=["even", "uneven"])
 def test_a_thousand_orphans_are_restarted_in_twenty_waves(world: Fleet, sizes: list[int]) -> None:
     """Fifty a tick, groups in turn: none is more than one restart ahead of one that waits."""
@@ -107,7 +108,6 @@ def test_a_thousand_orphans_are_restarted_in_twenty_waves(world: Fleet, sizes: l
     assert re.search(r"orphans: 1,?000 restarting", world.message)
 
 
-@pytest.mark.long
 def test_the_oldest_of_a_group_go_first(world: Fleet) -> None:
     """Though ids and rows are in another order."""
     for batch in "edcba":
@@ -139,7 +139,6 @@ def test_the_tick_says_how_many_wait_for_the_next(
         assert (said in told) is (left > 0), told
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("lost_after", [1, 7, 10])
 def test_a_lost_cursor_costs_no_group_more_than_one_round(world: Fleet, lost_after: int) -> None:
     """The ring begins anew: some are served twice before others once; none is left out."""

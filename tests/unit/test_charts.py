@@ -15,6 +15,8 @@ from PIL import Image
 
 from dagster_amoro_audit import charts
 
+pytestmark = pytest.mark.long
+
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 GRACE = timedelta(minutes=5)
 OUTCOMES = ["recovered", "exhausted", "released", "superseded", None]
@@ -225,7 +227,6 @@ def test_advice_without_any_attempt_has_no_wait() -> None:
     assert charts.advice_chart(rows) is not None
 
 
-@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(

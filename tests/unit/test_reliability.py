@@ -295,6 +295,7 @@ def test_sums_of_days_and_the_rest_give_what_all_incidents_give(
             assert value == pytest.approx(whole[key][name], nan_ok=True), (key, name)
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(incidents_strategy)
 def test_incidents_are_their_outcomes_and_those_open(incidents: list[One]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from dagster_amoro.core.tick_inputs import Changes, RegistrySnapshot, TickInputs
 from dagster_amoro.core.tick_plan import TickPlan, plan_tick
 from dagster_amoro.core.transitions import replacement
 from tests.helpers.inputs import GRACE, INPUTS, NOW, dynamic, group
+
+pytestmark = pytest.mark.long
 
 IDS = [f"r{number}" for number in range(6)]
 GROUPS = ["a", "b", "c"]
