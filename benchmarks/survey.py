@@ -20,7 +20,7 @@ from dagster_amoro.stores.registry import ORPHANS
 
 _BOUND: Final = 1.5
 _MEMORY_BOUND: Final = 1.25
-_REPETITIONS: Final = {100_000: 11, 1_000_000: 5}  # by the number of resources
+_REPETITIONS: Final = {100_000: 31, 1_000_000: 7}  # by the number of resources
 
 
 def figures(folder: Path) -> Figures:
