@@ -203,6 +203,7 @@ def test_a_dry_run_is_no_record_of_a_group(tmp_path: Path, database_url: sa.URL)
         assert events["attempt"].tolist()[-1] == 2
 
 
+@pytest.mark.long
 def test_the_asset_shows_figures_and_advice(world: Fleet) -> None:
     """A dozen died and came back, one by itself; then one more died."""
     healed(world)
@@ -238,6 +239,7 @@ def test_the_asset_of_an_empty_ledger_is_empty(world: Fleet) -> None:
     assert "other grace periods" not in made.metadata
 
 
+@pytest.mark.long
 def test_advice_is_computed_anew_when_what_it_rests_on_has_changed(world: Fleet) -> None:
     """By a tenth of its incidents, by the policy in force, or within a day; not for less."""
     healed(world, 30)

@@ -25,6 +25,8 @@ from dagster_amoro_audit.settling import Settled, settle, settled_from
 from tests.helpers.histories import BEGIN, fill
 from tests.helpers.waiting import PATIENCE
 
+pytestmark = pytest.mark.long
+
 DAYS = 12
 _ENDS = {"exhausted": "given_up", "released": "released", "superseded": "superseded"}
 _RECOVERED = ["self_recovered", "recovered_first", "recovered_later"]
@@ -84,7 +86,6 @@ def assert_causes(ledger: Ledger, settled: Settled, now: datetime) -> None:
     assert numbers == expected
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_and_the_rest_say_what_all_incidents_say(ledger: Ledger, seed: int) -> None:
     """Of a random history with all that a real one can have, settled at once and step by step."""
@@ -147,7 +148,6 @@ def test_days_without_incidents_are_settled_with_the_next_that_has_any(ledger: L
     assert len(days) < DAYS
 
 
-@pytest.mark.long
 def test_two_that_settle_at_once_count_nothing_twice(
     ledger: Ledger, open_database: Callable[..., Database]
 ) -> None:

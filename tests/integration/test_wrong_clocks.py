@@ -14,6 +14,8 @@ from dagster_amoro.stores.leases import acquire
 from dagster_amoro.stores.registry import optimizer
 from tests.helpers.fleet import GRACE, START, Fleet, fleet
 
+pytestmark = pytest.mark.long
+
 YEAR = timedelta(days=365)
 SECOND = timedelta(seconds=1)
 

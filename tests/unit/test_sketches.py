@@ -57,6 +57,7 @@ def test_where_nothing_happened_a_sentence_says_so() -> None:
     assert (old[0], old[2]) == (sketches.QUIET, sketches.QUIET)
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.builds(
