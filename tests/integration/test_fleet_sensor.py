@@ -100,6 +100,16 @@ def test_what_a_run_could_not_do_is_not_requested_at_each_tick(world: Fleet) -> 
     assert len(evaluate(world)[0]) == 1
 
 
+def test_a_dry_run_says_what_would_be_done(world: Fleet) -> None:
+    """It requests no runs, which would have nothing to do."""
+    declare(world, a_group(["w-1"]))
+    world.services = world.services.in_dry_run()
+    requests, said = evaluate(world)
+    assert requests == []
+    assert said.startswith("Dry run, nothing is done:\n")
+    assert "+ w-1 of group " in said
+
+
 def test_a_store_that_is_away_is_said(world: Fleet) -> None:
     """And nothing is requested."""
     declare(world, a_group(["w-1"]))

@@ -24,13 +24,8 @@ def is_doubtful(moment: datetime | None, now: datetime) -> bool:
 
 def lies_ahead(incident: Incident, now: datetime) -> bool:
     """Whether one of its times does, and so may have to be corrected; a tick asks for thousands."""
-    times = (
-        incident.detected_at,
-        incident.attempted_at,
-        incident.attempt_ends_at,
-        incident.claimed_until,
-    )
-    return is_doubtful(max(filter(None, times)), now)
+    past = (incident.detected_at, incident.attempted_at, incident.attempt_ends_at)
+    return is_doubtful(max(filter(None, (*past, incident.claimed_until))), now)
 
 
 def correct(

@@ -10,6 +10,7 @@ import dagster as dg
 from dagster_amoro.asset_keys import DEFAULT, Names
 from dagster_amoro.core.errors import KeeperError, describe
 from dagster_amoro.core.fleet_plan import FleetPlan, lines
+from dagster_amoro.core.messages import DRY_RUN
 from dagster_amoro.core.texts import shown_lines
 from dagster_amoro.healing.apply import Applier
 
@@ -40,6 +41,8 @@ def build_fleet_sensor(
         except KeeperError as error:
             return dg.SensorResult(skip_reason=describe(error))
         tags = {**names.run_tags, _DIFFERENCE: _digest(plan)}
+        if applier.restarter.ledger.dry_run:  # a run would do nothing, again and again
+            return dg.SensorResult(skip_reason=shown_lines([DRY_RUN.strip(), *lines(plan)]))
         is_asked = not plan.to_do().is_empty
         if is_asked and not _was_tried(context.instance, tags, applier):
             return dg.SensorResult(run_requests=[_request(names, tags)])
