@@ -54,6 +54,8 @@ class State(StrEnum):
     RELEASED = "released"  # somebody removed its row
     SUPERSEDED = "superseded"  # its group was scaled up without it
 
+    __hash__ = str.__hash__  # that of enums is no builtin, and a tick looks up thousands
+
     @property
     def is_open(self) -> bool:
         """Whether the incident still waits for its outcome."""

@@ -52,8 +52,7 @@ from dagster_amoro.core.transitions import (
 )
 
 _ALONE: Final = 2  # setbacks from which on an incident shares its run with no other
-_WAITS: Final = {Verdict.HOLD, Verdict.REPORT, Verdict.WAIT}
-_ACTS: Final = frozenset(Verdict) - _WAITS
+_WAITS: Final[tuple[Verdict, ...]] = (Verdict.WAIT, Verdict.HOLD, Verdict.REPORT)
 NEXT_BATCH: Final = "due, and left for the next tick (keeper.max-restarts-per-tick)"
 
 
@@ -116,10 +115,10 @@ def plan_open(inputs: TickInputs) -> TickPlan:
         scaling = plan_scaling(inputs)
         inputs = _with_rounds(inputs, scaling)
     decisions = _decisions(inputs)
-    due = [incident for incident, decision in decisions if decision.verdict in _ACTS]
+    due = [incident for incident, decision in decisions if decision.verdict not in _WAITS]
     due.sort(key=partial(_turn, inputs.policy))
-    verdicts = {i.incident_id: each.verdict for i, each in decisions if each.verdict in _ACTS}
-    waiting = [(i, decision) for i, decision in decisions if decision.verdict not in _ACTS]
+    verdicts = {i.incident_id: each.verdict for i, each in decisions if each.verdict not in _WAITS}
+    waiting = [(i, decision) for i, decision in decisions if decision.verdict in _WAITS]
     allowed, held, last_served_group = _limit(inputs, due, verdicts)
     # A run that gives up on an orphan fails, which says nothing of what others restart.
     restarts = [each for each in allowed if verdicts[each.incident_id] is Verdict.RESTART]

@@ -520,8 +520,7 @@ class Ledger:
 
     def scale_ups(self) -> dict[str, ScaleUp]:
         """The rounds of every group that did not reach its min-parallelism yet, by its name."""
-        columns = [schema.scale_up.c[name] for name in ScaleUp._fields]
-        query = sa.select(*columns).where(schema.scale_up.c.dry_run == int(self.dry_run))
+        query = schema.SCALE_UPS.where(schema.scale_up.c.dry_run == int(self.dry_run))
         with self._reading() as connection:
             return {row[0]: ScaleUp._make(row) for row in connection.execute(query)}
 

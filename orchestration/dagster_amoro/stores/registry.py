@@ -121,6 +121,12 @@ def _orphans_beside(
 
 ORPHANS: Final = _orphans_beside(optimizer)
 """That statement over the tables as they are."""
+# Built once: that takes longer than to ask a small registry.
+_TOO_OLD: Final = optimizer.c.touch_time < sa.bindparam("oldest")
+_AHEAD: Final = optimizer.c.touch_time > sa.bindparam("newest")
+_UNSETTLED: Final = sa.select(sa.exists().where(_TOO_OLD), sa.exists().where(_AHEAD))
+_SIZES: Final = ("-parallelism", "dynamic-allocation")  # in the properties of a group with a size
+_IS_SIZED: Final = sa.or_(*map(resource_group.c.properties.contains, _SIZES))
 # AMS's own `optimizer` has no index on `resource_id`. PostgreSQL and MySQL 8 then join by a hash
 # table, but MariaDB only where it may: by default it compares each row with each. Set for the one
 # statement; the buffer is as large as the rows need, and this at most (bytes, for half a million).
@@ -193,7 +199,7 @@ class Registry:
             self.create()
             expired, corrected = self._settle_heartbeats(self.heartbeat_timeout)
         with self.database.snapshot(_WRITES if to_act else ()) as connection:
-            sized = _sized_groups(connection)
+            sized = _groups(connection, _IS_SIZED)
             ours = sized and self.heartbeat_timeout is not None  # AMS keeps its groups itself
             # Thousands at once: row by row takes twice as long, and all of them twice the memory.
             some = connection.execute(self._anti_join(connection)).partitions(_ROWS_AT_ONCE)
@@ -278,7 +284,7 @@ class Registry:
     def sized_groups(self) -> dict[str, Group]:
         """The groups that say something about their size."""
         with self.database.reading() as connection:
-            return _sized_groups(connection)
+            return _groups(connection, _IS_SIZED)
 
     def group(self, name: str) -> Group | None:
         """One group; None: there is no row of it."""
@@ -458,13 +464,13 @@ class Registry:
         return optimizer  # all of them count; what is too old was removed
 
     def _anti_join(self, connection: sa.Connection) -> sa.Executable:
-        dialect = connection.dialect
-        attached = self.heartbeat_timeout is None  # without our index, which is faster still
-        if attached and getattr(dialect, "is_mariadb", False):
-            query = _orphans_beside(optimizer, _started_of_ams(dialect))
+        dialect, optimizers = connection.dialect, self._optimizers(connection)
+        if self.heartbeat_timeout is not None:
+            return ORPHANS if optimizers is optimizer else _orphans_beside(optimizers)
+        query = _orphans_beside(optimizers, _started_of_ams(dialect))
+        if getattr(dialect, "is_mariadb", False):  # without our index, which is faster still
             return sa.text(_HASH_JOIN + str(query.compile(dialect=dialect)))
-        started = _started_of_ams(dialect) if attached else _START_TIME
-        return _orphans_beside(self._optimizers(connection), started)
+        return query
 
     def _settle_heartbeats(self, timeout: timedelta) -> tuple[int, int]:
         """Removes heartbeats that are too old, and lets those of the future count from now on.
@@ -475,15 +481,13 @@ class Registry:
         # Looks before it writes, so that a tick with nothing to do writes nothing.
         with self.database.reading() as connection:
             now: datetime = connection.scalars(sa.select(utc_now())).one()
-            too_old = optimizer.c.touch_time < now - timeout
-            ahead = optimizer.c.touch_time > now + TOLERANCE
-            there = sa.select(sa.exists().where(too_old), sa.exists().where(ahead))
-            if not any(connection.execute(there).one()):
+            limits = {"oldest": now - timeout, "newest": now + TOLERANCE}
+            if not any(connection.execute(_UNSETTLED, limits).one()):
                 return 0, 0
         with self.database.writing() as connection:
-            expired = connection.execute(sa.delete(optimizer).where(too_old)).rowcount
-            from_now = sa.update(optimizer).where(ahead).values(touch_time=now)
-            return expired, connection.execute(from_now).rowcount
+            expired = connection.execute(sa.delete(optimizer).where(_TOO_OLD), limits).rowcount
+            from_now = sa.update(optimizer).where(_AHEAD).values(touch_time=now)
+            return expired, connection.execute(from_now, limits).rowcount
 
     def _insert_unless(
         self, taken: sa.ColumnElement[bool], table: sa.Table, values: Mapping[str, Any]
@@ -628,12 +632,6 @@ def _newest(connection: sa.Connection, sized: Mapping[str, Group]) -> dict[str, 
     kept = [name for name, group in sized.items() if min_parallelism(group) is not None]
     found = _newest_starts(connection, kept) if kept else {}
     return {name: found.get(name, NEVER) for name in kept}
-
-
-def _sized_groups(connection: sa.Connection) -> dict[str, Group]:
-    properties = resource_group.c.properties
-    says_so = properties.contains("-parallelism") | properties.contains("dynamic-allocation")
-    return _groups(connection, says_so)
 
 
 def _groups(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, Group]:

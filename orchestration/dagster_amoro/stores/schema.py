@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
 
-from dagster_amoro.core.model import Incident, ScaleUpState, State
+from dagster_amoro.core.model import Incident, ScaleUp, ScaleUpState, State
 from dagster_amoro.core.pauses import Scope
 from dagster_amoro.stores.database import is_mysql, on_mysql
 
@@ -38,10 +38,11 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"{value!r} has no time zone; times in the ledger are aware UTC")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ANN401
+    def result_processor(self, dialect: sa.Dialect, _coltype: object) -> Any:  # noqa: ANN401
         """Adds the zone that the column does not hold; in one call, as a tick reads thousands."""
-        parse: Any = self.impl_instance.result_processor(dialect, coltype) or (lambda value: value)
-        return lambda value: None if value is None else parse(value).replace(tzinfo=UTC)
+        if dialect.name == "sqlite":  # which has texts
+            return lambda text: text and datetime.fromisoformat(f"{text}+00:00")
+        return lambda value: value and value.replace(tzinfo=UTC)
 
 
 def _decoded(name: Any) -> str | None:  # noqa: ANN401 - as the driver has it
@@ -200,6 +201,7 @@ scale_up: Final = sa.Table(
 
 Those of dry runs are apart: where nothing was started, nothing has failed.
 """
+SCALE_UPS: Final = sa.select(*(scale_up.c[name] for name in ScaleUp._fields))
 look: Final = sa.Table(
     "keeper_look",
     metadata,
