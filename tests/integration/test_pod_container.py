@@ -511,7 +511,7 @@ def test_the_template_of_the_page_is_one(tmp_path: Path) -> None:
     entry = settings.containers["pods"]
     found = PodContainer("pods", entry.properties).manifest(resource())
     worker = found["spec"]["containers"][0]
-    assert worker["command"][:4] == ["dagster-amoro", "beat", "--resource-id", "etl-3"]
+    assert worker["command"][:3] == ["dagster-amoro-beat", "--resource-id", "etl-3"]
     assert worker["resources"]["limits"] == {"memory": "64Mi"}
 
 
