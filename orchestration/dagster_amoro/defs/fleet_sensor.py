@@ -40,9 +40,9 @@ def build_fleet_sensor(
             plan = applier.plan(unattended=True)
         except KeeperError as error:
             return dg.SensorResult(skip_reason=describe(error))
-        tags = {**names.run_tags, _DIFFERENCE: _digest(plan)}
         if applier.restarter.ledger.dry_run:  # a run would do nothing, again and again
             return dg.SensorResult(skip_reason=shown_lines([DRY_RUN.strip(), *lines(plan)]))
+        tags = {**names.run_tags, _DIFFERENCE: _digest(plan)}
         is_asked = not plan.to_do().is_empty
         if is_asked and not _was_tried(context.instance, tags, applier):
             return dg.SensorResult(run_requests=[_request(names, tags)])
